@@ -1,0 +1,25 @@
+"""The algebra: every activation, loss, optimizer and initialiser as plain Python scalars.
+
+Imports math and NumPy only. Compiled by `fastmlp_kernels.compile` for each target, and called
+uncompiled by `fastmlp_kernels.reference`.
+"""
+
+from fastmlp_kernels.algebra.activations import ACTIVATIONS, Activation
+from fastmlp_kernels.algebra.initializers import INITIALIZERS, Initializer
+from fastmlp_kernels.algebra.losses import LOSSES, Loss, LossRule, loss_rules, rule_name
+from fastmlp_kernels.algebra.optimizers import OPTIMIZERS, OptimizerRule, hyper_table
+
+__all__ = [
+    "ACTIVATIONS",
+    "INITIALIZERS",
+    "LOSSES",
+    "OPTIMIZERS",
+    "Activation",
+    "Initializer",
+    "Loss",
+    "LossRule",
+    "OptimizerRule",
+    "hyper_table",
+    "loss_rules",
+    "rule_name",
+]

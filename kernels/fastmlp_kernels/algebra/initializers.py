@@ -1,0 +1,49 @@
+"""Initialisers: the spread of the weights as a function of the layer's fans.
+
+Sources: X. Glorot and Y. Bengio, AISTATS 2010; K. He et al., ICCV 2015; Y. LeCun et al.,
+Efficient BackProp, 1998.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastmlp_kernels.algebra.tables import Table
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """One row: the variance of a weight by (fan_in, fan_out), and its distribution."""
+
+    name: str
+    variance: Callable[[int, int], float]
+    distribution: str
+
+
+def _glorot(fan_in: int, fan_out: int) -> float:
+    return 2 / (fan_in + fan_out)
+
+
+def _he(fan_in: int, fan_out: int) -> float:
+    return 2 / fan_in
+
+
+def _lecun(fan_in: int, fan_out: int) -> float:
+    return 1 / fan_in
+
+
+def _zero(fan_in: int, fan_out: int) -> float:
+    return 0.0
+
+
+INITIALIZERS = Table(
+    "initializer",
+    (
+        Initializer("glorot_uniform", _glorot, "uniform"),
+        Initializer("glorot_normal", _glorot, "normal"),
+        Initializer("he_uniform", _he, "uniform"),
+        Initializer("he_normal", _he, "normal"),
+        Initializer("lecun_uniform", _lecun, "uniform"),
+        Initializer("lecun_normal", _lecun, "normal"),
+        Initializer("zeros", _zero, "uniform"),
+    ),
+)

@@ -1,0 +1,240 @@
+"""Losses: a scalar rule, or a rule for a whole row, and a row of the table each.
+
+An element rule ``rule(prediction, target) -> (loss, slope)`` gives the loss of one output and its
+derivative by the first argument. A row rule ``rule(prediction, target, i, slope) -> loss`` reads
+row `i` of two matrices and writes the derivative into row `i` of `slope`, which may be the matrix
+of predictions itself. Where an output activation and a loss simplify together, ``fused`` holds the
+rule in terms of the pre-activation (for the sigmoid under cross-entropy the derivative is
+``sigmoid(z) - y``, and no logit overflows it); any other pair goes through the activation's slope.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fastmlp_kernels.algebra.activations import POSITIVE, REAL, Activation
+from fastmlp_kernels.algebra.constants import HALF, ONE, TWO, ZERO
+from fastmlp_kernels.algebra.elementary import exp, log1p, sigmoid
+from fastmlp_kernels.algebra.tables import Interval, Table
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One row of the table of losses.
+
+    Parameters
+    ----------
+    name : str
+        What users write.
+    rule : callable
+        The element or row rule, on predictions (after the output activation).
+    prediction_domain : Interval
+        The predictions for which the rule is defined.
+    target_domain : Interval
+        The targets for which the loss is defined; anything else is refused before a fit.
+    fused : mapping of str to callable
+        Output activation to the rule on its pre-activation.
+    by_row : bool
+        Whether the rules are row rules; "mean" then averages over rows, not over elements.
+    label_rule : callable, optional
+        The row rule for targets given as one class index a row.
+    link : callable, optional
+        ``link(prediction, i)`` turns row `i` of the outputs into what `predict` returns, in place.
+    metric : {"r2", "accuracy"}
+        The score that `evaluate` gives beside the loss.
+    kinks : tuple of float
+        Values of prediction - target at which the slope jumps.
+    """
+
+    name: str
+    rule: Callable
+    formula: str
+    prediction_domain: Interval = REAL
+    target_domain: Interval = REAL
+    fused: Mapping[str, Callable] = field(default_factory=dict)
+    by_row: bool = False
+    label_rule: Callable | None = None
+    link: Callable | None = None
+    metric: str = "r2"
+    kinks: tuple[float, ...] = ()
+
+    def refusal(self, activation: Activation) -> str | None:
+        """Return why `activation` cannot be the output activation under this loss, or None."""
+        if activation.name in self.fused:
+            return None
+        if self.by_row and not activation.range.contains(self.prediction_domain):
+            return (
+                f"{self.name} needs logits that can take any value in {self.prediction_domain}, but "
+                f"{activation.name} gives only {activation.range}: use 'identity'"
+            )
+        if not self.prediction_domain.contains(activation.range):
+            better = " or ".join(repr(name) for name in self.fused)
+            return (
+                f"{self.name} is defined for predictions in {self.prediction_domain}, but "
+                f"{activation.name} gives {activation.range}" + (f": use {better}" if better else "")
+            )
+        return None
+
+
+def half_squared_error(prediction, target):
+    error = prediction - target
+    return HALF * error * error, error
+
+
+def squared_error(prediction, target):
+    error = prediction - target
+    return error * error, TWO * error
+
+
+def absolute_error(prediction, target):
+    error = prediction - target
+    # PyTorch's choice at the kink: a slope of 0 where the error is 0.
+    return abs(error), ZERO * error + (ONE if error > ZERO else (-ONE if error < ZERO else ZERO))
+
+
+def huber(prediction, target):
+    error = prediction - target
+    size = abs(error)
+    clipped = min(max(error, -ONE), ONE)
+    return (HALF * error * error if size <= ONE else size - HALF), clipped
+
+
+def binary_cross_entropy(prediction, target):
+    # The floor keeps log(0) and 1/0 out: a prediction that has saturated gives a loss of 100,
+    # as PyTorch's BCELoss does, and a large finite slope.
+    inside = max(prediction, SMALLEST)
+    outside = max(ONE - prediction, SMALLEST)
+    loss = -target * max(math.log(inside), FLOOR) - (ONE - target) * max(math.log(outside), FLOOR)
+    return loss, (prediction - target) / max(inside * outside, SMALLEST)
+
+
+def binary_cross_entropy_of_logit(logit, target):
+    # max(z, 0) - z y + log(1 + exp(-|z|)) = -y log s(z) - (1 - y) log(1 - s(z)), no overflow.
+    loss = max(logit, ZERO) - logit * target + log1p(exp(-abs(logit)))
+    return loss, sigmoid(logit) - target
+
+
+def poisson(prediction, target):
+    return prediction - target * math.log(prediction), ONE - target / prediction
+
+
+def poisson_of_log(log_rate, target):
+    rate = exp(log_rate)
+    return rate - target * log_rate, rate - target
+
+
+def softmax(logits, i):
+    top = logits[i, 0]
+    for j in range(1, logits.shape[1]):
+        top = max(top, logits[i, j])
+    # logits[i, 0] - logits[i, 0] is a zero of the right dtype: infinite logits give NaN, rightly.
+    total = logits[i, 0] - logits[i, 0]
+    for j in range(logits.shape[1]):
+        power = exp(logits[i, j] - top)
+        logits[i, j] = power
+        total += power
+    for j in range(logits.shape[1]):
+        logits[i, j] /= total
+
+
+def softmax_cross_entropy(logits, target, i, slope):
+    top = logits[i, 0]
+    for j in range(1, logits.shape[1]):
+        top = max(top, logits[i, j])
+    total = logits[i, 0] - logits[i, 0]
+    mass = total
+    loss = total
+    for j in range(logits.shape[1]):
+        total += exp(logits[i, j] - top)
+        mass += target[i, j]
+        # A target of 0 contributes 0 whatever its logit: no 0 * infinity below.
+        loss -= target[i, j] * (logits[i, j] - top)
+    for j in range(logits.shape[1]):
+        slope[i, j] = mass * (exp(logits[i, j] - top) / total) - target[i, j]
+    return loss + mass * math.log(total)
+
+
+def softmax_cross_entropy_of_label(logits, target, i, slope):
+    label = int(target[i, 0])
+    top = logits[i, 0]
+    for j in range(1, logits.shape[1]):
+        top = max(top, logits[i, j])
+    total = logits[i, 0] - logits[i, 0]
+    for j in range(logits.shape[1]):
+        total += exp(logits[i, j] - top)
+    loss = math.log(total) - (logits[i, label] - top)
+    for j in range(logits.shape[1]):
+        slope[i, j] = exp(logits[i, j] - top) / total
+    slope[i, label] -= ONE
+    return loss
+
+
+SMALLEST, FLOOR = TWO ** -126, -ONE * 100
+UNIT = Interval(0.0, 1.0, True, True)
+COUNT = Interval(0.0, math.inf, True, False)
+
+LOSSES = Table(
+    "loss",
+    (
+        Loss("half_squared_error", half_squared_error, "(p - y)^2 / 2"),
+        Loss("squared_error", squared_error, "(p - y)^2"),
+        Loss("absolute_error", absolute_error, "|p - y|", kinks=(0.0,)),
+        Loss("huber", huber, "(p - y)^2 / 2 where |p - y| <= 1, else |p - y| - 1/2"),
+        Loss(
+            "binary_cross_entropy",
+            binary_cross_entropy,
+            "-y log p - (1 - y) log(1 - p)",
+            prediction_domain=UNIT,
+            target_domain=UNIT,
+            fused={"sigmoid": binary_cross_entropy_of_logit},
+            metric="accuracy",
+        ),
+        Loss(
+            "softmax_cross_entropy",
+            softmax_cross_entropy,
+            "-sum_j y_j log softmax(z)_j",
+            target_domain=UNIT,
+            by_row=True,
+            label_rule=softmax_cross_entropy_of_label,
+            link=softmax,
+            metric="accuracy",
+        ),
+        Loss(
+            "poisson",
+            poisson,
+            "p - y log p",
+            prediction_domain=POSITIVE,
+            target_domain=COUNT,
+            fused={"exp": poisson_of_log},
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class LossRule:
+    """One compiled rule: a loss on predictions, on a fused pre-activation, or on labels."""
+
+    name: str
+    rule: Callable
+    by_row: bool
+
+
+def loss_rules() -> tuple[LossRule, ...]:
+    """Return every rule of the table in a fixed order: a rule's position is its code."""
+    rules = []
+    for loss in LOSSES:
+        rules.append(LossRule(loss.name, loss.rule, loss.by_row))
+        rules += [
+            LossRule(f"{loss.name}/{name}", rule, loss.by_row) for name, rule in loss.fused.items()
+        ]
+        if loss.label_rule is not None:
+            rules.append(LossRule(f"{loss.name}/labels", loss.label_rule, True))
+    return tuple(rules)
+
+
+def rule_name(loss: Loss, output_activation: str, labels: bool) -> str:
+    """Return the name of the rule that trains `loss` behind `output_activation`."""
+    if labels:
+        return f"{loss.name}/labels"
+    return f"{loss.name}/{output_activation}" if output_activation in loss.fused else loss.name

@@ -1,0 +1,248 @@
+"""What is to be computed, by what, and on what: plain values with no behaviour of their own.
+
+A `Problem` says what to train; a `Kernel` says how, for which problems and at what cost; a
+`Machine` holds the constants that costs depend on; a `Program` is a kernel built for a problem.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules, rule_name
+
+REDUCTIONS = ("mean", "sum", "batch_mean")
+DTYPES = ("float32", "float64")
+
+# The host's int64 words that a running epoch shares with its caller.
+STOP, BATCHES, STATUS = 0, 1, 2
+CONTROL_WORDS = 3
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """Where a layer's parameters lie in the flat vector: W (in, out) row-major, then b."""
+
+    fan_in: int
+    fan_out: int
+    weight: slice
+    bias: slice
+
+
+def parameter_layout(sizes: tuple[int, ...]) -> tuple[LayerLayout, ...]:
+    """Return the layout of each layer of a network with `sizes` units from input to output."""
+    layers = []
+    start = 0
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        weight = slice(start, start + fan_in * fan_out)
+        bias = slice(weight.stop, weight.stop + fan_out)
+        layers.append(LayerLayout(fan_in, fan_out, weight, bias))
+        start = bias.stop
+    return tuple(layers)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training problem: everything that a kernel may depend on, and nothing else. Hashable.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Units per layer, input first.
+    activations : tuple of str
+        One per layer of weights.
+    loss, optimizer, reduction, dtype : str
+        Names: rows of the algebra's tables, of `REDUCTIONS` and of `DTYPES`.
+    labels : bool
+        Whether the targets are one class index a row, as dtype[rows, 1].
+    batch_size : int
+        Rows of a full mini-batch; no larger than `rows`.
+    rows : int
+        Rows of an epoch.
+    """
+
+    sizes: tuple[int, ...]
+    activations: tuple[str, ...]
+    loss: str
+    optimizer: str = "sgd"
+    reduction: str = "mean"
+    dtype: str = "float32"
+    labels: bool = False
+    batch_size: int = 32
+    rows: int = 32
+
+    @property
+    def batches(self) -> int:
+        """Mini-batches an epoch; the last one may be smaller."""
+        return -(-self.rows // self.batch_size)
+
+    @property
+    def parameter_count(self) -> int:
+        """Length of the flat parameter vector."""
+        return parameter_layout(self.sizes)[-1].bias.stop
+
+    @property
+    def slots(self) -> int:
+        """Rows of the optimizer's state, each as long as the parameters."""
+        return OPTIMIZERS[self.optimizer].slots
+
+    @property
+    def target_columns(self) -> int:
+        """Columns of the targets."""
+        return 1 if self.labels else self.sizes[-1]
+
+    @property
+    def rule(self) -> str:
+        """Name of the loss rule: fused with the output activation where a fused one exists."""
+        return rule_name(LOSSES[self.loss], self.activations[-1], self.labels)
+
+    @property
+    def rule_code(self) -> int:
+        """Position of the loss rule among the compiled ones."""
+        return [rule.name for rule in loss_rules()].index(self.rule)
+
+    @property
+    def fused_output(self) -> bool:
+        """Whether the loss rule reads the last pre-activation instead of the activation."""
+        return self.activations[-1] in LOSSES[self.loss].fused
+
+    @property
+    def training_activations(self) -> tuple[str, ...]:
+        """The chain as training sees it: a fused output activation belongs to the loss rule."""
+        if self.fused_output:
+            return (*self.activations[:-1], "identity")
+        return self.activations
+
+    @property
+    def keeps_input(self) -> tuple[bool, ...]:
+        """Which layers must keep the pre-activation apart from the activation (see `forward`)."""
+        kept = [ACTIVATIONS[name].keeps == "input" for name in self.training_activations]
+        return tuple(kept)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of an epoch's matrix products (a multiply-add is two)."""
+        layers = parameter_layout(self.sizes)
+        products = sum(layer.fan_in * layer.fan_out for layer in layers)
+        # Forward and weight gradient for every layer, backward-data for all but the first.
+        backward = products - layers[0].fan_in * layers[0].fan_out
+        return 2.0 * self.rows * (2 * products + backward)
+
+    def scale(self, rows: int) -> float:
+        """Return the factor of the loss and its gradient on a batch of `rows` rows."""
+        if self.reduction == "sum":
+            return 1.0
+        by_element = self.reduction == "mean" and not LOSSES[self.loss].by_row
+        return 1.0 / (rows * (self.sizes[-1] if by_element else 1))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The constants that costs depend on.
+
+    Parameters
+    ----------
+    cores : int
+        Processors that this process may use.
+    cpu_flops : float
+        Floating-point operations a second of one core in the CPU kernels, float32.
+    cuda_missing : str or None
+        Why no GPU can be used; None when one can.
+    gpu : str
+        The GPU's name, or "".
+    gpu_flops, gpu_launch_seconds, gpu_copy_bytes : float
+        Its rate in our kernels, the host's cost of a launch, and bytes a second to and from it.
+    """
+
+    cores: int = 1
+    cpu_flops: float = 3e10
+    cuda_missing: str | None = "no GPU was looked for"
+    gpu: str = ""
+    gpu_flops: float = 4e12
+    gpu_launch_seconds: float = 2e-5
+    gpu_copy_bytes: float = 1e10
+
+
+class Program(Protocol):
+    """A kernel built for a problem, with its workspace: what `Kernel.build` returns.
+
+    Arrays are C-contiguous, of the problem's dtype, and made by `to_device` (which is the identity
+    on the CPU). Nothing is checked here: `fastmlp.arrays` has done it. A program is used by one
+    thread at a time.
+    """
+
+    problem: Problem
+
+    def to_device(self, array: np.ndarray) -> Any:
+        """Return the array where the program computes; no copy on the CPU."""
+
+    def to_host(self, array: Any, out: np.ndarray) -> None:
+        """Copy a device array into `out`; nothing to do when they are the same array."""
+
+    def epoch(
+        self,
+        parameters: Any,
+        state: Any,
+        X: Any,
+        y: Any,
+        order: np.ndarray,
+        hyper: np.ndarray,
+        losses: np.ndarray,
+        control: np.ndarray,
+    ) -> None:
+        """Train on every mini-batch once: gather, forward, loss, backward, update.
+
+        `parameters` dtype[P] and `state` dtype[slots, P] are updated in place. `X` is
+        dtype[n, in], `y` dtype[n, target_columns], `order` int64[rows] (indices into X),
+        `hyper` dtype[batches, 6]; the loss of batch k goes to ``losses[k]`` (host, dtype). `control`
+        (host, int64[3]): the epoch ends before the next batch once ``control[STOP]`` is not 0;
+        ``control[BATCHES]`` counts the finished ones; when a loss or gradient is not finite,
+        ``control[STATUS]`` is that batch + 1, and it and all later batches change nothing.
+        """
+
+    def forward(self, parameters: Any, X: Any, out: Any) -> None:
+        """Write the outputs of at most `batch_size` rows to `out`; keep what `backward` needs."""
+
+    def loss(self, y: Any) -> float:
+        """Return the loss of the last `forward`; keep its gradient for `backward`."""
+
+    def backward(self, parameters: Any, upstream: Any, gradient: Any, input_gradient: Any) -> None:
+        """Add the parameters' gradient to `gradient`, write the inputs' to `input_gradient`.
+
+        `upstream` is the derivative by the outputs of the last `forward`, or None for that of the
+        last `loss`.
+        """
+
+    def value_and_gradient(self, parameters: Any, X: Any, y: Any, gradient: Any) -> float:
+        """Return the loss of at most `batch_size` rows and overwrite `gradient`."""
+
+    def update(self, parameters: Any, gradient: Any, state: Any, hyper: Any) -> None:
+        """Apply one step with `hyper` dtype[1, 6]."""
+
+    def predict(self, parameters: Any, X: Any, out: Any, link: bool) -> None:
+        """Write the outputs of any number of rows to `out`, through the loss's link if asked."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to run a problem, as the registry lists it.
+
+    Parameters
+    ----------
+    name : str
+        ``device.strategy``.
+    device : {"cpu", "cuda"}
+    supports : callable
+        ``supports(problem, machine)`` returns why it cannot run the problem, or None.
+    cost : callable
+        ``cost(problem, machine)`` returns predicted seconds of an epoch.
+    build : callable
+        ``build(problem)`` returns a `Program`.
+    """
+
+    name: str
+    device: str
+    supports: Callable[[Problem, Machine], str | None]
+    cost: Callable[[Problem, Machine], float]
+    build: Callable[[Problem], Program]
