@@ -6,6 +6,7 @@ Plain functions of the algebra are compiled for the CPU (`cpu_switch`, `kernel`)
 loss and optimizer, and no closure over a compiled function keeps it out of the disk cache.
 """
 
+import dis
 import functools
 import hashlib
 import inspect
@@ -38,7 +39,9 @@ CUDA_FLAGS: dict[str, Any] = {"fastmath": False}
 
 def _callees(function: types.FunctionType) -> list[types.FunctionType]:
     """Return the plain functions that `function` reaches through its globals."""
-    found = (function.__globals__.get(name) for name in function.__code__.co_names)
+    # Not co_names: it holds attributes too, and math.erf is not the algebra's erf.
+    loads = (i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL")
+    found = (function.__globals__.get(name) for name in dict.fromkeys(loads))
     return [callee for callee in found if isinstance(callee, types.FunctionType)]
 
 
