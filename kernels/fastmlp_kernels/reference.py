@@ -154,7 +154,9 @@ class ReferenceProgram:
         h = tuple(hyper[0])
         rows = list(zip(parameters, gradient, first, second, strict=True))
         updated = [rule.update(*row, h) for row in rows]
-        for target, column in zip((parameters, first, second), zip(*updated, strict=True), strict=True):
+        for target, column in zip(
+            (parameters, first, second), zip(*updated, strict=True), strict=True
+        ):
             target[...] = column
 
     def predict(self, parameters, X, out, link):

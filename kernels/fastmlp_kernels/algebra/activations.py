@@ -11,8 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastmlp_kernels.algebra import constants as c
-from fastmlp_kernels.algebra.constants import HALF, ONE, SIX, THREE, TWO, ZERO
-from fastmlp_kernels.algebra.elementary import erf, exp, expm1, log1p, one_like, sigmoid, tanh, times
+from fastmlp_kernels.algebra.constants import HALF, ONE, THREE, TWO, ZERO
+from fastmlp_kernels.algebra.elementary import (
+    erf,
+    exp,
+    expm1,
+    log1p,
+    one_like,
+    sigmoid,
+    tanh,
+    times,
+)
 from fastmlp_kernels.algebra.tables import Interval, Table
 
 
@@ -183,29 +192,108 @@ ACTIVATIONS = Table(
     "activation",
     (
         Activation("identity", identity, identity_slope, "output", REAL, "glorot_uniform", "z"),
-        Activation("relu", relu, relu_slope, "output", NON_NEGATIVE, "he_normal", "max(z, 0)", (0.0,)),
-        Activation("leaky_relu", leaky_relu, leaky_relu_slope, "output", REAL, "he_normal",
-                   "z if z > 0 else 0.01 z", (0.0,)),
-        Activation("elu", elu, elu_slope, "output", Interval(-1.0, math.inf, True, False),
-                   "he_normal", "z if z > 0 else exp(z) - 1"),
-        Activation("selu", selu, selu_slope, "output", Interval(-1.7580993408473766, math.inf, True, False),
-                   "lecun_normal", "1.0507 (z if z > 0 else 1.6733 (exp(z) - 1))", (0.0,)),
-        Activation("sigmoid", sigmoid, sigmoid_slope, "output", Interval(0.0, 1.0, True, True),
-                   "glorot_uniform", "1 / (1 + exp(-z))"),
-        Activation("tanh", tanh, tanh_slope, "output", Interval(-1.0, 1.0, True, True),
-                   "glorot_uniform", "tanh(z)"),
-        Activation("softplus", softplus, softplus_slope, "input", POSITIVE, "he_normal", "log(1 + exp(z))"),
-        Activation("silu", silu, silu_slope, "input", Interval(-0.2784645427610738, math.inf, True, False),
-                   "he_normal", "z / (1 + exp(-z))"),
-        Activation("gelu", gelu, gelu_slope, "input", Interval(-0.16997120747990369, math.inf, True, False),
-                   "he_normal", "z (1 + erf(z / sqrt 2)) / 2"),
-        Activation("gelu_tanh", gelu_tanh, gelu_tanh_slope, "input",
-                   Interval(-0.17004075, math.inf, True, False), "he_normal",
-                   "z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2"),
-        Activation("hard_sigmoid", hard_sigmoid, hard_sigmoid_slope, "output", Interval(0.0, 1.0, True, True),
-                   "glorot_uniform", "min(max(z/6 + 1/2, 0), 1)", (-3.0, 3.0)),
-        Activation("hard_swish", hard_swish, hard_swish_slope, "input", Interval(-0.375, math.inf, True, False),
-                   "he_normal", "z min(max(z/6 + 1/2, 0), 1)", (-3.0, 3.0)),
-        Activation("exp", exponential, exponential_slope, "output", POSITIVE, "glorot_uniform", "exp(z)"),
+        Activation(
+            "relu", relu, relu_slope, "output", NON_NEGATIVE, "he_normal", "max(z, 0)", (0.0,)
+        ),
+        Activation(
+            "leaky_relu",
+            leaky_relu,
+            leaky_relu_slope,
+            "output",
+            REAL,
+            "he_normal",
+            "z if z > 0 else 0.01 z",
+            (0.0,),
+        ),
+        Activation(
+            "elu",
+            elu,
+            elu_slope,
+            "output",
+            Interval(-1.0, math.inf, True, False),
+            "he_normal",
+            "z if z > 0 else exp(z) - 1",
+        ),
+        Activation(
+            "selu",
+            selu,
+            selu_slope,
+            "output",
+            Interval(-1.7580993408473766, math.inf, True, False),
+            "lecun_normal",
+            "1.0507 (z if z > 0 else 1.6733 (exp(z) - 1))",
+            (0.0,),
+        ),
+        Activation(
+            "sigmoid",
+            sigmoid,
+            sigmoid_slope,
+            "output",
+            Interval(0.0, 1.0, True, True),
+            "glorot_uniform",
+            "1 / (1 + exp(-z))",
+        ),
+        Activation(
+            "tanh",
+            tanh,
+            tanh_slope,
+            "output",
+            Interval(-1.0, 1.0, True, True),
+            "glorot_uniform",
+            "tanh(z)",
+        ),
+        Activation(
+            "softplus", softplus, softplus_slope, "input", POSITIVE, "he_normal", "log(1 + exp(z))"
+        ),
+        Activation(
+            "silu",
+            silu,
+            silu_slope,
+            "input",
+            Interval(-0.2784645427610738, math.inf, True, False),
+            "he_normal",
+            "z / (1 + exp(-z))",
+        ),
+        Activation(
+            "gelu",
+            gelu,
+            gelu_slope,
+            "input",
+            Interval(-0.16997120747990369, math.inf, True, False),
+            "he_normal",
+            "z (1 + erf(z / sqrt 2)) / 2",
+        ),
+        Activation(
+            "gelu_tanh",
+            gelu_tanh,
+            gelu_tanh_slope,
+            "input",
+            Interval(-0.17004075, math.inf, True, False),
+            "he_normal",
+            "z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2",
+        ),
+        Activation(
+            "hard_sigmoid",
+            hard_sigmoid,
+            hard_sigmoid_slope,
+            "output",
+            Interval(0.0, 1.0, True, True),
+            "glorot_uniform",
+            "min(max(z/6 + 1/2, 0), 1)",
+            (-3.0, 3.0),
+        ),
+        Activation(
+            "hard_swish",
+            hard_swish,
+            hard_swish_slope,
+            "input",
+            Interval(-0.375, math.inf, True, False),
+            "he_normal",
+            "z min(max(z/6 + 1/2, 0), 1)",
+            (-3.0, 3.0),
+        ),
+        Activation(
+            "exp", exponential, exponential_slope, "output", POSITIVE, "glorot_uniform", "exp(z)"
+        ),
     ),
 )

@@ -16,7 +16,6 @@ HALF = np.float32(0.5)
 ONE = np.float32(1)
 TWO = np.float32(2)
 THREE = np.float32(3)
-SIX = np.float32(6)
 
 
 def split(value: float) -> tuple[np.float32, np.float32]:

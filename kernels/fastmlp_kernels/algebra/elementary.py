@@ -28,8 +28,9 @@ TWENTY = np.float32(20)
 HALF_32, HALF_64 = np.float32(0.5), np.float64(0.5)
 # Cody and Waite's split: the high part has few bits, so that k times it is exact.
 LOG2_HIGH_32, LOG2_LOW_32 = np.float32(0.693359375), np.float32(-2.12194440e-4)
-LOG2_HIGH_64, LOG2_LOW_64 = np.float64(6.93147180369123816490e-01), np.float64(
-    1.90821492927058770002e-10
+LOG2_HIGH_64, LOG2_LOW_64 = (
+    np.float64(6.93147180369123816490e-01),
+    np.float64(1.90821492927058770002e-10),
 )
 BIAS_32, MANTISSA_32 = np.int32(127), np.int32(23)
 BIAS_64, MANTISSA_64 = np.int64(1023), np.int64(52)

@@ -64,14 +64,15 @@ class Loss:
             return None
         if self.by_row and not activation.range.contains(self.prediction_domain):
             return (
-                f"{self.name} needs logits that can take any value in {self.prediction_domain}, but "
-                f"{activation.name} gives only {activation.range}: use 'identity'"
+                f"{self.name} needs logits that can take any value in {self.prediction_domain}, "
+                f"but {activation.name} gives only {activation.range}: use 'identity'"
             )
         if not self.prediction_domain.contains(activation.range):
             better = " or ".join(repr(name) for name in self.fused)
             return (
                 f"{self.name} is defined for predictions in {self.prediction_domain}, but "
-                f"{activation.name} gives {activation.range}" + (f": use {better}" if better else "")
+                f"{activation.name} gives {activation.range}"
+                + (f": use {better}" if better else "")
             )
         return None
 
@@ -169,7 +170,7 @@ def softmax_cross_entropy_of_label(logits, target, i, slope):
     return loss
 
 
-SMALLEST, FLOOR = TWO ** -126, -ONE * 100
+SMALLEST, FLOOR = TWO**-126, -ONE * 100
 UNIT = Interval(0.0, 1.0, True, True)
 COUNT = Interval(0.0, math.inf, True, False)
 

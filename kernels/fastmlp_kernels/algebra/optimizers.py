@@ -125,7 +125,9 @@ OPTIMIZERS = Table(
         OptimizerRule("nesterov", nesterov, momentum_hyper, 1, "m = k m + g; p - r (g + k m)"),
         OptimizerRule("adam", adam, adam_hyper, 2, "p - r m / (sqrt v + e), both corrected"),
         OptimizerRule("adamw", adamw, adamw_hyper, 2, "adam, with p shrunk by 1 - r d first"),
-        OptimizerRule("rmsprop", rmsprop, rmsprop_hyper, 1, "m = k m + (1-k) g^2; p - r g/(sqrt m + e)"),
+        OptimizerRule(
+            "rmsprop", rmsprop, rmsprop_hyper, 1, "m = k m + (1-k) g^2; p - r g/(sqrt m + e)"
+        ),
         OptimizerRule("adagrad", adagrad, adagrad_hyper, 1, "m = m + g^2; p - r g/(sqrt m + e)"),
     ),
 )

@@ -13,7 +13,12 @@ def _add_rows(coefficients, matrix, count, out):
     """
     k = 0
     while k + 4 <= count:
-        c0, c1, c2, c3 = coefficients[k], coefficients[k + 1], coefficients[k + 2], coefficients[k + 3]
+        c0, c1, c2, c3 = (
+            coefficients[k],
+            coefficients[k + 1],
+            coefficients[k + 2],
+            coefficients[k + 3],
+        )
         for j in range(out.size):
             total = out[j]
             total += c0 * matrix[k, j]
