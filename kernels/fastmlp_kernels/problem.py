@@ -196,9 +196,9 @@ class Program(Protocol):
         `parameters` dtype[P] and `state` dtype[slots, P] are updated in place. `X` is
         dtype[n, in], `y` dtype[n, target_columns], `order` int64[rows] (indices into X),
         `hyper` dtype[batches, 6]; the loss of batch k goes to ``losses[k]`` (host, dtype).
-        `control` (host, int64[3]): the epoch ends before the next batch once ``control[STOP]`` is not 0;
-        ``control[BATCHES]`` counts the finished ones; when a loss or gradient is not finite,
-        ``control[STATUS]`` is that batch + 1, and it and all later batches change nothing.
+        `control` (host, int64[3]): the epoch ends before the next batch once ``control[STOP]``
+        is not 0; ``control[BATCHES]`` counts the finished ones; when a loss or gradient is not
+        finite, ``control[STATUS]`` is that batch + 1, and it and all later batches change nothing.
         """
 
     def forward(self, parameters: Any, X: Any, out: Any) -> None:

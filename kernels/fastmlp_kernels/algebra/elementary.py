@@ -150,19 +150,25 @@ def exp_float64(z):
 
 def expm1_float32(z):
     """Return `expm1` of a float32; below -17.3 it is -1 to the last bit, and is clamped there."""
-    k, p = _reduced_32(min(max(z, np.float32(-20)), np.float32(87)))
-    scale = _scaled_exponent_32(k)
-    value = p * scale + (scale - np.float32(1))
-    value = INFINITY_32 if z > np.float32(87) else value
+    k, p = _reduced_32(min(max(z, np.float32(-20)), LARGEST_32))
+    half = k >> np.int32(1)
+    # 2^k (1 + p) - 1 as 2^(k-h) (2^h p + (2^h - 2^(h-k))): small z loses nothing, and k = 128
+    # (1024) is reached without an overflow on the way.
+    low = _scaled_exponent_32(half)
+    value = (p * low + (low - _scaled_exponent_32(half - k))) * _scaled_exponent_32(k - half)
+    value = INFINITY_32 if z > LARGEST_32 else value
     return z if z != z else value
 
 
 def expm1_float64(z):
     """Return `expm1` of a float64; below -37.4 it is -1 to the last bit, and is clamped there."""
-    k, p = _reduced_64(min(max(z, np.float64(-40)), np.float64(708)))
-    scale = _scaled_exponent_64(k)
-    value = p * scale + (scale - np.float64(1))
-    value = INFINITY_64 if z > np.float64(708) else value
+    k, p = _reduced_64(min(max(z, np.float64(-40)), LARGEST_64))
+    half = k >> np.int64(1)
+    # 2^k (1 + p) - 1 as 2^(k-h) (2^h p + (2^h - 2^(h-k))): small z loses nothing, and k = 128
+    # (1024) is reached without an overflow on the way.
+    low = _scaled_exponent_64(half)
+    value = (p * low + (low - _scaled_exponent_64(half - k))) * _scaled_exponent_64(k - half)
+    value = INFINITY_64 if z > LARGEST_64 else value
     return z if z != z else value
 
 
