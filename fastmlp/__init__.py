@@ -1,0 +1,84 @@
+"""Multilayer perceptrons at the speed of the hardware.
+
+``import fastmlp`` loads nothing heavy: each name below is imported when it is first used, NumPy
+with the first model and Numba with the first kernel.
+"""
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmlp import datasets as datasets
+    from fastmlp import errors as errors
+    from fastmlp.errors import CallOrderError as CallOrderError
+    from fastmlp.errors import DeviceError as DeviceError
+    from fastmlp.errors import DomainError as DomainError
+    from fastmlp.errors import DTypeError as DTypeError
+    from fastmlp.errors import FastMLPError as FastMLPError
+    from fastmlp.errors import MissingPackageError as MissingPackageError
+    from fastmlp.errors import NonFiniteTrainingError as NonFiniteTrainingError
+    from fastmlp.errors import ShapeError as ShapeError
+    from fastmlp.errors import UnknownNameError as UnknownNameError
+    from fastmlp.gradients import Gradients as Gradients
+    from fastmlp.history import History as History
+    from fastmlp.metrics import Evaluation as Evaluation
+    from fastmlp.model import MLP as MLP
+    from fastmlp.optimizers import SGD as SGD
+    from fastmlp.optimizers import Adagrad as Adagrad
+    from fastmlp.optimizers import Adam as Adam
+    from fastmlp.optimizers import AdamW as AdamW
+    from fastmlp.optimizers import RMSprop as RMSprop
+    from fastmlp.planning import explain as explain
+    from fastmlp_kernels.algebra import ACTIVATIONS as ACTIVATIONS
+    from fastmlp_kernels.algebra import INITIALIZERS as INITIALIZERS
+    from fastmlp_kernels.algebra import LOSSES as LOSSES
+    from fastmlp_kernels.algebra import OPTIMIZERS as OPTIMIZERS
+
+__version__ = "0.1.0"
+
+_NAMES_OF = {
+    "fastmlp.model": ("MLP",),
+    "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
+    "fastmlp.planning": ("explain",),
+    "fastmlp.history": ("History",),
+    "fastmlp.gradients": ("Gradients",),
+    "fastmlp.metrics": ("Evaluation",),
+    "fastmlp.errors": (
+        "FastMLPError",
+        "ShapeError",
+        "DTypeError",
+        "DomainError",
+        "DeviceError",
+        "UnknownNameError",
+        "CallOrderError",
+        "MissingPackageError",
+        "NonFiniteTrainingError",
+    ),
+    "fastmlp_kernels.algebra": ("ACTIVATIONS", "LOSSES", "OPTIMIZERS", "INITIALIZERS"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
+_SUBMODULES = ("datasets", "errors")
+
+# Names that are not bound until they are used cannot be listed by a literal.
+__all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # noqa: PLE0604
+
+# A library stays silent unless its user configures logging.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

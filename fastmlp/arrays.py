@@ -1,0 +1,218 @@
+"""The door: what comes in is checked and made C-contiguous of the model's dtype, or refused.
+
+An array that is so already is used without a copy. Every message names the argument, what was got
+and what was wanted, and nothing has changed when one is raised.
+"""
+
+import math
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.errors import DomainError, DTypeError, ShapeError
+from fastmlp_kernels.algebra import Loss
+from fastmlp_kernels.algebra.tables import Interval
+
+Array = NDArray[Any]
+
+# How far the sum of a row of class probabilities may be from 1: float16 rounding of many classes.
+PROBABILITY_SLACK = 1e-3
+
+
+class Data(NamedTuple):
+    """Checked inputs and targets of as many rows.
+
+    `labels` says whether y is one class index a row.
+    """
+
+    X: Array
+    y: Array
+    labels: bool
+
+
+def check_data(
+    X: Any, y: Any, sizes: tuple[int, ...], loss: Loss, dtype: str, of: str = ""
+) -> Data:
+    """Return checked inputs and targets; `of` is put before their names in messages."""
+    inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
+    targets, labels = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
+    return Data(inputs, targets, labels)
+
+
+def check_matrix(
+    value: Any, columns: int, dtype: str, argument: str, rows: int | None = None
+) -> Array:
+    """Return a finite, C-contiguous dtype[rows, columns]."""
+    array = host_array(value, argument)
+    wanted = f"({'rows' if rows is None else rows}, {columns})"
+    if array.ndim != 2 or array.shape[1] != columns or rows not in (None, len(array)):
+        hint = ""
+        if array.ndim == 1 and array.size == columns and rows in (None, 1):
+            hint = "; one row is written X[None, :]"
+        elif array.ndim == 1 and columns == 1:
+            hint = "; one column is written X[:, None]"
+        raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}{hint}")
+    return convert(array, dtype, argument)
+
+
+def check_targets(
+    value: Any, rows: int, outputs: int, loss: Loss, dtype: str, of: str = ""
+) -> tuple[Array, bool]:
+    """Return dtype[rows, outputs], or dtype[rows, 1] and True when they are class labels."""
+    argument = f"{of}y"
+    array = host_array(value, argument)
+    flat = array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)
+    by_label = loss.label_rule is not None and flat
+    if by_label:
+        wanted = f"({rows},) of class labels, or ({rows}, {outputs}) of class probabilities"
+    else:
+        wanted = f"({rows}, {outputs})" + (f" or ({rows},)" if outputs == 1 else "")
+    if array.ndim not in (1, 2) or (not by_label and not (flat and outputs == 1)):
+        if array.ndim != 2 or array.shape[1] != outputs:
+            raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}")
+    if len(array) != rows:
+        raise ShapeError(f"{argument}: got {len(array)} rows, wanted {rows}, as many as {of}X has")
+    if by_label:
+        return check_labels(array.reshape(rows), outputs, dtype, argument), True
+    targets = convert(array.reshape(rows, outputs), dtype, argument)
+    check_domain(targets, loss, argument)
+    return targets, False
+
+
+def check_labels(array: Array, classes: int, dtype: str, argument: str) -> Array:
+    """Return class labels as dtype[rows, 1]."""
+    wanted = f"whole class labels from 0 to {classes - 1}"
+    if array.dtype.kind == "b":
+        raise DTypeError(f"{argument}: got labels of dtype bool, wanted {wanted}: y.astype(int)")
+    if array.dtype.kind == "f":
+        check_finite(array, argument)
+        refuse_first(array != np.floor(array), array, argument, wanted)
+    refuse_first((array < 0) | (array >= classes), array, argument, wanted)
+    return np.ascontiguousarray(array[:, None], dtype=dtype)
+
+
+def check_domain(targets: Array, loss: Loss, argument: str) -> None:
+    """Refuse targets for which the loss is not defined."""
+    domain = loss.target_domain
+    low, high = float(targets.min()), float(targets.max())
+    if not domain.contains(Interval(low, high, True, True)):
+        outside = (targets < domain.low) | (targets > domain.high)
+        outside |= (targets == domain.low) & (not domain.low_included)
+        outside |= (targets == domain.high) & (not domain.high_included)
+        wanted = f"values in {domain}, where {loss.name} is defined"
+        refuse_first(outside, targets, argument, wanted)
+    if loss.label_rule is not None:
+        sums = targets.sum(axis=1)
+        wanted = "class probabilities: rows that sum to 1"
+        refuse_first(np.abs(sums - 1) > PROBABILITY_SLACK, sums, f"{argument}.sum(axis=1)", wanted)
+
+
+def refuse_first(bad: Array, values: Array, argument: str, wanted: str) -> None:
+    """Raise a DomainError that counts the bad values and shows the first one."""
+    count = int(np.count_nonzero(bad))
+    if count:
+        where = tuple(int(each) for each in np.argwhere(bad)[0])
+        index = where[0] if len(where) == 1 else where
+        raise DomainError(
+            f"{argument}: got {count} bad value{'s' if count > 1 else ''}, the first "
+            f"{values[where]} at index {index}; wanted {wanted}"
+        )
+
+
+def check_finite(array: Array, argument: str) -> None:
+    """Refuse NaN and infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A sum that is finite has only finite terms: one pass, no memory. One that is not may
+        # have overflowed, so the exact test decides.
+        if math.isfinite(array.sum()):
+            return
+    refuse_first(~np.isfinite(array), array, argument, "finite numbers")
+
+
+def convert(array: Array, dtype: str, argument: str) -> Array:
+    """Return `array` in the compute dtype, C-contiguous, checked to be finite."""
+    with np.errstate(over="ignore"):
+        result = np.require(array, dtype, ["C", "A"])
+    if array.dtype.kind == "f":
+        check_finite(result if result is array else array, argument)
+    if result is not array and array.dtype.kind == "f" and array.dtype.itemsize > 4:
+        refuse_first(~np.isfinite(result), array, argument, f"numbers that {dtype} can hold")
+    return result if result.flags.writeable else writable(result)
+
+
+class _Memory:
+    """An array interface that says it may be written to."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def writable(array: Array) -> Array:
+    """Return a view that is not marked read-only.
+
+    Kernels never write to their inputs, but they are compiled for writable arrays: a read-only one
+    (every JAX array, a memory map) would be another type, and compile them all again.
+    """
+    return np.asarray(_Memory(array))
+
+
+def host_array(value: Any, argument: str) -> Array:
+    """Return any array-like as a non-empty NumPy array of real numbers in this process's memory."""
+    array = value if type(value) is np.ndarray else to_host(value, argument)
+    if array.dtype.kind not in "fiub":
+        kind = f"{type(value).__name__} of dtype {array.dtype}"
+        raise DTypeError(f"{argument}: got {kind}, wanted real numbers in a dense array")
+    if array.size == 0:
+        raise ShapeError(f"{argument}: got no data, shape {array.shape}; wanted at least one row")
+    return array
+
+
+def to_host(value: Any, argument: str) -> Array:
+    """Bring array-likes, tensors and device arrays into a NumPy array."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        count = int(np.ma.count_masked(value))
+        raise DomainError(f"{argument}: got {count} masked values, wanted finite numbers")
+    # A tensor that records gradients refuses to be read.
+    value = value.detach() if hasattr(value, "detach") else value
+    try:
+        if hasattr(value, "__cuda_array_interface__"):
+            return device_to_host(value)
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        if "inhomogeneous" in str(error):
+            raise ShapeError(
+                f"{argument}: got rows of different lengths, wanted a rectangular array"
+            ) from None
+        raise DTypeError(
+            f"{argument}: got {type(value).__name__} that NumPy cannot read ({error}), "
+            "wanted an array of real numbers"
+        ) from error
+
+
+def device_to_host(value: Any) -> Array:
+    """Copy a device array, by the way its library has."""
+    if hasattr(value, "copy_to_host"):  # Numba
+        return np.asarray(value.copy_to_host())
+    if hasattr(value, "cpu"):  # PyTorch
+        return np.asarray(value.cpu())
+    if hasattr(value, "get"):  # CuPy
+        return np.asarray(value.get())
+    return np.from_dlpack(value, device="cpu")
+
+
+def check_integer(
+    value: Any, argument: str, low: int, high: int | None = None, why: str = ""
+) -> int:
+    """Return a whole number in [low, high]; `why` explains the upper end."""
+    wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}{why}")
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        raise DomainError(f"{argument}: got {number}, wanted {wanted}{why}")
+    return number

@@ -1,0 +1,61 @@
+"""Scores of predictions, in float64."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.errors import DomainError, check_name
+
+METRICS = ("accuracy", "r2")
+
+
+class Evaluation(NamedTuple):
+    """What `MLP.evaluate` returns."""
+
+    loss: float
+    score: float
+    metric: str
+
+
+def check_metric(metric: object, loss: Any) -> str:
+    """Return the metric to use with a loss: its own unless another one is asked for."""
+    if metric is None:
+        return str(loss.metric)
+    name = check_name("metric", metric, METRICS)
+    if name == "r2" and loss.link is not None:
+        raise DomainError(f"metric: got 'r2' with {loss.name}, wanted 'accuracy'")
+    return name
+
+
+def accuracy(predictions: NDArray[Any], targets: NDArray[Any], labels: bool) -> float:
+    """Return the share of right answers.
+
+    Classes are compared where a row has one (a label, or a one-hot row, against the largest
+    output), and each output on its side of 0.5 otherwise.
+    """
+    if labels:
+        return float(np.mean(predictions.argmax(axis=1) == targets[:, 0]))
+    if predictions.shape[1] > 1 and np.allclose(targets.sum(axis=1), 1.0, atol=1e-3):
+        return float(np.mean(predictions.argmax(axis=1) == targets.argmax(axis=1)))
+    return float(np.mean((predictions > 0.5) == (targets > 0.5)))
+
+
+def r2(predictions: NDArray[Any], targets: NDArray[Any]) -> float:
+    """Return the coefficient of determination, averaged over the outputs.
+
+    A constant target has no variance to explain: it scores 1 if it is met and 0 if not.
+    """
+    wanted = targets.astype(np.float64)
+    residual = np.square(predictions - wanted).sum(axis=0)
+    spread = np.square(wanted - wanted.mean(axis=0)).sum(axis=0)
+    constant = spread == 0
+    explained = 1.0 - residual / np.where(constant, 1.0, spread)
+    return float(np.where(constant, residual == 0, explained).mean())
+
+
+def score(metric: str, predictions: NDArray[Any], targets: NDArray[Any], labels: bool) -> float:
+    """Return the score that `metric` names."""
+    if metric == "accuracy":
+        return accuracy(predictions, targets, labels)
+    return r2(predictions, targets)

@@ -1,0 +1,331 @@
+"""Dispatch as a value: which kernel runs a problem, why, and what was rejected."""
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastmlp.arrays import check_integer
+from fastmlp.errors import DeviceError, DomainError, DTypeError, ShapeError, check_name, look_up
+from fastmlp.machine import detect
+from fastmlp.optimizers import Optimizer, check_optimizer
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
+from fastmlp_kernels.cuda import launches
+from fastmlp_kernels.problem import DTYPES, REDUCTIONS, Kernel, Machine, Problem, Program
+from fastmlp_kernels.registry import KERNELS
+
+logger = logging.getLogger("fastmlp")
+
+DEVICES = ("auto", "cpu", "cuda")
+# The oracle is slow by design, whatever a roofline says of a network of three parameters.
+ONLY_BY_NAME = "reference"
+# Programs that a model keeps: a fit, its validation, a prediction and single steps fit in.
+PROGRAMS_KEPT = 8
+
+_announced: set[str] = set()
+
+
+def make_problem(sizes: Any, activations: Any, loss: Any, dtype: Any, reduction: Any) -> Problem:
+    """Return the problem that the arguments of a model describe, for one row."""
+    units = _check_sizes(sizes)
+    rows = _check_activations(activations, len(units) - 1)
+    row = look_up("loss", LOSSES, loss)
+    reason = row.refusal(rows[-1])
+    if reason is not None:
+        got = f"got {rows[-1].name!r} at the output"
+        raise DomainError(f"activations: {got}, wanted one for the loss: {reason}")
+    if row.link is not None and units[-1] < 2:
+        raise ShapeError(
+            f"sizes: got 1 output with {row.name}, wanted one for each of >= 2 classes"
+        )
+    return Problem(
+        sizes=units,
+        activations=tuple(each.name for each in rows),
+        loss=row.name,
+        reduction=check_name("reduction", reduction, REDUCTIONS),
+        dtype=_check_dtype(dtype),
+        batch_size=1,
+        rows=1,
+    )
+
+
+def _check_sizes(sizes: Any) -> tuple[int, ...]:
+    wanted = "at least two positive whole numbers, inputs first: [784, 256, 10]"
+    try:
+        units = list(sizes)
+    except TypeError:
+        raise DTypeError(f"sizes: got {sizes!r}, wanted {wanted}") from None
+    if len(units) < 2:
+        raise ShapeError(f"sizes: got {units!r}, wanted {wanted}")
+    return tuple(check_integer(each, f"sizes[{i}]", 1) for i, each in enumerate(units))
+
+
+def _check_activations(activations: Any, layers: int) -> list[Any]:
+    if isinstance(activations, str) or hasattr(activations, "name"):
+        hidden = look_up("activations", ACTIVATIONS, activations)
+        return [hidden] * (layers - 1) + [ACTIVATIONS["identity"]]
+    try:
+        given = list(activations)
+    except TypeError:
+        raise DTypeError(
+            f"activations: got {activations!r}, wanted a name or one per layer"
+        ) from None
+    if len(given) != layers:
+        raise ShapeError(
+            f"activations: got {len(given)}, wanted {layers}, one per layer of weights"
+        )
+    return [look_up(f"activations[{i}]", ACTIVATIONS, each) for i, each in enumerate(given)]
+
+
+def _check_dtype(dtype: Any) -> str:
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if dtype is None or name not in DTYPES:
+        raise DTypeError(f"dtype: got {dtype!r}, wanted {' or '.join(map(repr, DTYPES))}")
+    return name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A kernel chosen for a problem.
+
+    Attributes
+    ----------
+    seconds : float
+        Predicted for one epoch.
+    rejected : tuple of (str, str)
+        The other kernels, each with the reason.
+    """
+
+    problem: Problem
+    kernel: Kernel
+    seconds: float
+    rejected: tuple[tuple[str, str], ...]
+
+
+def plan(
+    problem: Problem,
+    device: str = "auto",
+    kernel: str | None = None,
+    machine: Machine | None = None,
+) -> Plan:
+    """Choose the kernel with the lowest predicted time, or the one that is named.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such device or kernel.
+    DeviceError
+        If the device is missing, or the kernel cannot run the problem.
+    """
+    check_name("device", device, DEVICES)
+    names = [each.name for each in KERNELS]
+    if kernel is not None:
+        check_name("kernel", kernel, names)
+    machine = detect() if machine is None else machine
+    if device == "cuda" and machine.cuda_missing is not None:
+        raise DeviceError(f"device: got 'cuda', wanted one that is here: {machine.cuda_missing}")
+
+    refused: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for each in KERNELS:
+        reason = each.supports(problem, machine)
+        if reason is None and device not in ("auto", each.device):
+            reason = f"not on the device that was asked for, {device!r}"
+        if reason is None:
+            seconds[each.name] = each.cost(problem, machine)
+        else:
+            refused[each.name] = reason
+
+    chosen = _choose(problem, kernel, refused, seconds)
+    for name, predicted in seconds.items():
+        if name == chosen:
+            continue
+        if kernel is not None:
+            refused[name] = f"another kernel was asked for; predicted {_time(predicted)}"
+        elif name == ONLY_BY_NAME:
+            refused[name] = "the oracle of the tests: chosen only by name"
+        else:
+            refused[name] = f"{predicted / seconds[chosen]:.1f} x slower: {_time(predicted)}"
+    rejected = tuple((name, refused[name]) for name in names if name != chosen)
+    return Plan(problem, KERNELS[names.index(chosen)], seconds[chosen], rejected)
+
+
+def _choose(
+    problem: Problem, kernel: str | None, refused: dict[str, str], seconds: dict[str, float]
+) -> str:
+    if kernel is not None:
+        if kernel in refused:
+            raise DeviceError(
+                f"kernel: got {kernel!r}, wanted one that can run this: {refused[kernel]}"
+            )
+        return kernel
+    candidates = [name for name in seconds if name != ONLY_BY_NAME]
+    if not candidates:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise DeviceError(f"device: got no kernel for {problem}, wanted one ({reasons})")
+    return min(candidates, key=seconds.__getitem__)
+
+
+class Programs:
+    """The programs of a model, built when they are first needed; the least used are dropped."""
+
+    def __init__(self, template: Problem) -> None:
+        self._template = template
+        self._kept: OrderedDict[tuple[Any, ...], tuple[Plan, Program]] = OrderedDict()
+
+    def get(
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        labels: bool = False,
+        rule: str = "sgd",
+        device: str = "auto",
+        kernel: str | None = None,
+        purpose: str = "",
+    ) -> tuple[Plan, Program]:
+        """Return the plan and the program for an epoch of `rows` rows.
+
+        Programs of different `purpose` are never the same: what the backward pass needs must
+        outlive a prediction made in between.
+        """
+        # The request is the key, and not the problem that it makes: planning and hashing a
+        # problem cost more than a step of a small network.
+        key = (rows, batch_size, labels, rule, device, kernel, purpose)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        problem = replace(
+            self._template, rows=rows, batch_size=batch_size, labels=labels, optimizer=rule
+        )
+        chosen = plan(problem, device, kernel)
+        announce_compilation(chosen)
+        self._kept[key] = chosen, chosen.kernel.build(problem)
+        if len(self._kept) > PROGRAMS_KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def announce_compilation(chosen: Plan) -> None:
+    """Say once a process that the CPU kernels may have to be compiled."""
+    dtype = chosen.problem.dtype
+    if chosen.kernel.name.startswith("cpu.") and dtype not in _announced:
+        _announced.add(dtype)
+        logger.info(
+            "compiling the CPU kernels for %s: once per machine, a few seconds; "
+            "then from the disk cache",
+            dtype,
+        )
+
+
+class Planned(Protocol):
+    """What `explain` reads of a model."""
+
+    @property
+    def template(self) -> Problem:
+        """The model's problem, for one row."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would run, and why; its text is a table."""
+
+    plan: Plan
+    machine: Machine
+
+    @property
+    def kernel(self) -> str:
+        """The chosen kernel."""
+        return self.plan.kernel.name
+
+    @property
+    def device(self) -> str:
+        """The device that the chosen kernel runs on."""
+        return self.plan.kernel.device
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of an epoch."""
+        return self.plan.seconds
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """Why each other kernel was not chosen."""
+        return dict(self.plan.rejected)
+
+    def __str__(self) -> str:
+        problem = self.plan.problem
+        sizes = "-".join(map(str, problem.sizes))
+        lines = [
+            f"{sizes}, {problem.loss}, {problem.optimizer}, {problem.dtype}",
+            f"{problem.rows:,} rows an epoch in {problem.batches:,} batches of "
+            f"{problem.batch_size:,}; {problem.flops:.3g} floating-point operations",
+            f"machine: {self.machine.cores} cores, "
+            f"GPU: {self.machine.gpu or self.machine.cuda_missing}",
+            "",
+        ]
+        verdicts = {self.kernel: f"chosen: predicted {_time(self.seconds)} an epoch"}
+        verdicts.update(self.rejected)
+        width = max(map(len, verdicts))
+        lines += [f"{name:<{width}}  {verdict}" for name, verdict in verdicts.items()]
+        if self.device == "cuda":
+            state = 1 if problem.slots else 0
+            lines += [
+                "",
+                f"a fit copies {3 + state} arrays to the GPU (X, y, parameters"
+                f"{', optimizer state' if state else ''}); an epoch copies {1 + state} back "
+                f"and makes {launches(problem):,} launches",
+            ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def explain(
+    model: Planned,
+    batch_size: int = 32,
+    rows: int | None = None,
+    optimizer: Optimizer | None = None,
+    device: str = "auto",
+    kernel: str | None = None,
+) -> Explanation:
+    """Say which kernel would train a model, on which device, why, and what was rejected.
+
+    Parameters
+    ----------
+    model : MLP
+    batch_size : int
+    rows : int, optional
+        Rows of an epoch; one batch by default.
+    optimizer, device, kernel
+        As in `MLP.fit`.
+
+    Returns
+    -------
+    Explanation
+        Prints as a table.
+    """
+    batch_size = check_integer(batch_size, "batch_size", 1)
+    rows = batch_size if rows is None else check_integer(rows, "rows", batch_size)
+    problem = replace(
+        model.template,
+        batch_size=batch_size,
+        rows=rows,
+        optimizer=check_optimizer(optimizer).rule,
+        labels=LOSSES[model.template.loss].label_rule is not None,
+    )
+    machine = detect()
+    return Explanation(plan(problem, device, kernel, machine), machine)
+
+
+def _time(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
