@@ -65,7 +65,7 @@ def check_targets(
     array = host_array(value, argument)
     flat = array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)
     by_label = loss.label_rule is not None and flat
-    if by_label:
+    if loss.label_rule is not None:
         wanted = f"({rows},) of class labels, or ({rows}, {outputs}) of class probabilities"
     else:
         wanted = f"({rows}, {outputs})" + (f" or ({rows},)" if outputs == 1 else "")

@@ -107,8 +107,6 @@ class MLP:
         self._pass: _Pass | None = None
         self._kernel: str | None = None
 
-    # What it is
-
     @property
     def sizes(self) -> tuple[int, ...]:
         """Units per layer, inputs first."""
@@ -179,9 +177,8 @@ class MLP:
     def _gradients_of(self, flat: Array) -> Gradients:
         layout = self._layout()
         weights = ParameterViews("gradients.weights", weight_views(flat, layout))
-        return Gradients(
-            flat, weights, ParameterViews("gradients.biases", bias_views(flat, layout))
-        )
+        biases = ParameterViews("gradients.biases", bias_views(flat, layout))
+        return Gradients(flat, weights, biases)
 
     def _changed(self) -> None:
         # The backward pass of a forward pass with other parameters would be no gradient at all.
@@ -196,11 +193,8 @@ class MLP:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the programs: workspaces and compiled code, which are made again."""
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("_programs", "_pass", "_kernel", "_loss")
-        }
+        left_out = ("_programs", "_pass", "_kernel", "_loss")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled model."""
@@ -208,8 +202,6 @@ class MLP:
         self._loss = LOSSES[self.template.loss]
         self._state.realign()
         self._forget()
-
-    # Training and use as a whole
 
     def fit(
         self,
@@ -230,8 +222,8 @@ class MLP:
 
         Parameters
         ----------
-        X : array-like (rows, inputs)
-        y : array-like (rows, outputs), (rows,) of a single output, or (rows,) of class labels
+        X, y : array-like (rows, inputs) and (rows, outputs)
+            y also as (rows,) of a single output, or (rows,) of class labels.
         epochs, batch_size : int
             The last mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
@@ -240,8 +232,7 @@ class MLP:
             Evaluated after each epoch.
         shuffle : bool
             Whether each epoch has an order of its own, by seed and number of the epoch.
-        device : {"auto", "cpu", "cuda"}
-        kernel : str, optional
+        device : {"auto", "cpu", "cuda"}; kernel : str, optional
             See `explain`; by default the fastest one.
         progress : bool, optional
             A progress bar always or never; by default in a terminal, after two seconds.
@@ -328,8 +319,6 @@ class MLP:
     def _data(self, X: Any, y: Any, of: str = "") -> Any:
         return check_data(X, y, self.sizes, self._loss, self.dtype.name, of)
 
-    # A training step in its five parts
-
     def forward(self, X: Any) -> Array:
         """Return the outputs of a batch (logits for a softmax loss); keep what `backward` needs."""
         inputs = check_matrix(X, self.sizes[0], self.dtype.name, "X")
@@ -385,10 +374,7 @@ class MLP:
         if dyhat is not None:
             upstream = check_matrix(dyhat, self.sizes[-1], self.dtype.name, "dyhat", len(last.X))
         elif not last.has_loss:
-            raise CallOrderError(
-                "backward: got no dyhat and no loss of the last forward, "
-                "wanted either: call compute_loss(y) or pass dyhat"
-            )
+            raise CallOrderError("backward: got neither, wanted compute_loss(y) before it or dyhat")
         program, flat = last.program, self.gradients.flat
         result = np.empty_like(last.X)
         gradient, dX = program.to_device(flat), program.to_device(result)

@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 # An epoch longer than this runs in a thread of its own, so that Ctrl-C is heard at once.
 THREAD_SECONDS = 0.05
-JOIN_SECONDS = 0.1
+WAIT_SECONDS = 0.1
 PROGRESS_DELAY_SECONDS = 2.0
 LINE_SECONDS = 1.0
 
@@ -181,32 +181,40 @@ def run_interruptibly(
         work()
         return
     failures: list[BaseException] = []
+    # Not Thread.is_alive: an interrupted join makes it say False of a thread that runs (CPython
+    # 3.11, Thread._wait_for_tstate_lock).
+    done = threading.Event()
 
     def target() -> None:
         try:
             work()
         except BaseException as failure:
             failures.append(failure)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=target, name="fastmlp-epoch", daemon=True)
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(JOIN_SECONDS)
+        try:
+            thread.start()
+        except RuntimeError:
+            done.set()
+            raise
+        while not done.wait(WAIT_SECONDS):
             waiting(int(control[BATCHES]))
     except BaseException:
         control[STOP] = 1
-        _join(thread)
+        _wait(done)
         raise
     if failures:
         raise failures[0]
 
 
-def _join(thread: threading.Thread) -> None:
+def _wait(done: threading.Event) -> None:
     # Parameters must not be touched any more when this returns, however often Ctrl-C is pressed.
-    while thread.is_alive():
+    while not done.is_set():
         try:
-            thread.join(JOIN_SECONDS)
+            done.wait(WAIT_SECONDS)
         except KeyboardInterrupt:
             continue
 

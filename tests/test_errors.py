@@ -1,0 +1,290 @@
+"""Bad input: one clear error that names the argument, what was got and wanted; nothing changes."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+import fastmlp
+from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop
+from fastmlp.errors import (
+    DomainError,
+    DTypeError,
+    FastMLPError,
+    NonFiniteTrainingError,
+    ShapeError,
+    UnknownNameError,
+)
+
+ROWS = 12
+X = np.linspace(-1, 1, ROWS * 4).reshape(ROWS, 4)
+Y = np.linspace(-1, 1, ROWS)
+LABELS = np.arange(ROWS) % 3
+
+
+def changed(array, index, value):
+    array = np.array(array, dtype=float)
+    array[index] = value
+    return array
+
+
+BAD_X = {
+    "ragged": ([[1, 2, 3, 4], [1, 2]], ShapeError, "different lengths"),
+    "empty": (np.zeros((0, 4)), ShapeError, "no data"),
+    "nothing": ([], ShapeError, "no data"),
+    "one row": (np.ones(4), ShapeError, "(rows, 4); one row is written X[None, :]"),
+    "three axes": (np.ones((2, 3, 4)), ShapeError, "(2, 3, 4)"),
+    "number": (3.0, ShapeError, "()"),
+    "columns": (np.ones((ROWS, 5)), ShapeError, f"({ROWS}, 5), wanted (rows, 4)"),
+    "text": ([["a"] * 4] * ROWS, DTypeError, "<U1"),
+    "complex": (X + 1j, DTypeError, "complex128"),
+    "objects": (X.astype(object), DTypeError, "object"),
+    "dates": (X.astype("datetime64[s]"), DTypeError, "datetime64"),
+    "none": (None, DTypeError, "NoneType"),
+    "nan": (changed(X, (3, 1), np.nan), DomainError, "1 bad value, the first nan at index (3, 1)"),
+    "inf": (changed(X, [[2], [5]], np.inf), DomainError, "8 bad values, the first inf at"),
+    "minus inf": (changed(X, (0, 0), -np.inf), DomainError, "-inf at index (0, 0)"),
+    "inf and -inf": (changed(X, (0, [0, 1]), [-np.inf, np.inf]), DomainError, "2 bad values"),
+    "too large": (changed(X, (1, 2), 1e300), DomainError, "float32 can hold"),
+    "masked": (np.ma.masked_greater(X, 0.5), DomainError, "masked"),
+}
+BAD_Y = {
+    "ragged": ([[1], [1, 2]], ShapeError, "different lengths"),
+    "empty": ([], ShapeError, "no data"),
+    "rows": (Y[:-1], ShapeError, f"{ROWS - 1} rows, wanted {ROWS}"),
+    "columns": (np.ones((ROWS, 2)), ShapeError, f"({ROWS}, 2), wanted ({ROWS}, 1) or ({ROWS},)"),
+    "transposed": (Y[None, :], ShapeError, f"(1, {ROWS})"),
+    "three axes": (Y[:, None, None], ShapeError, f"({ROWS}, 1, 1)"),
+    "number": (1.0, ShapeError, "()"),
+    "text": (["a"] * ROWS, DTypeError, "<U1"),
+    "complex": (Y * 1j, DTypeError, "complex128"),
+    "nan": (changed(Y, 7, np.nan), DomainError, "nan at index (7, 0)"),
+    "inf": (changed(Y, 7, np.inf), DomainError, "inf at index (7, 0)"),
+}
+BAD_LABELS = {
+    "rows": (LABELS[1:], ShapeError, f"{ROWS - 1} rows, wanted {ROWS}"),
+    "negative": (LABELS - 1, DomainError, "4 bad values, the first -1 at index 0"),
+    "too large": (LABELS + 1, DomainError, "the first 3 at index 2"),
+    "fraction": (LABELS + 0.5, DomainError, "the first 0.5 at index 0"),
+    "nan": (changed(LABELS, 1, np.nan), DomainError, "nan at index 1"),
+    "bool": (LABELS > 1, DTypeError, "bool"),
+    "text": (["cat"] * ROWS, DTypeError, "<U3"),
+    "columns": (np.ones((ROWS, 2)) / 2, ShapeError, f"({ROWS}, 3) of class probabilities"),
+    "sums": (np.full((ROWS, 3), 0.5), DomainError, "rows that sum to 1"),
+    "range": (np.tile([1.5, -0.5, 0.0], (ROWS, 1)), DomainError, "values in [0, 1]"),
+}
+
+
+def trained(loss="half_squared_error", activations="relu", outputs=1, y=Y):
+    model = MLP([4, 3, outputs], activations, loss)
+    model.fit(X, y, epochs=1, batch_size=4, optimizer=Adam())
+    return model
+
+
+@pytest.fixture(scope="module")
+def regressor():
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return trained("softmax_cross_entropy", outputs=3, y=LABELS)
+
+
+def assert_refused(model, call, error, argument, part=""):
+    before = pickle.dumps(model)
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert isinstance(caught.value, FastMLPError)
+    assert message.startswith(f"{argument}")
+    assert "got" in message and "wanted" in message
+    assert message.index("got") < message.index("wanted")
+    assert part in message
+    assert pickle.dumps(model) == before
+
+
+@pytest.mark.parametrize("case", BAD_X)
+def test_bad_inputs(regressor, case):
+    value, error, part = BAD_X[case]
+    calls = {
+        "fit": lambda: regressor.fit(value, Y, batch_size=4, optimizer=SGD()),
+        "predict": lambda: regressor.predict(value),
+        "forward": lambda: regressor.forward(value),
+        "step": lambda: regressor.step(value, Y, SGD()),
+        "evaluate": lambda: regressor.evaluate(value, Y),
+        "value_and_grad": lambda: regressor.value_and_grad(value, Y),
+    }
+    for call in calls.values():
+        assert_refused(regressor, call, error, "X:", part)
+    pair = (value, Y)
+    assert_refused(
+        regressor,
+        lambda: regressor.fit(X, Y, batch_size=4, optimizer=SGD(), validation_data=pair),
+        error,
+        "validation X:",
+    )
+
+
+@pytest.mark.parametrize("case", BAD_Y)
+def test_bad_targets(regressor, case):
+    value, error, part = BAD_Y[case]
+    regressor.forward(X)
+    for call in (
+        lambda: regressor.fit(X, value, batch_size=4, optimizer=SGD()),
+        lambda: regressor.step(X, value, SGD()),
+        lambda: regressor.evaluate(X, value),
+        lambda: regressor.value_and_grad(X, value),
+        lambda: regressor.compute_loss(value),
+    ):
+        assert_refused(regressor, call, error, "y:", part)
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_bad_labels(classifier, case):
+    value, error, part = BAD_LABELS[case]
+    classifier.forward(X)
+    for call in (
+        lambda: classifier.fit(X, value, batch_size=4, optimizer=SGD()),
+        lambda: classifier.step(X, value, SGD()),
+        lambda: classifier.compute_loss(value),
+    ):
+        assert_refused(classifier, call, error, "y", part)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activations", "targets"),
+    [
+        ("binary_cross_entropy", ["relu", "sigmoid"], changed(abs(Y), 2, 1.5)),
+        ("binary_cross_entropy", ["relu", "sigmoid"], changed(abs(Y), 2, -1e-3)),
+        ("poisson", ["relu", "exp"], changed(abs(Y), 2, -1.0)),
+    ],
+)
+def test_targets_outside_the_domain_of_the_loss(loss, activations, targets):
+    model = trained(loss, activations, y=abs(Y))
+    assert_refused(
+        model, lambda: model.step(X, targets, SGD()), DomainError, "y:", "at index (2, 0)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "part"),
+    [
+        ({"epochs": 0}, DomainError, "got 0, wanted a whole number >= 1"),
+        ({"epochs": 1.5}, DTypeError, "got 1.5"),
+        ({"epochs": True}, DTypeError, "got True"),
+        ({"batch_size": 0}, DomainError, "got 0"),
+        ({"batch_size": -1}, DomainError, "got -1"),
+        ({"batch_size": 2.0}, DTypeError, "got 2.0"),
+        ({"batch_size": "32"}, DTypeError, "got '32'"),
+        ({"batch_size": ROWS + 1}, DomainError, "from 1 to 12, the rows of X"),
+        ({"optimizer": "adam"}, DTypeError, "Adam(learning_rate=1e-3)"),
+        ({"device": "gpu"}, UnknownNameError, "one of auto, cpu, cuda"),
+        ({"device": None}, UnknownNameError, "None"),
+        ({"kernel": "cpu.layerd"}, UnknownNameError, "did you mean 'cpu.layered'?"),
+        ({"validation_data": X}, DTypeError, "a pair (X, y)"),
+    ],
+)
+def test_bad_arguments_of_fit(regressor, arguments, error, part):
+    given = {"batch_size": 4, "optimizer": SGD(), **arguments}
+    (argument,) = arguments
+    assert_refused(regressor, lambda: regressor.fit(X, Y, **given), error, argument + ":", part)
+
+
+def test_kernel_on_another_device(regressor):
+    call = lambda: regressor.predict(X, device="cpu", kernel="cuda.layered")  # noqa: E731
+    assert_refused(regressor, call, fastmlp.DeviceError, "kernel:")
+
+
+@pytest.mark.parametrize(
+    ("metric", "part"), [("r2", "wanted 'accuracy'"), ("acuracy", "did you mean 'accuracy'")]
+)
+def test_bad_metrics(classifier, metric, part):
+    call = lambda: classifier.evaluate(X, LABELS, metric)  # noqa: E731
+    assert_refused(classifier, call, ValueError, "metric:", part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "argument", "part"),
+    [
+        ({"sizes": [4]}, ShapeError, "sizes", "at least two"),
+        ({"sizes": 4}, DTypeError, "sizes", "at least two"),
+        ({"sizes": [4, 0, 1]}, DomainError, "sizes[1]", "got 0"),
+        ({"sizes": [4, 2.5]}, DTypeError, "sizes[1]", "got 2.5"),
+        ({"activations": "rellu"}, UnknownNameError, "activations", "did you mean 'relu'?"),
+        ({"activations": ["relu"]}, ShapeError, "activations", "got 1, wanted 2"),
+        ({"activations": ["relu", "tan"]}, UnknownNameError, "activations[1]", "'tanh'"),
+        ({"activations": 3}, DTypeError, "activations", "got 3"),
+        ({"loss": "poison"}, UnknownNameError, "loss", "did you mean 'poisson'?"),
+        ({"loss": "binary_cross_entropy"}, DomainError, "activations", "use 'sigmoid'"),
+        ({"loss": "poisson"}, DomainError, "activations", "use 'exp'"),
+        ({"loss": "softmax_cross_entropy"}, ShapeError, "sizes", ">= 2 classes"),
+        (
+            {
+                "loss": "softmax_cross_entropy",
+                "activations": ["relu", "sigmoid"],
+                "sizes": [4, 3, 2],
+            },
+            DomainError,
+            "activations",
+            "use 'identity'",
+        ),
+        ({"dtype": "float16"}, DTypeError, "dtype", "'float32' or 'float64'"),
+        ({"dtype": "flot32"}, DTypeError, "dtype", "got 'flot32'"),
+        ({"dtype": None}, DTypeError, "dtype", "got None"),
+        ({"reduction": "men"}, UnknownNameError, "reduction", "did you mean 'mean'?"),
+        ({"seed": -1}, DomainError, "seed", "got -1"),
+        ({"seed": None}, DTypeError, "seed", "got None"),
+        ({"initializer": "he"}, UnknownNameError, "initializer", "one of glorot_uniform"),
+    ],
+)
+def test_bad_models(arguments, error, argument, part):
+    given = {"sizes": [4, 3, 1], **arguments}
+    assert_refused(None, lambda: MLP(**given), error, argument + ":", part)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: SGD(0), "learning_rate"),
+        (lambda: SGD(-1.0), "learning_rate"),
+        (lambda: SGD(np.nan), "learning_rate"),
+        (lambda: SGD(np.inf), "learning_rate"),
+        (lambda: SGD("0.1"), "learning_rate"),
+        (lambda: SGD(True), "learning_rate"),
+        (lambda: SGD(momentum=1.0), "momentum"),
+        (lambda: SGD(nesterov=True), "momentum"),
+        (lambda: SGD(momentum=0.9, nesterov=1), "nesterov"),
+        (lambda: SGD(weight_decay=-1e-9), "weight_decay"),
+        (lambda: Adam(beta1=-0.1), "beta1"),
+        (lambda: Adam(beta2=1), "beta2"),
+        (lambda: AdamW(epsilon=0), "epsilon"),
+        (lambda: AdamW(weight_decay=np.inf), "weight_decay"),
+        (lambda: RMSprop(decay=1.5), "decay"),
+        (lambda: Adagrad(learning_rate=None), "learning_rate"),
+    ],
+)
+def test_bad_numbers_of_optimizers(make, argument):
+    assert_refused(None, make, (ValueError, TypeError), argument + ":")
+
+
+def test_weights_that_are_not_finite_are_refused_before_training():
+    model = trained()
+    model.weights[0][1, 2] = np.nan
+    call = lambda: model.fit(X, Y, batch_size=4, optimizer=SGD())  # noqa: E731
+    assert_refused(model, call, DomainError, "parameters:", "1 non-finite")
+
+
+def test_gradients_that_are_not_finite_are_not_applied():
+    model = trained()
+    model.gradients.flat[3] = np.inf
+    call = lambda: model.apply(SGD())  # noqa: E731
+    assert_refused(model, call, NonFiniteTrainingError, "gradients:", "got 1")
+
+
+def test_errors_are_also_the_built_in_ones_and_can_be_pickled():
+    assert issubclass(ShapeError, ValueError) and issubclass(DomainError, ValueError)
+    assert issubclass(DTypeError, TypeError) and issubclass(UnknownNameError, ValueError)
+    assert issubclass(NonFiniteTrainingError, RuntimeError)
+    error = pickle.loads(pickle.dumps(NonFiniteTrainingError.at("fit: ...", 3, 17, 0.5)))
+    assert (str(error), error.epoch, error.batch, error.last_loss) == ("fit: ...", 3, 17, 0.5)
