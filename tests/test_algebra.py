@@ -9,7 +9,13 @@ import pytest
 from numba import types
 
 from fastmlp_kernels.algebra import (
-    ACTIVATIONS, INITIALIZERS, LOSSES, OPTIMIZERS, elementary, hyper_table, loss_rules,
+    ACTIVATIONS,
+    INITIALIZERS,
+    LOSSES,
+    OPTIMIZERS,
+    elementary,
+    hyper_table,
+    loss_rules,
 )
 from fastmlp_kernels.compile import cpu_function
 from fastmlp_kernels.cpu.layered import LayeredProgram
@@ -158,15 +164,19 @@ def assert_single_precision(function, count):
 
 def double_arithmetic(source: str) -> list[str]:
     """Return the lines of LLVM code that compute in float64."""
+    # The wrapper that boxes the result for Python goes through float64; only the function counts.
+    bodies = re.split(r"^define ", source, flags=re.MULTILINE)[1:]
+    source = "\n".join(body for body in bodies if "cpython" not in body.split("\n", 1)[0])
+    assert source
     pattern = r"= (?:fadd|fsub|fmul|fdiv|fcmp|fneg|fpext)\b.*\bdouble\b|call.* double @"
     return re.findall(pattern, source)
 
 
 def test_the_search_for_double_arithmetic_finds_a_literal():
-    """A planted fault: the literal 1.0 is a float64 to Numba."""
+    """A planted fault: a literal is a float64 to Numba (and 1.1 not one that LLVM can narrow)."""
 
     def promoted(x):
-        return np.float32(1.0 + x)
+        return np.float32(1.1 * x)
 
     with pytest.raises(AssertionError):
         assert_single_precision(promoted, 1)
@@ -250,12 +260,14 @@ class TestElementLoss:
         for name, fused in loss.fused.items():
             row = ACTIVATIONS[name]
             for z in np.linspace(-5, 5, 21):
-                for y in (0.0, 0.3, 1.0):
+                for y in np.array([0.0, 0.3, 1.0]):
                     a = row.value(z)
                     value, slope = loss.rule(a, y)
                     fused_value, fused_slope = fused(z, y)
                     assert fused_value == pytest.approx(value, rel=1e-11, abs=1e-12)
-                    assert fused_slope == pytest.approx(slope * row.slope(z, a), rel=1e-9, abs=1e-12)
+                    assert fused_slope == pytest.approx(
+                        slope * row.slope(z, a), rel=1e-9, abs=1e-12
+                    )
 
     def test_nan_is_not_hidden(self, loss):
         for rule in (loss.rule, *loss.fused.values()):
@@ -308,8 +320,9 @@ def test_cross_entropies_are_finite_at_extreme_logits(loss, logit, dtype, labels
     if labels and LOSSES[loss].label_rule is None:
         labels = False
     last = "sigmoid" if loss == "binary_cross_entropy" else "identity"
-    problem = Problem((1, 2), (last,), loss, dtype=dtype, labels=labels, reduction="sum",
-                      batch_size=2, rows=2)  # fmt: skip
+    problem = Problem(
+        (1, 2), (last,), loss, dtype=dtype, labels=labels, reduction="sum", batch_size=2, rows=2
+    )
     parameters = np.array([0, 0, logit, -logit], dtype)
     X = np.ones((2, 1), dtype)
     y = np.array([[0], [1]] if labels else [[1, 0], [0, 1]], dtype)
@@ -368,10 +381,14 @@ ELEMENTARY = {
     "exp": (elementary.exp, np.exp, {"float32": (-87, 88.7), "float64": (-708, 709.7)}, 2),
     "expm1": (elementary.expm1, np.expm1, {"float32": (-20, 87), "float64": (-40, 709)}, 3),
     "log1p": (elementary.log1p, np.log1p, {"float32": (0, 1), "float64": (0, 1)}, 2),
-    "sigmoid": (elementary.sigmoid, lambda z: 1 / (1 + np.exp(-z)),
-                {"float32": (-80, 80), "float64": (-700, 700)}, 3),
+    "sigmoid": (
+        elementary.sigmoid,
+        lambda z: 1 / (1 + np.exp(-z)),
+        {"float32": (-80, 80), "float64": (-700, 700)},
+        3,
+    ),
     "tanh": (elementary.tanh, np.tanh, {"float32": (-15, 15), "float64": (-25, 25)}, 4),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -405,14 +422,16 @@ def test_elementary_limits(dtype):
         assert np.isnan(compiled(np.array([nan]))).all(), name
         low, high = ELEMENTARY[name][2][dtype]
         values = compiled(np.linspace(low, high, 20_001))
-        # Neighbouring points are far enough apart that a unit of error cannot reverse them.
-        assert (np.diff(values) >= 0).all(), name
+        # Where it saturates, neighbours may be reversed by the error of a unit or two.
+        assert (np.diff(values) >= -2 * np.spacing(np.abs(values[1:]))).all(), name
 
 
 def test_exp_overflows_and_underflows_where_the_dtype_does():
     single, double = looped(elementary.exp, "float32"), looped(elementary.exp, "float64")
     assert np.isfinite(single(np.array([88.7]))).all() and np.isinf(single(np.array([88.8]))).all()
-    assert np.isfinite(double(np.array([709.7]))).all() and np.isinf(double(np.array([709.8]))).all()
+    assert (
+        np.isfinite(double(np.array([709.7]))).all() and np.isinf(double(np.array([709.8]))).all()
+    )
     assert single(np.array([-87.3]))[0] > 0 and single(np.array([-104]))[0] == 0
     assert double(np.array([-708.3]))[0] > 0 and double(np.array([-746]))[0] == 0
 
@@ -425,8 +444,9 @@ def test_plain_forms_are_numpys():
 
 def update_kernel(rule, steps=6, size=12, seed=0):
     """Return the parameters after each of several compiled float64 updates, and the inputs."""
-    problem = Problem((size - 1, 1), ("identity",), "squared_error", rule, dtype="float64",
-                      batch_size=1, rows=1)  # fmt: skip
+    problem = Problem(
+        (size - 1, 1), ("identity",), "squared_error", rule, dtype="float64", batch_size=1, rows=1
+    )
     generator = np.random.default_rng(seed)
     start, slopes = generator.normal(0, 1, size), generator.normal(0, 1, (steps, size))
     parameters, state = start.copy(), np.zeros((problem.slots, size))
@@ -444,8 +464,13 @@ def torch_optimizer(rule, parameters):
     s = SETTINGS[rule]
     rate, decay = s["learning_rate"], s["weight_decay"]
     if rule in ("sgd", "momentum", "nesterov"):
-        return torch.optim.SGD([parameters], rate, s.get("momentum", 0.0), weight_decay=decay,
-                               nesterov=rule == "nesterov")  # fmt: skip
+        return torch.optim.SGD(
+            [parameters],
+            rate,
+            s.get("momentum", 0.0),
+            weight_decay=decay,
+            nesterov=rule == "nesterov",
+        )
     if rule in ("adam", "adamw"):
         kind = torch.optim.Adam if rule == "adam" else torch.optim.AdamW
         return kind([parameters], rate, (s["beta1"], s["beta2"]), s["epsilon"], decay)
@@ -471,8 +496,9 @@ def test_optimizer_equals_pytorchs(rule):
 @pytest.mark.parametrize("rule", OPTIMIZERS.names)
 def test_optimizer_descends_a_quadratic(rule):
     """p^T D p / 2 with condition number 10, from p = 1: to a thousandth of its first value."""
-    problem = Problem((4, 1), ("identity",), "squared_error", rule, dtype="float64",
-                      batch_size=1, rows=1)  # fmt: skip
+    problem = Problem(
+        (4, 1), ("identity",), "squared_error", rule, dtype="float64", batch_size=1, rows=1
+    )
     rate = {"adagrad": 0.5, "sgd": 0.1, "momentum": 0.02, "nesterov": 0.02}.get(rule, 0.02)
     settings = {**SETTINGS[rule], "learning_rate": rate, "weight_decay": 0.0}
     table = hyper_table(OPTIMIZERS[rule], settings, 1, 400, "float64")
@@ -492,7 +518,11 @@ def test_bias_correction_survives_float32():
     assert table[1, 0] == pytest.approx(0.01 / (1 - 0.9**2), rel=1e-7)
 
 
-VARIANCES = {"glorot": lambda i, o: 2 / (i + o), "he": lambda i, o: 2 / i, "lecun": lambda i, o: 1 / i}
+VARIANCES = {
+    "glorot": lambda i, o: 2 / (i + o),
+    "he": lambda i, o: 2 / i,
+    "lecun": lambda i, o: 1 / i,
+}
 
 
 @pytest.mark.parametrize("row", list(INITIALIZERS), ids=lambda row: row.name)

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS
 from fastmlp_kernels.problem import (
-    BATCHES, DTYPES, REDUCTIONS, STATUS, STOP, Problem, parameter_layout,
+    BATCHES,
+    DTYPES,
+    REDUCTIONS,
+    STATUS,
+    STOP,
+    Problem,
+    parameter_layout,
 )
 from fastmlp_kernels.reference import ReferenceProgram
 from fastmlp_kernels.registry import KERNELS
@@ -41,7 +47,9 @@ def problems(draw):
     loss = draw(st.sampled_from(LOSSES.names))
     last = draw(st.sampled_from(output_activations(loss)))
     depth = draw(st.integers(1, 4))
-    hidden = draw(st.lists(st.sampled_from(ACTIVATIONS.names), min_size=depth - 1, max_size=depth - 1))
+    hidden = draw(
+        st.lists(st.sampled_from(ACTIVATIONS.names), min_size=depth - 1, max_size=depth - 1)
+    )
     # Only one exponential in a chain: a tower of them overflows for any weights.
     hidden = ["tanh" if name == "exp" else name for name in hidden]
     batch_size = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 11]))
@@ -55,7 +63,7 @@ def problems(draw):
         labels=draw(st.booleans()) if LOSSES[loss].label_rule else False,
         batch_size=batch_size,
         rows=draw(st.integers(batch_size, 3 * batch_size)),
-    )  # fmt: skip
+    )
 
 
 def assume_informative(*oracles: Bounded) -> None:
@@ -185,13 +193,22 @@ def torch_activation(name):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     F = torch.nn.functional
     return {
-        "identity": lambda z: z, "relu": torch.relu, "leaky_relu": lambda z: F.leaky_relu(z, 0.01),
-        "elu": F.elu, "selu": F.selu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
-        "softplus": F.softplus, "silu": F.silu, "gelu": F.gelu,
-        "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"), # F.hardsigmoid's slope is 1/6 rounded to float32, whatever the dtype (PyTorch 2.13, CPU).
+        "identity": lambda z: z,
+        "relu": torch.relu,
+        "leaky_relu": lambda z: F.leaky_relu(z, 0.01),
+        "elu": F.elu,
+        "selu": F.selu,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "softplus": F.softplus,
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+        # F.hardsigmoid's slope is a float32 1/6 whatever the dtype (PyTorch 2.13, CPU).
         "hard_sigmoid": lambda z: torch.clamp(z / 6 + 0.5, 0, 1),
-        "hard_swish": F.hardswish, "exp": torch.exp,
-    }[name]  # fmt: skip
+        "hard_swish": F.hardswish,
+        "exp": torch.exp,
+    }[name]
 
 
 def torch_outputs(problem, vector, A):
@@ -217,7 +234,9 @@ def torch_loss(problem, yhat, y):
             "absolute_error": lambda: F.l1_loss(yhat, y, reduction="none"),
             "huber": lambda: F.huber_loss(yhat, y, reduction="none"),
             "binary_cross_entropy": lambda: F.binary_cross_entropy(yhat, y, reduction="none"),
-            "poisson": lambda: F.poisson_nll_loss(yhat, y, log_input=False, eps=0.0, reduction="none"),
+            "poisson": lambda: F.poisson_nll_loss(
+                yhat, y, log_input=False, eps=0.0, reduction="none"
+            ),
         }[problem.loss]()
     if problem.reduction == "batch_mean":
         return losses.reshape(len(yhat), -1).sum(dim=1).mean()
@@ -233,8 +252,17 @@ def test_gradients_equal_pytorchs_autograd(build, loss, hidden):
     accepted = output_activations(loss)
     labels = LOSSES[loss].label_rule is not None and place % 2 == 0
     last = accepted[place % len(accepted)]
-    problem = Problem((5, 6, 7, 3), (hidden, "tanh", last), loss, "sgd", REDUCTIONS[place % 3],
-                      "float64", labels, batch_size=8, rows=8)  # fmt: skip
+    problem = Problem(
+        (5, 6, 7, 3),
+        (hidden, "tanh", last),
+        loss,
+        "sgd",
+        REDUCTIONS[place % 3],
+        "float64",
+        labels,
+        batch_size=8,
+        rows=8,
+    )
     data = sample(problem, seed=place)
     X, y = data.X[:8], data.y[:8]
     vector = torch.tensor(data.parameters, requires_grad=True)
@@ -254,22 +282,26 @@ def test_gradients_equal_pytorchs_autograd(build, loss, hidden):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12 * np.abs(theirs).max())
     # Any upstream gradient, through the output activation itself.
     upstream = np.random.default_rng(0).normal(0, 1, (8, 3))
-    theirs = torch.autograd.grad(torch_outputs(problem, vector, inputs), inputs,
-                                 torch.tensor(upstream))[0].numpy()  # fmt: skip
+    theirs = torch.autograd.grad(
+        torch_outputs(problem, vector, inputs), inputs, torch.tensor(upstream)
+    )[0].numpy()
     program.forward(data.parameters, X, out)
     program.backward(data.parameters, upstream, gradient, dX)
     np.testing.assert_allclose(dX, theirs, rtol=1e-11, atol=1e-12 * np.abs(theirs).max())
 
 
 @given(
-    sizes=st.lists(UNITS, min_size=2, max_size=4), rows=st.integers(1, 13), seed=SEEDS,
+    sizes=st.lists(UNITS, min_size=2, max_size=4),
+    rows=st.integers(1, 13),
+    seed=SEEDS,
     dtype=st.sampled_from(DTYPES),
-)  # fmt: skip
+)
 def check_integers(build, sizes, rows, seed, dtype):
     generator = np.random.default_rng(seed)
     names = ("relu",) * (len(sizes) - 2) + ("identity",)
-    problem = Problem(tuple(sizes), names, "squared_error", "sgd", "sum", dtype,
-                      batch_size=rows, rows=rows)  # fmt: skip
+    problem = Problem(
+        tuple(sizes), names, "squared_error", "sgd", "sum", dtype, batch_size=rows, rows=rows
+    )
 
     def integers(*shape):
         # Thinned, so that no sum of magnitudes reaches the largest exact integer.
@@ -343,8 +375,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(build, activations, loss, d
 
 
 def test_predict_applies_the_link_only_when_asked(build):
-    problem = Problem((4, 3), ("identity",), "softmax_cross_entropy", dtype="float64",
-                      batch_size=4, rows=6)  # fmt: skip
+    problem = Problem(
+        (4, 3), ("identity",), "softmax_cross_entropy", dtype="float64", batch_size=4, rows=6
+    )
     data = sample(problem, spare_rows=0)
     logits, probabilities = np.empty((6, 3)), np.empty((6, 3))
     program = build(problem)
@@ -352,12 +385,22 @@ def test_predict_applies_the_link_only_when_asked(build):
     program.predict(data.parameters, data.X, probabilities, True)
     assert not np.allclose(logits.sum(axis=1), 1)
     powers = np.exp(logits)
-    np.testing.assert_allclose(probabilities, powers / powers.sum(axis=1, keepdims=True), rtol=1e-14)
+    np.testing.assert_allclose(
+        probabilities, powers / powers.sum(axis=1, keepdims=True), rtol=1e-14
+    )
 
 
 def long_problem(dtype="float32", batches=400_000):
-    return Problem((3, 8, 1), ("relu", "identity"), "half_squared_error", "momentum", "mean", dtype,
-                   batch_size=2, rows=2 * batches)  # fmt: skip
+    return Problem(
+        (3, 8, 1),
+        ("relu", "identity"),
+        "half_squared_error",
+        "momentum",
+        "mean",
+        dtype,
+        batch_size=2,
+        rows=2 * batches,
+    )
 
 
 def long_sample(problem):
@@ -405,8 +448,16 @@ def test_stop_set_beforehand_changes_nothing(build):
 @pytest.mark.parametrize("where", ["X", "y"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_non_finite_batch_is_named_and_changes_nothing(build, bad, where, optimizer):
-    problem = Problem((5, 7, 2), ("tanh", "identity"), "half_squared_error", optimizer, "mean",
-                      "float32", batch_size=4, rows=18)  # fmt: skip
+    problem = Problem(
+        (5, 7, 2),
+        ("tanh", "identity"),
+        "half_squared_error",
+        optimizer,
+        "mean",
+        "float32",
+        batch_size=4,
+        rows=18,
+    )
     data = sample(problem)
     expected = prefix(build(problem), data, 2)
     row = data.order[2 * 4 + 1]
@@ -431,8 +482,17 @@ def test_non_finite_parameters_stop_at_the_first_batch(build):
 
 
 def test_same_bits_every_time(build):
-    problem = Problem((9, 17, 5), ("gelu", "identity"), "softmax_cross_entropy", "adam", "mean",
-                      "float32", True, batch_size=7, rows=40)  # fmt: skip
+    problem = Problem(
+        (9, 17, 5),
+        ("gelu", "identity"),
+        "softmax_cross_entropy",
+        "adam",
+        "mean",
+        "float32",
+        True,
+        batch_size=7,
+        rows=40,
+    )
     runs = []
     for _ in range(3):
         data = sample(problem)
@@ -443,16 +503,32 @@ def test_same_bits_every_time(build):
 
 def test_two_epochs_equal_a_longer_one(build):
     """An epoch keeps nothing of its own: the state passed in is all of it."""
-    problem = Problem((5, 6, 2), ("tanh", "identity"), "squared_error", "adam", "mean", "float64",
-                      batch_size=4, rows=24)  # fmt: skip
+    problem = Problem(
+        (5, 6, 2),
+        ("tanh", "identity"),
+        "squared_error",
+        "adam",
+        "mean",
+        "float64",
+        batch_size=4,
+        rows=24,
+    )
     half = Problem(**{**vars(problem), "rows": 12})
     whole, split = sample(problem), sample(problem)
     build(problem).epoch(*whole.arguments())
     program = build(half)
     for part in (slice(0, 3), slice(3, 6)):
         order = split.order[part.start * 4 : part.stop * 4].copy()
-        program.epoch(split.parameters, split.state, split.X, split.y, order,
-                      split.hyper[part].copy(), split.losses[part], np.zeros(3, np.int64))  # fmt: skip
+        program.epoch(
+            split.parameters,
+            split.state,
+            split.X,
+            split.y,
+            order,
+            split.hyper[part].copy(),
+            split.losses[part],
+            np.zeros(3, np.int64),
+        )
     assert split.parameters.tobytes() == whole.parameters.tobytes()
     assert split.state.tobytes() == whole.state.tobytes()
     assert split.losses.tobytes() == whole.losses.tobytes()

@@ -9,8 +9,14 @@ from tests.samples import sample
 from tests.tolerances import Bounded, compare
 
 PROBLEM = Problem(
-    (6, 7, 5, 3), ("relu", "sigmoid", "identity"), "half_squared_error", "adam", "mean", "float32",
-    batch_size=13, rows=13,
+    (6, 7, 5, 3),
+    ("relu", "sigmoid", "identity"),
+    "half_squared_error",
+    "adam",
+    "mean",
+    "float32",
+    batch_size=13,
+    rows=13,
 )
 STEP_NUMBER = 3
 
@@ -35,9 +41,21 @@ def forward(fault, parameters, X):
         if index == 0:
             Z = np.maximum(Z, 0.01 * Z) if fault == "leaky instead of plain" else np.maximum(Z, 0)
         elif index == 1:
-            Z = (1 + np.tanh(Z)) / 2 if fault == "sigmoid of twice the argument" else 1 / (1 + np.exp(-Z))
+            Z = (
+                (1 + np.tanh(Z)) / 2
+                if fault == "sigmoid of twice the argument"
+                else 1 / (1 + np.exp(-Z))
+            )
         activations.append(Z)
     return activations
+
+
+def rows_summed(fault, count):
+    """Return the rows that a weight gradient sums over."""
+    rows = np.arange(count)
+    if fault == "last row dropped":
+        return rows[:-1]
+    return np.append(rows, rows[-1]) if fault == "row counted twice" else rows
 
 
 def gradient(fault, parameters, activations, y):
@@ -60,11 +78,7 @@ def gradient(fault, parameters, activations, y):
             dZ *= out if fault == "sigmoid slope without 1 - a" else out * (1 - out)
         if index == 0:
             dZ *= out >= 0 if fault == "slope of ReLU at zero and below" else out > 0
-        rows = np.arange(len(A))
-        if fault == "last row dropped":
-            rows = rows[:-1]
-        if fault == "row counted twice":
-            rows = np.append(rows, rows[-1])
+        rows = rows_summed(fault, len(A))
         if fault == "input row shifted by one":
             A = np.roll(A, 1, axis=0)
         dW = A[rows].T @ dZ[rows]
@@ -95,16 +109,31 @@ def adam(fault, parameters, g, state, hyper):
 
 
 FAULTS = [
-    "last feature dropped", "transposed weights", "bias forgotten",
-    "last unit of a tile not computed", "half precision", "leaky instead of plain",
-    "sigmoid of twice the argument", "1/N missing", "mean over rows only",
-    "wrong factor of the loss", "sign of the gradient", "sigmoid slope without 1 - a",
-    "slope of ReLU at zero and below", "last row dropped", "row counted twice",
-    "input row shifted by one", "stale accumulator", "bias from one row",
-    "backward with transposed weights", "first moment not corrected",
-    "second moment not corrected", "weight decay forgotten", "gradient not squared",
+    "last feature dropped",
+    "transposed weights",
+    "bias forgotten",
+    "last unit of a tile not computed",
+    "half precision",
+    "leaky instead of plain",
+    "sigmoid of twice the argument",
+    "1/N missing",
+    "mean over rows only",
+    "wrong factor of the loss",
+    "sign of the gradient",
+    "sigmoid slope without 1 - a",
+    "slope of ReLU at zero and below",
+    "last row dropped",
+    "row counted twice",
+    "input row shifted by one",
+    "stale accumulator",
+    "bias from one row",
+    "backward with transposed weights",
+    "first moment not corrected",
+    "second moment not corrected",
+    "weight decay forgotten",
+    "gradient not squared",
     "step up the gradient",
-]  # fmt: skip
+]
 
 
 def run(fault):

@@ -8,7 +8,7 @@ is taken once more by finite differences of the kernel's own loss.
 import numpy as np
 import pytest
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, hyper_table
+from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES, OPTIMIZERS, hyper_table
 from fastmlp_kernels.cpu.layered import LayeredProgram
 from fastmlp_kernels.problem import CONTROL_WORDS, Problem, parameter_layout
 from tests import gradients
@@ -37,8 +37,14 @@ class Sheet:
     def __init__(self, system: str) -> None:
         activations, loss = SYSTEMS[system]
         self.problem = Problem(
-            (INPUTS, HIDDEN, OUTPUTS), activations, loss, "sgd", "sum", "float64",
-            batch_size=ROWS, rows=ROWS,
+            (INPUTS, HIDDEN, OUTPUTS),
+            activations,
+            loss,
+            "sgd",
+            "sum",
+            "float64",
+            batch_size=ROWS,
+            rows=ROWS,
         )
         generator = np.random.default_rng(11)
         self.parameters = generator.normal(0, 0.7, self.problem.parameter_count)
@@ -119,8 +125,9 @@ def kernel_slope(activation: str, z: np.ndarray) -> np.ndarray:
     A network of one layer with W = 1 and b = 0 has z = x; pulling back an upstream of ones gives
     the slope itself as the gradient by the inputs.
     """
-    problem = Problem((1, 1), (activation,), "half_squared_error", dtype="float64",
-                      batch_size=z.size, rows=z.size)  # fmt: skip
+    problem = Problem(
+        (1, 1), (activation,), "half_squared_error", dtype="float64", batch_size=z.size, rows=z.size
+    )
     program = LayeredProgram(problem)
     parameters = np.array([1.0, 0.0])
     column = z.reshape(-1, 1)
@@ -143,8 +150,10 @@ def test_loss_is_the_loss_of_the_sheet(sheet):
 def test_regression_dl_dyhat(regression):
     # With identity at the output dl/db2 sums dl/dz3 = dl/dyhat over the rows: take single rows.
     for i in range(ROWS):
-        loss_and_slope = [LOSSES["half_squared_error"].rule(a, t)
-                          for a, t in zip(regression.yhat[i], regression.y[i], strict=True)]  # fmt: skip
+        loss_and_slope = [
+            LOSSES["half_squared_error"].rule(a, t)
+            for a, t in zip(regression.yhat[i], regression.y[i], strict=True)
+        ]
         assert_equal([slope for _, slope in loss_and_slope], regression.dl_dyhat[i])
     assert_equal(regression.kernel()[1][regression.parts["b2"]], regression.dl_dyhat.sum(axis=0))
 
@@ -160,8 +169,10 @@ def test_regression_dz2_dz1_is_the_step_function(regression):
 
 
 def test_classification_a_dl_dyhat(system_a):
-    slopes = [LOSSES["half_squared_error"].rule(a, t)[1]
-              for a, t in zip(system_a.yhat.ravel(), system_a.y.ravel(), strict=True)]  # fmt: skip
+    slopes = [
+        LOSSES["half_squared_error"].rule(a, t)[1]
+        for a, t in zip(system_a.yhat.ravel(), system_a.y.ravel(), strict=True)
+    ]
     assert_equal(slopes, system_a.dl_dyhat.ravel())
 
 
@@ -174,8 +185,10 @@ def test_classification_a_dz2_dz1_has_the_same_form(system_a):
 
 
 def test_classification_b_dl_dyhat(system_b):
-    slopes = [LOSSES["binary_cross_entropy"].rule(a, t)[1]
-              for a, t in zip(system_b.yhat.ravel(), system_b.y.ravel(), strict=True)]  # fmt: skip
+    slopes = [
+        LOSSES["binary_cross_entropy"].rule(a, t)[1]
+        for a, t in zip(system_b.yhat.ravel(), system_b.y.ravel(), strict=True)
+    ]
     assert_equal(slopes, system_b.dl_dyhat.ravel())
 
 
@@ -252,8 +265,11 @@ def test_one_training_step_in_five_parts_equals_the_fused_one(sheet):
     )
     assert losses[0] == loss
     assert fused.tobytes() == separate.tobytes()
-    assert_equal(fused, sheet.parameters - 0.1 * np.concatenate(
-        [sheet.gradient(part) for part in ("W1", "b1", "W2", "b2")]))  # fmt: skip
+    assert_equal(
+        fused,
+        sheet.parameters
+        - 0.1 * np.concatenate([sheet.gradient(part) for part in ("W1", "b1", "W2", "b2")]),
+    )
     after = sheet.kernel(fused)[0]
     assert after < loss
 
@@ -262,11 +278,13 @@ def first_layer_gradient_norm(activation: str, depth: int) -> float:
     """Return the mean norm of dl/dW1 over seeds, weights drawn by the activation's initialiser."""
     width, rows = 32, 16
     problem = Problem(
-        (width,) * (depth + 1), (activation,) * (depth - 1) + ("identity",), "half_squared_error",
-        dtype="float64", batch_size=rows, rows=rows,
+        (width,) * (depth + 1),
+        (activation,) * (depth - 1) + ("identity",),
+        "half_squared_error",
+        dtype="float64",
+        batch_size=rows,
+        rows=rows,
     )
-    from fastmlp_kernels.algebra import INITIALIZERS
-
     initializer = INITIALIZERS[ACTIVATIONS[activation].initializer]
     norms = []
     for seed in range(5):
@@ -284,8 +302,9 @@ def first_layer_gradient_norm(activation: str, depth: int) -> float:
 
 def test_why_relu_the_sigmoids_gradient_vanishes_with_depth():
     shallow, deep = 2, 12
-    sigmoid_kept = first_layer_gradient_norm("sigmoid", deep) / first_layer_gradient_norm("sigmoid", shallow)
-    relu_kept = first_layer_gradient_norm("relu", deep) / first_layer_gradient_norm("relu", shallow)
+    norms = first_layer_gradient_norm
+    sigmoid_kept = norms("sigmoid", deep) / norms("sigmoid", shallow)
+    relu_kept = norms("relu", deep) / norms("relu", shallow)
     # Each sigmoid layer multiplies the gradient by at most 1/4, ReLU's by 0 or 1.
     assert sigmoid_kept < 4.0 ** -(deep - shallow) * 10
     assert relu_kept > 0.05

@@ -111,7 +111,9 @@ def _activation(row, Z: Bounded, precision: Precision) -> Bounded:
 def _slope(row, Z: Bounded, A: Bounded, precision: Precision) -> Bounded:
     kept = A if row.keeps == "output" else Z
     value, change = _spread(
-        lambda x: elementwise(row.slope, x, x), kept.value, kept.value - kept.error,
+        lambda x: elementwise(row.slope, x, x),
+        kept.value,
+        kept.value - kept.error,
         kept.value + kept.error,
     )
     if row.name in ("identity", "relu"):
@@ -278,7 +280,8 @@ def updated(problem: Problem, parameters, gradient: Bounded, state, hyper) -> tu
     moved = np.abs(centre[0] - p)
     rounding = np.stack([np.abs(p) + moved, *np.abs(centre[1:])])
     tiny = Precision(problem.dtype).tiny
-    rows = [Bounded(*row) for row in zip(centre, change + RULE_ROUNDINGS * unit * rounding + tiny, strict=True)]
+    error = change + RULE_ROUNDINGS * unit * rounding + tiny
+    rows = [Bounded(*row) for row in zip(centre, error, strict=True)]
     return rows[0], rows[1 : 1 + len(slots)]
 
 
@@ -317,6 +320,7 @@ def compare(actual, oracle: Bounded, what: str = "result") -> float:
         worst = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise AssertionError(
             f"{what}: {int(wrong.sum())} of {wrong.size} elements beyond their bound; at {worst} "
-            f"got {actual[worst]!r}, wanted {oracle.value[worst]!r} within {oracle.error[worst]:.3g}"
+            f"got {actual[worst]!r}, wanted {oracle.value[worst]!r} "
+            f"within {oracle.error[worst]:.3g}"
         )
     return float(ratio.max())

@@ -147,6 +147,19 @@ def simulated() -> bool:
     return bool(numba.config.ENABLE_CUDASIM)
 
 
+def _larger(a, b):
+    return b if b > a else a
+
+
+def _smaller(a, b):
+    return b if b < a else a
+
+
+# On CUDA, Numba's max and min are fmax and fmin, which drop a NaN: a hard sigmoid would hide it.
+# These keep Python's order, as the CPU does: ``max(nan, 0)`` is a NaN.
+CUDA_BUILTINS = {"max": _larger, "min": _smaller}
+
+
 @functools.cache
 def cuda_function(function: types.FunctionType) -> Callable:
     """Compile a plain function, and everything that it calls, as CUDA device functions.
@@ -161,6 +174,8 @@ def cuda_function(function: types.FunctionType) -> Callable:
     if function in FORMS:
         function = FORMS[function][2]
     twins = {callee.__name__: cuda_function(callee) for callee in _callees(function)}
+    builtins = CUDA_BUILTINS.keys() & set(function.__code__.co_names)
+    twins |= {name: cuda_function(CUDA_BUILTINS[name]) for name in builtins}
     cells = tuple(
         types.CellType(cuda_function(cell.cell_contents))
         if isinstance(cell.cell_contents, types.FunctionType)

@@ -1,0 +1,311 @@
+"""The peers, each at its best settings, behind the interface that fastmlp is measured by too.
+
+Nothing is imported before `load`: each provider runs in a process of its own (see `workers`), with
+as many processors as it is given threads. All of them train on the same contiguous float32 rows in
+the same order; float32 means float32, without TF32. fastmlp is handed the rows' order and gathers
+each mini-batch, as it does when it shuffles; its peers get slices, which cost them nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import LEARNING_RATE, Case, Data, Weights
+from benchmarks.validation import flatten
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way to run a case: a provider with its settings."""
+
+    provider: str
+    device: str = "cpu"
+    threads: int = 1
+    kernel: str = ""
+
+    @property
+    def label(self) -> str:
+        """A name for test ids and messages."""
+        name = self.kernel or f"{self.provider}.{self.device}"
+        if self.kernel and self.provider == "fastmlp.fit":
+            name = f"fit.{self.kernel}"
+        return f"{name}-{self.threads}".replace(" ", "_")
+
+
+class Baseline:
+    """A provider: prepare it on a case, then call what `prepare` returned once an epoch.
+
+    Attributes
+    ----------
+    module : str
+        What `load` imports.
+    packages : tuple of str
+        Distributions whose versions go on record, that of the provider first.
+    role : {"ours", "peer", "also"}
+        "also" is shown in the report, and compared with nothing.
+    devices : tuple of str
+        Where it can run.
+    """
+
+    module = ""
+    packages: tuple[str, ...] = ()
+    role = "peer"
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+
+    def available(self) -> str | None:
+        """Return why it cannot run here, or None."""
+        if importlib.util.find_spec(self.module.partition(".")[0]) is None:
+            return f"{self.packages[0]} is not installed"
+        self.load()
+        return self.device_missing() if self.entry.device == "cuda" else None
+
+    def load(self) -> None:
+        """Import the library."""
+        raise NotImplementedError
+
+    def device_missing(self) -> str | None:
+        """Return why the GPU cannot be used, or None."""
+        return "it has no CUDA support"
+
+    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+        """Bring data and weights where they are used; return what runs one epoch to its end."""
+        raise NotImplementedError
+
+    def parameters(self) -> np.ndarray:
+        """Return the parameters as `validation.flatten` orders them."""
+        raise NotImplementedError
+
+    def predict_row(self, row: np.ndarray) -> Any:
+        """Return the network's output for float32[1, in] as an array on the host."""
+        raise NotImplementedError
+
+
+class Torch(Baseline):
+    """PyTorch eager: a Sequential, the mini-batches split beforehand, SGD with foreach."""
+
+    module = "torch"
+    packages = ("torch",)
+
+    def load(self) -> None:
+        """Import PyTorch and give it its threads."""
+        import torch
+
+        torch.set_num_threads(self.entry.threads)
+        torch.set_float32_matmul_precision("highest")
+        self.torch = torch
+
+    def device_missing(self) -> str | None:
+        """Ask PyTorch."""
+        return None if self.torch.cuda.is_available() else "torch.cuda.is_available() is False"
+
+    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+        """Build the network on the device."""
+        torch, device = self.torch, self.entry.device
+        layers: list[Any] = []
+        for W, _ in weights:
+            layers += [torch.nn.Linear(*W.shape), torch.nn.ReLU()]
+        self.network = torch.nn.Sequential(*layers[:-1]).to(device)
+        self.load_weights(weights)
+        # Half the rate on the squared error is half the squared error at the full rate, with one
+        # multiplication fewer in each direction.
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=LEARNING_RATE / 2, foreach=True
+        )
+        batches = zip(
+            torch.from_numpy(data.X).to(device).split(case.batch),
+            torch.from_numpy(data.y).to(device).split(case.batch),
+            strict=True,
+        )
+        self.batches = list(batches)
+        return self.epoch
+
+    def load_weights(self, weights: Weights) -> None:
+        """Copy the weights into the network; PyTorch keeps them transposed."""
+        linear = [layer for layer in self.network if hasattr(layer, "weight")]
+        with self.torch.no_grad():
+            for layer, (W, b) in zip(linear, weights, strict=True):
+                layer.weight.copy_(self.torch.from_numpy(W.T))
+                layer.bias.copy_(self.torch.from_numpy(b))
+
+    def train(self) -> None:
+        """Take every step of an epoch."""
+        network, optimizer = self.network, self.optimizer
+        loss = self.torch.nn.functional.mse_loss
+        for X, y in self.batches:
+            optimizer.zero_grad(set_to_none=True)
+            loss(network(X), y).backward()
+            optimizer.step()
+
+    def epoch(self) -> None:
+        """Train and wait for the device."""
+        self.train()
+        if self.entry.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def parameters(self) -> np.ndarray:
+        """Transpose the weights back."""
+        pairs = [
+            (layer.weight.detach().cpu().numpy().T, layer.bias.detach().cpu().numpy())
+            for layer in self.network
+            if hasattr(layer, "weight")
+        ]
+        return flatten(pairs)
+
+    def predict_row(self, row: np.ndarray) -> np.ndarray:
+        """Run the network without gradients."""
+        with self.torch.inference_mode():
+            return self.network(self.torch.from_numpy(row).to(self.entry.device)).cpu().numpy()
+
+
+class TorchGraph(Torch):
+    """PyTorch with an epoch captured as one CUDA graph: no launch cost is left on the host."""
+
+    devices = ("cuda",)
+
+    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+        """Warm up on a side stream, as PyTorch asks for, capture, and start from the weights."""
+        super().prepare(case, data, weights)
+        cuda = self.torch.cuda
+        side = cuda.Stream()
+        side.wait_stream(cuda.current_stream())
+        with cuda.stream(side):
+            for _ in range(3):
+                self.train()
+        cuda.current_stream().wait_stream(side)
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph):
+            self.train()
+        self.load_weights(weights)
+
+        def epoch() -> None:
+            graph.replay()
+            cuda.synchronize()
+
+        return epoch
+
+
+class Jax(Baseline):
+    """JAX: one compiled call an epoch, a scan over the mini-batches, its weights donated."""
+
+    module = "jax"
+    packages = ("jax", "jaxlib")
+
+    def load(self) -> None:
+        """Import JAX; it takes as many threads as the process has processors."""
+        # JAX would otherwise take most of the GPU's memory from the other providers.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("JAX_PLATFORMS", "cpu" if self.entry.device == "cpu" else "cuda")
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
+        self.jax = jax
+
+    def device_missing(self) -> str | None:
+        """Ask JAX."""
+        try:
+            self.jax.devices("cuda")
+        except (RuntimeError, AssertionError):
+            # Without its CUDA plugin JAX trips over an assertion of its own.
+            return "jax.devices('cuda') finds none"
+        return None
+
+    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+        """Define the epoch; the first call compiles it."""
+        jax = self.jax
+
+        def forward(layers: Any, X: Any) -> Any:
+            for W, b in layers[:-1]:
+                X = jax.nn.relu(X @ W + b)
+            W, b = layers[-1]
+            return X @ W + b
+
+        def loss(layers: Any, X: Any, y: Any) -> Any:
+            return 0.5 * ((forward(layers, X) - y) ** 2).mean()
+
+        def step(layers: Any, batch: Any) -> Any:
+            gradient = jax.grad(loss)(layers, *batch)
+            new = jax.tree.map(lambda w, g: w - LEARNING_RATE * g, layers, gradient)
+            return new, None
+
+        def epoch(layers: Any, batches: Any) -> Any:
+            return jax.lax.scan(step, layers, batches)[0]
+
+        compiled = jax.jit(epoch, donate_argnums=0)
+        self.forward = jax.jit(forward)
+        shapes = [(case.steps, case.batch, columns.shape[1]) for columns in data]
+        batches = [jax.device_put(a.reshape(s)) for a, s in zip(data, shapes, strict=True)]
+        # A copy: on the CPU device_put may share the caller's memory, which donating would reuse.
+        self.layers = [(jax.numpy.array(W), jax.numpy.array(b)) for W, b in weights]
+
+        def run() -> None:
+            self.layers = jax.block_until_ready(compiled(self.layers, tuple(batches)))
+
+        return run
+
+    def parameters(self) -> np.ndarray:
+        """Bring the weights to the host."""
+        return flatten([(np.asarray(W), np.asarray(b)) for W, b in self.layers])
+
+    def predict_row(self, row: np.ndarray) -> np.ndarray:
+        """Call the compiled forward pass."""
+        return np.asarray(self.forward(self.layers, row))
+
+
+class ScikitLearn(Baseline):
+    """scikit-learn: MLPRegressor.partial_fit, one epoch of mini-batches a call, no shuffling."""
+
+    module = "sklearn"
+    packages = ("scikit-learn",)
+    devices = ("cpu",)
+
+    def load(self) -> None:
+        """Import it and give its BLAS its threads."""
+        from sklearn.neural_network import MLPRegressor
+        from threadpoolctl import threadpool_limits
+
+        self.regressor = MLPRegressor
+        self.limits = threadpool_limits(self.entry.threads)
+
+    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+        """Let it initialise itself on one batch, then replace the weights."""
+        self.network = self.regressor(
+            hidden_layer_sizes=case.sizes[1:-1],
+            activation="relu",
+            solver="sgd",
+            alpha=0.0,
+            batch_size=case.batch,
+            # It averages over rows and adds over outputs.
+            learning_rate_init=LEARNING_RATE / case.sizes[-1],
+            momentum=0.0,
+            nesterovs_momentum=False,
+            shuffle=False,
+            random_state=0,
+            n_iter_no_change=10**9,
+        )
+        # It warns of a column where it wants a vector.
+        y = data.y.ravel() if case.sizes[-1] == 1 else data.y
+        self.network.partial_fit(data.X[: case.batch], y[: case.batch])
+        self.network.coefs_ = [W.copy() for W, _ in weights]
+        self.network.intercepts_ = [b.copy() for _, b in weights]
+
+        def epoch() -> None:
+            self.network.partial_fit(data.X, y)
+
+        return epoch
+
+    def parameters(self) -> np.ndarray:
+        """Pair its weights with its biases."""
+        return flatten(list(zip(self.network.coefs_, self.network.intercepts_, strict=True)))
+
+    def predict_row(self, row: np.ndarray) -> np.ndarray:
+        """Call the network."""
+        return self.network.predict(row)

@@ -1,0 +1,190 @@
+"""What the suites are told, and what goes on record beside the times."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from benchmarks import cases
+from benchmarks.providers import BASELINES, kernels
+from benchmarks.turns import Measurement, Settings, in_turns
+from benchmarks.validation import Disagreement
+from benchmarks.workers import Failed, Missing, Pool
+
+MOST_ROUNDS = 5
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that `benchmarks.run` passes on."""
+    group = parser.getgroup("fastmlp's benchmarks")
+    names = ",".join(case.name for case in cases.CASES)
+    # Not one thread per processor: what small networks gain from many threads is a loss.
+    threads = ",".join(str(n) for n in (1, 2) if n <= available_processors())
+    group.addoption("--cases", default=names, help="names, with commas between them")
+    group.addoption("--devices", default="cpu,cuda", help="cpu, cuda or both")
+    group.addoption("--threads", default=threads, help="numbers of threads to try")
+    group.addoption("--providers", default=",".join(BASELINES), help="names")
+    group.addoption("--passes", default=7, type=int, help="how often each provider has its turn")
+    group.addoption("--turn-seconds", default=0.5, type=float, help="length of a turn, about")
+    group.addoption("--steps", default=0, type=int, help="most steps of an epoch; 0: the case's")
+
+
+def available_processors() -> int:
+    """Return the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Turn the options into values; an unknown name ends the run."""
+    words = {
+        name: [word for word in str(config.getoption(name)).split(",") if word]
+        for name in ("cases", "devices", "threads", "providers")
+    }
+    most_steps = config.getoption("steps")
+    try:
+        chosen = [cases.find(name) for name in words["cases"]]
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+    if most_steps:
+        chosen = [case.with_steps(min(case.steps, most_steps)) for case in chosen]
+    known = {"devices": ("cpu", "cuda"), "providers": tuple(BASELINES)}
+    for option, names in known.items():
+        for word in words[option]:
+            if word not in names:
+                raise pytest.UsageError(f"{option}: got {word!r}, wanted {', '.join(names)}")
+    return Settings(
+        chosen,
+        words["devices"],
+        [int(word) for word in words["threads"]],
+        words["providers"],
+        config.getoption("passes"),
+        config.getoption("turn_seconds"),
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each test its measurements."""
+    if "measurement" not in metafunc.fixturenames:
+        return
+    settings = read_settings(metafunc.config)
+    if metafunc.module.__name__.endswith("test_overhead"):
+        # What a call costs beside its arithmetic: the smallest network, one batch, one thread.
+        smallest = min(cases.CASES, key=lambda case: case.flops_per_step)
+        # Fewer turns: in each of them fastmlp compiles everything once.
+        turns = max(1, settings.passes // 2)
+        few = [smallest.with_steps(1)]
+        settings = replace(settings, cases=few, threads=[1], passes=turns)
+    found = in_turns(settings)
+    metafunc.parametrize("measurement", found, ids=[item.label for item in found])
+
+
+@pytest.fixture(scope="session")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """What the command line asks for."""
+    return read_settings(request.config)
+
+
+@pytest.fixture(scope="session")
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """Return the workers of the case that is being measured."""
+    workers = Pool()
+    request.config.refusals = workers.refusals
+    yield workers
+    workers.close()
+
+
+@pytest.fixture
+def turn(benchmark: Any, measurement: Measurement) -> Callable[..., None]:
+    """Return what times a callable that advances the clock, and describes it."""
+
+    def take(name: str, target: Callable[[], None], rounds: int, **more: Any) -> None:
+        case, entry = measurement.case, measurement.entry
+        provider = BASELINES[entry.provider]
+        choice = dict(kernels(case, entry.device)) if entry.kernel else {}
+        benchmark.group = f"{name}: {case.name}, {entry.device}"
+        benchmark.extra_info.update(
+            suite=name,
+            case=case.name,
+            sizes=list(case.sizes),
+            shape=[case.batch, case.sizes[0]],
+            batch=case.batch,
+            reason=case.reason,
+            dtype="float32",
+            provider=entry.provider,
+            # In the small calls fastmlp is what its users call; in training that is a second line.
+            role="ours" if provider.role == "also" and name != "training" else provider.role,
+            version=version(provider.packages[0]),
+            device=entry.device,
+            threads=entry.threads,
+            kernel=entry.kernel,
+            chosen=choice.get(entry.kernel, True),
+            turn=measurement.number,
+            per=1,
+            flops=0.0,
+        )
+        benchmark.extra_info.update(more)
+        benchmark.pedantic(target, rounds=rounds, warmup_rounds=1 if rounds > 1 else 0)
+
+    return take
+
+
+@pytest.fixture
+def prepared(pool: Pool, measurement: Measurement) -> tuple[Any, dict[str, float]]:
+    """Return the validated worker; skip what is missing, fail what disagrees, each once."""
+    known = (measurement.case, measurement.entry) in pool.refusals
+    try:
+        return pool.worker(measurement.case, measurement.entry)
+    except Missing as error:
+        pytest.skip(str(error))
+    except (Disagreement, Failed) as error:
+        if known:
+            pytest.skip("failed in its first turn")
+        pytest.fail(str(error), pytrace=False)
+
+
+def rounds_of(settings: Settings, seconds: float) -> int:
+    """Return how many rounds fit into a turn."""
+    return max(1, min(MOST_ROUNDS, int(settings.seconds / max(seconds, 1e-9))))
+
+
+@pytest.fixture
+def rounds(settings: Settings) -> Callable[[float], int]:
+    """Return `rounds_of` for these settings."""
+    return lambda seconds: rounds_of(settings, seconds)
+
+
+def version(package: str) -> str:
+    """Return the installed version of a distribution, or an empty string."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """Record what the figures depend on, and drop the machine's name, which they do not."""
+    from fastmlp.machine import detect
+
+    packages = {package for provider in BASELINES.values() for package in provider.packages}
+    machine_info.pop("node", None)
+    machine_info["processors"] = available_processors()
+    machine_info["gpu"] = detect().gpu
+    machine_info["versions"] = {name: version(name) for name in sorted(packages) if version(name)}
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict) -> None:
+    """Record who could not run, who was refused, and why."""
+    found = set()
+    for (case, entry), error in getattr(config, "refusals", {}).items():
+        # What is missing is missing for every case; a failure is one case's.
+        reason = str(error) if isinstance(error, Missing) else f"{case.name}: {error}"
+        found.add((type(error).__name__.lower(), entry.provider, entry.device, reason))
+    names = ("kind", "provider", "device", "reason")
+    output_json["refusals"] = [dict(zip(names, row, strict=True)) for row in sorted(found)]

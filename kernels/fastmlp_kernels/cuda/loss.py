@@ -1,0 +1,152 @@
+"""The loss of a batch and its gradient, one thread a row, and the sum over the batch."""
+
+import functools
+import math
+from typing import Any
+
+from numba import cuda
+
+from fastmlp_kernels.algebra import LOSSES, loss_rules
+from fastmlp_kernels.compile import cuda_kernel, cuda_switch
+from fastmlp_kernels.problem import STATUS
+
+
+def row_of_element(element):
+    """Return the row rule that applies an element rule to each output and sums the losses."""
+
+    def row(prediction, target, i, slope):
+        total, slope[i, 0] = element(prediction[i, 0], target[i, 0])
+        for j in range(1, prediction.shape[1]):
+            loss, slope[i, j] = element(prediction[i, j], target[i, j])
+            total += loss
+        return total
+
+    return row
+
+
+def _no_link(prediction, i):
+    pass
+
+
+_row_rule = cuda_switch(
+    [rule.rule if rule.by_row else row_of_element(rule.rule) for rule in loss_rules()]
+)
+_link = cuda_switch([loss.link or _no_link for loss in LOSSES])
+
+
+@cuda_kernel
+def loss_and_gradient(A, y, rule, rows, scale, row_losses, dA):
+    """Write the scaled loss of each row and its gradient by the outputs.
+
+    Parameters
+    ----------
+    A : dtype[batch, outputs], C-contiguous, read
+        Predictions, or pre-activations where the rule is a fused one.
+    y : dtype[batch, outputs] or dtype[batch, 1], C-contiguous, read
+        Targets, or class indices; checked before: a label out of range would write astray.
+    rule : int
+        Position of the rule in ``loss_rules()``.
+    rows : int
+        Rows used, from the first.
+    scale : dtype
+        Factor of loss and gradient: the reduction.
+    row_losses : dtype[batch], written
+    dA : dtype[batch, outputs], C-contiguous, written
+        May be `A`.
+
+    Notes
+    -----
+    Launch: a thread a row. Cost: O(rows outputs). Accuracy: finite for every finite logit.
+    Source: `algebra.losses`; the gradient may be written over the logits, as in Liger-Kernel.
+    """
+    i = cuda.grid(1)
+    if i < rows:
+        row_losses[i] = scale * _row_rule(rule, A, y, i, dA)
+        for j in range(dA.shape[1]):
+            dA[i, j] *= scale
+
+
+@functools.cache
+def build(threads: int) -> Any:
+    """Return `sum_losses` for one block of that many threads."""
+
+    @cuda_kernel
+    def sum_losses(row_losses, rows, losses, batch, status):
+        """Write the sum of `row_losses` to ``losses[batch]``; note a loss that is not finite.
+
+        Parameters
+        ----------
+        row_losses : dtype[batch_size], read
+        rows, batch : int
+            Rows used, and the batch's number.
+        losses : dtype[batches], written
+        status : int64[3], read and written
+            ``status[STATUS]`` becomes batch + 1 at the first sum that is not finite.
+
+        Notes
+        -----
+        Launch: one block. Cost: `rows` additions. Accuracy: a thread sums every `threads`-th row,
+        and a tree in shared memory their sums, in an order that depends on `rows` alone: the same
+        at every run, error at most ``(rows / threads + log2 threads) u`` of the sum of
+        magnitudes. Source: the mean loss of the sheet.
+        """
+        partial = cuda.shared.array(threads, row_losses.dtype)
+        t = cuda.threadIdx.x
+        total = row_losses.dtype.type(0)
+        for i in range(t, rows, threads):
+            total += row_losses[i]
+        partial[t] = total
+        cuda.syncthreads()
+        width = threads
+        while width > 1:
+            # Rounded up, so that any number of threads has a tree.
+            half = (width + 1) // 2
+            if t + half < width:
+                partial[t] += partial[t + half]
+            cuda.syncthreads()
+            width = half
+        if t == 0:
+            losses[batch] = partial[0]
+            if not math.isfinite(partial[0]) and status[STATUS] == 0:
+                status[STATUS] = batch + 1
+
+    return sum_losses
+
+
+@cuda_kernel
+def check_finite(gradient, batch, status):
+    """Set ``status[STATUS]`` to batch + 1 when an element of `gradient` is not finite.
+
+    Parameters
+    ----------
+    gradient : dtype[P], read
+    batch : int
+    status : int64[3], read and written
+
+    Notes
+    -----
+    Launch: a thread an element. Cost: P reads. Threads may race for `status`, but all that write
+    write the same value, so no atomic is needed. Source: as `cpu.loss.check_finite`.
+    """
+    i = cuda.grid(1)
+    if i < gradient.size and not math.isfinite(gradient[i]) and status[STATUS] == 0:
+        status[STATUS] = batch + 1
+
+
+@cuda_kernel
+def predict_rows(A, loss, rows):
+    """Apply the loss's link to each row in place: softmax for its cross-entropy, else nothing.
+
+    Parameters
+    ----------
+    A : dtype[batch, outputs], C-contiguous, read and written
+    loss, rows : int
+        Position of the loss in LOSSES, and the rows used, from the first.
+
+    Notes
+    -----
+    Launch: a thread a row. Cost: O(rows outputs). Source: the inverse of the loss's link function.
+    """
+    i = cuda.grid(1)
+    if i < rows:
+        _link(loss, A, i)

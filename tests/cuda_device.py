@@ -1,0 +1,66 @@
+"""What the CUDA cases share: block sizes, launches from host arrays, rows marked as unused."""
+
+import numpy as np
+import pytest
+from numba import cuda
+
+from fastmlp_kernels.compile import simulated
+from fastmlp_kernels.cuda.layered import Tiles
+from tests.tolerances import compare
+
+# The simulator runs the scalar rules in plain Python, where NumPy warns of every NaN made on
+# purpose; small grids are Numba's worry about the GPU.
+MARKS = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Grid size"),
+]
+
+# The simulator runs a Python thread for each CUDA thread. Neither number is a power of two, so
+# that nothing relies on one.
+TILES = [Tiles(tile=3, threads=5)] if simulated() else [Tiles(tile=3, threads=5), Tiles()]
+
+
+def generator(*seed):
+    return np.random.default_rng(seed)
+
+
+def normal(shape, dtype, seed=0, scale=1.0):
+    return generator(seed, *shape).normal(0.2, scale, shape).astype(dtype)
+
+
+def padded(array, spare=2):
+    """Return `array` with NaN rows below it, which a kernel must not read."""
+    below = np.full((spare, *array.shape[1:]), np.nan, array.dtype)
+    return np.concatenate([array, below])
+
+
+def unwritten(rows, columns, dtype, spare=2):
+    return np.full((rows + spare, columns), np.nan, dtype)
+
+
+def over(tiles, kernel, count, *arguments):
+    """Launch with a thread an element; arrays are copied to the device and back."""
+    launch(kernel, -(-count // tiles.threads), tiles.threads, *arguments)
+
+
+def product(tiles, kernel, rows, columns, *arguments):
+    tile = tiles.tile
+    launch(kernel, (-(-rows // tile), -(-columns // tile)), (tile, tile), *arguments)
+
+
+def launch(kernel, grid, block, *arguments):
+    held = {id(a): cuda.to_device(a) for a in arguments if isinstance(a, np.ndarray) and a.size}
+    empty = cuda.device_array(0, np.float32)
+    kernel[grid, block](
+        *(held.get(id(a), empty) if isinstance(a, np.ndarray) else a for a in arguments)
+    )
+    for argument in arguments:
+        if id(argument) in held:
+            held[id(argument)].copy_to_host(argument)
+
+
+def compare_rows(actual, oracle, what):
+    """Compare the rows used, and see that the others were left alone."""
+    rows = len(oracle.value)
+    compare(actual[:rows], oracle, what)
+    assert np.isnan(actual[rows:]).all(), f"{what}: wrote beyond the rows used"

@@ -1,0 +1,248 @@
+"""The CUDA program against the float64 oracle, and its signatures against the CPU's.
+
+Not collected by itself: `test_cuda` runs this file in a process of its own, in Numba's simulator
+(which must be chosen before Numba is imported) and, where there is one, on the GPU.
+"""
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+
+from fastmlp_kernels.compile import simulated
+from fastmlp_kernels.cpu import activation as cpu_activation
+from fastmlp_kernels.cpu import gather as cpu_gather
+from fastmlp_kernels.cpu import layered as cpu_layered
+from fastmlp_kernels.cpu import linear as cpu_linear
+from fastmlp_kernels.cpu import loss as cpu_loss
+from fastmlp_kernels.cpu import update as cpu_update
+from fastmlp_kernels.cuda.layered import Kernels, LayeredProgram, build
+from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
+from tests import tolerances
+from tests.cuda_device import MARKS, TILES, normal
+from tests.samples import sample
+from tests.tolerances import Bounded, Precision, compare
+
+pytestmark = MARKS
+
+
+@pytest.fixture(params=TILES, ids=str)
+def tiles(request):
+    return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+CPU = {
+    "activation_forward": cpu_activation.activation_forward,
+    "activation_backward": cpu_activation.activation_backward,
+    "linear_forward": cpu_linear.linear_forward,
+    "linear_backward": cpu_linear.linear_backward,
+    "weight_gradient": cpu_linear.weight_gradient,
+    "loss_and_gradient": cpu_loss.loss_and_gradient,
+    "sum_losses": cpu_loss.sum_losses,
+    "check_finite": cpu_loss.check_finite,
+    "predict_rows": cpu_loss.predict_rows,
+    "update": cpu_update.update,
+    "gather_rows": cpu_gather.gather_rows,
+}
+
+
+def test_each_kernel_has_a_cpu_twin_of_the_same_signature():
+    kernels = build(TILES[0])
+    assert set(Kernels._fields) == set(CPU)
+    for name, twin in CPU.items():
+        here = inspect.signature(getattr(kernels, name).py_func)
+        assert list(here.parameters) == list(inspect.signature(twin.py_func).parameters), name
+
+
+def test_the_programs_have_the_same_methods():
+    for name, method in vars(cpu_layered.LayeredProgram).items():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            here = inspect.signature(getattr(LayeredProgram, name))
+            assert list(here.parameters) == list(inspect.signature(method).parameters), name
+
+
+class OnDevice:
+    """A program whose arguments come from the host and go back there, its workspace poisoned."""
+
+    def __init__(self, problem, tiles):
+        self.program = LayeredProgram(problem, tiles)
+        for array in (*self.program.workspace, self.program.losses, self.program.one_loss):
+            array.copy_to_device(np.full(array.shape, np.nan, array.dtype))
+
+    def call(self, name, *arrays, **others):
+        device = [None if array is None else self.program.to_device(array) for array in arrays]
+        result = getattr(self.program, name)(*device, **others)
+        for array, held in zip(arrays, device, strict=True):
+            if array is not None:
+                self.program.to_host(held, array)
+        return result
+
+    def epoch(self, data):
+        held = {
+            name: self.program.to_device(getattr(data, name))
+            for name in ("parameters", "state", "X", "y")
+        }
+        self.program.epoch(*held.values(), data.order, data.hyper, data.losses, data.control)
+        for name, array in held.items():
+            self.program.to_host(array, getattr(data, name))
+        return data
+
+
+# Every kind of layer: kept output and kept input, fused and plain output, labels, one layer.
+PROGRAMS = [
+    Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True),
+    Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy", "momentum"),
+    Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum"),
+    Problem((3, 2), ("tanh",), "huber", "rmsprop", "batch_mean"),
+    Problem((2, 3, 1), ("tanh", "exp"), "poisson", "adamw"),
+]
+
+
+@pytest.fixture(params=range(len(PROGRAMS)), ids=lambda index: PROGRAMS[index].loss)
+def problem(request):
+    """Each problem in one dtype: the kernels themselves have had both."""
+    index = request.param
+    return dataclasses.replace(PROGRAMS[index], dtype=DTYPES[index % 2], batch_size=4, rows=7)
+
+
+def test_epoch(tiles, problem):
+    """Each batch, the last one smaller, from the kernel's own parameters before it."""
+    data = before = sample(problem, seed=1)
+    assert problem.batches == 2
+    for batch in range(problem.batches):
+        after = data.copy()
+        after.losses = after.losses[: batch + 1]
+        OnDevice(problem, tiles).epoch(after)
+        assert after.control.tolist() == [0, batch + 1, 0]
+        rows = data.order[4 * batch :][:4]
+        oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows])
+        hyper = data.hyper[batch]
+        parameters, state = tolerances.updated(
+            problem, before.parameters, oracle.gradient, before.state, hyper
+        )
+        compare(after.losses[batch:], oracle.loss, "loss")
+        compare(after.parameters, parameters, "parameters")
+        for actual, expected in zip(after.state, state, strict=True):
+            compare(actual, expected, "state")
+        before = after
+    for name in ("X", "y", "order", "hyper"):
+        assert getattr(before, name).tobytes() == getattr(data, name).tobytes(), name
+
+
+def test_the_separate_parts(tiles, problem):
+    data, rows = sample(problem, seed=2), 3
+    X, y, parameters = data.X[:rows], data.y[:rows], data.parameters
+    oracle = tolerances.step(problem, parameters, X, y)
+    device = OnDevice(problem, tiles)
+    outputs = problem.sizes[-1]
+    out, dX = np.full((rows, outputs), np.nan, problem.dtype), np.full_like(X, np.nan)
+    # One program keeps what `backward` needs between the calls.
+    device.call("forward", parameters, X, out)
+    compare(out, oracle.outputs, "outputs")
+    loss = device.call("loss", y)
+    compare(loss, oracle.loss, "loss")
+    gradient = np.zeros_like(parameters)
+    device.call("backward", parameters, None, gradient, dX)
+    compare(gradient, oracle.gradient, "gradient")
+    compare(dX, oracle.input_gradient, "gradient by the inputs")
+    added = gradient.copy()
+    device.call("backward", parameters, None, added, X[:0])
+    twice = Bounded(2 * oracle.gradient.value, 2.1 * oracle.gradient.error)
+    compare(added, twice, "accumulated gradient")
+    upstream = normal((rows, outputs), problem.dtype, 5)
+    expected, expected_inputs = tolerances.pulled_back(problem, parameters, X, upstream)
+    gradient[:] = 0
+    device.call("backward", parameters, upstream, gradient, dX)
+    compare(gradient, expected, "gradient from above")
+    compare(dX, expected_inputs, "gradient by the inputs from above")
+
+
+def test_the_fused_step_equals_the_parts_and_the_epoch(tiles, problem):
+    problem = dataclasses.replace(problem, rows=4)
+    data = sample(problem, seed=3)
+    X, y = data.X[data.order], data.y[data.order]
+    device = OnDevice(problem, tiles)
+    gradient = np.full_like(data.parameters, np.nan)
+    loss = device.call("value_and_gradient", data.parameters, X, y, gradient)
+    again = np.zeros_like(gradient)
+    device.call("forward", data.parameters, X, np.empty((4, problem.sizes[-1]), problem.dtype))
+    assert device.call("loss", y) == loss
+    device.call("backward", data.parameters, None, again, X[:0])
+    assert again.tobytes() == gradient.tobytes()
+    epoch = device.epoch(data.copy())
+    assert epoch.losses[0] == loss
+    device.call("update", data.parameters, gradient, data.state, data.hyper)
+    assert data.parameters.tobytes() == epoch.parameters.tobytes()
+    assert data.state.tobytes() == epoch.state.tobytes()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_predict(tiles, dtype, link):
+    problem = dataclasses.replace(PROGRAMS[0], dtype=dtype, batch_size=4, rows=10)
+    data, out = sample(problem), np.full((9, 3), np.nan, dtype)
+    device = OnDevice(problem, tiles)
+    device.call("predict", data.parameters, data.X[:9], out, link=link)
+    oracle = tolerances.forward(problem, data.parameters, data.X[:9]).outputs
+    if link:
+        powers = np.exp(oracle.value)
+        expected = powers / powers.sum(axis=1, keepdims=True)
+        oracle = Bounded(expected, 40 * Precision(dtype).unit + 3 * oracle.error)
+    compare(out, oracle, "predictions")
+
+
+def test_training_stops_at_a_nan(tiles, dtype):
+    problem = dataclasses.replace(PROGRAMS[1], dtype=dtype, batch_size=2, rows=8)
+    data = sample(problem, seed=4)
+    healthy = data.copy()
+    healthy.losses = healthy.losses[:2]
+    OnDevice(problem, tiles).epoch(healthy)
+    data.X[data.order[5]] = np.nan
+    OnDevice(problem, tiles).epoch(data)
+    assert data.control.tolist() == [0, 2, 3]
+    assert data.losses[:2].tobytes() == healthy.losses.tobytes()
+    assert data.parameters.tobytes() == healthy.parameters.tobytes()
+    assert data.state.tobytes() == healthy.state.tobytes()
+
+
+def test_a_stop_ends_the_epoch_before_its_next_batch(tiles):
+    problem = dataclasses.replace(PROGRAMS[3], batch_size=2, rows=6)
+    data = sample(problem)
+    data.control[STOP] = 1
+    stopped = OnDevice(problem, tiles).epoch(data.copy())
+    assert stopped.control[BATCHES] == 0 and stopped.control[STATUS] == 0
+    assert stopped.parameters.tobytes() == data.parameters.tobytes()
+    assert np.isnan(stopped.losses).all()
+
+
+def test_a_program_is_used_again_after_a_failure(tiles):
+    problem = dataclasses.replace(PROGRAMS[3], batch_size=2, rows=4)
+    data, device = sample(problem), OnDevice(problem, tiles)
+    spoilt = data.copy()
+    spoilt.X[:] = np.nan
+    device.epoch(spoilt)
+    assert spoilt.control[STATUS] == 1
+    fresh = OnDevice(problem, tiles).epoch(data.copy())
+    again = device.epoch(data.copy())
+    assert again.control.tolist() == [0, 2, 0]
+    assert again.parameters.tobytes() == fresh.parameters.tobytes()
+
+
+if not simulated():
+
+    def test_an_array_on_the_device_is_taken_as_it_is():
+        """As PyTorch's and CuPy's are; the simulator has no such arrays."""
+        program = LayeredProgram(PROGRAMS[0])
+        held = program.to_device(np.ones(3, np.float32))
+        assert program.to_device(held) is held
+
+        class Foreign:
+            __cuda_array_interface__ = held.__cuda_array_interface__
+
+        seen = program.to_device(Foreign())
+        assert seen.device_ctypes_pointer.value == held.device_ctypes_pointer.value

@@ -1,0 +1,199 @@
+"""The house: layers, what may be imported where, sizes, and docstrings."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "kernels" / "fastmlp_kernels"
+LONGEST_FUNCTION = 80
+LONGEST_FILE = 400
+
+
+def sources(*folders):
+    """Return the Python files under folders of the repository."""
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert files
+    return files
+
+
+def functions(path):
+    """Return every function of a file, nested ones included."""
+    tree = ast.parse(path.read_text())
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def imported(path):
+    """Return the top-level names that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def contract():
+    """Return import-linter's contract of the layers."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    return next(c for c in settings["contracts"] if c["type"] == "layers")
+
+
+def documented_layers():
+    """Return the lines of ARCHITECTURE.md's list of layers."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    blocks = re.findall(r"^```layers\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 1
+    return blocks[0].splitlines()
+
+
+def test_the_documented_layers_are_the_enforced_ones():
+    assert documented_layers() == contract()["layers"]
+
+
+def test_every_module_has_a_layer():
+    named = {name.strip() for line in documented_layers() for name in re.split(r"[|:]", line)}
+    for path in sources("fastmlp"):
+        if path.stem != "__init__":
+            assert f"fastmlp.{path.stem}" in named
+    for path in KERNELS.iterdir():
+        if path.suffix == ".py" and path.stem != "__init__" or (path / "__init__.py").exists():
+            assert f"fastmlp_kernels.{path.stem}" in named
+
+
+def test_every_layer_exists():
+    for line in documented_layers():
+        for name in re.split(r"[|:]", line):
+            package, module = name.strip().split(".")
+            base = ROOT / package if package == "fastmlp" else KERNELS
+            assert (base / f"{module}.py").exists() or (base / module / "__init__.py").exists(), (
+                name
+            )
+
+
+def test_arrows_point_down():
+    pytest.importorskip("importlinter", reason="import-linter is not installed")
+    from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+    path = list(sys.path)
+    arguments = {"no_cache": True, "config_filename": str(ROOT / "pyproject.toml")}
+    try:
+        sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+        assert lint_imports(**arguments) == EXIT_STATUS_SUCCESS
+    finally:
+        sys.path[:] = path
+
+
+def test_the_api_imports_no_compiler():
+    for path in sources("fastmlp"):
+        assert not imported(path) & {"numba", "llvmlite"}, path
+
+
+def test_the_algebra_imports_only_math_numpy_and_the_standard_library():
+    allowed = {"numpy", "fastmlp_kernels"} | set(sys.stdlib_module_names)
+    for path in sources("kernels/fastmlp_kernels/algebra"):
+        assert imported(path) <= allowed, path
+
+
+def test_siblings_do_not_import_each_other():
+    names = {"cpu", "cuda", "reference"}
+    for own in sorted(names):
+        files = [KERNELS / "reference.py"]
+        if own != "reference":
+            files = sources(f"kernels/fastmlp_kernels/{own}")
+        for path in files:
+            for other in names - {own}:
+                found = re.search(rf"(from|import) fastmlp_kernels\.{other}\b", path.read_text())
+                assert not found, path
+
+
+def test_the_searches_of_this_file_find_what_they_search():
+    assert "numba" in imported(KERNELS / "compile.py")
+    assert "numpy" in imported(KERNELS / "problem.py")
+    assert any(node.name == "linear_forward" for node in functions(KERNELS / "cpu" / "linear.py"))
+
+
+def test_functions_and_files_are_short():
+    for path in sources("fastmlp", "kernels", "benchmarks"):
+        lines = path.read_text().count("\n")
+        assert lines <= LONGEST_FILE, f"{path}: {lines} lines"
+        for node in functions(path):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= LONGEST_FUNCTION, f"{path}: {node.name} has {length} lines"
+
+
+def test_nothing_prints_to_standard_output():
+    """A library logs; standard output belongs to the program that uses it."""
+    for path in sources("fastmlp", "kernels"):
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        for call in calls:
+            if isinstance(call.func, ast.Name) and call.func.id == "print":
+                goes_to = [ast.unparse(k.value) for k in call.keywords if k.arg == "file"]
+                assert goes_to == ["sys.stderr"], f"{path}:{call.lineno}"
+
+
+# What a training step is made of, on either side.
+KERNEL_NAMES = {
+    "activation_forward",
+    "activation_backward",
+    "linear_forward",
+    "linear_backward",
+    "weight_gradient",
+    "loss_and_gradient",
+    "sum_losses",
+    "check_finite",
+    "predict_rows",
+    "update",
+    "gather_rows",
+}
+
+
+def kernel_nodes():
+    """Return (file, function) of every public kernel, CPU and CUDA."""
+    found = []
+    for path in sources("kernels/fastmlp_kernels/cpu", "kernels/fastmlp_kernels/cuda"):
+        if path.stem in ("__init__", "layered"):
+            continue
+        found += [(path, node) for node in functions(path) if node.name in KERNEL_NAMES]
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_kernel_is_there(device):
+    names = {node.name for path, node in kernel_nodes() if path.parent.name == device}
+    assert names == KERNEL_NAMES
+
+
+@pytest.mark.parametrize(("path", "node"), kernel_nodes(), ids=lambda v: getattr(v, "name", None))
+def test_every_kernel_documents_parameters_cost_and_source(path, node):
+    text = ast.get_docstring(node)
+    assert text, f"{path}: {node.name}"
+    for heading in ("Parameters\n----------", "Notes\n-----", "Cost:", "Source:"):
+        assert heading in text, f"{path}: {node.name} lacks {heading.splitlines()[0]}"
+    section = text.split("Parameters\n----------")[1].split("\nNotes\n-----")[0]
+    for argument in node.args.args:
+        assert re.search(rf"\b{argument.arg}\b", section), f"{path}: {node.name}: {argument.arg}"
+
+
+def test_public_things_have_docstrings():
+    for path in sources("fastmlp", "kernels"):
+        # A rule of the algebra is one formula under the module's explanation.
+        if path.parent.name == "algebra":
+            continue
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            kinds = (ast.FunctionDef, ast.ClassDef)
+            if isinstance(node, kinds) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+def test_no_abbreviated_or_vague_module_names():
+    for path in sources("fastmlp", "kernels", "benchmarks"):
+        assert not re.search(r"util|helper|misc|common|_gpu|_cpu", path.stem), path

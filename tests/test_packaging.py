@@ -1,0 +1,89 @@
+"""The wheel: built, unpacked elsewhere, and used with nothing else of the repository in reach."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+USE = """
+import sys
+import fastmlp
+assert fastmlp.__file__.startswith(sys.argv[1]), fastmlp.__file__
+import fastmlp_kernels
+assert fastmlp_kernels.__file__.startswith(sys.argv[1]), fastmlp_kernels.__file__
+import numpy as np
+X = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+y = (X @ np.array([[1.0], [-2.0], [0.5]], "float32")).astype("float32")
+model = fastmlp.MLP([3, 8, 1], seed=0)
+kernel = sys.argv[2] or None
+history = model.fit(X, y, epochs=8, batch_size=16, optimizer=fastmlp.SGD(0.1), kernel=kernel)
+assert history.loss[-1] < history.loss[0] / 2, history.loss
+assert history.kernel == (kernel or "cpu.layered"), history.kernel
+print("trained")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling", reason="hatchling, the build backend, is not installed")
+    folder = tmp_path_factory.mktemp("wheel")
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"fastmlp", "fastmlp_kernels"}
+    assert not [name for name in names if "test" in name or "benchmark" in name]
+    assert not [name for name in names if name.endswith((".pyc", ".nbi", ".nbc"))]
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "fastmlp").rglob("*.py")}
+    expected |= {
+        str(path.relative_to(ROOT / "kernels"))
+        for path in (ROOT / "kernels" / "fastmlp_kernels").rglob("*.py")
+    }
+    assert expected <= set(names) and "fastmlp/py.typed" in names
+
+
+def test_the_wheel_states_its_dependencies(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
+    plain = {line.split()[1].split(">")[0] for line in required if "extra ==" not in line}
+    assert plain == {"numba", "numpy", "llvmlite"}
+    assert "License-File: LICENSE" in metadata
+
+
+# The reference needs no compiling; the compiled kernels do, anew, since nothing is cached there.
+@pytest.mark.parametrize("kernel", ["reference", pytest.param("", marks=pytest.mark.slow)])
+def test_the_wheel_trains_on_its_own(wheel, tmp_path, child_environment, kernel):
+    target = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    work = tmp_path / "elsewhere"
+    work.mkdir()
+    environment = {**child_environment, "PYTHONPATH": str(target)}
+    result = subprocess.run(
+        [sys.executable, "-c", USE, str(target), kernel],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.split()[-1] == "trained"
