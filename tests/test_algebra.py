@@ -19,7 +19,6 @@ from fastmlp_kernels.algebra import (
 )
 from fastmlp_kernels.compile import cpu_function
 from fastmlp_kernels.cpu.layered import LayeredProgram
-from fastmlp_kernels.cpu.loss import row_of_element
 from fastmlp_kernels.problem import DTYPES, Problem
 from fastmlp_kernels.reference import elementwise
 from tests import gradients
@@ -186,7 +185,7 @@ def test_the_search_for_double_arithmetic_finds_a_literal():
 def test_loss_rule_keeps_float32(rule):
     if not rule.by_row:
         assert_single_precision(rule.rule, 2)
-    row = rule.rule if rule.by_row else row_of_element(rule.rule)
+    row = rule.row
     for name, scalar in SIZES.items():
         dispatcher = cpu_function(row)
         matrix = types.Array(scalar, 2, "C")

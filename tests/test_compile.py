@@ -56,6 +56,8 @@ import json
 import numpy as np
 import fastmlp_kernels
 from fastmlp_kernels.algebra import ACTIVATIONS
+# Only so that it compiles sooner: the rows that are not used are left out.
+ACTIVATIONS.rows = ACTIVATIONS.rows[:2]
 from fastmlp_kernels.cpu.linear import linear_forward
 A, W, b = np.ones((1, 2)), np.full((2, 1), 3.0), np.zeros(1)
 out = np.zeros((1, 1))

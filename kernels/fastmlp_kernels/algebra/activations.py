@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastmlp_kernels.algebra import constants as c
-from fastmlp_kernels.algebra.constants import HALF, ONE, THREE, TWO, ZERO
+from fastmlp_kernels.algebra.constants import HALF, ONE, THREE, TWENTY, TWO, ZERO
 from fastmlp_kernels.algebra.elementary import (
     erf,
     exp,
@@ -139,23 +139,29 @@ def gelu_slope(z, a):
     return HALF * (ONE + erf(times(z, c.SQRT_HALF_HIGH, c.SQRT_HALF_LOW))) + z * density
 
 
+def _clamped(z):
+    # tanh has saturated long before 20; the cube of a huge z would overflow to inf - inf.
+    return min(max(z, -TWENTY), TWENTY)
+
+
 def _gelu_tanh_argument(z):
     inner = z + times(z * z * z, c.GELU_CUBIC_HIGH, c.GELU_CUBIC_LOW)
     return times(inner, c.SQRT_TWO_OVER_PI_HIGH, c.SQRT_TWO_OVER_PI_LOW)
 
 
 def gelu_tanh(z):
-    return HALF * z * (ONE + tanh(_gelu_tanh_argument(z)))
+    return HALF * z * (ONE + tanh(_gelu_tanh_argument(_clamped(z))))
 
 
 def gelu_tanh_slope(z, a):
-    t = tanh(_gelu_tanh_argument(z))
+    near = _clamped(z)
+    t = tanh(_gelu_tanh_argument(near))
     growth = times(
-        ONE + THREE * times(z * z, c.GELU_CUBIC_HIGH, c.GELU_CUBIC_LOW),
+        ONE + THREE * times(near * near, c.GELU_CUBIC_HIGH, c.GELU_CUBIC_LOW),
         c.SQRT_TWO_OVER_PI_HIGH,
         c.SQRT_TWO_OVER_PI_LOW,
     )
-    return HALF * (ONE + t) + HALF * z * (ONE - t) * (ONE + t) * growth
+    return HALF * (ONE + t) + HALF * near * (ONE - t) * (ONE + t) * growth
 
 
 def hard_sigmoid(z):

@@ -16,6 +16,7 @@ HALF = np.float32(0.5)
 ONE = np.float32(1)
 TWO = np.float32(2)
 THREE = np.float32(3)
+TWENTY = np.float32(20)
 
 
 def split(value: float) -> tuple[np.float32, np.float32]:

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from fastmlp_kernels.algebra.constants import ONE, TWO, ZERO
+from fastmlp_kernels.algebra.constants import ONE, TWENTY, TWO, ZERO
 
 # Beyond these, exp overflows to infinity or is taken as 0 (the subnormal results are flushed;
 # nothing in a network can tell them from 0). 2**k is applied as two factors so that k = 128
@@ -24,7 +24,6 @@ LARGEST_64, SMALLEST_64 = np.float64(709.782712893384), np.float64(-708.39641853
 INFINITY_32, INFINITY_64 = np.float32(np.inf), np.float64(np.inf)
 
 LOG2_E_32, LOG2_E_64 = np.float32(1 / math.log(2)), np.float64(1 / math.log(2))
-TWENTY = np.float32(20)
 HALF_32, HALF_64 = np.float32(0.5), np.float64(0.5)
 # Cody and Waite's split: the high part has few bits, so that k times it is exact.
 LOG2_HIGH_32, LOG2_LOW_32 = np.float32(0.693359375), np.float32(-2.12194440e-4)

@@ -212,6 +212,19 @@ LOSSES = Table(
 )
 
 
+def row_of_element(element):
+    """Return the row rule that applies an element rule to each output and sums the losses."""
+
+    def row(prediction, target, i, slope):
+        total, slope[i, 0] = element(prediction[i, 0], target[i, 0])
+        for j in range(1, prediction.shape[1]):
+            loss, slope[i, j] = element(prediction[i, j], target[i, j])
+            total += loss
+        return total
+
+    return row
+
+
 @dataclass(frozen=True)
 class LossRule:
     """One compiled rule: a loss on predictions, on a fused pre-activation, or on labels."""
@@ -219,6 +232,11 @@ class LossRule:
     name: str
     rule: Callable
     by_row: bool
+
+    @property
+    def row(self) -> Callable:
+        """The rule as a row rule, which is what kernels call."""
+        return self.rule if self.by_row else row_of_element(self.rule)
 
 
 def loss_rules() -> tuple[LossRule, ...]:

@@ -9,26 +9,11 @@ from fastmlp_kernels.compile import cpu_switch, kernel
 from fastmlp_kernels.problem import STATUS
 
 
-def row_of_element(element):
-    """Return the row rule that applies an element rule to each output and sums the losses."""
-
-    def row(prediction, target, i, slope):
-        total, slope[i, 0] = element(prediction[i, 0], target[i, 0])
-        for j in range(1, prediction.shape[1]):
-            loss, slope[i, j] = element(prediction[i, j], target[i, j])
-            total += loss
-        return total
-
-    return row
-
-
 def _no_link(prediction, i):
     pass
 
 
-_row_rule = cpu_switch(
-    [rule.rule if rule.by_row else row_of_element(rule.rule) for rule in loss_rules()]
-)
+_row_rule = cpu_switch([rule.row for rule in loss_rules()])
 _link = cpu_switch([loss.link or _no_link for loss in LOSSES])
 
 

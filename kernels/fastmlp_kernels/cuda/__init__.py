@@ -6,9 +6,10 @@ from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 def launches(problem: Problem) -> int:
     """Return the kernel launches of an epoch of `cuda.layered`."""
     layers = len(problem.sizes) - 1
-    # gather X and y, forward each, loss, its sum, slope and weight gradient each, backward-data
-    # for all but the first, the check and the update.
-    return problem.batches * (2 + layers + 2 + 2 * layers + (layers - 1) + 2)
+    slopes = sum(name != "identity" for name in problem.training_activations)
+    # gather X and y, forward each, loss, its sum, slope where there is one, weight gradient each,
+    # backward-data for all but the first, the check and the update.
+    return problem.batches * (2 + layers + 2 + slopes + layers + (layers - 1) + 2)
 
 
 def _supports(problem: Problem, machine: Machine) -> str | None:
