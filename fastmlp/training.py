@@ -80,6 +80,7 @@ class Fit:
         X, y = program.to_device(self.data.X), program.to_device(self.data.y)
         parameters = program.to_device(state.parameters)
         slots = program.to_device(state.slots)
+        program.prepare(parameters, slots, X, y)
         report = Report(self.options, self.plan.problem.batches, self.history)
         try:
             for _ in range(self.options.epochs):

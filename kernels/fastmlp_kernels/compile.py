@@ -31,6 +31,9 @@ logger = logging.getLogger("fastmlp")
 # allows fused multiply-adds and nothing else: never nnan or ninf, as a NaN must be seen, and no
 # reassociation, so that a row's result does not depend on the rows beside it.
 CPU_FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "nogil": True}
+# A rule that calls two polynomials is past LLVM's inlining threshold, and a call in a loop keeps
+# it scalar: softplus in float64 took 16 ns an element instead of 2.2 (same machine and day).
+RULE_FLAGS: dict[str, Any] = {**CPU_FLAGS, "forceinline": True}
 # For dot products along a row, which vectorise only when their sum may be split over lanes.
 REDUCTION_FLAGS: dict[str, Any] = {**CPU_FLAGS, "fastmath": {"contract", "reassoc"}}
 # The default FMA contraction stays on; fastmath would flush and approximate.
@@ -57,9 +60,9 @@ def _make_callable(function: types.FunctionType) -> None:
         def choose(z: Any) -> Callable:
             return double if z == numba_types.float64 else single
 
-        overload(function, jit_options=CPU_FLAGS, strict=False)(choose)
+        overload(function, jit_options=RULE_FLAGS, strict=False)(choose)
         return
-    register_jitable(**CPU_FLAGS)(function)
+    register_jitable(**RULE_FLAGS)(function)
     for callee in _callees(function):
         _make_callable(callee)
 

@@ -180,6 +180,9 @@ class Program(Protocol):
     def to_host(self, array: Any, out: np.ndarray) -> None:
         """Copy a device array into `out`; nothing to do when they are the same array."""
 
+    def prepare(self, parameters: Any, state: Any, X: Any, y: Any) -> None:
+        """Compile what `epoch` runs, or load it, so that no epoch's time includes that."""
+
     def epoch(
         self,
         parameters: Any,

@@ -94,6 +94,9 @@ class ReferenceProgram:
         if array is not out:
             out[...] = array
 
+    def prepare(self, parameters, state, X, y):
+        """See `Program.prepare`. Nothing is compiled."""
+
     def epoch(self, parameters, state, X, y, order, hyper, losses, control):
         """See `Program.epoch`."""
         gradient = np.empty_like(parameters)

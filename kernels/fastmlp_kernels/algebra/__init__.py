@@ -7,10 +7,11 @@ uncompiled by `fastmlp_kernels.reference`.
 from fastmlp_kernels.algebra.activations import ACTIVATIONS, Activation
 from fastmlp_kernels.algebra.initializers import INITIALIZERS, Initializer
 from fastmlp_kernels.algebra.losses import LOSSES, Loss, LossRule, loss_rules, rule_name
-from fastmlp_kernels.algebra.optimizers import OPTIMIZERS, OptimizerRule, hyper_table
+from fastmlp_kernels.algebra.optimizers import HYPER_WIDTH, OPTIMIZERS, OptimizerRule, hyper_table
 
 __all__ = [
     "ACTIVATIONS",
+    "HYPER_WIDTH",
     "INITIALIZERS",
     "LOSSES",
     "OPTIMIZERS",

@@ -125,9 +125,12 @@ def silu(z):
 
 
 def silu_slope(z, a):
-    s = sigmoid(z)
-    # z (1 - s) as z * sigmoid(-z): no cancellation, and 0 rather than -inf * 0 far out.
-    return s * (ONE + z * sigmoid(-z))
+    # With e = exp(-|z|), sigmoid(|z|) = 1 / (1 + e) and sigmoid(-|z|) = e / (1 + e): one
+    # exponential for both, no overflow, and no cancellation in 1 - sigmoid(z).
+    e = exp(-abs(z))
+    large = ONE / (ONE + e)
+    small = e * large
+    return large * (ONE + z * small) if z >= ZERO else small * (ONE + z * large)
 
 
 def gelu(z):

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS
+from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
 from fastmlp_kernels.compile import kernel
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.gather import gather_rows
@@ -206,6 +206,11 @@ class LayeredProgram:
         """Copy, unless it is the same array."""
         if array is not out:
             out[...] = array
+
+    def prepare(self, parameters, state, X, y):
+        """See `Program.prepare`: an epoch of no batches."""
+        order, hyper = np.empty(0, dtype=np.int64), self._zeros(0, HYPER_WIDTH)
+        self.epoch(parameters, state, X, y, order, hyper, self.one_loss[:0], self.control)
 
     def epoch(self, parameters, state, X, y, order, hyper, losses, control):
         """See `Program.epoch`."""
