@@ -280,7 +280,7 @@ class LayeredProgram:
         self._over(kernels.update, count, *arguments, self.status)
 
     def prepare(self, parameters, state, X, y):
-        """See `Program.prepare`. The first launches compile: a launch of nothing would be an error."""
+        """See `Program.prepare`. The first launches compile; one of nothing would be an error."""
 
     def epoch(self, parameters, state, X, y, order, hyper, losses, control):
         """See `Program.epoch`; ``control[BATCHES]`` is written at the end alone.
