@@ -8,8 +8,8 @@ from fastmlp_kernels.cpu.activation import activation_forward
 def _add_rows(coefficients, matrix, count, out):
     """Add ``sum_k coefficients[k] * matrix[k]`` to the vector `out`, k ascending.
 
-    Four rows a pass: `out` is then loaded and stored once per four multiply-adds. More than that
-    and LLVM's limit of eight run-time overlap checks keeps the loop scalar.
+    Four rows a pass: `out` is then loaded and stored once per four multiply-adds. LLVM vectorises
+    only behind a limited number of run-time overlap checks (eight by default), one a row here.
     """
     k = 0
     while k + 4 <= count:
