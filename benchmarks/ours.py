@@ -38,13 +38,14 @@ class Fastmlp(Baseline):
 
     def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
         """Build the program and give it its arrays, once."""
+        from fastmlp.machine import detect
         from fastmlp_kernels.algebra import OPTIMIZERS
         from fastmlp_kernels.algebra.optimizers import hyper_table
         from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS
         from fastmlp_kernels.registry import KERNELS
 
         (kernel,) = [kernel for kernel in KERNELS if kernel.name == self.entry.kernel]
-        self.program = kernel.build(problem(case))
+        self.program = kernel.build(problem(case), detect())
         self.host = flatten(weights).astype(np.float32)
         self.on_device = self.program.to_device(self.host)
         state = self.program.to_device(np.zeros((0, len(self.host)), np.float32))

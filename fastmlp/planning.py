@@ -188,6 +188,7 @@ class Programs:
         device: str = "auto",
         kernel: str | None = None,
         purpose: str = "",
+        threads: int | None = None,
     ) -> tuple[Plan, Program]:
         """Return the plan and the program for an epoch of `rows` rows.
 
@@ -196,16 +197,17 @@ class Programs:
         """
         # The request is the key, and not the problem that it makes: planning and hashing a
         # problem cost more than a step of a small network.
-        key = (rows, batch_size, labels, rule, device, kernel, purpose)
+        key = (rows, batch_size, labels, rule, device, kernel, purpose, threads)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
+        machine = detect() if threads is None else replace(detect(), cores=threads)
         problem = replace(
             self._template, rows=rows, batch_size=batch_size, labels=labels, optimizer=rule
         )
-        chosen = plan(problem, device, kernel)
+        chosen = plan(problem, device, kernel, machine)
         announce_compilation(chosen)
-        self._kept[key] = chosen, chosen.kernel.build(problem)
+        self._kept[key] = chosen, chosen.kernel.build(problem, machine)
         if len(self._kept) > PROGRAMS_KEPT:
             self._kept.popitem(last=False)
         return self._kept[key]

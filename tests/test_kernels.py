@@ -14,6 +14,7 @@ from fastmlp_kernels.problem import (
     REDUCTIONS,
     STATUS,
     STOP,
+    Machine,
     Problem,
     parameter_layout,
 )
@@ -34,7 +35,7 @@ def build(request):
     """Return a function that builds a program with a poisoned workspace."""
 
     def built(problem):
-        program = request.param.build(problem)
+        program = request.param.build(problem, Machine())
         poison(program)
         return program
 

@@ -144,7 +144,7 @@ class Machine:
     Parameters
     ----------
     cores : int
-        Processors that this process may use.
+        Processors that this process may use: the most threads of a CPU kernel.
     cpu_flops : float
         Floating-point operations a second of one core in the CPU kernels, float32.
     cuda_missing : str or None
@@ -153,6 +153,8 @@ class Machine:
         The GPU's name, or "".
     gpu_flops, gpu_launch_seconds, gpu_copy_bytes : float
         Its rate in our kernels, the host's cost of a launch, and bytes a second to and from it.
+    instruction_set : str
+        Name of the vector instructions that CPU kernels use; "" for the best that are here.
 
     Notes
     -----
@@ -167,6 +169,7 @@ class Machine:
     gpu_flops: float = 4e12
     gpu_launch_seconds: float = 2e-5
     gpu_copy_bytes: float = 1e10
+    instruction_set: str = ""
 
 
 class Program(Protocol):
@@ -246,11 +249,11 @@ class Kernel:
     cost : callable
         ``cost(problem, machine)`` returns predicted seconds of an epoch.
     build : callable
-        ``build(problem)`` returns a `Program`.
+        ``build(problem, machine)`` returns a `Program`.
     """
 
     name: str
     device: str
     supports: Callable[[Problem, Machine], str | None]
     cost: Callable[[Problem, Machine], float]
-    build: Callable[[Problem], Program]
+    build: Callable[[Problem, Machine], Program]

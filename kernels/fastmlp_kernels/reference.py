@@ -17,6 +17,7 @@ from fastmlp_kernels.problem import (
     Kernel,
     Machine,
     Problem,
+    Program,
     parameter_layout,
 )
 
@@ -181,4 +182,8 @@ def _cost(problem: Problem, machine: Machine) -> float:
     return problem.flops / machine.cpu_flops + scalars * SCALAR_SECONDS
 
 
-KERNEL = Kernel("reference", "cpu", _supports, _cost, ReferenceProgram)
+def _build(problem: Problem, machine: Machine) -> Program:
+    return ReferenceProgram(problem)
+
+
+KERNEL = Kernel("reference", "cpu", _supports, _cost, _build)

@@ -19,7 +19,7 @@ def _cost(problem: Problem, machine: Machine) -> float:
     return CALL_SECONDS + problem.flops / flops + updates
 
 
-def _build(problem: Problem) -> Program:
+def _build(problem: Problem, machine: Machine) -> Program:
     from fastmlp_kernels.cpu.layered import LayeredProgram
 
     return LayeredProgram(problem)

@@ -27,7 +27,7 @@ def _cost(problem: Problem, machine: Machine) -> float:
     )
 
 
-def _build(problem: Problem) -> Program:
+def _build(problem: Problem, machine: Machine) -> Program:
     from fastmlp_kernels.cuda.layered import LayeredProgram
 
     return LayeredProgram(problem)
