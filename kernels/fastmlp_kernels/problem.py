@@ -147,6 +147,11 @@ class Machine:
         Processors that this process may use: the most threads of a CPU kernel.
     cpu_flops : float
         Floating-point operations a second of one core in the CPU kernels, float32.
+    cpu_bytes : float
+        Bytes a second that one core moves in the passes over activations and parameters.
+    cpu_step_seconds, cpu_barrier_seconds, cpu_thread_seconds : float
+        What a mini-batch costs beside its arithmetic, a meeting of the team, and starting and
+        joining one thread.
     cuda_missing : str or None
         Why no GPU can be used; None when one can.
     gpu : str
@@ -158,12 +163,16 @@ class Machine:
 
     Notes
     -----
-    The default of `cpu_flops` is the low end of what `cpu.layered` reached on a 2-core AMD EPYC
-    (31 to 39 GFLOP/s, benchmarks/results, 2026-11-23). The GPU's are estimates: none was measured.
+    The defaults are those of the machine that the benchmarks ran on; ``python -m fastmlp
+    calibrate`` measures those of another. The GPU's are estimates: none was measured.
     """
 
     cores: int = 1
-    cpu_flops: float = 3e10
+    cpu_flops: float = 9e10
+    cpu_bytes: float = 2e10
+    cpu_step_seconds: float = 1e-6
+    cpu_barrier_seconds: float = 3e-7
+    cpu_thread_seconds: float = 1e-4
     cuda_missing: str | None = "no GPU was looked for"
     gpu: str = ""
     gpu_flops: float = 4e12

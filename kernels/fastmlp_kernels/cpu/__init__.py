@@ -2,21 +2,41 @@
 
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 
-# What a call costs beside its arithmetic, and a mini-batch beside its products (gather, loss,
-# update of each parameter). Estimates, not measured: a calibration is to replace them.
-CALL_SECONDS = 5e-6
-BATCH_SECONDS = 1e-6
-UPDATE_SECONDS = 1e-9
-
 
 def _supports(problem: Problem, machine: Machine) -> str | None:
     return None
 
 
+def epoch_seconds(problem: Problem, machine: Machine, threads: int) -> float:
+    """Return the predicted seconds of an epoch on a number of threads: a roofline and its fixed costs.
+
+    Arithmetic at the rate of the products; each activation is written and read once in either
+    direction, each parameter, its state, its gradient and two copies once a step.
+    """
+    item = 8 if problem.dtype == "float64" else 4
+    units = sum(problem.sizes)
+    moved = item * (
+        4 * problem.rows * units
+        + problem.batches * problem.parameter_count * (4 + 2 * problem.slots)
+    )
+    flops = machine.cpu_flops * (4 / item)
+    shared = problem.flops / flops + moved / machine.cpu_bytes
+    seconds = shared / threads + problem.batches * machine.cpu_step_seconds
+    if threads > 1:
+        seconds += problem.batches * 2 * machine.cpu_barrier_seconds
+        seconds += (threads - 1) * machine.cpu_thread_seconds
+    return seconds
+
+
+def best_threads(problem: Problem, machine: Machine) -> int:
+    """Return the number of threads with the lowest predicted time."""
+    return min(
+        range(1, machine.cores + 1), key=lambda count: epoch_seconds(problem, machine, count)
+    )
+
+
 def _cost(problem: Problem, machine: Machine) -> float:
-    flops = machine.cpu_flops * (0.5 if problem.dtype == "float64" else 1.0)
-    updates = problem.batches * (BATCH_SECONDS + problem.parameter_count * UPDATE_SECONDS)
-    return CALL_SECONDS + problem.flops / flops + updates
+    return epoch_seconds(problem, machine, best_threads(problem, machine))
 
 
 def _build(problem: Problem, machine: Machine) -> Program:
