@@ -18,7 +18,7 @@ from fastmlp_kernels.algebra import (
     loss_rules,
 )
 from fastmlp_kernels.compile import cpu_function
-from fastmlp_kernels.cpu.layered import LayeredProgram
+from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import DTYPES, Problem
 from fastmlp_kernels.reference import elementwise
 from tests import gradients
@@ -326,7 +326,7 @@ def test_cross_entropies_are_finite_at_extreme_logits(loss, logit, dtype, labels
     X = np.ones((2, 1), dtype)
     y = np.array([[0], [1]] if labels else [[1, 0], [0, 1]], dtype)
     gradient = np.full(4, np.nan, dtype)
-    value = LayeredProgram(problem).value_and_gradient(parameters, X, y, gradient)
+    value = FusedProgram(problem).value_and_gradient(parameters, X, y, gradient)
     assert np.isfinite(value) and np.isfinite(gradient).all()
     # One of the two rows is right and the other wrong by the distance of the logits.
     size = abs(logit)
@@ -449,7 +449,7 @@ def update_kernel(rule, steps=6, size=12, seed=0):
     generator = np.random.default_rng(seed)
     start, slopes = generator.normal(0, 1, size), generator.normal(0, 1, (steps, size))
     parameters, state = start.copy(), np.zeros((problem.slots, size))
-    program, path = LayeredProgram(problem), []
+    program, path = FusedProgram(problem), []
     table = hyper_table(OPTIMIZERS[rule], SETTINGS[rule], 1, steps, "float64")
     for step in range(steps):
         program.update(parameters, slopes[step], state, table[step : step + 1])
@@ -503,7 +503,7 @@ def test_optimizer_descends_a_quadratic(rule):
     table = hyper_table(OPTIMIZERS[rule], settings, 1, 400, "float64")
     curvature = np.array([1.0, 2, 4, 7, 10])
     parameters, state = np.ones(5), np.zeros((problem.slots, 5))
-    program = LayeredProgram(problem)
+    program = FusedProgram(problem)
     for row in table:
         program.update(parameters, curvature * parameters, state, row[None])
     assert (curvature * parameters**2).sum() < 1e-3 * curvature.sum()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 SCRIPT = """
 import ctypes, mmap, sys
 import numpy as np
-from fastmlp_kernels.cpu.layered import LayeredProgram
+from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import Problem
 from tests.samples import sample
 
@@ -41,7 +41,7 @@ def run(problem, side, fault):
     for name, array in vars(data).items():
         if array.size:
             setattr(data, name, guarded(array, side))
-    program = LayeredProgram(problem)
+    program = FusedProgram(problem)
     program.workspace = program.workspace._make(guarded(a, side) for a in program.workspace)
     program.chain = guarded(program.chain, side)
     if fault == "row beyond the inputs":

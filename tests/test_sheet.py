@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES, OPTIMIZERS, hyper_table
-from fastmlp_kernels.cpu.layered import LayeredProgram
+from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import CONTROL_WORDS, Problem, parameter_layout
 from tests import gradients
 
@@ -88,7 +88,7 @@ class Sheet:
 
     def kernel(self, parameters=None):
         """Return the kernel's loss and flat gradient."""
-        program = LayeredProgram(self.problem)
+        program = FusedProgram(self.problem)
         parameters = self.parameters if parameters is None else parameters
         flat = np.full_like(self.parameters, np.nan)
         return program.value_and_gradient(parameters, self.x, self.y, flat), flat
@@ -128,7 +128,7 @@ def kernel_slope(activation: str, z: np.ndarray) -> np.ndarray:
     problem = Problem(
         (1, 1), (activation,), "half_squared_error", dtype="float64", batch_size=z.size, rows=z.size
     )
-    program = LayeredProgram(problem)
+    program = FusedProgram(problem)
     parameters = np.array([1.0, 0.0])
     column = z.reshape(-1, 1)
     program.forward(parameters, column, np.empty_like(column))
@@ -139,7 +139,7 @@ def kernel_slope(activation: str, z: np.ndarray) -> np.ndarray:
 
 def test_forward_is_the_chain_of_the_sheet(sheet):
     out = np.full((ROWS, OUTPUTS), np.nan)
-    LayeredProgram(sheet.problem).forward(sheet.parameters, sheet.x, out)
+    FusedProgram(sheet.problem).forward(sheet.parameters, sheet.x, out)
     assert_equal(out, sheet.yhat)
 
 
@@ -235,7 +235,7 @@ def test_saturation_is_finite(system, dtype, logit):
     parameters = np.array([0, logit, 0, logit], dtype)
     x, y = np.ones((2, 1), dtype), np.array([[0], [1]], dtype)
     flat = np.full(4, np.nan, dtype)
-    value = LayeredProgram(problem).value_and_gradient(parameters, x, y, flat)
+    value = FusedProgram(problem).value_and_gradient(parameters, x, y, flat)
     assert np.isfinite(value) and np.isfinite(flat).all()
     if system == "classification (b)":
         yhat = 0.0 if logit < -80 else 1.0 if logit > 80 else 0.5
@@ -251,7 +251,7 @@ def test_one_training_step_in_five_parts_equals_the_fused_one(sheet):
     state = np.zeros((0, sheet.parameters.size))
 
     separate, gradient = sheet.parameters.copy(), np.full_like(sheet.parameters, np.nan)
-    program = LayeredProgram(sheet.problem)
+    program = FusedProgram(sheet.problem)
     program.forward(separate, sheet.x, np.empty((ROWS, OUTPUTS)))  # 1: forward
     loss = program.loss(sheet.y)  # 2: loss
     gradient[...] = 0  # 3: zero the gradients
@@ -260,7 +260,7 @@ def test_one_training_step_in_five_parts_equals_the_fused_one(sheet):
 
     fused, losses = sheet.parameters.copy(), np.full(1, np.nan)
     control = np.zeros(CONTROL_WORDS, np.int64)
-    LayeredProgram(sheet.problem).epoch(
+    FusedProgram(sheet.problem).epoch(
         fused, state, sheet.x, sheet.y, np.arange(ROWS), hyper, losses, control
     )
     assert losses[0] == loss
@@ -295,7 +295,7 @@ def first_layer_gradient_norm(activation: str, depth: int) -> float:
             parameters[layer.weight] = generator.normal(0, spread, width * width)
         gradient = np.empty_like(parameters)
         X, y = generator.normal(0, 1, (2, rows, width))
-        LayeredProgram(problem).value_and_gradient(parameters, X, y, gradient)
+        FusedProgram(problem).value_and_gradient(parameters, X, y, gradient)
         norms.append(np.linalg.norm(gradient[parameter_layout(problem.sizes)[0].weight]))
     return float(np.mean(norms))
 

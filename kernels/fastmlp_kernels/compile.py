@@ -1,16 +1,18 @@
 """The two compilers: the only file that holds jit flags.
 
-Plain functions of the algebra are compiled for the CPU (`cpu_switch`, `kernel`) and for CUDA
-(`cuda_switch`, `cuda_kernel`). A *switch* folds a table of functions into one
-``select(code, ...)``: kernels take codes, so that one compiled kernel serves every activation,
-loss and optimizer, and no closure over a compiled function keeps it out of the disk cache.
+Plain functions of the algebra are compiled for the CPU and for CUDA. On the CPU each row of a
+table becomes a *leaf*, a small function that kernels call by its address: only the rows that a
+network uses are compiled, and the kernels themselves know nothing of rows or dtypes. On CUDA a
+*switch* folds a table into one ``select(code, ...)``.
 """
 
+import contextlib
 import dis
 import functools
 import hashlib
 import inspect
 import logging
+import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import Any
 
 import numba
 from numba.core import types as numba_types
+from numba.core import sigutils
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.ccallback import CFunc
 from numba.extending import overload, register_jitable
 
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
@@ -31,11 +35,14 @@ logger = logging.getLogger("fastmlp")
 # allows fused multiply-adds and nothing else: never nnan or ninf, as a NaN must be seen, and no
 # reassociation, so that a row's result does not depend on the rows beside it.
 CPU_FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "nogil": True}
+PART_FLAGS: dict[str, Any] = {
+    **CPU_FLAGS,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 # A rule that calls two polynomials is past LLVM's inlining threshold, and a call in a loop keeps
 # it scalar: softplus in float64 took 16 ns an element instead of 2.2 (same machine and day).
 RULE_FLAGS: dict[str, Any] = {**CPU_FLAGS, "forceinline": True}
-# For dot products along a row, which vectorise only when their sum may be split over lanes.
-REDUCTION_FLAGS: dict[str, Any] = {**CPU_FLAGS, "fastmath": {"contract", "reassoc"}}
 # The default FMA contraction stays on; fastmath would flush and approximate.
 CUDA_FLAGS: dict[str, Any] = {"fastmath": False}
 
@@ -63,7 +70,7 @@ def _make_callable(function: types.FunctionType) -> None:
         overload(function, jit_options=RULE_FLAGS, strict=False)(choose)
         return
     register_jitable(**RULE_FLAGS)(function)
-    for callee in _callees(function):
+    for callee in (*_callees(function), *_closed_over(function)):
         _make_callable(callee)
 
 
@@ -81,21 +88,9 @@ def _switch(functions: Sequence[Callable], compiled: Sequence[Callable]) -> Call
     return namespace["select"]
 
 
-def cpu_function(function: Callable) -> Callable:
-    """Compile a function that kernels call; it is inlined there and not cached by itself."""
-    for callee in _closed_over(function):
-        _make_callable(callee)
-    return numba.njit(**CPU_FLAGS)(function)
-
-
 def _closed_over(function: Callable) -> list[types.FunctionType]:
     cells = function.__closure__ or ()
     return [c.cell_contents for c in cells if isinstance(c.cell_contents, types.FunctionType)]
-
-
-def cpu_switch(functions: Sequence[Callable]) -> Callable:
-    """Return ``select(code, ...)``, compiled for the CPU, over functions of one signature."""
-    return numba.njit(**CPU_FLAGS)(_switch(functions, [cpu_function(f) for f in functions]))
 
 
 @functools.cache
@@ -106,8 +101,11 @@ def stamp() -> str:
     go unseen, and the old result be served.
     """
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        # CUDA kernels are not cached: an edit of one is nothing to the others.
+        if path.parent != folder / "cuda":
+            digest.update(path.read_bytes())
     for row in (*ACTIVATIONS, *loss_rules(), *OPTIMIZERS):
         digest.update(row.name.encode())
         for value in vars(row).values():
@@ -122,27 +120,85 @@ class StampedCache(FunctionCache):
 
     It stands where Numba puts it: beside the source, else in the user's own cache folder. Cache
     files are pickles, so never in a folder that others can write to.
+
+    Parameters
+    ----------
+    function : callable
+    name : str, optional
+        Of a leaf: one function of the source makes many of them, told apart by this name alone.
     """
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable, name: str = "") -> None:
         super().__init__(function)
+        self._leaf = name
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path,
-            filename_base=self._impl.filename_base,
+            filename_base=f"{name}-{sys.implementation.cache_tag}" if name else self._impl.filename_base,
             source_stamp=stamp(),
         )
 
+    def _index_key(self, sig: Any, codegen: Any) -> tuple:
+        if not self._leaf:
+            return super()._index_key(sig, codegen)
+        # Numba's key holds the closure, and a compiled function in it hashes anew in each process.
+        return (sig, codegen.magic_tuple())
 
-def kernel(function: Callable | None = None, *, flags: dict[str, Any] = CPU_FLAGS) -> Any:
-    """Compile a CPU kernel, cached on disk; where no cache folder can be had, uncached."""
-    if function is None:
-        return functools.partial(kernel, flags=flags)
-    dispatcher = numba.njit(**flags)(function)
+
+def cache_folder() -> Path | None:
+    """Return the folder of the disk cache, or None where there is none to be had."""
     try:
-        dispatcher._cache = StampedCache(function)
+        return Path(StampedCache(_callees).cache_path)
     except RuntimeError as error:
         logger.warning("kernels are compiled anew in each process: %s", error)
+        return None
+
+
+def kernel(function: Callable) -> Any:
+    """Compile a CPU kernel that Python calls, cached on disk where a cache folder can be had."""
+    dispatcher = part(function, **CPU_FLAGS)
+    with contextlib.suppress(RuntimeError):
+        dispatcher._cache = StampedCache(function)
     return dispatcher
+
+
+def _word(argument: Any) -> Any:
+    whole = isinstance(argument, numba_types.Integer | numba_types.IntegerLiteral)
+    truth = isinstance(argument, numba_types.Boolean | numba_types.BooleanLiteral)
+    return numba_types.int64 if whole or truth else argument
+
+
+def part(function: Callable, **flags: Any) -> Any:
+    """Compile a part of CPU kernels: every number that it is given is a word.
+
+    Numba would compile it once more for each constant that a caller passes, and wrap it for
+    Python each time.
+    """
+    dispatcher = numba.njit(**(flags or PART_FLAGS))(function)
+    resolve = dispatcher.get_call_template
+    dispatcher.get_call_template = lambda arguments, keywords: resolve(
+        tuple(_word(each) for each in arguments), keywords
+    )
+    return dispatcher
+
+
+def leaf(function: Callable, name: str, signature: Any) -> CFunc:
+    """Compile a function for callers that know its address, cached on disk under `name`.
+
+    Parameters
+    ----------
+    function : callable
+        A loop over one row of the algebra; what it closes over is compiled with it.
+    name : str
+        Unique among leaves.
+    signature : numba signature
+    """
+    for callee in _closed_over(function):
+        _make_callable(callee)
+    compiled = CFunc(function, sigutils.normalize_signature(signature), {}, CPU_FLAGS)
+    with contextlib.suppress(RuntimeError):
+        compiled._cache = StampedCache(function, name)
+    compiled.compile()
+    return compiled
 
 
 def simulated() -> bool:

@@ -40,9 +40,9 @@ def _cost(problem: Problem, machine: Machine) -> float:
 
 
 def _build(problem: Problem, machine: Machine) -> Program:
-    from fastmlp_kernels.cpu.layered import LayeredProgram
+    from fastmlp_kernels.cpu.program import FusedProgram
 
-    return LayeredProgram(problem)
+    return FusedProgram(problem, machine)
 
 
-KERNELS = (Kernel("cpu.layered", "cpu", _supports, _cost, _build),)
+KERNELS = (Kernel("cpu.fused", "cpu", _supports, _cost, _build),)

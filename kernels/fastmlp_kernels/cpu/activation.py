@@ -1,80 +1,85 @@
-"""Activations over arrays: the algebra's rows as loops, selected by code outside the loop."""
+"""Activations over blocks of a panel: each row of the algebra as two leaves."""
 
-import numpy as np
+import functools
+
+from numba.core import types
 
 from fastmlp_kernels.algebra import ACTIVATIONS
-from fastmlp_kernels.compile import cpu_switch, kernel
+from fastmlp_kernels.compile import leaf
+from fastmlp_kernels.cpu.intrinsics import magnitude, read, write
+
+NUMBERS = {"float32": types.float32, "float64": types.float64}
 
 
-def _value_loop(value):
-    def activate(a):
-        for i in range(a.size):
-            a[i] = value(a[i])
-
-    return activate
-
-
-def _slope_loop(slope, keeps_input):
-    # Reading only the array that the row keeps lets the loop vectorise when Z and A are one.
-    def multiply_by_input_slope(z, a, d):
-        for i in range(d.size):
-            d[i] *= slope(z[i], z[i])
-
-    def multiply_by_output_slope(z, a, d):
-        for i in range(d.size):
-            d[i] *= slope(a[i], a[i])
-
-    return multiply_by_input_slope if keeps_input else multiply_by_output_slope
-
-
-KEEPS_INPUT = np.array([row.keeps == "input" for row in ACTIVATIONS])
-_activate = cpu_switch([_value_loop(row.value) for row in ACTIVATIONS])
-_multiply = cpu_switch([_slope_loop(row.slope, row.keeps == "input") for row in ACTIVATIONS])
-
-
-@kernel
-def activation_forward(Z, activation, rows, out):
-    """Write f(Z) to `out`.
+@functools.cache
+def activation_forward(name: str, dtype: str) -> int:
+    """Return the address of the leaf that writes f(Z) over a block.
 
     Parameters
     ----------
-    Z, out : dtype[batch, units], C-contiguous
-        Read and written; may be the same array.
-    activation : int
-        Code of the row of ACTIVATIONS.
-    rows : int
-        Rows used, from the first.
+    name : str
+        Row of ACTIVATIONS.
+    dtype : str
 
     Notes
     -----
-    Cost: one read and one write of ``rows * units`` elements, in place in vectors.
-    Accuracy: 2 units in the last place for the exponential family. Source: `algebra.activations`.
+    The leaf is ``activate(Z, A, count) -> largest magnitude of Z as bits``. A row that keeps its
+    output works in place on A and ignores Z; one that keeps its input reads Z and writes A, which
+    do not overlap. Cost: a read and a write an element. Accuracy: 2 units in the last place for
+    the exponential family. Source: `algebra.activations`.
     """
-    count = rows * out.shape[1]
-    result = out.ravel()[:count]
-    if Z.ctypes.data != out.ctypes.data:
-        result[:] = Z.ravel()[:count]
-    _activate(activation, result)
+    row = ACTIVATIONS[name]
+    value = row.value
+    pointer = types.CPointer(NUMBERS[dtype])
+
+    def activate_in_place(Z, A, count):
+        seen = magnitude(read(A, 0, 1))
+        for i in range(count):
+            z = read(A, i, 1)
+            seen = max(seen, magnitude(z))
+            write(A, i, value(z), 1)
+        return types.int64(seen)
+
+    def activate(Z, A, count):
+        seen = magnitude(read(Z, 0, 0))
+        for i in range(count):
+            z = read(Z, i, 0)
+            seen = max(seen, magnitude(z))
+            write(A, i, value(z), 1)
+        return types.int64(seen)
+
+    function = activate if row.keeps == "input" else activate_in_place
+    signature = types.int64(pointer, pointer, types.int64)
+    return leaf(function, f"activation_forward-{name}-{dtype}", signature).address
 
 
-@kernel
-def activation_backward(Z, A, activation, rows, dZ):
-    """Multiply dZ, which holds dA on entry, by the slope of the activation, in place.
+@functools.cache
+def activation_backward(name: str, dtype: str) -> int:
+    """Return the address of the leaf that turns dA into dZ over a block, in place.
 
     Parameters
     ----------
-    Z, A : dtype[batch, units], C-contiguous
-        Pre-activation and activation, of which the one that the activation keeps is read; may be
-        the same array.
-    activation, rows : int
-        Code of the row of ACTIVATIONS, and the rows used, from the first.
-    dZ : dtype[batch, units], C-contiguous
-        Read and written; distinct from Z and A.
+    name : str
+        Row of ACTIVATIONS.
+    dtype : str
 
     Notes
     -----
-    Cost: two reads and a write of ``rows * units`` elements. Source: ``dZ = dA * f'(Z)``,
-    with f' from `algebra.activations`.
+    The leaf is ``multiply(kept, dZ, count) -> largest magnitude of dZ as bits``; `kept` holds Z or
+    A, whichever the row keeps, and does not overlap dZ. Cost: two reads and a write an element.
+    Source: ``dZ = dA * f'(Z)``, with f' from `algebra.activations`.
     """
-    count = rows * dZ.shape[1]
-    _multiply(activation, Z.ravel()[:count], A.ravel()[:count], dZ.ravel()[:count])
+    slope = ACTIVATIONS[name].slope
+    pointer = types.CPointer(NUMBERS[dtype])
+
+    def multiply(kept, dZ, count):
+        seen = magnitude(read(dZ, 0, 1))
+        for i in range(count):
+            each = read(kept, i, 0)
+            product = read(dZ, i, 1) * slope(each, each)
+            seen = max(seen, magnitude(product))
+            write(dZ, i, product, 1)
+        return types.int64(seen)
+
+    signature = types.int64(pointer, pointer, types.int64)
+    return leaf(multiply, f"activation_backward-{name}-{dtype}", signature).address

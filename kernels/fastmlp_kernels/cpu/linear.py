@@ -1,136 +1,273 @@
-"""The three products of a linear layer. One thread, plain loops that LLVM vectorises."""
+"""The three products of a linear layer, in blocks of rows and units of weights, over panels."""
 
-from fastmlp_kernels.compile import REDUCTION_FLAGS, kernel
-from fastmlp_kernels.cpu.activation import activation_forward
+from fastmlp_kernels.compile import part
+from fastmlp_kernels.cpu.intrinsics import call, word
+from fastmlp_kernels.cpu.tables import (
+    B,
+    BIAS,
+    CHAIN,
+    CHAIN_COLUMNS,
+    COLUMN_SUM,
+    COPY_ROWS,
+    DELTA,
+    DEPTH_BLOCK,
+    FAN_IN,
+    FAN_OUT,
+    FEATURE_TILE,
+    FINISH,
+    FIRST,
+    GRADIENT_NARROW,
+    GRADIENT_WIDE,
+    IDENTITY,
+    INPUT,
+    ITEM,
+    LANES,
+    PANEL,
+    PANEL_STRIDE,
+    PARAMETERS,
+    SECOND,
+    SUM_BLOCK,
+    TARGET,
+    TILE_COLUMNS,
+    TILE_NARROW,
+    TILE_ROWS,
+    TILE_WIDE,
+    TILES,
+    TRANSPOSE,
+    TRANSPOSED,
+    TRANSPOSED_STRIDE,
+    VALUE,
+    W_STRIDE,
+    WEIGHT,
+    WORD_BYTES,
+    A,
+    W,
+    Z,
+    ZEROS,
+)
 
 
-@kernel
-def _add_rows(coefficients, matrix, count, out):
-    """Add ``sum_k coefficients[k] * matrix[k]`` to the vector `out`, k ascending.
-
-    Four rows a pass: `out` is then loaded and stored once per four multiply-adds. LLVM vectorises
-    only behind a limited number of run-time overlap checks (eight by default), one a row here.
-    """
-    k = 0
-    while k + 4 <= count:
-        c0, c1, c2, c3 = (
-            coefficients[k],
-            coefficients[k + 1],
-            coefficients[k + 2],
-            coefficients[k + 3],
-        )
-        for j in range(out.size):
-            total = out[j]
-            total += c0 * matrix[k, j]
-            total += c1 * matrix[k + 1, j]
-            total += c2 * matrix[k + 2, j]
-            total += c3 * matrix[k + 3, j]
-            out[j] = total
-        k += 4
-    while k < count:
-        c0 = coefficients[k]
-        for j in range(out.size):
-            out[j] += c0 * matrix[k, j]
-        k += 1
+@part
+def layer_row(words, layer):
+    """Return the address of a layer's row of the chain."""
+    return word(words, CHAIN) + layer * CHAIN_COLUMNS * WORD_BYTES
 
 
-@kernel
-def linear_forward(A, W, b, activation, rows, Z, out):
-    """Compute ``Z = A W + b`` and ``out = f(Z)``.
+@part
+def _product(words, left, right, right_stride, depth, columns, initial, step, out, rows):
+    """Write ``left @ right`` plus the initial row, for one block of rows and one block of k."""
+    first, last, start, count = rows
+    item, panel, lanes = word(words, ITEM), word(words, PANEL), word(words, LANES)
+    stride = word(words, PANEL_STRIDE)
+    left += start * stride // panel * item
+    for j in range((columns + panel - 1) // panel):
+        width = TILE_NARROW if columns - j * panel <= lanes else TILE_WIDE
+        right_j = right + (j * right_stride + start * panel) * item
+        out_j = out + j * stride * item
+        begin = initial + j * step * item
+        row, tile = first, word(words, TILES)
+        while row < last:
+            while word(tile, TILE_ROWS) > last - row:
+                tile += TILE_COLUMNS * WORD_BYTES
+            here = out_j + row * panel * item
+            from_row = left + row * panel * item
+            if start > 0:
+                call(word(tile, width), (from_row, stride, right_j, count, here, panel, here))
+            else:
+                call(word(tile, width), (from_row, stride, right_j, count, begin, 0, here))
+            row += word(tile, TILE_ROWS)
+
+
+@part
+def _finish(words, leaf, kept, data, columns, first, last):
+    """Call an activation's leaf on a block of rows of each panel; return the largest magnitude."""
+    item, panel, stride = word(words, ITEM), word(words, PANEL), word(words, PANEL_STRIDE)
+    seen = 0
+    for j in range((columns + panel - 1) // panel):
+        offset = (j * stride + first * panel) * item
+        seen = max(seen, call(leaf, (kept + offset, data + offset, (last - first) * panel)))
+    return seen
+
+
+@part
+def linear_forward(words, layer, first, last):
+    """Compute ``Z = A W + b`` and ``f(Z)`` of a block of rows; return the largest |Z| as bits.
 
     Parameters
     ----------
-    A : dtype[batch, fan_in], C-contiguous, read
-    W : dtype[fan_in, fan_out], C-contiguous, read
-    b : dtype[fan_out], read
-    activation : int
-        Code of the row of ACTIVATIONS.
-    rows : int
-        Rows used, from the first; the others of `Z` and `out` are left alone.
-    Z, out : dtype[batch, fan_out], C-contiguous, written
-        The same array exactly when the activation keeps its output.
+    words, tiles : int64 tables
+        See `cpu.tables`: the layer's input, W and b in panels are read, its Z and A written.
+    layer : int
+    first, last : int
+        The block of rows.
 
     Notes
     -----
-    Cost: ``2 rows fan_in fan_out`` flops. Aliasing: A and W overlap neither output.
-    Accuracy: each element is one chain of fused multiply-adds, k ascending, whatever `rows` is:
-    a row's result does not depend on the rows beside it; error at most
+    Cost: ``2 rows fan_in fan_out`` flops. Aliasing: Z and A are the same panels exactly when the
+    activation keeps its output; nothing else overlaps. Accuracy: each element is one chain of fused
+    multiply-adds from the bias on, k ascending, whatever the rows beside it: error at most
     ``(fan_in + 1) u (|A| |W| + |b|)``. Source: the derivation sheet, ``z = W x + b``.
     """
-    for i in range(rows):
-        row = Z[i]
-        row[:] = b
-        _add_rows(A[i], W, W.shape[0], row)
-    activation_forward(Z, activation, rows, out)
+    row = layer_row(words, layer)
+    depth = word(row, FAN_IN)
+    for start in range(0, depth, word(words, DEPTH_BLOCK)):
+        rows = (first, last, start, min(word(words, DEPTH_BLOCK), depth - start))
+        _product(
+            words, word(row, INPUT), word(row, W), word(row, W_STRIDE), depth, word(row, FAN_OUT), word(row, B),
+            word(words, PANEL), word(row, Z), rows,
+        )
+    return _finish(words, word(row, VALUE), word(row, Z), word(row, A), word(row, FAN_OUT), first, last)
 
 
-@kernel(flags=REDUCTION_FLAGS)
-def linear_backward(dZ, W, rows, dA):
-    """Compute ``dA = dZ W^T``.
+@part
+def linear_backward(words, layer, first, last, dA, kept, slope):
+    """Compute ``dA = dZ W^T`` of a block of rows, and what the layer below makes of it.
 
     Parameters
     ----------
-    dZ : dtype[batch, fan_out], C-contiguous, read
-    W : dtype[fan_in, fan_out], C-contiguous, read
-    rows : int
-        Rows used, from the first.
-    dA : dtype[batch, fan_in], C-contiguous, written
-        Overlaps neither input.
+    words, tiles : int64 tables
+        See `cpu.tables`: the layer's dZ and transposed weights are read.
+    layer : int
+    first, last : int
+        The block of rows.
+    dA : int
+        Address of the panels that are written.
+    kept, slope : int
+        Addresses of what the layer below kept, and of its `activation_backward`.
 
     Notes
     -----
-    Cost: ``2 rows fan_in fan_out`` flops. Accuracy: error at most
-    ``fan_out u |dZ| |W|^T``, the sums split over vector lanes. Source: the chain rule,
-    ``dl/da = W dl/dz``.
+    Returns the largest magnitude written, as bits. Cost: ``2 rows fan_in fan_out`` flops. Accuracy:
+    one chain of fused multiply-adds, error at most ``fan_out u |dZ| |W|^T``. Source: the chain
+    rule, ``dl/da = W dl/dz``.
     """
-    fan_in, fan_out = W.shape
-    zero = dZ.dtype.type(0)
-    for i in range(rows):
-        k = 0
-        while k + 4 <= fan_in:
-            s0, s1, s2, s3 = zero, zero, zero, zero
-            for j in range(fan_out):
-                d = dZ[i, j]
-                s0 += d * W[k, j]
-                s1 += d * W[k + 1, j]
-                s2 += d * W[k + 2, j]
-                s3 += d * W[k + 3, j]
-            dA[i, k], dA[i, k + 1], dA[i, k + 2], dA[i, k + 3] = s0, s1, s2, s3
-            k += 4
-        while k < fan_in:
-            s0 = zero
-            for j in range(fan_out):
-                s0 += dZ[i, j] * W[k, j]
-            dA[i, k] = s0
-            k += 1
+    row = layer_row(words, layer)
+    depth = word(row, FAN_OUT)
+    for start in range(0, depth, word(words, DEPTH_BLOCK)):
+        rows = (first, last, start, min(word(words, DEPTH_BLOCK), depth - start))
+        _product(
+            words, word(row, DELTA), word(row, TRANSPOSED), word(row, TRANSPOSED_STRIDE), depth, word(row, FAN_IN),
+            word(words, ZEROS), 0, dA, rows,
+        )
+    return _finish(words, slope, kept, dA, word(row, FAN_IN), first, last)
 
 
-@kernel
-def weight_gradient(A, dZ, rows, accumulate, dW, db):
-    """Compute ``dW = A^T dZ`` and ``db = sum of the rows of dZ``, or add them.
+@part
+def _transpose_unit(words, layer, i, j, features, columns):
+    """Bring the transposed copy of a unit of weights up to date."""
+    item, panel, lanes = word(words, ITEM), word(words, PANEL), word(words, LANES)
+    row = layer_row(words, layer)
+    source = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
+    out = word(row, TRANSPOSED) + (i * word(row, TRANSPOSED_STRIDE) + j * panel * panel) * item
+    for r in range(0, features, lanes):
+        for c in range(0, columns, lanes):
+            call(
+                word(words, TRANSPOSE), (source + (r * panel + c) * item, out + (c * panel + r) * item)
+            )
+
+
+@part
+def pack_unit(words, layer, i, j, transposed):
+    """Copy a unit of weights, panel i of its rows and j of its columns, into panels.
 
     Parameters
     ----------
-    A : dtype[batch, fan_in], C-contiguous, read
-    dZ : dtype[batch, fan_out], C-contiguous, read
-    rows : int
-        Rows used, from the first.
-    accumulate : int
-        1 adds to `dW` and `db`, 0 overwrites them.
-    dW : dtype[fan_in, fan_out], C-contiguous; db : dtype[fan_out]
-        Written; overlap neither input.
+    words : int
+        Address of the program's tables, see `cpu.tables`.
+    layer, i, j : int
+    transposed : int
+        Whether backward-data needs the transposed copy.
 
     Notes
     -----
-    Cost: ``2 rows fan_in fan_out`` flops. Accuracy: one chain of fused multiply-adds an element,
-    rows ascending; error at most ``rows u |A|^T |dZ|``. Source: the derivation sheet,
+    Cost: a read and two writes an element. Source: the one layout of `cpu.microkernels`.
+    """
+    item, panel = word(words, ITEM), word(words, PANEL)
+    row = layer_row(words, layer)
+    features = min(panel, word(row, FAN_IN) - i * panel)
+    columns = min(panel, word(row, FAN_OUT) - j * panel)
+    start = word(words, PARAMETERS) + (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
+    out = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
+    order = word(words, IDENTITY)
+    call(
+        word(words, COPY_ROWS),
+        (start, order, 0, features, columns, word(row, FAN_OUT), panel, out, panel, panel, 1),
+    )
+    if transposed:
+        _transpose_unit(words, layer, i, j, features, columns)
+    if i == 0:
+        start = word(words, PARAMETERS) + (word(row, BIAS) + j * panel) * item
+        out = word(row, B) + j * panel * item
+        call(word(words, COPY_ROWS), (start, order, 0, 1, columns, columns, panel, out, panel, panel, 1))
+
+
+@part
+def weight_gradient(words, layer, i, j, rows, hyper, transposed, scratch):
+    """Compute a unit of ``dW = A^T dZ`` (and of ``db``), and finish it: an update, or a store.
+
+    Parameters
+    ----------
+    words : int
+        Address of the program's tables, see `cpu.tables`: the layer's input and dZ panels are read.
+    layer, i, j : int
+        The unit: panel i of the layer's inputs, panel j of its outputs.
+    rows : int
+        Summed over, from the first.
+    hyper : int
+        Address of the step's hyper-parameters.
+    transposed : int
+        Whether the transposed copy of the weights is kept up to date.
+    scratch : int
+        Address of a square of a panel's width, of this thread's own.
+
+    Notes
+    -----
+    Cost: ``2 rows`` flops a weight. Accuracy: one chain of fused multiply-adds an element, rows
+    ascending; error at most ``rows u |A|^T |dZ|``. Source: the derivation sheet,
     ``dl/dW = x dl/dz``.
     """
-    if accumulate == 0:
-        dW[:] = dW.dtype.type(0)
-        db[:] = db.dtype.type(0)
-    for k in range(dW.shape[0]):
-        _add_rows(A[:, k], dZ, rows, dW[k])
-    for i in range(rows):
-        for j in range(db.size):
-            db[j] += dZ[i, j]
+    item, panel = word(words, ITEM), word(words, PANEL)
+    row = layer_row(words, layer)
+    features = min(panel, word(row, FAN_IN) - i * panel)
+    columns = min(panel, word(row, FAN_OUT) - j * panel)
+    tile = word(words, GRADIENT_NARROW) if columns <= word(words, LANES) else word(words, GRADIENT_WIDE)
+    left = word(row, INPUT) + i * word(words, PANEL_STRIDE) * item
+    right = word(row, DELTA) + j * word(words, PANEL_STRIDE) * item
+    for start in range(0, rows, word(words, SUM_BLOCK)):
+        count = min(word(words, SUM_BLOCK), rows - start)
+        here = right + start * panel * item
+        for m in range(0, features, word(words, FEATURE_TILE)):
+            out = scratch + m * panel * item
+            from_row = left + (start * panel + m) * item
+            if start > 0:
+                call(tile, (from_row, here, count, out, panel, out))
+            else:
+                call(tile, (from_row, here, count, word(words, ZEROS), 0, out))
+    offset = (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
+    copy = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
+    _apply(words, offset, scratch, copy, features, columns, word(row, FAN_OUT), hyper)
+    if transposed:
+        _transpose_unit(words, layer, i, j, features, columns)
+    if i == 0:
+        call(word(words, COLUMN_SUM), (right, rows, scratch))
+        offset = (word(row, BIAS) + j * panel) * item
+        _apply(words, offset, scratch, word(row, B) + j * panel * item, 1, columns, columns, hyper)
+
+
+@part
+def _apply(words, offset, gradient, copy, rows, columns, stride, hyper):
+    call(
+        word(words, FINISH),
+        (
+            word(words, TARGET) + offset,
+            word(words, FIRST) + offset,
+            word(words, SECOND) + offset,
+            gradient,
+            copy,
+            rows,
+            columns,
+            stride,
+            word(words, PANEL),
+            hyper,
+        ),
+    )

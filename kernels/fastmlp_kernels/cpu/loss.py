@@ -1,120 +1,113 @@
-"""The loss of a batch and its gradient, one row at a time, and the sum over the batch."""
+"""The loss of a block of rows and its gradient, the link of predictions, and the batch's sum."""
 
-import math
+import functools
 
-import numpy as np
+from numba import carray
+from numba.core import types
 
 from fastmlp_kernels.algebra import LOSSES, loss_rules
-from fastmlp_kernels.compile import cpu_switch, kernel
-from fastmlp_kernels.problem import STATUS
+from fastmlp_kernels.compile import leaf
+from fastmlp_kernels.cpu.activation import NUMBERS
+from fastmlp_kernels.cpu.intrinsics import magnitude
+
+WORD = types.int64
 
 
-def _no_link(prediction, i):
-    pass
-
-
-_row_rule = cpu_switch([rule.row for rule in loss_rules()])
-_link = cpu_switch([loss.link or _no_link for loss in LOSSES])
-
-
-@kernel
-def loss_and_gradient(A, y, rule, rows, scale, row_losses, dA):
-    """Write the scaled loss of each row and its gradient by the outputs.
+@functools.cache
+def loss_and_gradient(rule: str, dtype: str) -> int:
+    """Return the address of the leaf that writes each row's loss and its gradient.
 
     Parameters
     ----------
-    A : dtype[batch, outputs], C-contiguous, read
-        Predictions, or pre-activations where the rule is a fused one.
-    y : dtype[batch, outputs] or dtype[batch, 1], C-contiguous, read
-        Targets, or class indices; checked before: a label out of range would write astray.
-    rule : int
-        Position of the rule in ``loss_rules()``.
-    rows : int
-        Rows used, from the first.
-    scale : dtype
-        Factor of loss and gradient: the reduction.
-    row_losses : dtype[batch], written
-    dA : dtype[batch, outputs], C-contiguous, written
-        May be `A`.
+    rule : str
+        Name of a rule of ``loss_rules()``.
+    dtype : str
 
     Notes
     -----
-    Cost: O(rows outputs). Accuracy: finite for every finite logit. Source: `algebra.losses`; the
-    gradient may be written over the logits, as in Liger-Kernel.
+    The leaf is ``(A, y, rows, outputs, target_columns, scale, row_losses, dA) -> largest magnitude
+    of a row's loss as bits``: row-major predictions (or pre-activations where the rule is a fused
+    one), row-major targets, the address of the reduction's factor; row_losses and the row-major
+    dA are written, and dA may be A. Labels are checked before: one out of range would write
+    astray. Cost: O(rows outputs). Accuracy: finite for every finite logit. Source:
+    `algebra.losses`.
     """
-    for i in range(rows):
-        row_losses[i] = scale * _row_rule(rule, A, y, i, dA)
-        for j in range(dA.shape[1]):
-            dA[i, j] *= scale
+    row = next(each.row for each in loss_rules() if each.name == rule)
+    pointer = types.CPointer(NUMBERS[dtype])
+
+    def losses(A, y, rows, outputs, target_columns, scale, row_losses, dA):
+        prediction, target = carray(A, (rows, outputs)), carray(y, (rows, target_columns))
+        slope = carray(dA, (rows, outputs))
+        factor = scale[0]
+        seen = magnitude(factor)
+        for i in range(rows):
+            row_losses[i] = factor * row(prediction, target, i, slope)
+            seen = max(seen, magnitude(row_losses[i]))
+            for j in range(outputs):
+                slope[i, j] *= factor
+        return WORD(seen)
+
+    signature = WORD(pointer, pointer, WORD, WORD, WORD, pointer, pointer, pointer)
+    return leaf(losses, f"loss_and_gradient-{rule.replace('/', '-')}-{dtype}", signature).address
 
 
-@kernel
-def sum_losses(row_losses, rows, losses, batch, status):
-    """Write the sum of `row_losses` to ``losses[batch]``; note a loss that is not finite.
-
-    Parameters
-    ----------
-    row_losses : dtype[batch_size], read
-    rows, batch : int
-        Rows used, and the batch's number.
-    losses : dtype[batches], written
-    status : int64[3], read and written
-        ``status[STATUS]`` becomes batch + 1 at the first sum that is not finite.
-
-    Notes
-    -----
-    Cost: `rows` additions in float64, ascending, rounded once. Source: the mean loss of the sheet.
-    """
-    total = 0.0
-    for i in range(rows):
-        total += row_losses[i]
-    losses[batch] = total
-    if not math.isfinite(losses[batch]) and status[STATUS] == 0:
-        status[STATUS] = batch + 1
-
-
-@kernel
-def check_finite(gradient, batch, status):
-    """Set ``status[STATUS]`` to batch + 1 when an element of `gradient` is not finite.
+@functools.cache
+def predict_rows(loss: str, dtype: str) -> int:
+    """Return the address of the leaf that applies a loss's link to rows; 0 where it has none.
 
     Parameters
     ----------
-    gradient : dtype[P], read
-    batch : int
-    status : int64[3], read and written
+    loss : str
+        Row of LOSSES.
+    dtype : str
 
     Notes
     -----
-    Cost: P multiply-adds. Source: 0 * x is 0 exactly for every finite x, and NaN otherwise, so that
-    four running sums of it see every element without a branch.
-    """
-    zero = gradient.dtype.type(0)
-    s0, s1, s2, s3 = zero, zero, zero, zero
-    whole = gradient.size - gradient.size % 4
-    for i in range(0, whole, 4):
-        s0 += zero * gradient[i]
-        s1 += zero * gradient[i + 1]
-        s2 += zero * gradient[i + 2]
-        s3 += zero * gradient[i + 3]
-    for i in range(whole, gradient.size):
-        s0 += zero * gradient[i]
-    if np.isnan((s0 + s1) + (s2 + s3)) and status[STATUS] == 0:
-        status[STATUS] = batch + 1
-
-
-@kernel
-def predict_rows(A, loss, rows):
-    """Apply the loss's link to each row in place: softmax for its cross-entropy, else nothing.
-
-    Parameters
-    ----------
-    A : dtype[batch, outputs], C-contiguous, read and written
-    loss, rows : int
-        Position of the loss in LOSSES, and the rows used, from the first.
-
-    Notes
-    -----
+    The leaf is ``(A, rows, outputs)``, in place on row-major rows: softmax for its cross-entropy.
     Cost: O(rows outputs). Source: the inverse of the loss's link function.
     """
-    for i in range(rows):
-        _link(loss, A, i)
+    link = LOSSES[loss].link
+    if link is None:
+        return 0
+
+    def predict(A, rows, outputs):
+        prediction = carray(A, (rows, outputs))
+        for i in range(rows):
+            link(prediction, i)
+        return 0
+
+    signature = WORD(types.CPointer(NUMBERS[dtype]), WORD, WORD)
+    return leaf(predict, f"predict_rows-{loss}-{dtype}", signature).address
+
+
+@functools.cache
+def sum_losses(dtype: str) -> int:
+    """Return the address of the leaf that sums the losses of a batch's rows.
+
+    Parameters
+    ----------
+    dtype : str
+
+    Notes
+    -----
+    The leaf is ``(row_losses, rows, out) -> magnitude of the sum as bits``. Cost: `rows` additions
+    in float64, in four interleaved sums whatever the number of threads, rounded once. Source: the
+    mean loss of the derivation sheet.
+    """
+    number = NUMBERS[dtype]
+    pointer = types.CPointer(number)
+
+    def total(row_losses, rows, out):
+        s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+        whole = rows - rows % 4
+        for i in range(0, whole, 4):
+            s0 += row_losses[i]
+            s1 += row_losses[i + 1]
+            s2 += row_losses[i + 2]
+            s3 += row_losses[i + 3]
+        for i in range(whole, rows):
+            s0 += row_losses[i]
+        out[0] = number((s0 + s1) + (s2 + s3))
+        return WORD(magnitude(out[0]))
+
+    return leaf(total, f"sum_losses-{dtype}", WORD(pointer, WORD, pointer)).address

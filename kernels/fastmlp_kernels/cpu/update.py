@@ -1,60 +1,98 @@
-"""The optimizer's step over the flat parameter vector."""
+"""What becomes of a finished tile of a gradient: an optimizer's step, or a place in memory."""
+
+import functools
+
+from numba.core import types
 
 from fastmlp_kernels.algebra import OPTIMIZERS
-from fastmlp_kernels.compile import cpu_switch, kernel
-from fastmlp_kernels.problem import STATUS
+from fastmlp_kernels.compile import kernel, leaf
+from fastmlp_kernels.cpu.activation import NUMBERS
+from fastmlp_kernels.cpu.intrinsics import call, read, write
+
+WORD = types.int64
+# Streams of memory that never overlap: see `intrinsics.read`.
+PARAMETERS, FIRST, SECOND, GRADIENT, COPY = range(5)
 
 
-def _update_loop(rule, slots):
-    def no_state(p, g, first, second, h):
-        for i in range(p.size):
-            p[i], _, _ = rule(p[i], g[i], g[i], g[i], h)
-
-    def one_state(p, g, first, second, h):
-        for i in range(p.size):
-            p[i], first[i], _ = rule(p[i], g[i], first[i], g[i], h)
-
-    def two_states(p, g, first, second, h):
-        for i in range(p.size):
-            p[i], first[i], second[i] = rule(p[i], g[i], first[i], second[i], h)
-
-    return (no_state, one_state, two_states)[slots]
+def _signature(dtype):
+    pointer = types.CPointer(NUMBERS[dtype])
+    return WORD(*[pointer] * 5, WORD, WORD, WORD, WORD, pointer)
 
 
-_update = cpu_switch([_update_loop(row.update, row.slots) for row in OPTIMIZERS])
 
-
-@kernel
-def update(parameters, gradient, first, second, rule, hyper, batch, status):
-    """Apply one optimizer step to every parameter, unless training has stopped being finite.
+@functools.cache
+def update(name: str, dtype: str, copies: bool) -> int:
+    """Return the address of the leaf that applies an optimizer's step to a tile.
 
     Parameters
     ----------
-    parameters : dtype[P], read and written
-    gradient : dtype[P], read
-    first, second : dtype[P], read and written
-        The optimizer's state; those that the rule does not use are not touched and may be empty.
-    rule : int
-        Code of the row of OPTIMIZERS.
-    hyper : dtype[batches, 6], read
-        One row a step.
-    batch : int
-        The row of `hyper`.
-    status : int64[3], read
-        Nothing is written when ``status[STATUS]`` is not 0.
+    name : str
+        Row of OPTIMIZERS.
+    dtype : str
+    copies : bool
+        Whether the new parameters are also written to a tile of panels.
 
     Notes
     -----
-    Cost: about 10 flops and 3 to 7 memory accesses a parameter. Source: `algebra.optimizers`.
+    The leaf is ``(p, first, second, g, copy, rows, columns, stride, width, hyper)``: `rows` runs of
+    `columns` elements, `stride` apart in the flat vectors p, first and second (the parameters and
+    the optimizer's state: those that the rule does not use are not touched) and `width` apart in
+    the tiles g and copy. `hyper` is the step's row. None of the arrays overlap. Cost: about 10
+    flops and 3 to 8 memory accesses a parameter. Source: `algebra.optimizers`.
     """
-    if status[STATUS] != 0:
-        return
-    h = (
-        hyper[batch, 0],
-        hyper[batch, 1],
-        hyper[batch, 2],
-        hyper[batch, 3],
-        hyper[batch, 4],
-        hyper[batch, 5],
-    )
-    _update(rule, parameters, gradient, first, second, h)
+    rule, slots = OPTIMIZERS[name].update, OPTIMIZERS[name].slots
+
+    def step(p, first, second, g, copy, rows, columns, stride, width, hyper):
+        h = (hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], hyper[5])
+        for r in range(rows):
+            for j in range(columns):
+                k = r * stride + j
+                old, slope = read(p, k, PARAMETERS), read(g, r * width + j, GRADIENT)
+                m = read(first, k, FIRST) if slots > 0 else slope
+                v = read(second, k, SECOND) if slots > 1 else slope
+                new, m, v = rule(old, slope, m, v, h)
+                write(p, k, new, PARAMETERS)
+                if slots > 0:
+                    write(first, k, m, FIRST)
+                if slots > 1:
+                    write(second, k, v, SECOND)
+                if copies:
+                    write(copy, r * width + j, new, COPY)
+        return 0
+
+    kind = "tile" if copies else "flat"
+    return leaf(step, f"update-{name}-{kind}-{dtype}", _signature(dtype)).address
+
+
+@functools.cache
+def write_gradient(dtype: str, accumulate: bool) -> int:
+    """Return the address of the leaf that keeps a tile of a gradient, with `update`'s parameters.
+
+    Parameters
+    ----------
+    dtype : str
+    accumulate : bool
+        Whether it is added to what is there.
+
+    Notes
+    -----
+    p is the flat gradient; first, second, copy and hyper are not used. Cost: one read and one or
+    two accesses an element. Source: the derivation sheet's separate calls of a training step.
+    """
+
+    def keep(p, first, second, g, copy, rows, columns, stride, width, hyper):
+        for r in range(rows):
+            for j in range(columns):
+                k = r * stride + j
+                slope = read(g, r * width + j, GRADIENT)
+                write(p, k, read(p, k, PARAMETERS) + slope if accumulate else slope, PARAMETERS)
+        return 0
+
+    kind = "accumulate" if accumulate else "store"
+    return leaf(keep, f"gradient-{kind}-{dtype}", _signature(dtype)).address
+
+
+@kernel
+def call_update(step, arguments):
+    """Call a leaf of this file at its address."""
+    call(step, arguments)

@@ -1,0 +1,184 @@
+"""What kernels need beyond Python: calls by address, memory without aliasing, atomics."""
+
+import sys
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+WORD = ir.IntType(64)
+
+
+@intrinsic
+def call(typing_context, address, arguments):
+    """Call the function at `address` with a tuple of words; return its word.
+
+    A leaf's pointers are words to its caller: both go in the same registers.
+    """
+
+    def generate(context, builder, signature, values):
+        words = cgutils.unpack_tuple(builder, values[1])
+        kind = ir.FunctionType(WORD, [WORD] * len(words))
+        return builder.call(builder.inttoptr(values[0], kind.as_pointer()), words)
+
+    return types.int64(types.int64, types.UniTuple(types.int64, len(arguments))), generate
+
+
+@intrinsic
+def word(typing_context, table, index):
+    """Return a word of the table of int64 at an address."""
+
+    def generate(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], WORD.as_pointer())
+        return builder.load(builder.gep(pointer, [values[1]]))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def set_word(typing_context, table, index, value):
+    """Set a word of the table of int64 at an address."""
+
+    def generate(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], WORD.as_pointer())
+        builder.store(values[2], builder.gep(pointer, [values[1]]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _scopes(builder, stream):
+    """Return LLVM's alias scopes: this stream, and all the others of a leaf."""
+    module = builder.module
+    domain = module.add_metadata([ir.MetaDataString(module, "fastmlp streams")])
+    scopes = [
+        module.add_metadata([ir.MetaDataString(module, f"fastmlp stream {k}"), domain])
+        for k in range(STREAMS)
+    ]
+    others = [scope for k, scope in enumerate(scopes) if k != stream]
+    return module.add_metadata([scopes[stream]]), module.add_metadata(others)
+
+
+# The most arrays of one leaf.
+STREAMS = 6
+
+
+def _mark(builder, instruction, stream):
+    own, others = _scopes(builder, stream)
+    instruction.set_metadata("alias.scope", own)
+    instruction.set_metadata("noalias", others)
+
+
+@intrinsic(prefer_literal=True)
+def read(typing_context, pointer, index, stream):
+    """Return ``pointer[index]``; arrays of different `stream` (a constant) never overlap.
+
+    Without that promise LLVM checks every pair of arrays before a loop, and gives up on
+    vectorising one with too many pairs.
+    """
+    number = stream.literal_value
+
+    def generate(context, builder, signature, values):
+        address = builder.gep(values[0], [values[1]])
+        value = builder.load(address)
+        _mark(builder, value, number)
+        return value
+
+    return pointer.dtype(pointer, types.int64, stream), generate
+
+
+@intrinsic(prefer_literal=True)
+def write(typing_context, pointer, index, value, stream):
+    """Set ``pointer[index]``; see `read`."""
+    number = stream.literal_value
+
+    def generate(context, builder, signature, values):
+        address = builder.gep(values[0], [values[1]])
+        _mark(builder, builder.store(values[2], address), number)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, pointer.dtype, stream), generate
+
+
+@intrinsic
+def magnitude(typing_context, value):
+    """Return the bits of |value| as an integer: larger for larger magnitudes, NaN the largest.
+
+    An integer maximum of these finds an infinity or a NaN anywhere in an array, and vectorises
+    where a floating-point sum may not be reordered.
+    """
+    size = value.bitwidth
+
+    def generate(context, builder, signature, values):
+        integer = ir.IntType(size)
+        bits = builder.bitcast(values[0], integer)
+        return builder.and_(bits, ir.Constant(integer, 2 ** (size - 1) - 1))
+
+    return (types.int32 if size == 32 else types.int64)(value), generate
+
+
+@intrinsic
+def atomic_add(typing_context, address, value):
+    """Add to the word at `address`; return what it held before."""
+
+    def generate(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], WORD.as_pointer())
+        return builder.atomic_rmw("add", pointer, values[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def atomic_load(typing_context, address):
+    """Return the word at `address`; what was written before it was stored is visible."""
+
+    def generate(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], WORD.as_pointer())
+        return builder.load_atomic(pointer, "seq_cst", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def atomic_store(typing_context, address, value):
+    """Write the word at `address`; what was written before is visible to who reads it."""
+
+    def generate(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], WORD.as_pointer())
+        builder.store_atomic(values[1], pointer, "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def pause(typing_context):
+    """Tell the processor that this is a loop that waits."""
+
+    def generate(context, builder, signature, values):
+        architecture = builder.module.triple.partition("-")[0]
+        if architecture in ("x86_64", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            name, arguments = "llvm.x86.sse2.pause", []
+        elif architecture in ("aarch64", "arm64"):
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            name, arguments = "llvm.aarch64.hint", [ir.Constant(ir.IntType(32), 1)]
+        else:
+            return context.get_dummy_value()
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def give_way(typing_context):
+    """Let another thread have the processor."""
+    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+
+    def generate(context, builder, signature, values):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate

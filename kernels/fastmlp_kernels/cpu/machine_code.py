@@ -1,0 +1,99 @@
+"""From an emitter's module to callable addresses, through object code that is kept on disk."""
+
+import functools
+import hashlib
+import logging
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import llvmlite.binding as llvm
+
+from fastmlp_kernels.compile import cache_folder, stamp
+from fastmlp_kernels.cpu.microkernels import emit_all
+from fastmlp_kernels.cpu.simd import InstructionSet, host_instruction_sets
+
+logger = logging.getLogger("fastmlp")
+
+# Execution engines own the code: dropped, they take it away from under the addresses.
+_engines: list[llvm.ExecutionEngine] = []
+
+
+def target_machine(target: InstructionSet) -> llvm.TargetMachine:
+    """Return LLVM's code generator for an instruction set, of this architecture or another."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    native = target in host_instruction_sets() or not target.triple
+    triple = llvm.get_process_triple() if native else target.triple
+    return llvm.Target.from_triple(triple).create_target_machine(
+        cpu=target.cpu, opt=3, reloc="pic", codemodel="default", jit=native
+    )
+
+
+def optimized_module(target: InstructionSet, dtype: str) -> tuple[llvm.ModuleRef, list[str]]:
+    """Return the module of `microkernels` with its stack slots turned into registers."""
+    emitter = emit_all(target, dtype)
+    machine = target_machine(target)
+    module = llvm.parse_assembly(str(emitter.module))
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options())
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_sroa_pass()
+    passes.add_simplify_cfg_pass()
+    passes.run(module, builder)
+    return module, emitter.names
+
+
+def assembly(target: InstructionSet, dtype: str) -> str:
+    """Return the assembly, for any architecture: what the tests search for spills."""
+    module, _ = optimized_module(target, dtype)
+    return target_machine(target).emit_assembly(module)
+
+
+def _object_file(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]]:
+    module, names = optimized_module(target, dtype)
+    return target_machine(target).emit_object(module), names
+
+
+def _cached_object(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]]:
+    folder = cache_folder()
+    name = f"microkernels-{target.name}-{dtype}-{stamp()[:16]}.o"
+    path = None if folder is None else Path(folder) / name
+    if path is not None and path.exists():
+        data = path.read_bytes()
+        digest, names, code = data[:64].decode(), data[64:1024].decode().split(), data[1024:]
+        if hashlib.sha256(code).hexdigest() == digest:
+            return code, names
+    code, names = _object_file(target, dtype)
+    if path is not None:
+        _store(path, hashlib.sha256(code).hexdigest(), names, code)
+    return code, names
+
+
+def _store(path: Path, digest: str, names: list[str], code: bytes) -> None:
+    # Written beside and moved: another process never sees half a file.
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(digest.encode() + " ".join(names).ljust(1024 - 64).encode() + code)
+        os.replace(file.name, path)
+        for other in path.parent.glob(re.sub(r"-[0-9a-f]{16}\.o$", "-*.o", path.name)):
+            if other != path:
+                other.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("compiled microkernels could not be kept: %s", error)
+
+
+@functools.cache
+def microkernels(target: InstructionSet, dtype: str) -> dict[str, int]:
+    """Return the addresses of every function of `microkernels`, by name."""
+    code, names = _cached_object(target, dtype)
+    machine = target_machine(target)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return {name: engine.get_function_address(name) for name in names}

@@ -1,0 +1,270 @@
+"""Register tiles and data movement in vector code: the innermost loops of every product.
+
+Every matrix is kept in *column panels* ``[columns / width][rows][width]``, the width being two
+vectors. A tile of an output is then stored as it is read later, and no operand is ever packed:
+
+    forward, backward-data   out[m, :] += left[m, k] * right[k, :]      left[m, k] at m * width + k
+    weight gradient          out[m, :] += left[k, m] * right[k, :]      left[k, m] at k * width + m
+
+Left elements are broadcast from constant offsets of one pointer, right ones are whole vectors, and
+the accumulators stay in registers over the whole sum. Each element of the output is one chain of
+fused multiply-adds with k ascending, whatever the tile: tiles, blocks and threads do not change a
+bit of the result.
+"""
+
+from llvmlite import ir
+
+from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter, InstructionSet
+
+# Iterations of the sum in one pass of its loop: hides the loop's own instructions.
+UNROLL = 4
+
+
+def product_name(rows: int, vectors: int) -> str:
+    """Return the symbol of a forward tile."""
+    return f"product_{rows}x{vectors}"
+
+
+def gradient_name(vectors: int) -> str:
+    """Return the symbol of a weight-gradient tile."""
+    return f"gradient_{vectors}"
+
+
+def _multiply_rows(e: Emitter, rows: int, vectors: int, left_at, left, right, totals) -> None:
+    """Emit one k: `rows` broadcasts times `vectors` vectors, added to the totals."""
+    base = e.get(right)
+    values = [e.load(base, v * e.lanes) for v in range(vectors)]
+    start = e.get(left)
+    for m in range(rows):
+        factor = e.broadcast(start, left_at(m))
+        for v in range(vectors):
+            slot = totals[m][v]
+            e.put(slot, e.multiply_add(factor, values[v], e.get(slot, e.vector)))
+
+
+def _sum_over(e: Emitter, rows: int, vectors: int, strides, left, right, totals, count) -> None:
+    """Emit the loop over `count` values of k, four at a time and then one."""
+    of_row, of_step = strides
+    two = e.word(UNROLL.bit_length() - 1)
+    with e.repeat(e.builder.lshr(count, two)):
+        for step in range(UNROLL):
+            right_now = e.variable(e.address(e.get(right), step * e.panel))
+            _multiply_rows(
+                e,
+                rows,
+                vectors,
+                lambda m, step=step: m * of_row + step * of_step,
+                left,
+                right_now,
+                totals,
+            )
+        e.advance(left, UNROLL * of_step)
+        e.advance(right, UNROLL * e.panel)
+    with e.repeat(e.builder.and_(count, e.word(UNROLL - 1))):
+        _multiply_rows(e, rows, vectors, lambda m: m * of_row, left, right, totals)
+        e.advance(left, of_step)
+        e.advance(right, e.panel)
+
+
+def _load_totals(e: Emitter, rows: int, vectors: int, initial, initial_stride) -> list:
+    totals = []
+    for m in range(rows):
+        start = e.address(initial, e.builder.mul(initial_stride, e.word(m)))
+        totals.append([e.variable(e.load(start, v * e.lanes)) for v in range(vectors)])
+    return totals
+
+
+def _store_totals(e: Emitter, totals: list, out) -> None:
+    for m, row in enumerate(totals):
+        for v, slot in enumerate(row):
+            e.store(e.get(slot, e.vector), out, m * e.panel + v * e.lanes)
+
+
+def emit_product(e: Emitter, rows: int, vectors: int) -> None:
+    """Emit ``product_{rows}x{vectors}``: a tile of a forward or backward-data product.
+
+    Parameters of the function (all words)
+    --------------------------------------
+    left : address of element (0, 0) of `rows` rows in the first panel
+    panel_stride : elements between panels of the left operand
+    right : address of row 0 of a column panel
+    count : k, over all panels
+    initial, initial_stride : address of the first row of initial values; elements between rows
+        (0 repeats one row: a bias)
+    out : address of the tile's first row; may be `initial`
+
+    Notes
+    -----
+    With fewer vectors than a panel has, the rest of the tile's rows is zero. Cost:
+    ``2 * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused multiply-adds.
+    """
+    arguments = e.begin(product_name(rows, vectors), 7)
+    left, panel_stride, right, count, initial, initial_stride, out = arguments
+    totals = _load_totals(e, rows, vectors, initial, initial_stride)
+    left_slot, right_slot, rest = e.variable(left), e.variable(right), e.variable(count)
+    panel = e.word(e.panel)
+    # Rounded up: the last panel of k may be a part of one.
+    panels = e.builder.udiv(e.builder.add(count, e.word(e.panel - 1)), panel)
+    with e.repeat(panels):
+        here = e.smaller(e.get(rest), panel)
+        start = e.get(left_slot)
+        _sum_over(e, rows, vectors, (e.panel, 1), left_slot, right_slot, totals, here)
+        e.put(left_slot, e.address(start, panel_stride))
+        e.put(rest, e.builder.sub(e.get(rest), here))
+    # A narrow tile leaves no stale half behind: activations work on whole panels, in place, and
+    # what they make of their own old results may overflow.
+    zero = e.variable(ir.Constant(e.vector, [0.0] * e.lanes))
+    _store_totals(e, [row + [zero] * (VECTORS_PER_PANEL - vectors) for row in totals], out)
+    e.end()
+
+
+def emit_gradient(e: Emitter, vectors: int) -> None:
+    """Emit ``gradient_{vectors}``: `feature_tile` rows of a weight gradient.
+
+    Parameters of the function (all words)
+    --------------------------------------
+    left : address of feature 0 of the first row in a panel of activations
+    right : address of the first row in a panel of dZ
+    count : rows summed over
+    initial, initial_stride, out : as in `emit_product`
+
+    Notes
+    -----
+    Cost: ``2 * feature_tile * vectors * lanes * count`` flops. Accuracy: one chain of fused
+    multiply-adds an element, rows ascending.
+    """
+    left, right, count, initial, initial_stride, out = e.begin(gradient_name(vectors), 6)
+    rows = e.target.feature_tile
+    totals = _load_totals(e, rows, vectors, initial, initial_stride)
+    slots = e.variable(left), e.variable(right)
+    _sum_over(e, rows, vectors, (1, e.panel), *slots, totals, count)
+    _store_totals(e, totals, out)
+    e.end()
+
+
+def emit_column_sum(e: Emitter) -> None:
+    """Emit ``column_sum(panel, rows, out)``: the sum of the rows of a panel, rows ascending."""
+    panel, rows, out = e.begin("column_sum", 3)
+    zero = ir.Constant(e.vector, [0.0] * e.lanes)
+    totals = [e.variable(zero) for _ in range(VECTORS_PER_PANEL)]
+    source = e.variable(panel)
+    with e.repeat(rows):
+        start = e.get(source)
+        for v, slot in enumerate(totals):
+            e.put(slot, e.builder.fadd(e.get(slot, e.vector), e.load(start, v * e.lanes)))
+        e.advance(source, e.panel)
+    _store_totals(e, [totals], out)
+    e.end()
+
+
+def emit_transpose(e: Emitter) -> None:
+    """Emit ``transpose(source, out)``: a square block of one vector's width, panel to panel.
+
+    Rows of both lie a panel's width apart. Works by log2(lanes) rounds of swapping: round r
+    exchanges the off-diagonal blocks of 2^r rows and columns between pairs of registers.
+    """
+    source, out = e.begin("transpose", 2)
+    rows = [e.load(source, r * e.panel) for r in range(e.lanes)]
+    index = ir.VectorType(ir.IntType(32), e.lanes)
+    size = 1
+    while size < e.lanes:
+        low = [c if not c & size else e.lanes + c - size for c in range(e.lanes)]
+        high = [c + size if not c & size else e.lanes + c for c in range(e.lanes)]
+        for r in range(e.lanes):
+            if not r & size:
+                pair = rows[r], rows[r + size]
+                rows[r] = e.builder.shuffle_vector(*pair, ir.Constant(index, low))
+                rows[r + size] = e.builder.shuffle_vector(*pair, ir.Constant(index, high))
+        size *= 2
+    for r, row in enumerate(rows):
+        e.store(row, out, r * e.panel)
+    e.end()
+
+
+def emit_copy_rows(e: Emitter) -> None:
+    """Emit ``copy_rows``: rows in any order, between row-major matrices and panels.
+
+    Parameters of the function (all words)
+    --------------------------------------
+    source, order, first, last, columns : row i of the copy is row ``order[i]`` (int64) of
+        `source`, `columns` elements, for first <= i < last
+    source_row, source_panel : elements from a row of `source` to the next, and from one panel's
+        width of columns to the next (the width itself in a row-major matrix)
+    out, out_row, out_panel : the same of the copy
+    padded : 1 fills what is left of the last panel's rows with zeros
+
+    Notes
+    -----
+    Returns the largest magnitude copied, as bits. Cost: a read and a write an element.
+    """
+    arguments = e.begin("copy_rows", 11)
+    source, order, first, last, columns, source_row, source_panel = arguments[:7]
+    out, out_row, out_panel, padded = arguments[7:]
+    builder = e.builder
+    whole = builder.udiv(columns, e.word(e.panel))
+    tail = builder.urem(columns, e.word(e.panel))
+    vector_seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
+    scalar_seen = e.variable(ir.Constant(e.bits.element, 0))
+    row = e.variable(first)
+    with e.repeat(builder.sub(last, first)):
+        i = e.get(row)
+        entry = builder.add(order, builder.mul(i, e.word(8)))
+        index = e.load(entry, 0, ir.IntType(64))
+        here = e.variable(e.address(source, builder.mul(index, source_row)))
+        there = e.variable(e.address(out, builder.mul(i, out_row)))
+        with e.repeat(whole):
+            for v in range(VECTORS_PER_PANEL):
+                value = e.load(e.get(here), v * e.lanes)
+                e.store(value, e.get(there), v * e.lanes)
+                _note(e, vector_seen, value)
+            e.advance(here, source_panel)
+            e.advance(there, out_panel)
+        rest = builder.and_(
+            builder.icmp_signed(">", tail, e.word(0)), builder.icmp_signed(">", padded, e.word(0))
+        )
+        with builder.if_then(rest):
+            zero = ir.Constant(e.vector, [0.0] * e.lanes)
+            for v in range(VECTORS_PER_PANEL):
+                e.store(zero, e.get(there), v * e.lanes)
+        with e.repeat(tail):
+            value = e.load(e.get(here), 0, e.scalar)
+            e.store(value, e.get(there))
+            _note(e, scalar_seen, value)
+            e.advance(here, 1)
+            e.advance(there, 1)
+        e.put(row, builder.add(i, e.word(1)))
+    e.end(_largest(e, e.get(vector_seen, e.bits), e.get(scalar_seen, e.bits.element)))
+
+
+def _note(e: Emitter, seen: ir.Value, value: ir.Value) -> None:
+    """Keep the larger of the magnitudes seen so far and that of `value`, as bits."""
+    vector = isinstance(value.type, ir.VectorType)
+    kind = e.bits if vector else e.bits.element
+    mask = 2 ** (8 * e.item - 1) - 1
+    magnitude = ir.Constant(kind, [mask] * e.lanes if vector else mask)
+    bits = e.builder.and_(e.builder.bitcast(value, kind), magnitude)
+    old = e.get(seen, kind)
+    larger = e.builder.icmp_unsigned(">", bits, old)
+    e.put(seen, e.builder.select(larger, bits, old))
+
+
+def _largest(e: Emitter, vector: ir.Value, scalar: ir.Value) -> ir.Value:
+    result = scalar
+    for lane in range(e.lanes):
+        each = e.builder.extract_element(vector, ir.Constant(ir.IntType(32), lane))
+        larger = e.builder.icmp_unsigned(">", each, result)
+        result = e.builder.select(larger, each, result)
+    return e.builder.zext(result, ir.IntType(64)) if e.item == 4 else result
+
+
+def emit_all(target: InstructionSet, dtype: str) -> Emitter:
+    """Return an emitter that holds every function of this file for an instruction set and dtype."""
+    e = Emitter(target, dtype)
+    for vectors in range(1, VECTORS_PER_PANEL + 1):
+        for rows in target.row_tiles:
+            emit_product(e, rows, vectors)
+        emit_gradient(e, vectors)
+    emit_column_sum(e)
+    emit_transpose(e)
+    emit_copy_rows(e)
+    return e

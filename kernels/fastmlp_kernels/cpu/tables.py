@@ -1,0 +1,114 @@
+"""The tables that describe a program to compiled code: words, chain and tiles, all int64.
+
+Compiled kernels hold no shape, dtype or function: everything is an address or a number in these
+tables, so that one compilation serves every problem. Addresses are those of arrays that the
+program keeps alive.
+"""
+
+import numpy as np
+
+# What a call does, as bits of ``words[STAGES]``, in the order in which they are done.
+PACK, GATHER, FORWARD, OUTPUT, LOSS, UPSTREAM, BACKWARD, INPUT_GRADIENT, GRADIENT, UPDATE = (
+    1 << k for k in range(10)
+)
+
+WORD_BYTES = 8
+
+# Words of the program. Strides and offsets are in elements, "address" says an address.
+(
+    STAGES,
+    MEMBERS,  # threads of the team
+    MEETING,  # address of its meeting place
+    HALT,  # set by member 0 for all: stop before the next batch
+    CHAIN,  # address of the chain
+    LAYERS,  # rows of the chain
+    TILES,  # address of the tiles
+    ITEM,  # bytes of an element
+    PANEL,  # columns of a panel
+    LANES,  # elements of a vector
+    FEATURE_TILE,  # rows of a weight-gradient tile
+    PANEL_STRIDE,  # from a panel of activations to the next
+    ROW_BLOCK,  # rows that go through all layers together
+    DEPTH_BLOCK,  # k of a product before the next column panel, a multiple of PANEL
+    SUM_BLOCK,  # rows of a weight gradient before the next tile
+    LARGEST,  # magnitudes from here on are not finite
+    BATCH_SIZE,
+    ROWS,  # of the epoch
+    BATCHES,
+    SEQUENTIAL,  # 1: rows in their own order, X and OUT advancing by whole batches
+    INPUT_COLUMNS,
+    TARGET_COLUMNS,
+    OUTPUT_COLUMNS,
+    UNIT_COST,  # of all units of weights together
+    KEEPS_OUTPUT,  # 1: OUTPUT_VALUE works in place
+    # Addresses of the caller's arrays.
+    X,
+    Y,
+    ORDER,
+    HYPER,
+    LOSSES,
+    CONTROL,
+    TARGET,  # flat vector that FINISH writes: parameters, or a gradient
+    FIRST,
+    SECOND,
+    PARAMETERS,
+    OUT,
+    UPSTREAM_ROWS,
+    INPUT_GRADIENT_ROWS,
+    # Addresses within the workspace.
+    IDENTITY,  # 0, 1, 2, ... as an order
+    INPUTS,
+    TARGETS,
+    ROW_LOSSES,
+    PREDICTIONS,
+    SLOPES,
+    OUTPUT_GRADIENT,  # row-major: what BACKWARD starts from, and UPSTREAM writes
+    INPUT_DELTA,
+    SCRATCH,
+    SCRATCH_STRIDE,
+    ZEROS,
+    SCALES,
+    # Addresses of functions.
+    COPY_ROWS,
+    TRANSPOSE,
+    GRADIENT_NARROW,
+    GRADIENT_WIDE,
+    COLUMN_SUM,
+    LOSS_RULE,
+    SUM_LOSSES,
+    FINISH,
+    LINK,
+    OUTPUT_VALUE,
+    OUTPUT_SLOPE,
+    CHECK,
+    WORDS,
+) = range(63)
+
+# Columns of the chain, one row a layer.
+(
+    FAN_IN,
+    FAN_OUT,
+    WEIGHT,  # offsets in the flat vector
+    BIAS,
+    W,  # addresses of both copies of the weights, and the strides between their panels
+    W_STRIDE,
+    TRANSPOSED,
+    TRANSPOSED_STRIDE,
+    B,
+    INPUT,  # addresses of panels of activations
+    Z,
+    A,
+    KEPT,
+    DELTA,
+    VALUE,  # addresses of functions
+    SLOPE,
+    CHAIN_COLUMNS,
+) = range(17)
+
+# Columns of the tiles, one row a height, the largest first.
+TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_COLUMNS = range(4)
+
+
+def address(array: np.ndarray) -> int:
+    """Return where an array's data begins."""
+    return array.__array_interface__["data"][0]
