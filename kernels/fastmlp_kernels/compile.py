@@ -88,6 +88,13 @@ def _switch(functions: Sequence[Callable], compiled: Sequence[Callable]) -> Call
     return namespace["select"]
 
 
+def cpu_function(function: Callable) -> Any:
+    """Compile a function over rows of the algebra for Python, uncached."""
+    for callee in _closed_over(function):
+        _make_callable(callee)
+    return numba.njit(**CPU_FLAGS)(function)
+
+
 def _closed_over(function: Callable) -> list[types.FunctionType]:
     cells = function.__closure__ or ()
     return [c.cell_contents for c in cells if isinstance(c.cell_contents, types.FunctionType)]

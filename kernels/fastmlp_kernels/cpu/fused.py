@@ -9,6 +9,7 @@ operations whoever computes it: the result does not depend on the number of thre
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.compile import kernel, part
+from fastmlp_kernels.cpu.gather import collect_rows, copy_block, gather_rows, spread_rows
 from fastmlp_kernels.cpu.intrinsics import atomic_load, atomic_store, call, set_word, word
 from fastmlp_kernels.cpu.linear import (
     layer_row,
@@ -23,7 +24,6 @@ from fastmlp_kernels.cpu.tables import (
     BATCHES,
     CHECK,
     CONTROL,
-    COPY_ROWS,
     DELTA,
     FAN_IN,
     FAN_OUT,
@@ -32,7 +32,6 @@ from fastmlp_kernels.cpu.tables import (
     GRADIENT,
     HALT,
     HYPER,
-    IDENTITY,
     INPUT_COLUMNS,
     INPUT_DELTA,
     INPUT_GRADIENT,
@@ -49,7 +48,6 @@ from fastmlp_kernels.cpu.tables import (
     LOSSES,
     MEETING,
     MEMBERS,
-    ORDER,
     OUT,
     OUTPUT,
     OUTPUT_COLUMNS,
@@ -66,7 +64,6 @@ from fastmlp_kernels.cpu.tables import (
     SCALES,
     SCRATCH,
     SCRATCH_STRIDE,
-    SEQUENTIAL,
     SLOPE,
     SLOPES,
     STAGES,
@@ -79,8 +76,6 @@ from fastmlp_kernels.cpu.tables import (
     UPSTREAM_ROWS,
     WORD_BYTES,
     A,
-    X,
-    Y,
 )
 from fastmlp_kernels.cpu.team import meet
 from fastmlp_kernels.problem import BATCHES as FINISHED
@@ -93,42 +88,6 @@ def _top(words):
 
 
 @part
-def _gather(words, start, first, last):
-    """Bring rows of X into panels, and those of y together; return the largest magnitude."""
-    item, panel = word(words, ITEM), word(words, PANEL)
-    columns, targets = word(words, INPUT_COLUMNS), word(words, TARGET_COLUMNS)
-    X_here, y_here, order = word(words, X), word(words, Y), word(words, ORDER) + start * WORD_BYTES
-    if word(words, SEQUENTIAL):
-        X_here += start * columns * item
-        y_here += start * targets * item
-        order = word(words, IDENTITY)
-    seen = call(
-        word(words, COPY_ROWS),
-        (X_here, order, first, last, columns, columns, panel, word(words, INPUTS), panel,
-         word(words, PANEL_STRIDE), 1),
-    )
-    if word(words, STAGES) & LOSS:
-        call(
-            word(words, COPY_ROWS),
-            (y_here, order, first, last, targets, targets, panel, word(words, TARGETS), targets, panel,
-             0),
-        )
-    return seen
-
-
-@part
-def _to_rows(words, panels, out, first, last):
-    """Copy the outputs' rows out of panels."""
-    columns = word(words, OUTPUT_COLUMNS)
-    panel = word(words, PANEL)
-    call(
-        word(words, COPY_ROWS),
-        (panels, word(words, IDENTITY), first, last, columns, panel, word(words, PANEL_STRIDE), out, columns,
-         panel, 0),
-    )
-
-
-@part
 def _output(words, start, first, last):
     """Write the outputs of a block of rows where the caller wants them."""
     columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
@@ -137,11 +96,11 @@ def _output(words, start, first, last):
     here = out + first * columns * item
     count = (last - first) * columns
     if word(words, OUTPUT_VALUE) and not word(words, KEEPS_OUTPUT):
-        _to_rows(words, last_A, word(words, PREDICTIONS), first, last)
+        collect_rows(words, last_A, first, last, columns, word(words, PREDICTIONS))
         kept = word(words, PREDICTIONS) + first * columns * item
         call(word(words, OUTPUT_VALUE), (kept, here, count))
     else:
-        _to_rows(words, last_A, out, first, last)
+        collect_rows(words, last_A, first, last, columns, out)
         if word(words, OUTPUT_VALUE):
             call(word(words, OUTPUT_VALUE), (here, here, count))
     if word(words, LINK):
@@ -151,8 +110,12 @@ def _output(words, start, first, last):
 @part
 def _loss(words, scale, first, last):
     """Write the losses of a block of rows and their slopes; return the largest magnitude."""
-    columns, targets, item = word(words, OUTPUT_COLUMNS), word(words, TARGET_COLUMNS), word(words, ITEM)
-    _to_rows(words, word(_top(words), A), word(words, PREDICTIONS), first, last)
+    columns, targets, item = (
+        word(words, OUTPUT_COLUMNS),
+        word(words, TARGET_COLUMNS),
+        word(words, ITEM),
+    )
+    collect_rows(words, word(_top(words), A), first, last, columns, word(words, PREDICTIONS))
     return call(
         word(words, LOSS_RULE),
         (
@@ -174,15 +137,13 @@ def _upstream(words, first, last):
     columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
     panel = word(words, PANEL)
     offset, count = first * columns * item, (last - first) * columns
-    call(
-        word(words, COPY_ROWS),
-        (word(words, UPSTREAM_ROWS), word(words, IDENTITY), first, last, columns, columns, panel,
-         word(words, OUTPUT_GRADIENT), columns, panel, 0),
+    copy_block(
+        words, word(words, UPSTREAM_ROWS), first, last, columns, word(words, OUTPUT_GRADIENT)
     )
     if word(words, OUTPUT_SLOPE):
         # The output activation belongs to the loss's rule, which is not asked here.
         kept = word(words, PREDICTIONS) + offset
-        _to_rows(words, word(_top(words), A), word(words, PREDICTIONS), first, last)
+        collect_rows(words, word(_top(words), A), first, last, columns, word(words, PREDICTIONS))
         if word(words, KEEPS_OUTPUT):
             call(word(words, OUTPUT_VALUE), (kept, kept, count))
         call(word(words, OUTPUT_SLOPE), (kept, word(words, OUTPUT_GRADIENT) + offset, count))
@@ -194,12 +155,7 @@ def _backward(words, first, last):
     columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
     panel, stride = word(words, PANEL), word(words, PANEL_STRIDE)
     top = _top(words)
-    seen = call(
-        word(words, COPY_ROWS),
-        (word(words, OUTPUT_GRADIENT), word(words, IDENTITY), first, last, columns, columns, panel,
-         word(top, DELTA), panel,
-         stride, 1),
-    )
+    seen = spread_rows(words, word(words, OUTPUT_GRADIENT), first, last, columns, word(top, DELTA))
     for j in range((columns + panel - 1) // panel):
         offset = (j * stride + first * panel) * item
         kept, delta = word(top, KEPT) + offset, word(top, DELTA) + offset
@@ -213,11 +169,7 @@ def _backward(words, first, last):
     if word(words, STAGES) & INPUT_GRADIENT:
         out, columns = word(words, INPUT_DELTA), word(words, INPUT_COLUMNS)
         linear_backward(words, 0, first, last, out, word(words, INPUTS), word(words, CHECK))
-        call(
-            word(words, COPY_ROWS),
-            (out, word(words, IDENTITY), first, last, columns, panel, stride,
-             word(words, INPUT_GRADIENT_ROWS), columns, panel, 0),
-        )
+        collect_rows(words, out, first, last, columns, word(words, INPUT_GRADIENT_ROWS))
     return seen
 
 
@@ -227,7 +179,7 @@ def _rows(words, start, scale, first, last):
     stages = word(words, STAGES)
     seen = 0
     if stages & GATHER:
-        seen = _gather(words, start, first, last)
+        seen = gather_rows(words, start, first, last)
     if stages & FORWARD:
         for layer in range(word(words, LAYERS)):
             seen = max(seen, linear_forward(words, layer, first, last))
@@ -271,7 +223,9 @@ def _sum(words, member, batch, rows):
     # All members sum, so that none has to wait for another's answer; one of them writes it down.
     own = word(words, SCRATCH) + member * word(words, SCRATCH_STRIDE)
     out = word(words, LOSSES) + batch * word(words, ITEM) if member == 0 else own
-    return call(word(words, SUM_LOSSES), (word(words, ROW_LOSSES), rows, out)) < word(words, LARGEST)
+    return call(word(words, SUM_LOSSES), (word(words, ROW_LOSSES), rows, out)) < word(
+        words, LARGEST
+    )
 
 
 @part

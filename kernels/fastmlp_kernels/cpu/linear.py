@@ -3,7 +3,6 @@
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.cpu.intrinsics import call, word
 from fastmlp_kernels.cpu.tables import (
-    B,
     BIAS,
     CHAIN,
     CHAIN_COLUMNS,
@@ -40,10 +39,11 @@ from fastmlp_kernels.cpu.tables import (
     W_STRIDE,
     WEIGHT,
     WORD_BYTES,
+    ZEROS,
     A,
+    B,
     W,
     Z,
-    ZEROS,
 )
 
 
@@ -113,10 +113,20 @@ def linear_forward(words, layer, first, last):
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
         rows = (first, last, start, min(word(words, DEPTH_BLOCK), depth - start))
         _product(
-            words, word(row, INPUT), word(row, W), word(row, W_STRIDE), depth, word(row, FAN_OUT), word(row, B),
-            word(words, PANEL), word(row, Z), rows,
+            words,
+            word(row, INPUT),
+            word(row, W),
+            word(row, W_STRIDE),
+            depth,
+            word(row, FAN_OUT),
+            word(row, B),
+            word(words, PANEL),
+            word(row, Z),
+            rows,
         )
-    return _finish(words, word(row, VALUE), word(row, Z), word(row, A), word(row, FAN_OUT), first, last)
+    return _finish(
+        words, word(row, VALUE), word(row, Z), word(row, A), word(row, FAN_OUT), first, last
+    )
 
 
 @part
@@ -146,8 +156,16 @@ def linear_backward(words, layer, first, last, dA, kept, slope):
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
         rows = (first, last, start, min(word(words, DEPTH_BLOCK), depth - start))
         _product(
-            words, word(row, DELTA), word(row, TRANSPOSED), word(row, TRANSPOSED_STRIDE), depth, word(row, FAN_IN),
-            word(words, ZEROS), 0, dA, rows,
+            words,
+            word(row, DELTA),
+            word(row, TRANSPOSED),
+            word(row, TRANSPOSED_STRIDE),
+            depth,
+            word(row, FAN_IN),
+            word(words, ZEROS),
+            0,
+            dA,
+            rows,
         )
     return _finish(words, slope, kept, dA, word(row, FAN_IN), first, last)
 
@@ -162,7 +180,8 @@ def _transpose_unit(words, layer, i, j, features, columns):
     for r in range(0, features, lanes):
         for c in range(0, columns, lanes):
             call(
-                word(words, TRANSPOSE), (source + (r * panel + c) * item, out + (c * panel + r) * item)
+                word(words, TRANSPOSE),
+                (source + (r * panel + c) * item, out + (c * panel + r) * item),
             )
 
 
@@ -186,7 +205,10 @@ def pack_unit(words, layer, i, j, transposed):
     row = layer_row(words, layer)
     features = min(panel, word(row, FAN_IN) - i * panel)
     columns = min(panel, word(row, FAN_OUT) - j * panel)
-    start = word(words, PARAMETERS) + (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
+    start = (
+        word(words, PARAMETERS)
+        + (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
+    )
     out = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
     order = word(words, IDENTITY)
     call(
@@ -198,7 +220,10 @@ def pack_unit(words, layer, i, j, transposed):
     if i == 0:
         start = word(words, PARAMETERS) + (word(row, BIAS) + j * panel) * item
         out = word(row, B) + j * panel * item
-        call(word(words, COPY_ROWS), (start, order, 0, 1, columns, columns, panel, out, panel, panel, 1))
+        call(
+            word(words, COPY_ROWS),
+            (start, order, 0, 1, columns, columns, panel, out, panel, panel, 1),
+        )
 
 
 @part
@@ -230,7 +255,11 @@ def weight_gradient(words, layer, i, j, rows, hyper, transposed, scratch):
     row = layer_row(words, layer)
     features = min(panel, word(row, FAN_IN) - i * panel)
     columns = min(panel, word(row, FAN_OUT) - j * panel)
-    tile = word(words, GRADIENT_NARROW) if columns <= word(words, LANES) else word(words, GRADIENT_WIDE)
+    tile = (
+        word(words, GRADIENT_NARROW)
+        if columns <= word(words, LANES)
+        else word(words, GRADIENT_WIDE)
+    )
     left = word(row, INPUT) + i * word(words, PANEL_STRIDE) * item
     right = word(row, DELTA) + j * word(words, PANEL_STRIDE) * item
     for start in range(0, rows, word(words, SUM_BLOCK)):

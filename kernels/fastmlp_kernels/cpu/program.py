@@ -248,7 +248,10 @@ class FusedProgram:
                 delta,
             )
             below, stored, delta = A, A + size, delta + size
-            weights, transposed = weights + rows * columns * item, transposed + rows * columns * item
+            weights, transposed = (
+                weights + rows * columns * item,
+                transposed + rows * columns * item,
+            )
             bias += columns * item
 
     def _bind(self, word: int, array: np.ndarray) -> None:

@@ -19,7 +19,6 @@ def _signature(dtype):
     return WORD(*[pointer] * 5, WORD, WORD, WORD, WORD, pointer)
 
 
-
 @functools.cache
 def update(name: str, dtype: str, copies: bool) -> int:
     """Return the address of the leaf that applies an optimizer's step to a tile.

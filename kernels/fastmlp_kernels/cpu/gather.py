@@ -1,0 +1,91 @@
+"""Rows into panels and out of them: the only copies that a step makes."""
+
+from fastmlp_kernels.compile import part
+from fastmlp_kernels.cpu.intrinsics import call, word
+from fastmlp_kernels.cpu.tables import (
+    COPY_ROWS,
+    IDENTITY,
+    INPUT_COLUMNS,
+    INPUTS,
+    ITEM,
+    LOSS,
+    ORDER,
+    PANEL,
+    PANEL_STRIDE,
+    SEQUENTIAL,
+    STAGES,
+    TARGET_COLUMNS,
+    TARGETS,
+    WORD_BYTES,
+    X,
+    Y,
+)
+
+
+@part
+def spread_rows(words, rows, first, last, columns, panels):
+    """Copy a block of row-major rows into panels; return the largest magnitude as bits."""
+    panel = word(words, PANEL)
+    into = (panels, panel, word(words, PANEL_STRIDE), 1)
+    source = (rows, word(words, IDENTITY), first, last, columns, columns, panel)
+    return call(word(words, COPY_ROWS), source + into)
+
+
+@part
+def collect_rows(words, panels, first, last, columns, rows):
+    """Copy a block of rows out of panels into a row-major matrix."""
+    panel = word(words, PANEL)
+    into = (rows, columns, panel, 0)
+    source = (
+        panels,
+        word(words, IDENTITY),
+        first,
+        last,
+        columns,
+        panel,
+        word(words, PANEL_STRIDE),
+    )
+    call(word(words, COPY_ROWS), source + into)
+
+
+@part
+def copy_block(words, source, first, last, columns, out):
+    """Copy a block of rows of a row-major matrix to another."""
+    panel = word(words, PANEL)
+    rows = (source, word(words, IDENTITY), first, last, columns, columns, panel)
+    call(word(words, COPY_ROWS), rows + (out, columns, panel, 0))
+
+
+@part
+def gather_rows(words, start, first, last):
+    """Bring a block of a mini-batch's rows of X into panels, and its rows of y together.
+
+    Parameters
+    ----------
+    words : int
+        Address of the program's tables, see `cpu.tables`: X, y and the order are read.
+    start : int
+        The mini-batch's first place in the order.
+    first, last : int
+        The block of rows.
+
+    Notes
+    -----
+    Returns the largest magnitude of X, as bits. Cost: a read and a write an element, in vectors.
+    Aliasing: none of the arrays overlap. Source: the mini-batch of stochastic gradient descent.
+    """
+    item, panel = word(words, ITEM), word(words, PANEL)
+    columns, targets = word(words, INPUT_COLUMNS), word(words, TARGET_COLUMNS)
+    rows_of_X, rows_of_y = word(words, X), word(words, Y)
+    order = word(words, ORDER) + start * WORD_BYTES
+    if word(words, SEQUENTIAL):
+        rows_of_X += start * columns * item
+        rows_of_y += start * targets * item
+        order = word(words, IDENTITY)
+    source = (rows_of_X, order, first, last, columns, columns, panel)
+    into = (word(words, INPUTS), panel, word(words, PANEL_STRIDE), 1)
+    seen = call(word(words, COPY_ROWS), source + into)
+    if word(words, STAGES) & LOSS:
+        source = (rows_of_y, order, first, last, targets, targets, panel)
+        call(word(words, COPY_ROWS), source + (word(words, TARGETS), targets, panel, 0))
+    return seen
