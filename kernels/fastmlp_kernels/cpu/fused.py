@@ -46,6 +46,7 @@ from fastmlp_kernels.cpu.tables import (
     LOSS,
     LOSS_RULE,
     LOSSES,
+    LOSSES_PER_ROW,
     MEETING,
     MEMBERS,
     OUT,
@@ -125,7 +126,7 @@ def _loss(words, scale, first, last):
             columns,
             targets,
             scale,
-            word(words, ROW_LOSSES) + first * item,
+            word(words, ROW_LOSSES) + first * word(words, LOSSES_PER_ROW) * item,
             word(words, SLOPES) + first * columns * item,
         ),
     )
@@ -223,7 +224,8 @@ def _sum(words, member, batch, rows):
     # All members sum, so that none has to wait for another's answer; one of them writes it down.
     own = word(words, SCRATCH) + member * word(words, SCRATCH_STRIDE)
     out = word(words, LOSSES) + batch * word(words, ITEM) if member == 0 else own
-    return call(word(words, SUM_LOSSES), (word(words, ROW_LOSSES), rows, out)) < word(
+    count = rows * word(words, LOSSES_PER_ROW)
+    return call(word(words, SUM_LOSSES), (word(words, ROW_LOSSES), count, out)) < word(
         words, LARGEST
     )
 

@@ -10,12 +10,14 @@ from fastmlp_kernels.cpu.tables import (
     COPY_ROWS,
     DELTA,
     DEPTH_BLOCK,
+    DOT_ROWS,
     FAN_IN,
     FAN_OUT,
     FEATURE_TILE,
     FINISH,
     FIRST,
     GRADIENT_NARROW,
+    GRADIENT_SINGLE,
     GRADIENT_WIDE,
     IDENTITY,
     INPUT,
@@ -90,6 +92,17 @@ def _finish(words, leaf, kept, data, columns, first, last):
 
 
 @part
+def _dot_rows(words, row, first, last):
+    """Compute Z of a layer with one output, inputs in the lanes: a panel has room for many."""
+    item, panel = word(words, ITEM), word(words, PANEL)
+    left, out = (word(row, INPUT) + first * panel * item), (word(row, Z) + first * panel * item)
+    panels = (word(row, FAN_IN) + panel - 1) // panel
+    right, stride = word(row, TRANSPOSED), word(row, TRANSPOSED_STRIDE)
+    weights = (left, word(words, PANEL_STRIDE), right, stride, panels)
+    call(word(words, DOT_ROWS), weights + (last - first, word(row, B), out))
+
+
+@part
 def linear_forward(words, layer, first, last):
     """Compute ``Z = A W + b`` and ``f(Z)`` of a block of rows; return the largest |Z| as bits.
 
@@ -110,6 +123,9 @@ def linear_forward(words, layer, first, last):
     """
     row = layer_row(words, layer)
     depth = word(row, FAN_IN)
+    if word(row, FAN_OUT) == 1:
+        _dot_rows(words, row, first, last)
+        depth = 0
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
         rows = (first, last, start, min(word(words, DEPTH_BLOCK), depth - start))
         _product(
@@ -211,12 +227,16 @@ def pack_unit(words, layer, i, j, transposed):
     )
     out = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
     order = word(words, IDENTITY)
-    call(
-        word(words, COPY_ROWS),
-        (start, order, 0, features, columns, word(row, FAN_OUT), panel, out, panel, panel, 1),
-    )
-    if transposed:
-        _transpose_unit(words, layer, i, j, features, columns)
+    if word(row, FAN_OUT) == 1:
+        # One column: as a row, it is contiguous, and the only copy that is read.
+        out = word(row, TRANSPOSED) + i * word(row, TRANSPOSED_STRIDE) * item
+        rows = (start, order, 0, 1, features, features, panel)
+        call(word(words, COPY_ROWS), rows + (out, panel, panel, 1))
+    else:
+        rows = (start, order, 0, features, columns, word(row, FAN_OUT), panel)
+        call(word(words, COPY_ROWS), rows + (out, panel, panel, 1))
+        if transposed:
+            _transpose_unit(words, layer, i, j, features, columns)
     if i == 0:
         start = word(words, PARAMETERS) + (word(row, BIAS) + j * panel) * item
         out = word(row, B) + j * panel * item
@@ -224,6 +244,22 @@ def pack_unit(words, layer, i, j, transposed):
             word(words, COPY_ROWS),
             (start, order, 0, 1, columns, columns, panel, out, panel, panel, 1),
         )
+
+
+@part
+def _sum_unit(words, tile, left, right, rows, features, scratch):
+    """Sum a unit of a weight gradient over the batch, a block of rows at a time."""
+    item, panel, block = word(words, ITEM), word(words, PANEL), word(words, SUM_BLOCK)
+    for start in range(0, rows, block):
+        count = min(block, rows - start)
+        here = right + start * panel * item
+        for m in range(0, features, word(words, FEATURE_TILE)):
+            out = scratch + m * panel * item
+            from_row = left + (start * panel + m) * item
+            if start > 0:
+                call(tile, (from_row, here, count, out, panel, out))
+            else:
+                call(tile, (from_row, here, count, word(words, ZEROS), 0, out))
 
 
 @part
@@ -255,28 +291,21 @@ def weight_gradient(words, layer, i, j, rows, hyper, transposed, scratch):
     row = layer_row(words, layer)
     features = min(panel, word(row, FAN_IN) - i * panel)
     columns = min(panel, word(row, FAN_OUT) - j * panel)
-    tile = (
-        word(words, GRADIENT_NARROW)
-        if columns <= word(words, LANES)
-        else word(words, GRADIENT_WIDE)
-    )
     left = word(row, INPUT) + i * word(words, PANEL_STRIDE) * item
     right = word(row, DELTA) + j * word(words, PANEL_STRIDE) * item
-    for start in range(0, rows, word(words, SUM_BLOCK)):
-        count = min(word(words, SUM_BLOCK), rows - start)
-        here = right + start * panel * item
-        for m in range(0, features, word(words, FEATURE_TILE)):
-            out = scratch + m * panel * item
-            from_row = left + (start * panel + m) * item
-            if start > 0:
-                call(tile, (from_row, here, count, out, panel, out))
-            else:
-                call(tile, (from_row, here, count, word(words, ZEROS), 0, out))
     offset = (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
-    copy = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
-    _apply(words, offset, scratch, copy, features, columns, word(row, FAN_OUT), hyper)
-    if transposed:
-        _transpose_unit(words, layer, i, j, features, columns)
+    if word(row, FAN_OUT) == 1:
+        tile = word(words, GRADIENT_SINGLE)
+        call(tile, (right, left, rows, word(words, ZEROS), 0, scratch))
+        copy = word(row, TRANSPOSED) + i * word(row, TRANSPOSED_STRIDE) * item
+        _apply(words, offset, scratch, copy, 1, features, features, hyper)
+    else:
+        tile = GRADIENT_NARROW if columns <= word(words, LANES) else GRADIENT_WIDE
+        _sum_unit(words, word(words, tile), left, right, rows, features, scratch)
+        copy = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
+        _apply(words, offset, scratch, copy, features, columns, word(row, FAN_OUT), hyper)
+        if transposed:
+            _transpose_unit(words, layer, i, j, features, columns)
     if i == 0:
         call(word(words, COLUMN_SUM), (right, rows, scratch))
         offset = (word(row, BIAS) + j * panel) * item

@@ -1,21 +1,31 @@
 """The loss of a block of rows and its gradient, the link of predictions, and the batch's sum."""
 
 import functools
+from collections.abc import Callable
 
 from numba import carray
 from numba.core import types
 
-from fastmlp_kernels.algebra import LOSSES, loss_rules
+from fastmlp_kernels.algebra import LOSSES, LossRule, loss_rules
 from fastmlp_kernels.compile import leaf
 from fastmlp_kernels.cpu.activation import NUMBERS
-from fastmlp_kernels.cpu.intrinsics import magnitude
+from fastmlp_kernels.cpu.intrinsics import magnitude, read, write
 
 WORD = types.int64
 
 
+def losses_per_row(rule: str, outputs: int) -> int:
+    """Return how many losses a rule gives for a row: one, or one for each output."""
+    return 1 if _rule(rule).by_row else outputs
+
+
+def _rule(name: str) -> LossRule:
+    return next(rule for rule in loss_rules() if rule.name == name)
+
+
 @functools.cache
 def loss_and_gradient(rule: str, dtype: str) -> int:
-    """Return the address of the leaf that writes each row's loss and its gradient.
+    """Return the address of the leaf that writes losses and their gradient by the outputs.
 
     Parameters
     ----------
@@ -25,30 +35,50 @@ def loss_and_gradient(rule: str, dtype: str) -> int:
 
     Notes
     -----
-    The leaf is ``(A, y, rows, outputs, target_columns, scale, row_losses, dA) -> largest magnitude
-    of a row's loss as bits``: row-major predictions (or pre-activations where the rule is a fused
-    one), row-major targets, the address of the reduction's factor; row_losses and the row-major
-    dA are written, and dA may be A. Labels are checked before: one out of range would write
-    astray. Cost: O(rows outputs). Accuracy: finite for every finite logit. Source:
-    `algebra.losses`.
+    The leaf is ``(A, y, rows, outputs, target_columns, scale, losses, dA) -> largest magnitude of a
+    loss as bits``: row-major predictions (or pre-activations where the rule is a fused one),
+    row-major targets, the address of the reduction's factor; the losses (`losses_per_row` of each
+    row) and the row-major dA are written. None of the arrays overlap. Labels are checked before:
+    one out of range would write astray. Cost: O(rows outputs), in vectors for a rule of single
+    elements. Accuracy: finite for every finite logit. Source: `algebra.losses`.
     """
-    row = next(each.row for each in loss_rules() if each.name == rule)
+    row = _rule(rule)
+    make = _row_loop if row.by_row else _element_loop
     pointer = types.CPointer(NUMBERS[dtype])
+    signature = WORD(pointer, pointer, WORD, WORD, WORD, pointer, pointer, pointer)
+    name = f"loss_and_gradient-{rule.replace('/', '-')}-{dtype}"
+    return leaf(make(row.rule), name, signature).address
 
+
+def _row_loop(rule: Callable) -> Callable:
     def losses(A, y, rows, outputs, target_columns, scale, row_losses, dA):
         prediction, target = carray(A, (rows, outputs)), carray(y, (rows, target_columns))
         slope = carray(dA, (rows, outputs))
         factor = scale[0]
         seen = magnitude(factor)
         for i in range(rows):
-            row_losses[i] = factor * row(prediction, target, i, slope)
+            row_losses[i] = factor * rule(prediction, target, i, slope)
             seen = max(seen, magnitude(row_losses[i]))
             for j in range(outputs):
                 slope[i, j] *= factor
         return WORD(seen)
 
-    signature = WORD(pointer, pointer, WORD, WORD, WORD, pointer, pointer, pointer)
-    return leaf(losses, f"loss_and_gradient-{rule.replace('/', '-')}-{dtype}", signature).address
+    return losses
+
+
+def _element_loop(rule: Callable) -> Callable:
+    def losses(A, y, rows, outputs, target_columns, scale, each, dA):
+        factor = scale[0]
+        seen = magnitude(factor)
+        for k in range(rows * outputs):
+            loss, slope = rule(read(A, k, 0), read(y, k, 1))
+            loss *= factor
+            seen = max(seen, magnitude(loss))
+            write(each, k, loss, 2)
+            write(dA, k, slope * factor, 3)
+        return WORD(seen)
+
+    return losses
 
 
 @functools.cache
@@ -82,7 +112,7 @@ def predict_rows(loss: str, dtype: str) -> int:
 
 @functools.cache
 def sum_losses(dtype: str) -> int:
-    """Return the address of the leaf that sums the losses of a batch's rows.
+    """Return the address of the leaf that sums the losses of a batch.
 
     Parameters
     ----------
@@ -90,24 +120,28 @@ def sum_losses(dtype: str) -> int:
 
     Notes
     -----
-    The leaf is ``(row_losses, rows, out) -> magnitude of the sum as bits``. Cost: `rows` additions
-    in float64, in four interleaved sums whatever the number of threads, rounded once. Source: the
+    The leaf is ``(losses, count, out) -> magnitude of the sum as bits``. Cost: `count` additions in
+    float64, in eight interleaved sums whatever the number of threads, rounded once. Source: the
     mean loss of the derivation sheet.
     """
     number = NUMBERS[dtype]
     pointer = types.CPointer(number)
 
-    def total(row_losses, rows, out):
-        s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-        whole = rows - rows % 4
-        for i in range(0, whole, 4):
-            s0 += row_losses[i]
-            s1 += row_losses[i + 1]
-            s2 += row_losses[i + 2]
-            s3 += row_losses[i + 3]
-        for i in range(whole, rows):
-            s0 += row_losses[i]
-        out[0] = number((s0 + s1) + (s2 + s3))
+    def total(losses, count, out):
+        s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        whole = count - count % 8
+        for i in range(0, whole, 8):
+            s0 += losses[i]
+            s1 += losses[i + 1]
+            s2 += losses[i + 2]
+            s3 += losses[i + 3]
+            s4 += losses[i + 4]
+            s5 += losses[i + 5]
+            s6 += losses[i + 6]
+            s7 += losses[i + 7]
+        for i in range(whole, count):
+            s0 += losses[i]
+        out[0] = number(((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)))
         return WORD(magnitude(out[0]))
 
     return leaf(total, f"sum_losses-{dtype}", WORD(pointer, WORD, pointer)).address

@@ -25,9 +25,9 @@ def product_name(rows: int, vectors: int) -> str:
     return f"product_{rows}x{vectors}"
 
 
-def gradient_name(vectors: int) -> str:
+def gradient_name(rows: int, vectors: int) -> str:
     """Return the symbol of a weight-gradient tile."""
-    return f"gradient_{vectors}"
+    return f"gradient_{rows}x{vectors}"
 
 
 def _multiply_rows(e: Emitter, rows: int, vectors: int, left_at, left, right, totals) -> None:
@@ -45,8 +45,8 @@ def _multiply_rows(e: Emitter, rows: int, vectors: int, left_at, left, right, to
 def _sum_over(e: Emitter, rows: int, vectors: int, strides, left, right, totals, count) -> None:
     """Emit the loop over `count` values of k, four at a time and then one."""
     of_row, of_step = strides
-    two = e.word(UNROLL.bit_length() - 1)
-    with e.repeat(e.builder.lshr(count, two)):
+    fours = e.builder.lshr(count, e.word(UNROLL.bit_length() - 1))
+    with e.repeat(fours):
         for step in range(UNROLL):
             right_now = e.variable(e.address(e.get(right), step * e.panel))
             _multiply_rows(
@@ -118,8 +118,8 @@ def emit_product(e: Emitter, rows: int, vectors: int) -> None:
     e.end()
 
 
-def emit_gradient(e: Emitter, vectors: int) -> None:
-    """Emit ``gradient_{vectors}``: `feature_tile` rows of a weight gradient.
+def emit_gradient(e: Emitter, rows: int, vectors: int) -> None:
+    """Emit ``gradient_{rows}x{vectors}``: a tile of a weight gradient.
 
     Parameters of the function (all words)
     --------------------------------------
@@ -130,11 +130,10 @@ def emit_gradient(e: Emitter, vectors: int) -> None:
 
     Notes
     -----
-    Cost: ``2 * feature_tile * vectors * lanes * count`` flops. Accuracy: one chain of fused
+    Cost: ``2 * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused
     multiply-adds an element, rows ascending.
     """
-    left, right, count, initial, initial_stride, out = e.begin(gradient_name(vectors), 6)
-    rows = e.target.feature_tile
+    left, right, count, initial, initial_stride, out = e.begin(gradient_name(rows, vectors), 6)
     totals = _load_totals(e, rows, vectors, initial, initial_stride)
     slots = e.variable(left), e.variable(right)
     _sum_over(e, rows, vectors, (1, e.panel), *slots, totals, count)
@@ -203,8 +202,9 @@ def emit_copy_rows(e: Emitter) -> None:
     builder = e.builder
     whole = builder.udiv(columns, e.word(e.panel))
     tail = builder.urem(columns, e.word(e.panel))
-    vector_seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
-    scalar_seen = e.variable(ir.Constant(e.bits.element, 0))
+    masks = [e.mask(builder.sub(tail, e.word(v * e.lanes))) for v in range(VECTORS_PER_PANEL)]
+    pads = builder.icmp_signed(">", padded, e.word(0))
+    seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
     row = e.variable(first)
     with e.repeat(builder.sub(last, first)):
         i = e.get(row)
@@ -216,45 +216,95 @@ def emit_copy_rows(e: Emitter) -> None:
             for v in range(VECTORS_PER_PANEL):
                 value = e.load(e.get(here), v * e.lanes)
                 e.store(value, e.get(there), v * e.lanes)
-                _note(e, vector_seen, value)
+                _note(e, seen, value)
             e.advance(here, source_panel)
             e.advance(there, out_panel)
-        rest = builder.and_(
-            builder.icmp_signed(">", tail, e.word(0)), builder.icmp_signed(">", padded, e.word(0))
-        )
-        with builder.if_then(rest):
-            zero = ir.Constant(e.vector, [0.0] * e.lanes)
-            for v in range(VECTORS_PER_PANEL):
-                e.store(zero, e.get(there), v * e.lanes)
-        with e.repeat(tail):
-            value = e.load(e.get(here), 0, e.scalar)
-            e.store(value, e.get(there))
-            _note(e, scalar_seen, value)
-            e.advance(here, 1)
-            e.advance(there, 1)
+        with builder.if_then(builder.icmp_signed(">", tail, e.word(0))):
+            for v, mask in enumerate(masks):
+                value = e.load_masked(e.get(here), v * e.lanes, mask)
+                _note(e, seen, value)
+                with builder.if_else(pads) as (padding, exact):
+                    with padding:
+                        e.store(value, e.get(there), v * e.lanes)
+                    with exact:
+                        e.store_masked(value, e.get(there), v * e.lanes, mask)
         e.put(row, builder.add(i, e.word(1)))
-    e.end(_largest(e, e.get(vector_seen, e.bits), e.get(scalar_seen, e.bits.element)))
+    e.end(_largest(e, e.get(seen, e.bits)))
 
 
 def _note(e: Emitter, seen: ir.Value, value: ir.Value) -> None:
-    """Keep the larger of the magnitudes seen so far and that of `value`, as bits."""
-    vector = isinstance(value.type, ir.VectorType)
-    kind = e.bits if vector else e.bits.element
-    mask = 2 ** (8 * e.item - 1) - 1
-    magnitude = ir.Constant(kind, [mask] * e.lanes if vector else mask)
-    bits = e.builder.and_(e.builder.bitcast(value, kind), magnitude)
-    old = e.get(seen, kind)
+    """Keep the larger of the magnitudes seen so far and those of `value`, as bits."""
+    magnitude = ir.Constant(e.bits, [2 ** (8 * e.item - 1) - 1] * e.lanes)
+    bits = e.builder.and_(e.builder.bitcast(value, e.bits), magnitude)
+    old = e.get(seen, e.bits)
     larger = e.builder.icmp_unsigned(">", bits, old)
     e.put(seen, e.builder.select(larger, bits, old))
 
 
-def _largest(e: Emitter, vector: ir.Value, scalar: ir.Value) -> ir.Value:
-    result = scalar
-    for lane in range(e.lanes):
-        each = e.builder.extract_element(vector, ir.Constant(ir.IntType(32), lane))
+def _largest(e: Emitter, vector: ir.Value) -> ir.Value:
+    """Return the largest element of a vector of integers as a word."""
+    result = e.element(vector, 0)
+    for lane in range(1, e.lanes):
+        each = e.element(vector, lane)
         larger = e.builder.icmp_unsigned(">", each, result)
         result = e.builder.select(larger, each, result)
     return e.builder.zext(result, ir.IntType(64)) if e.item == 4 else result
+
+
+def _sum_lanes(e: Emitter, vector: ir.Value) -> ir.Value:
+    """Return the sum of a vector's elements, by halves: always in the same order."""
+    index = ir.VectorType(ir.IntType(32), e.lanes)
+    half = e.lanes // 2
+    while half:
+        # What lies in the upper lanes is not used again.
+        moved = ir.Constant(index, [(lane + half) % e.lanes for lane in range(e.lanes)])
+        vector = e.builder.fadd(vector, e.builder.shuffle_vector(vector, vector, moved))
+        half //= 2
+    return e.element(vector, 0)
+
+
+def emit_dot_rows(e: Emitter) -> None:
+    """Emit ``dot_rows``: the forward product of a layer with one output.
+
+    Parameters of the function (all words)
+    --------------------------------------
+    left, panel_stride : address of the first row in the first panel; elements between panels
+    right, right_stride : address of the weights of the first panel; elements to the next panel's
+    panels : of both
+    rows : of the left operand
+    initial : address of the bias
+    out : address of the first row of a panel, which gets the sum and zeros
+
+    Notes
+    -----
+    Lanes are inputs, so that the padding of both operands is multiplied: that of the weights is
+    zero, that of the activations finite. Cost: ``2 * rows * panels * panel`` flops. Accuracy: one
+    sum a lane, panels ascending, and then the lanes by halves; the same for any rows beside it.
+    """
+    arguments = e.begin("dot_rows", 8)
+    left, panel_stride, right, right_stride, panels, rows, initial, out = arguments
+    zero = ir.Constant(e.vector, [0.0] * e.lanes)
+    bias = e.load(initial, 0, e.scalar)
+    row_left, row_out = e.variable(left), e.variable(out)
+    with e.repeat(rows):
+        here, weights = e.variable(e.get(row_left)), e.variable(right)
+        totals = [e.variable(zero) for _ in range(VECTORS_PER_PANEL)]
+        with e.repeat(panels):
+            for v, slot in enumerate(totals):
+                a = e.load(e.get(here), v * e.lanes)
+                w = e.load(e.get(weights), v * e.lanes)
+                e.put(slot, e.multiply_add(a, w, e.get(slot, e.vector)))
+            e.advance(here, panel_stride)
+            e.advance(weights, right_stride)
+        total = e.builder.fadd(*(e.get(slot, e.vector) for slot in totals))
+        result = e.builder.fadd(_sum_lanes(e, total), bias)
+        first = ir.Constant(ir.IntType(32), 0)
+        e.store(e.builder.insert_element(zero, result, first), e.get(row_out))
+        for v in range(1, VECTORS_PER_PANEL):
+            e.store(zero, e.get(row_out), v * e.lanes)
+        e.advance(row_left, e.panel)
+        e.advance(row_out, e.panel)
+    e.end()
 
 
 def emit_all(target: InstructionSet, dtype: str) -> Emitter:
@@ -263,7 +313,9 @@ def emit_all(target: InstructionSet, dtype: str) -> Emitter:
     for vectors in range(1, VECTORS_PER_PANEL + 1):
         for rows in target.row_tiles:
             emit_product(e, rows, vectors)
-        emit_gradient(e, vectors)
+        emit_gradient(e, target.feature_tile, vectors)
+    emit_gradient(e, 1, VECTORS_PER_PANEL)
+    emit_dot_rows(e)
     emit_column_sum(e)
     emit_transpose(e)
     emit_copy_rows(e)

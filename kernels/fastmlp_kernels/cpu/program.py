@@ -8,7 +8,12 @@ from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.cpu import best_threads, tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.fused import run
-from fastmlp_kernels.cpu.loss import loss_and_gradient, predict_rows, sum_losses
+from fastmlp_kernels.cpu.loss import (
+    loss_and_gradient,
+    losses_per_row,
+    predict_rows,
+    sum_losses,
+)
 from fastmlp_kernels.cpu.machine_code import microkernels
 from fastmlp_kernels.cpu.microkernels import gradient_name, product_name
 from fastmlp_kernels.cpu.simd import InstructionSet, instruction_set
@@ -120,7 +125,7 @@ class FusedProgram:
         return Workspace(
             inputs=self._zeros(self._panels(problem.sizes[0])),
             targets=self._zeros(batch, problem.target_columns),
-            row_losses=self._zeros(batch),
+            row_losses=self._zeros(batch * losses_per_row(problem.rule, problem.sizes[-1])),
             stored=self._zeros(sum(self._panels(units) * (1 + both) for units, both in kept)),
             deltas=self._zeros(sum(self._panels(units) for units in problem.sizes[1:])),
             input_delta=self._zeros(self._panels(problem.sizes[0])),
@@ -163,6 +168,7 @@ class FusedProgram:
             tables.INPUT_COLUMNS: problem.sizes[0],
             tables.TARGET_COLUMNS: problem.target_columns,
             tables.OUTPUT_COLUMNS: problem.sizes[-1],
+            tables.LOSSES_PER_ROW: losses_per_row(problem.rule, problem.sizes[-1]),
             tables.UNIT_COST: units,
             tables.SCRATCH_STRIDE: self.panel * self.panel * self.dtype.itemsize,
         }
@@ -182,8 +188,10 @@ class FusedProgram:
         words[tables.COPY_ROWS] = code["copy_rows"]
         words[tables.TRANSPOSE] = code["transpose"]
         words[tables.COLUMN_SUM] = code["column_sum"]
-        words[tables.GRADIENT_NARROW] = code[gradient_name(1)]
-        words[tables.GRADIENT_WIDE] = code[gradient_name(2)]
+        words[tables.DOT_ROWS] = code["dot_rows"]
+        words[tables.GRADIENT_SINGLE] = code[gradient_name(1, 2)]
+        words[tables.GRADIENT_NARROW] = code[gradient_name(self.target.feature_tile, 1)]
+        words[tables.GRADIENT_WIDE] = code[gradient_name(self.target.feature_tile, 2)]
         words[tables.CHECK] = activation_forward("identity", dtype)
         words[tables.LOSS_RULE] = loss_and_gradient(problem.rule, dtype)
         words[tables.SUM_LOSSES] = sum_losses(dtype)

@@ -198,6 +198,42 @@ class Emitter:
         function = self.module.globals.get(full) or ir.Function(self.module, kind, full)
         return self.builder.call(function, [a, b, c])
 
+    def mask(self, count: ir.Value) -> ir.Value:
+        """Return a vector that is true in the first `count` lanes."""
+        lanes = ir.VectorType(WORD, self.lanes)
+        numbers = ir.Constant(lanes, list(range(self.lanes)))
+        first = ir.Constant(ir.IntType(32), 0)
+        one = self.builder.insert_element(ir.Constant(lanes, ir.Undefined), count, first)
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.icmp_signed(
+            "<", numbers, self.builder.shuffle_vector(one, one, everywhere)
+        )
+
+    def _masked(self, name: str, result: ir.Type, parameters: list[ir.Type]) -> ir.Function:
+        suffix = "f32" if self.item == 4 else "f64"
+        full = f"llvm.masked.{name}.v{self.lanes}{suffix}.p0"
+        known = self.module.globals.get(full)
+        return known or ir.Function(self.module, ir.FunctionType(result, parameters), full)
+
+    def load_masked(self, base: ir.Value, elements: int, mask: ir.Value) -> ir.Value:
+        """Return a vector, zero where the mask is false: nothing is read there."""
+        alignment = ir.Constant(ir.IntType(32), self.item)
+        zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        kinds = [POINTER, alignment.type, mask.type, self.vector]
+        function = self._masked("load", self.vector, kinds)
+        return self.builder.call(function, [self._pointer(base, elements), alignment, mask, zero])
+
+    def store_masked(self, value: ir.Value, base: ir.Value, elements: int, mask: ir.Value) -> None:
+        """Write a vector where the mask is true."""
+        alignment = ir.Constant(ir.IntType(32), self.item)
+        kinds = [self.vector, POINTER, alignment.type, mask.type]
+        function = self._masked("store", ir.VoidType(), kinds)
+        self.builder.call(function, [value, self._pointer(base, elements), alignment, mask])
+
+    def element(self, vector: ir.Value, lane: int) -> ir.Value:
+        """Return one element of a vector."""
+        return self.builder.extract_element(vector, ir.Constant(ir.IntType(32), lane))
+
     def variable(self, value: ir.Value) -> ir.Value:
         """Return a slot that holds `value`."""
         with self.builder.goto_block(self.entry):

@@ -60,6 +60,7 @@ WORD_BYTES = 8
     INPUTS,
     TARGETS,
     ROW_LOSSES,
+    LOSSES_PER_ROW,
     PREDICTIONS,
     SLOPES,
     OUTPUT_GRADIENT,  # row-major: what BACKWARD starts from, and UPSTREAM writes
@@ -71,6 +72,8 @@ WORD_BYTES = 8
     # Addresses of functions.
     COPY_ROWS,
     TRANSPOSE,
+    DOT_ROWS,
+    GRADIENT_SINGLE,
     GRADIENT_NARROW,
     GRADIENT_WIDE,
     COLUMN_SUM,
@@ -82,7 +85,7 @@ WORD_BYTES = 8
     OUTPUT_SLOPE,
     CHECK,
     WORDS,
-) = range(63)
+) = range(66)
 
 # Columns of the chain, one row a layer.
 (
