@@ -56,6 +56,7 @@ from fastmlp_kernels.cpu.tables import (
     OUTPUT_SLOPE,
     OUTPUT_VALUE,
     PACK,
+    PACKED,
     PANEL,
     PANEL_STRIDE,
     PREDICTIONS,
@@ -136,7 +137,6 @@ def _loss(words, scale, first, last):
 def _upstream(words, first, last):
     """Take the caller's gradient by the outputs instead of the loss's."""
     columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
-    panel = word(words, PANEL)
     offset, count = first * columns * item, (last - first) * columns
     copy_block(
         words, word(words, UPSTREAM_ROWS), first, last, columns, word(words, OUTPUT_GRADIENT)
@@ -204,6 +204,8 @@ def _units(words, member, packing, rows, hyper):
     for layer in range(word(words, LAYERS)):
         inputs = (word(layer_row(words, layer), FAN_IN) + panel - 1) // panel
         outputs = (word(layer_row(words, layer), FAN_OUT) + panel - 1) // panel
+        if packing and not word(words, PACKED) and word(layer_row(words, layer), FAN_OUT) > 1:
+            inputs = 1  # for the biases alone
         transposed = layer > 0 or (word(words, STAGES) & INPUT_GRADIENT) != 0
         for i in range(inputs):
             for j in range(outputs):

@@ -2,6 +2,7 @@
 
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.cpu.intrinsics import call, word
+from fastmlp_kernels.cpu.microkernels import DIRECT_VECTORS
 from fastmlp_kernels.cpu.tables import (
     BIAS,
     CHAIN,
@@ -10,6 +11,7 @@ from fastmlp_kernels.cpu.tables import (
     COPY_ROWS,
     DELTA,
     DEPTH_BLOCK,
+    DIRECT,
     DOT_ROWS,
     FAN_IN,
     FAN_OUT,
@@ -23,6 +25,7 @@ from fastmlp_kernels.cpu.tables import (
     INPUT,
     ITEM,
     LANES,
+    PACKED,
     PANEL,
     PANEL_STRIDE,
     PARAMETERS,
@@ -103,6 +106,22 @@ def _dot_rows(words, row, first, last):
 
 
 @part
+def _direct(words, row, first, last):
+    """Compute Z of a few rows from the weights as the caller has them."""
+    item, panel, stride = word(words, ITEM), word(words, PANEL), word(words, PANEL_STRIDE)
+    columns = word(row, FAN_OUT)
+    weights = word(words, PARAMETERS) + word(row, WEIGHT) * item
+    width = DIRECT_VECTORS * word(words, LANES)
+    for here in range(first, last):
+        left = word(row, INPUT) + here * panel * item
+        out = word(row, Z) + here * panel * item
+        for j in range(0, columns, width):
+            right = (weights + j * item, columns, word(row, FAN_IN), columns - j)
+            into = (word(row, B) + j * item, out + j // panel * stride * item, stride)
+            call(word(words, DIRECT), (left, stride) + right + into)
+
+
+@part
 def linear_forward(words, layer, first, last):
     """Compute ``Z = A W + b`` and ``f(Z)`` of a block of rows; return the largest |Z| as bits.
 
@@ -125,6 +144,9 @@ def linear_forward(words, layer, first, last):
     depth = word(row, FAN_IN)
     if word(row, FAN_OUT) == 1:
         _dot_rows(words, row, first, last)
+        depth = 0
+    elif not word(words, PACKED):
+        _direct(words, row, first, last)
         depth = 0
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
         rows = (first, last, start, min(word(words, DEPTH_BLOCK), depth - start))
@@ -232,7 +254,7 @@ def pack_unit(words, layer, i, j, transposed):
         out = word(row, TRANSPOSED) + i * word(row, TRANSPOSED_STRIDE) * item
         rows = (start, order, 0, 1, features, features, panel)
         call(word(words, COPY_ROWS), rows + (out, panel, panel, 1))
-    else:
+    elif word(words, PACKED):
         rows = (start, order, 0, features, columns, word(row, FAN_OUT), panel)
         call(word(words, COPY_ROWS), rows + (out, panel, panel, 1))
         if transposed:

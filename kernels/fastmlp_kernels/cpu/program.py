@@ -38,6 +38,8 @@ from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem, param
 ROW_BLOCK_TILES = 8
 DEPTH_BLOCK = 512
 SUM_BLOCK = 256
+# Rows up to which a forward pass reads the weights where they are.
+DIRECT_ROWS = 4
 ALIGNMENT = 64
 
 
@@ -154,6 +156,7 @@ class FusedProgram:
         )
         sizes = {
             tables.MEMBERS: 1,
+            tables.PACKED: 1,
             tables.LAYERS: len(self.chain),
             tables.ITEM: self.dtype.itemsize,
             tables.PANEL: self.panel,
@@ -189,6 +192,7 @@ class FusedProgram:
         words[tables.TRANSPOSE] = code["transpose"]
         words[tables.COLUMN_SUM] = code["column_sum"]
         words[tables.DOT_ROWS] = code["dot_rows"]
+        words[tables.DIRECT] = code["direct"]
         words[tables.GRADIENT_SINGLE] = code[gradient_name(1, 2)]
         words[tables.GRADIENT_NARROW] = code[gradient_name(self.target.feature_tile, 1)]
         words[tables.GRADIENT_WIDE] = code[gradient_name(self.target.feature_tile, 2)]
@@ -275,7 +279,7 @@ class FusedProgram:
                 self.words[word] = address(slot)
 
     def _rows(self, rows: int, batch_size: int, batches: int) -> None:
-        self.words[tables.BATCH_SIZE : tables.SEQUENTIAL] = batch_size, rows, batches
+        self.words[tables.BATCH_SIZE : tables.BATCHES + 1] = batch_size, rows, batches
 
     def _scale(self, rows: int, last: int) -> None:
         scales = self.constants["scales"]
@@ -301,7 +305,7 @@ class FusedProgram:
 
     def prepare(self, parameters, state, X, y):
         """See `Program.prepare`: compile the update, and run nothing."""
-        update(self.problem.optimizer, self.problem.dtype, True)
+        update(self.problem.optimizer, self.problem.dtype, self.panel)
         self._rows(0, 1, 0)
         self._run(0)
 
@@ -326,7 +330,7 @@ class FusedProgram:
         self._rows(len(order), batch, len(losses))
         self._scale(batch, problem.rows - (problem.batches - 1) * batch)
         words[tables.SEQUENTIAL] = 0
-        words[tables.FINISH] = update(problem.optimizer, problem.dtype, True)
+        words[tables.FINISH] = update(problem.optimizer, problem.dtype, self.panel)
         words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
         self._run(PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE, self.threads)
 
@@ -339,22 +343,25 @@ class FusedProgram:
         self._rows(rows, self.problem.batch_size, 1)
         self.words[tables.SEQUENTIAL] = 1
 
-    def _output(self, out: np.ndarray, link: bool) -> None:
-        """Say where outputs go, and what is to be done to them."""
+    def _predict(self, X: np.ndarray, out: np.ndarray, link: bool) -> None:
+        """Run the forward pass, and write outputs."""
         problem, words = self.problem, self.words
+        self._bind(tables.X, X)
         self._bind(tables.OUT, out)
         words[tables.LINK] = predict_rows(problem.loss, problem.dtype) if link else 0
         fused = problem.fused_output
         output = problem.activations[-1]
         words[tables.OUTPUT_VALUE] = activation_forward(output, problem.dtype) if fused else 0
+        direct = len(X) <= DIRECT_ROWS
+        words[tables.PACKED] = not direct
+        self._run(PACK | GATHER | FORWARD | OUTPUT, 1 if direct else self.threads)
+        words[tables.PACKED] = 1
 
     def forward(self, parameters, X, out):
         """See `Program.forward`."""
         self.rows = len(X)
         self._once(parameters, self.rows)
-        self._bind(tables.X, X)
-        self._output(out, False)
-        self._run(PACK | GATHER | FORWARD | OUTPUT, self.threads)
+        self._predict(X, out, False)
 
     def loss(self, y):
         """See `Program.loss`."""
@@ -407,7 +414,7 @@ class FusedProgram:
         """See `Program.update`."""
         problem = self.problem
         first, second = (address(state[k]) if k < len(state) else 0 for k in range(2))
-        step = update(problem.optimizer, problem.dtype, False)
+        step = update(problem.optimizer, problem.dtype, 0)
         arrays = (address(parameters), first, second, address(gradient), 0)
         count = parameters.size
         call_update(step, (*arrays, 1, count, count, count, address(hyper)))
@@ -417,6 +424,4 @@ class FusedProgram:
         rows, batch = len(X), self.problem.batch_size
         self._once(parameters, rows)
         self.words[tables.BATCHES] = -(-rows // batch)
-        self._bind(tables.X, X)
-        self._output(out, link)
-        self._run(PACK | GATHER | FORWARD | OUTPUT, self.threads)
+        self._predict(X, out, link)

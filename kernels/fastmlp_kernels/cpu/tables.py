@@ -35,6 +35,7 @@ WORD_BYTES = 8
     BATCH_SIZE,
     ROWS,  # of the epoch
     BATCHES,
+    PACKED,  # 0: only biases and single columns are in panels
     SEQUENTIAL,  # 1: rows in their own order, X and OUT advancing by whole batches
     INPUT_COLUMNS,
     TARGET_COLUMNS,
@@ -73,6 +74,7 @@ WORD_BYTES = 8
     COPY_ROWS,
     TRANSPOSE,
     DOT_ROWS,
+    DIRECT,
     GRADIENT_SINGLE,
     GRADIENT_NARROW,
     GRADIENT_WIDE,
@@ -85,7 +87,7 @@ WORD_BYTES = 8
     OUTPUT_SLOPE,
     CHECK,
     WORDS,
-) = range(66)
+) = range(68)
 
 # Columns of the chain, one row a layer.
 (

@@ -20,7 +20,7 @@ def _signature(dtype):
 
 
 @functools.cache
-def update(name: str, dtype: str, copies: bool) -> int:
+def update(name: str, dtype: str, panel: int) -> int:
     """Return the address of the leaf that applies an optimizer's step to a tile.
 
     Parameters
@@ -28,8 +28,9 @@ def update(name: str, dtype: str, copies: bool) -> int:
     name : str
         Row of OPTIMIZERS.
     dtype : str
-    copies : bool
-        Whether the new parameters are also written to a tile of panels.
+    panel : int
+        Columns of a panel: the new parameters are also written to a tile of panels. 0 for the flat
+        vectors alone.
 
     Notes
     -----
@@ -40,26 +41,35 @@ def update(name: str, dtype: str, copies: bool) -> int:
     flops and 3 to 8 memory accesses a parameter. Source: `algebra.optimizers`.
     """
     rule, slots = OPTIMIZERS[name].update, OPTIMIZERS[name].slots
+    copies = panel > 0
+
+    def element(p, first, second, g, copy, k, there, h):
+        slope = read(g, there, GRADIENT)
+        m = read(first, k, FIRST) if slots > 0 else slope
+        v = read(second, k, SECOND) if slots > 1 else slope
+        new, m, v = rule(read(p, k, PARAMETERS), slope, m, v, h)
+        write(p, k, new, PARAMETERS)
+        if slots > 0:
+            write(first, k, m, FIRST)
+        if slots > 1:
+            write(second, k, v, SECOND)
+        if copies:
+            write(copy, there, new, COPY)
 
     def step(p, first, second, g, copy, rows, columns, stride, width, hyper):
         h = (hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], hyper[5])
-        for r in range(rows):
-            for j in range(columns):
-                k = r * stride + j
-                old, slope = read(p, k, PARAMETERS), read(g, r * width + j, GRADIENT)
-                m = read(first, k, FIRST) if slots > 0 else slope
-                v = read(second, k, SECOND) if slots > 1 else slope
-                new, m, v = rule(old, slope, m, v, h)
-                write(p, k, new, PARAMETERS)
-                if slots > 0:
-                    write(first, k, m, FIRST)
-                if slots > 1:
-                    write(second, k, v, SECOND)
-                if copies:
-                    write(copy, r * width + j, new, COPY)
+        if columns == panel:
+            # A whole row of a panel, of a length known here, is a few vectors and no loop.
+            for r in range(rows):
+                for j in range(panel):
+                    element(p, first, second, g, copy, r * stride + j, r * panel + j, h)
+        else:
+            for r in range(rows):
+                for j in range(columns):
+                    element(p, first, second, g, copy, r * stride + j, r * width + j, h)
         return 0
 
-    kind = "tile" if copies else "flat"
+    kind = f"tile{panel}" if copies else "flat"
     return leaf(step, f"update-{name}-{kind}-{dtype}", _signature(dtype)).address
 
 
