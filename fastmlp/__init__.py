@@ -8,6 +8,8 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from fastmlp.version import VERSION
+
 if TYPE_CHECKING:
     from fastmlp import datasets as datasets
     from fastmlp import errors as errors
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from fastmlp.errors import NonFiniteTrainingError as NonFiniteTrainingError
     from fastmlp.errors import ShapeError as ShapeError
     from fastmlp.errors import UnknownNameError as UnknownNameError
+    from fastmlp.explanation import explain as explain
     from fastmlp.gradients import Gradients as Gradients
     from fastmlp.history import History as History
     from fastmlp.metrics import Evaluation as Evaluation
@@ -29,18 +32,19 @@ if TYPE_CHECKING:
     from fastmlp.optimizers import Adam as Adam
     from fastmlp.optimizers import AdamW as AdamW
     from fastmlp.optimizers import RMSprop as RMSprop
-    from fastmlp.planning import explain as explain
+    from fastmlp.warming import warmup as warmup
     from fastmlp_kernels.algebra import ACTIVATIONS as ACTIVATIONS
     from fastmlp_kernels.algebra import INITIALIZERS as INITIALIZERS
     from fastmlp_kernels.algebra import LOSSES as LOSSES
     from fastmlp_kernels.algebra import OPTIMIZERS as OPTIMIZERS
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _NAMES_OF = {
     "fastmlp.model": ("MLP",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
-    "fastmlp.planning": ("explain",),
+    "fastmlp.explanation": ("explain",),
+    "fastmlp.warming": ("warmup",),
     "fastmlp.history": ("History",),
     "fastmlp.gradients": ("Gradients",),
     "fastmlp.metrics": ("Evaluation",),

@@ -16,9 +16,12 @@ from fastmlp_kernels.algebra import Loss
 from fastmlp_kernels.algebra.tables import Interval
 
 Array = NDArray[Any]
+DType = np.dtype[Any]
 
 # How far the sum of a row of class probabilities may be from 1: float16 rounding of many classes.
 PROBABILITY_SLACK = 1e-3
+# A dot product is the cheapest pass over few elements; over many, BLAS would wake its own threads.
+LARGEST_DOT = 8192
 
 
 class Data(NamedTuple):
@@ -33,7 +36,7 @@ class Data(NamedTuple):
 
 
 def check_data(
-    X: Any, y: Any, sizes: tuple[int, ...], loss: Loss, dtype: str, of: str = ""
+    X: Any, y: Any, sizes: tuple[int, ...], loss: Loss, dtype: DType, of: str = ""
 ) -> Data:
     """Return checked inputs and targets; `of` is put before their names in messages."""
     inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
@@ -42,12 +45,12 @@ def check_data(
 
 
 def check_matrix(
-    value: Any, columns: int, dtype: str, argument: str, rows: int | None = None
+    value: Any, columns: int, dtype: DType, argument: str, rows: int | None = None
 ) -> Array:
     """Return a finite, C-contiguous dtype[rows, columns]."""
     array = host_array(value, argument)
-    wanted = f"({'rows' if rows is None else rows}, {columns})"
     if array.ndim != 2 or array.shape[1] != columns or rows not in (None, len(array)):
+        wanted = f"({'rows' if rows is None else rows}, {columns})"
         hint = ""
         if array.ndim == 1 and array.size == columns and rows in (None, 1):
             hint = "; one row is written X[None, :]"
@@ -58,30 +61,34 @@ def check_matrix(
 
 
 def check_targets(
-    value: Any, rows: int, outputs: int, loss: Loss, dtype: str, of: str = ""
+    value: Any, rows: int, outputs: int, loss: Loss, dtype: DType, of: str = ""
 ) -> tuple[Array, bool]:
     """Return dtype[rows, outputs], or dtype[rows, 1] and True when they are class labels."""
     argument = f"{of}y"
     array = host_array(value, argument)
     flat = array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)
     by_label = loss.label_rule is not None and flat
-    if loss.label_rule is not None:
-        wanted = f"({rows},) of class labels, or ({rows}, {outputs}) of class probabilities"
-    else:
-        wanted = f"({rows}, {outputs})" + (f" or ({rows},)" if outputs == 1 else "")
     if array.ndim not in (1, 2) or (not by_label and not (flat and outputs == 1)):
         if array.ndim != 2 or array.shape[1] != outputs:
+            wanted = _wanted_targets(rows, outputs, loss)
             raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}")
     if len(array) != rows:
         raise ShapeError(f"{argument}: got {len(array)} rows, wanted {rows}, as many as {of}X has")
     if by_label:
         return check_labels(array.reshape(rows), outputs, dtype, argument), True
-    targets = convert(array.reshape(rows, outputs), dtype, argument)
+    matrix = array if array.ndim == 2 else array.reshape(rows, outputs)
+    targets = convert(matrix, dtype, argument)
     check_domain(targets, loss, argument)
     return targets, False
 
 
-def check_labels(array: Array, classes: int, dtype: str, argument: str) -> Array:
+def _wanted_targets(rows: int, outputs: int, loss: Loss) -> str:
+    if loss.label_rule is not None:
+        return f"({rows},) of class labels, or ({rows}, {outputs}) of class probabilities"
+    return f"({rows}, {outputs})" + (f" or ({rows},)" if outputs == 1 else "")
+
+
+def check_labels(array: Array, classes: int, dtype: DType, argument: str) -> Array:
     """Return class labels as dtype[rows, 1]."""
     wanted = f"whole class labels from 0 to {classes - 1}"
     if array.dtype.kind == "b":
@@ -90,14 +97,15 @@ def check_labels(array: Array, classes: int, dtype: str, argument: str) -> Array
         check_finite(array, argument)
         refuse_first(array != np.floor(array), array, argument, wanted)
     refuse_first((array < 0) | (array >= classes), array, argument, wanted)
-    return np.ascontiguousarray(array[:, None], dtype=dtype)
+    return convert(array[:, None], dtype, argument)
 
 
 def check_domain(targets: Array, loss: Loss, argument: str) -> None:
     """Refuse targets for which the loss is not defined."""
     domain = loss.target_domain
-    low, high = float(targets.min()), float(targets.max())
-    if not domain.contains(Interval(low, high, True, True)):
+    # Nothing finite lies outside the real numbers, and most losses take them all.
+    bounded = domain.low > -math.inf or domain.high < math.inf
+    if bounded and not domain.contains(_range(targets)):
         outside = (targets < domain.low) | (targets > domain.high)
         outside |= (targets == domain.low) & (not domain.low_included)
         outside |= (targets == domain.high) & (not domain.high_included)
@@ -107,6 +115,10 @@ def check_domain(targets: Array, loss: Loss, argument: str) -> None:
         sums = targets.sum(axis=1)
         wanted = "class probabilities: rows that sum to 1"
         refuse_first(np.abs(sums - 1) > PROBABILITY_SLACK, sums, f"{argument}.sum(axis=1)", wanted)
+
+
+def _range(values: Array) -> Interval:
+    return Interval(float(values.min()), float(values.max()), True, True)
 
 
 def refuse_first(bad: Array, values: Array, argument: str, wanted: str) -> None:
@@ -123,16 +135,24 @@ def refuse_first(bad: Array, values: Array, argument: str, wanted: str) -> None:
 
 def check_finite(array: Array, argument: str) -> None:
     """Refuse NaN and infinity."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        # A sum that is finite has only finite terms: one pass, no memory. One that is not may
-        # have overflowed, so the exact test decides.
-        if math.isfinite(array.sum()):
+    # A sum that is finite has only finite terms: one pass, no memory. One that is not may have
+    # overflowed, so the exact test decides.
+    if array.size <= LARGEST_DOT:
+        # Not `dot`, which warns when it overflows.
+        if math.isfinite(np.vdot(array, array)):
             return
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if math.isfinite(array.sum()):
+                return
     refuse_first(~np.isfinite(array), array, argument, "finite numbers")
 
 
-def convert(array: Array, dtype: str, argument: str) -> Array:
+def convert(array: Array, dtype: DType, argument: str) -> Array:
     """Return `array` in the compute dtype, C-contiguous, checked to be finite."""
+    if array.dtype is dtype and array.flags.carray:
+        check_finite(array, argument)
+        return array
     with np.errstate(over="ignore"):
         result = np.require(array, dtype, ["C", "A"])
     if array.dtype.kind == "f":

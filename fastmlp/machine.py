@@ -7,8 +7,10 @@ import logging
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from fastmlp.machine_file import stored_constants
 from fastmlp_kernels.problem import Machine
 
 logger = logging.getLogger("fastmlp")
@@ -21,9 +23,14 @@ NAME_BYTES = 256
 def detect() -> Machine:
     """Return what kernels may use here."""
     missing, gpu = find_gpu()
-    machine = Machine(cores=count_cores(), cuda_missing=missing, gpu=gpu)
+    machine = Machine(cores=count_cores(), cuda_missing=missing, gpu=gpu, **stored_constants())
     logger.debug("machine: %s", machine)
     return machine
+
+
+def sharing(machine: Machine, threads: int) -> Machine:
+    """Return the machine as one where a team costs nothing, so that kernels use all `threads`."""
+    return replace(machine, cores=threads, cpu_barrier_seconds=0.0, cpu_thread_seconds=0.0)
 
 
 def count_cores() -> int:

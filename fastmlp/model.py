@@ -1,13 +1,12 @@
 """The multilayer perceptron as users see it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp import training
+from fastmlp import steps, training
 from fastmlp.arrays import check_data, check_integer, check_matrix, check_targets
 from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError, look_up
 from fastmlp.gradients import Gradients
@@ -23,25 +22,14 @@ from fastmlp.parameters import (
     initialize,
     weight_views,
 )
-from fastmlp.planning import Programs, make_problem
+from fastmlp.planning import Programs, Where, check_threads, make_problem
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
-from fastmlp_kernels.problem import LayerLayout, Program, parameter_layout
+from fastmlp_kernels.problem import LayerLayout, parameter_layout
 
 Array = NDArray[Any]
 
 # The generators take 64 bits.
 LARGEST_SEED = 2**64 - 1
-
-
-@dataclass
-class _Pass:
-    """What `backward` needs of the last `forward`."""
-
-    program: Program
-    kernel: str
-    X: Array
-    labels: bool
-    has_loss: bool = False
 
 
 class MLP:
@@ -90,10 +78,11 @@ class MLP:
             chosen = [INITIALIZERS[row.initializer] for row in rows]
         else:
             chosen = [look_up("initializer", INITIALIZERS, initializer)] * len(self.activations)
-        parameters = aligned_zeros((self.template.parameter_count,), self.dtype)
+        parameters = aligned_zeros((self.template.parameter_count,), self.template.dtype)
         initialize(parameters, self._layout(), chosen, self.seed)
         self._state = TrainingState(parameters, self.seed)
         self._gradient: Array | None = None
+        self._where = Where()
         self.history: History | None = None
         # Most targets of a loss that takes labels are labels.
         self._labels = self._loss.label_rule is not None
@@ -104,7 +93,8 @@ class MLP:
 
     def _forget(self) -> None:
         self._programs = Programs(self.template)
-        self._pass: _Pass | None = None
+        self._step: steps.Step | None = None
+        self._pass: steps.Pass | None = None
         self._kernel: str | None = None
 
     @property
@@ -130,7 +120,24 @@ class MLP:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters."""
-        return np.dtype(self.template.dtype)
+        return self._state.parameters.dtype
+
+    @property
+    def threads(self) -> int | None:
+        """The most threads of a method that is not told otherwise; may be assigned to.
+
+        None, as at first, stands for what the process may use. Work too small to share stays on
+        one thread, and results have the same bits on any number.
+        """
+        return self._where.threads
+
+    @threads.setter
+    def threads(self, count: int | None) -> None:
+        self._where = Where(threads=check_threads(count))
+
+    def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
+        threads = self.threads if threads is None else check_threads(threads)
+        return Where(device, kernel, threads)
 
     @property
     def epochs_trained(self) -> int:
@@ -175,9 +182,8 @@ class MLP:
         return self._gradients_of(self._gradient)
 
     def _gradients_of(self, flat: Array) -> Gradients:
-        layout = self._layout()
-        weights = ParameterViews("gradients.weights", weight_views(flat, layout))
-        biases = ParameterViews("gradients.biases", bias_views(flat, layout))
+        weights = ParameterViews("gradients.weights", weight_views(flat, self._layout()))
+        biases = ParameterViews("gradients.biases", bias_views(flat, self._layout()))
         return Gradients(flat, weights, biases)
 
     def _changed(self) -> None:
@@ -193,7 +199,7 @@ class MLP:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the programs: workspaces and compiled code, which are made again."""
-        left_out = ("_programs", "_pass", "_kernel", "_loss")
+        left_out = ("_programs", "_step", "_pass", "_kernel", "_loss")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -215,6 +221,7 @@ class MLP:
         shuffle: bool = True,
         device: str = "auto",
         kernel: str | None = None,
+        threads: int | None = None,
         progress: bool | None = None,
         verbose: int = 0,
     ) -> History:
@@ -232,8 +239,8 @@ class MLP:
             Evaluated after each epoch.
         shuffle : bool
             Whether each epoch has an order of its own, by seed and number of the epoch.
-        device : {"auto", "cpu", "cuda"}; kernel : str, optional
-            See `explain`; by default the fastest one.
+        device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
+            See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional
             A progress bar always or never; by default in a terminal, after two seconds.
         verbose : int
@@ -256,15 +263,13 @@ class MLP:
                     f"validation_data: got {type(validation_data).__name__}, wanted a pair (X, y)"
                 )
             validation = self._data(*validation_data, of="validation ")
-        rows = len(data.X)
         options = training.Options(
             epochs=check_integer(epochs, "epochs", 1),
-            batch_size=check_integer(batch_size, "batch_size", 1, rows, ", the rows of X"),
+            batch_size=check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
             optimizer=check_optimizer(optimizer),
             metric=check_metric(None, self._loss),
             shuffle=bool(shuffle),
-            device=device,
-            kernel=kernel,
+            where=self._asked(device, kernel, threads),
             progress=progress,
             verbose=verbose,
         )
@@ -276,12 +281,19 @@ class MLP:
         run.run()
         return run.history
 
-    def predict(self, X: Any, *, device: str = "auto", kernel: str | None = None) -> Array:
+    def predict(
+        self,
+        X: Any,
+        *,
+        device: str = "auto",
+        kernel: str | None = None,
+        threads: int | None = None,
+    ) -> Array:
         """Return the outputs (rows, outputs); class probabilities for a softmax loss."""
-        inputs = check_matrix(X, self.sizes[0], self.dtype.name, "X")
-        return training.predict(
-            self.parameters, self._programs, inputs, self.sizes[-1], device, kernel
-        )
+        sizes = self.template.sizes
+        inputs = check_matrix(X, sizes[0], self.dtype, "X")
+        where = self._asked(device, kernel, threads)
+        return steps.predict(self._state.parameters, self._programs, inputs, sizes[-1], where)
 
     def evaluate(
         self,
@@ -291,6 +303,7 @@ class MLP:
         *,
         device: str = "auto",
         kernel: str | None = None,
+        threads: int | None = None,
     ) -> Evaluation:
         """Return the loss of all rows, reduced as in training, and a score.
 
@@ -298,43 +311,40 @@ class MLP:
         """
         data = self._data(X, y)
         name = check_metric(metric, self._loss)
-        return training.evaluate(
-            self.parameters, self._programs, data, self.template, name, device, kernel
-        )
+        where = self._asked(device, kernel, threads)
+        return training.evaluate(self.parameters, self._programs, data, self.template, name, where)
 
     def step(self, X: Any, y: Any, optimizer: Optimizer | None = None) -> float:
         """Take one training step on a batch, in one fused call; return the loss before it."""
         data = self._data(X, y)
         chosen = check_optimizer(optimizer)
         self._changed()
-        return training.step(self._state, self._programs, data, chosen)
+        batch = (len(data.X), data.labels, chosen.rule, self._where)
+        if self._step is None or not self._step.serves(*batch):
+            self._step = steps.Step(self._programs, *batch)
+        return self._step.take(self._state, data, chosen)
 
     def value_and_grad(self, X: Any, y: Any) -> tuple[float, Gradients]:
         """Return the loss of a batch and its gradient; nothing is updated or accumulated."""
         data = self._data(X, y)
         flat = aligned_zeros(self.parameters.shape, self.dtype)
-        loss = training.value_and_gradient(self.parameters, self._programs, data, flat)
+        loss = steps.value_and_gradient(self.parameters, self._programs, data, flat, self._where)
         return loss, self._gradients_of(flat)
 
     def _data(self, X: Any, y: Any, of: str = "") -> Any:
-        return check_data(X, y, self.sizes, self._loss, self.dtype.name, of)
+        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of)
 
     def forward(self, X: Any) -> Array:
         """Return the outputs of a batch (logits for a softmax loss); keep what `backward` needs."""
-        inputs = check_matrix(X, self.sizes[0], self.dtype.name, "X")
-        return self._forward(inputs, self._labels)
+        return self._forward(check_matrix(X, self.sizes[0], self.dtype, "X"), self._labels)
 
     def _forward(self, X: Array, labels: bool) -> Array:
-        plan, program = self._programs.get(len(X), len(X), labels=labels, purpose="parts")
-        outputs = np.empty((len(X), self.sizes[-1]), dtype=self.dtype)
-        out = program.to_device(outputs)
-        program.forward(program.to_device(self.parameters), program.to_device(X), out)
-        program.to_host(out, outputs)
-        self._pass = _Pass(program, plan.kernel.name, X, labels)
-        self._kernel = plan.kernel.name
+        new = steps.Pass(self._programs, X, labels, self._where)
+        outputs = new.forward(self.parameters)
+        self._pass, self._kernel = new, new.kernel
         return outputs
 
-    def _last_pass(self, method: str) -> _Pass:
+    def _last_pass(self, method: str) -> steps.Pass:
         if self._pass is None:
             raise CallOrderError(
                 f"{method}: got no forward pass with the present parameters, "
@@ -345,16 +355,13 @@ class MLP:
     def compute_loss(self, y: Any) -> float:
         """Return the loss of the last `forward`, and keep its gradient for `backward`."""
         last = self._last_pass("compute_loss")
-        rows, outputs = len(last.X), self.sizes[-1]
-        targets, labels = check_targets(y, rows, outputs, self._loss, self.dtype.name)
+        targets, labels = check_targets(y, len(last.X), self.sizes[-1], self._loss, self.dtype)
         if labels != last.labels:
             # The program was built for the other kind of targets. The next guess is better.
             self._labels = labels
             self._forward(last.X, labels)
             last = self._last_pass("compute_loss")
-        loss = last.program.loss(last.program.to_device(targets))
-        last.has_loss = True
-        return loss
+        return last.loss(targets)
 
     def zero_grad(self) -> None:
         """Set the accumulated gradients to zero."""
@@ -372,17 +379,10 @@ class MLP:
         last = self._last_pass("backward")
         upstream = None
         if dyhat is not None:
-            upstream = check_matrix(dyhat, self.sizes[-1], self.dtype.name, "dyhat", len(last.X))
+            upstream = check_matrix(dyhat, self.sizes[-1], self.dtype, "dyhat", len(last.X))
         elif not last.has_loss:
             raise CallOrderError("backward: got neither, wanted compute_loss(y) before it or dyhat")
-        program, flat = last.program, self.gradients.flat
-        result = np.empty_like(last.X)
-        gradient, dX = program.to_device(flat), program.to_device(result)
-        by_outputs = None if upstream is None else program.to_device(upstream)
-        program.backward(program.to_device(self.parameters), by_outputs, gradient, dX)
-        program.to_host(gradient, flat)
-        program.to_host(dX, result)
-        return result
+        return last.backward(self.parameters, upstream, self.gradients.flat)
 
     def apply(self, optimizer: Optimizer | None = None) -> None:
         """Take one step of the optimizer along the accumulated gradients."""
@@ -394,5 +394,6 @@ class MLP:
                 f"gradients: got {count} that are not finite, wanted finite numbers. "
                 "Nothing was changed; call zero_grad() and try a smaller learning rate"
             )
-        training.apply(self._state, self._programs, flat, chosen, self._kernel)
+        where = self._where._replace(kernel=self._kernel)
+        steps.apply(self._state, self._programs, flat, chosen, where)
         self._changed()

@@ -122,10 +122,13 @@ class Adagrad(Optimizer):
     weight_decay: float = 0.0
 
 
+PLAIN = SGD()
+
+
 def check_optimizer(optimizer: object) -> Optimizer:
     """Return `optimizer` if it is one; None stands for plain gradient descent."""
     if optimizer is None:
-        return SGD()
+        return PLAIN
     if isinstance(optimizer, Optimizer):
         return optimizer
     raise DTypeError(

@@ -1,18 +1,16 @@
-"""Dispatch as a value: which kernel runs a problem, why, and what was rejected."""
+"""Dispatch as a value: which kernel runs a problem, and why none of the others."""
 
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastmlp.arrays import check_integer
 from fastmlp.errors import DeviceError, DomainError, DTypeError, ShapeError, check_name, look_up
 from fastmlp.machine import detect
-from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
-from fastmlp_kernels.cuda import launches
 from fastmlp_kernels.problem import DTYPES, REDUCTIONS, Kernel, Machine, Problem, Program
 from fastmlp_kernels.registry import KERNELS
 
@@ -146,11 +144,13 @@ def plan(
         if name == chosen:
             continue
         if kernel is not None:
-            refused[name] = f"another kernel was asked for; predicted {_time(predicted)}"
+            refused[name] = f"another kernel was asked for; predicted {readable_time(predicted)}"
         elif name == ONLY_BY_NAME:
             refused[name] = "the oracle of the tests: chosen only by name"
         else:
-            refused[name] = f"{predicted / seconds[chosen]:.1f} x slower: {_time(predicted)}"
+            refused[name] = (
+                f"{predicted / seconds[chosen]:.1f} x slower: {readable_time(predicted)}"
+            )
     rejected = tuple((name, refused[name]) for name in names if name != chosen)
     return Plan(problem, KERNELS[names.index(chosen)], seconds[chosen], rejected)
 
@@ -171,6 +171,17 @@ def _choose(
     return min(candidates, key=seconds.__getitem__)
 
 
+class Where(NamedTuple):
+    """What a call asks of the place that it runs in: the arguments that users give."""
+
+    device: str = "auto"
+    kernel: str | None = None
+    threads: int | None = None
+
+
+ANYWHERE = Where()
+
+
 class Programs:
     """The programs of a model, built when they are first needed; the least used are dropped."""
 
@@ -182,13 +193,11 @@ class Programs:
         self,
         rows: int,
         batch_size: int,
+        where: Where = ANYWHERE,
         *,
         labels: bool = False,
         rule: str = "sgd",
-        device: str = "auto",
-        kernel: str | None = None,
         purpose: str = "",
-        threads: int | None = None,
     ) -> tuple[Plan, Program]:
         """Return the plan and the program for an epoch of `rows` rows.
 
@@ -197,20 +206,31 @@ class Programs:
         """
         # The request is the key, and not the problem that it makes: planning and hashing a
         # problem cost more than a step of a small network.
-        key = (rows, batch_size, labels, rule, device, kernel, purpose, threads)
-        if key in self._kept:
+        key = (rows, batch_size, where, labels, rule, purpose)
+        found = self._kept.get(key)
+        if found is not None:
             self._kept.move_to_end(key)
-            return self._kept[key]
-        machine = detect() if threads is None else replace(detect(), cores=threads)
+            return found
         problem = replace(
             self._template, rows=rows, batch_size=batch_size, labels=labels, optimizer=rule
         )
-        chosen = plan(problem, device, kernel, machine)
+        machine = machine_with(where.threads)
+        chosen = plan(problem, where.device, where.kernel, machine)
         announce_compilation(chosen)
-        self._kept[key] = chosen, chosen.kernel.build(problem, machine)
+        found = self._kept[key] = chosen, chosen.kernel.build(problem, machine)
         if len(self._kept) > PROGRAMS_KEPT:
             self._kept.popitem(last=False)
-        return self._kept[key]
+        return found
+
+
+def check_threads(threads: object) -> int | None:
+    """Return a number of threads; None stands for as many as the process may use."""
+    return None if threads is None else check_integer(threads, "threads", 1)
+
+
+def machine_with(threads: int | None) -> Machine:
+    """Return this machine, of which a kernel may keep so many processors busy; None for all."""
+    return detect() if threads is None else replace(detect(), cores=threads)
 
 
 def announce_compilation(chosen: Plan) -> None:
@@ -220,113 +240,13 @@ def announce_compilation(chosen: Plan) -> None:
         _announced.add(dtype)
         logger.info(
             "loading the CPU kernels for %s; the first time on a machine they are compiled, "
-            "which takes about 20 seconds",
+            "which takes some seconds ('python -m fastmlp warmup' does it ahead)",
             dtype,
         )
 
 
-class Planned(Protocol):
-    """What `explain` reads of a model."""
-
-    @property
-    def template(self) -> Problem:
-        """The model's problem, for one row."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What would run, and why; its text is a table."""
-
-    plan: Plan
-    machine: Machine
-
-    @property
-    def kernel(self) -> str:
-        """The chosen kernel."""
-        return self.plan.kernel.name
-
-    @property
-    def device(self) -> str:
-        """The device that the chosen kernel runs on."""
-        return self.plan.kernel.device
-
-    @property
-    def seconds(self) -> float:
-        """Predicted seconds of an epoch."""
-        return self.plan.seconds
-
-    @property
-    def rejected(self) -> dict[str, str]:
-        """Why each other kernel was not chosen."""
-        return dict(self.plan.rejected)
-
-    def __str__(self) -> str:
-        problem = self.plan.problem
-        sizes = "-".join(map(str, problem.sizes))
-        lines = [
-            f"{sizes}, {problem.loss}, {problem.optimizer}, {problem.dtype}",
-            f"{problem.rows:,} rows an epoch in {problem.batches:,} batches of "
-            f"{problem.batch_size:,}; {problem.flops:.3g} floating-point operations",
-            f"machine: {self.machine.cores} cores, "
-            f"GPU: {self.machine.gpu or self.machine.cuda_missing}",
-            "",
-        ]
-        verdicts = {self.kernel: f"chosen: predicted {_time(self.seconds)} an epoch"}
-        verdicts.update(self.rejected)
-        width = max(map(len, verdicts))
-        lines += [f"{name:<{width}}  {verdict}" for name, verdict in verdicts.items()]
-        if self.device == "cuda":
-            state = 1 if problem.slots else 0
-            lines += [
-                "",
-                f"a fit copies {3 + state} arrays to the GPU (X, y, parameters"
-                f"{', optimizer state' if state else ''}); an epoch copies {1 + state} back "
-                f"and makes {launches(problem):,} launches",
-            ]
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def explain(
-    model: Planned,
-    batch_size: int = 32,
-    rows: int | None = None,
-    optimizer: Optimizer | None = None,
-    device: str = "auto",
-    kernel: str | None = None,
-) -> Explanation:
-    """Say which kernel would train a model, on which device, why, and what was rejected.
-
-    Parameters
-    ----------
-    model : MLP
-    batch_size : int
-    rows : int, optional
-        Rows of an epoch; one batch by default.
-    optimizer, device, kernel
-        As in `MLP.fit`.
-
-    Returns
-    -------
-    Explanation
-        Prints as a table.
-    """
-    batch_size = check_integer(batch_size, "batch_size", 1)
-    rows = batch_size if rows is None else check_integer(rows, "rows", batch_size)
-    problem = replace(
-        model.template,
-        batch_size=batch_size,
-        rows=rows,
-        optimizer=check_optimizer(optimizer).rule,
-        labels=LOSSES[model.template.loss].label_rule is not None,
-    )
-    machine = detect()
-    return Explanation(plan(problem, device, kernel, machine), machine)
-
-
-def _time(seconds: float) -> str:
+def readable_time(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

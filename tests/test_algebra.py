@@ -285,12 +285,14 @@ def test_softmax_cross_entropy_by_finite_differences(classes):
     dense, labelled = softmax_rules()
     generator = np.random.default_rng(0)
     z = generator.normal(0, 2, (1, classes))
-    for target in (generator.dirichlet(np.ones(classes)), np.eye(classes)[classes - 1]):
+    # The second does not sum to 1.
+    targets = (generator.dirichlet(np.ones(classes)), generator.uniform(0.1, 0.9, classes))
+    for target in (*targets, np.eye(classes)[classes - 1]):
         y, slope = target.reshape(1, -1), np.full((1, classes), np.nan)
         value = dense(z, y, 0, slope)
         p = np.exp(z) / np.exp(z).sum()
         assert value == pytest.approx(-(y * np.log(p)).sum(), rel=1e-13, abs=1e-15)
-        np.testing.assert_allclose(slope, p - y, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(slope, y.sum() * p - y, rtol=1e-12, atol=1e-15)
         measured = gradients.gradient(lambda x: dense(x, y, 0, np.empty_like(x)), z)  # noqa: B023
         np.testing.assert_allclose(slope, measured, atol=1e-9)
     by_label = np.full((1, classes), np.nan)
@@ -306,6 +308,111 @@ def test_softmax_gradient_may_overwrite_the_logits():
         value = rule(z, y, 0, apart)
         assert rule(z, y, 0, z) == value
         np.testing.assert_array_equal(z, apart)
+
+
+VECTOR = re.compile(r"= f(?:add|sub|mul|div)\b[^\n]*<\d+ x (?:float|double)>")
+EXPONENT_IN_VECTORS = re.compile(r"= shl[^\n]*<\d+ x i(?:32|64)>")
+
+
+def assert_vector_code(dispatcher, patterns=(VECTOR,)):
+    """Fail when compiled code calls a library's function, or does not compute in vectors."""
+    source = dispatcher.inspect_llvm(dispatcher.signatures[0])
+    called = re.findall(r"call [^\n]*@(\w*(?:exp|log|erf|tanh|pow)\w*)\(", source)
+    assert not called, called
+    for pattern in patterns:
+        assert pattern.search(source), pattern.pattern
+
+
+def row_inputs(rule, columns, dtype):
+    """Return one row of predictions and of targets, inside the domains of a rule."""
+    generator = np.random.default_rng(columns)
+    z = generator.normal(0, 3, (1, columns)).astype(dtype)
+    if rule.name in ("binary_cross_entropy", "poisson"):
+        z = (1 / (1 + np.exp(-z))).astype(dtype)
+    y = generator.uniform(0, 1, (1, columns)).astype(dtype)
+    if rule.name.endswith("/labels"):
+        y = np.full((1, 1), columns - 1, dtype)
+    return z, y
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", loss_rules(), ids=lambda rule: rule.name)
+def test_compiled_row_rule_in_vectors_across_their_borders_and_in_place(rule, dtype):
+    compiled = cpu_function(rule.row)
+    for columns in (1, 2, 7, 8, 16, 17, 64, 131):
+        z, y = row_inputs(rule, columns, dtype)
+        exact = np.full((1, columns), np.nan)
+        expected = rule.row(z.astype(np.float64), y.astype(np.float64), 0, exact)
+        slope = np.full_like(z, np.nan)
+        value = compiled(z, y, 0, slope)
+        unit = np.finfo(dtype).eps
+        # A sum of n terms errs by n units of their sizes; the sizes here are below 30.
+        assert abs(value - expected) <= unit * (16 + columns) * (abs(expected) + 30)
+        np.testing.assert_allclose(slope, exact, rtol=32 * unit, atol=32 * unit)
+        assert compiled(z, y, 0, z) == value
+        np.testing.assert_array_equal(z, slope)
+    exponential = rule.by_row or rule.name.endswith(("/sigmoid", "/exp"))
+    assert_vector_code(compiled, (VECTOR, EXPONENT_IN_VECTORS) if exponential else (VECTOR,))
+
+
+def loop_over_one(function):
+    def loop(z, out):
+        for i in range(z.size):
+            out[i] = function(z[i])
+
+    return loop
+
+
+def slope_loop(slope):
+    def loop(z, a, out):
+        for i in range(z.size):
+            out[i] *= slope(z[i], a[i])
+
+    return loop
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", elementary.FORMS, ids=lambda function: function.__name__)
+def test_loop_over_an_elementary_function_is_vector_code(function, dtype):
+    dispatcher = cpu_function(loop_over_one(function))
+    dispatcher.compile((types.Array(SIZES[dtype], 1, "C"),) * 2)
+    assert_vector_code(dispatcher)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("row", list(ACTIVATIONS), ids=lambda row: row.name)
+def test_loop_over_an_activation_is_vector_code(row, dtype):
+    vector = types.Array(SIZES[dtype], 1, "C")
+    if row.name != "identity":
+        dispatcher = cpu_function(slope_loop(row.slope))
+        dispatcher.compile((vector, vector, vector))
+        assert_vector_code(dispatcher)
+    if row.name not in ("identity", "relu"):
+        dispatcher = cpu_function(loop_over_one(row.value))
+        dispatcher.compile((vector, vector))
+        assert_vector_code(dispatcher)
+
+
+def test_the_search_for_vector_code_finds_a_library_call_and_an_ordered_sum():
+    """Two planted faults."""
+
+    def ordered(prediction, target, i, slope):
+        total = prediction[i, 0]
+        for j in range(1, prediction.shape[1]):
+            error = prediction[i, j] - target[i, j]
+            slope[i, j] = error
+            total += error * error
+        return total
+
+    matrix = types.Array(types.float64, 2, "C")
+    dispatcher = cpu_function(ordered)
+    dispatcher.compile((matrix, matrix, types.int64, matrix))
+    with pytest.raises(AssertionError, match=re.escape(VECTOR.pattern)):
+        assert_vector_code(dispatcher)
+    dispatcher = cpu_function(loop_over_one(lambda z: math.erf(z) * z))
+    dispatcher.compile((types.Array(types.float64, 1, "C"),) * 2)
+    with pytest.raises(AssertionError, match="erf"):
+        assert_vector_code(dispatcher)
 
 
 EXTREMES = [1e4, -1e4, 88.8, -88.8, 104.0, -104.0, -0.0, 0.0]
@@ -346,6 +453,16 @@ def test_unfused_cross_entropy_is_finite_at_zero_and_one():
                 value, slope = rule(dtype(p), dtype(y))
                 assert np.isfinite(value) and np.isfinite(slope)
                 assert 0 <= value <= 100
+        assert rule(dtype(0), dtype(1))[0] == rule(dtype(1), dtype(0))[0] == 100
+
+
+def test_poisson_of_a_rate_that_has_underflowed():
+    rule = LOSSES["poisson"].rule
+    for dtype in (np.float32, np.float64):
+        value, slope = rule(dtype(0), dtype(0))
+        assert (value, slope) == (0, 1)
+        value, slope = rule(dtype(0), dtype(3))
+        assert 200 < value < 300 and slope < -1e38 / 3
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "softmax_cross_entropy"])
@@ -376,10 +493,29 @@ def long(values):
     return values.astype(np.longdouble)
 
 
+def erf_in_long_double(z):
+    """Return ``2 z / sqrt(pi) e^(-z^2)`` times the sum of ``(2 z^2)^n / (2n + 1)!!``."""
+    if np.finfo(np.longdouble).eps == np.finfo(np.float64).eps:
+        return erf(z.astype(np.float64))
+    term = total = z.astype(np.longdouble)
+    for n in range(1, 200):
+        term = term * 2 * z * z / (2 * n + 1)
+        total = total + term
+    # pi to the long double's digits.
+    return 2 * total * np.exp(-z * z) / np.sqrt(4 * np.arctan(np.longdouble(1)))
+
+
 ELEMENTARY = {
-    "exp": (elementary.exp, np.exp, {"float32": (-87, 88.7), "float64": (-708, 709.7)}, 2),
-    "expm1": (elementary.expm1, np.expm1, {"float32": (-20, 87), "float64": (-40, 709)}, 3),
+    "exp": (elementary.exp, np.exp, {"float32": (-87, 88.7), "float64": (-708, 709.7)}, 1),
+    "expm1": (elementary.expm1, np.expm1, {"float32": (-20, 87), "float64": (-40, 709)}, 2),
+    "log": (elementary.log, np.log, {"float32": (0, 3), "float64": (0, 3)}, 1),
     "log1p": (elementary.log1p, np.log1p, {"float32": (0, 1), "float64": (0, 1)}, 2),
+    "erf": (
+        elementary.erf,
+        erf_in_long_double,
+        {"float32": (-4.5, 4.5), "float64": (-6.5, 6.5)},
+        2,
+    ),
     "sigmoid": (
         elementary.sigmoid,
         lambda z: 1 / (1 + np.exp(-z)),
@@ -411,7 +547,9 @@ def test_elementary_limits(dtype):
     ends = {
         "exp": ([inf, -inf, 1e4, -1e4, 0.0, -0.0], [inf, 0, inf, 0, 1, 1]),
         "expm1": ([inf, -inf, 1e4, -1e4, 0.0], [inf, -1, inf, -1, 0]),
+        "log": ([inf, 0.0, -0.0, 1.0], [inf, -inf, -inf, 0]),
         "log1p": ([0.0], [0.0]),
+        "erf": ([inf, -inf, 1e4, -1e4, 6.0, -6.0, 0.0], [1, -1, 1, -1, 1, -1, 0]),
         "sigmoid": ([inf, -inf, 1e4, -1e4, 0.0], [1, 0, 1, 0, 0.5]),
         "tanh": ([inf, -inf, 1e4, -1e4, 0.0], [1, -1, 1, -1, 0]),
     }
@@ -425,6 +563,44 @@ def test_elementary_limits(dtype):
         assert (np.diff(values) >= -2 * np.spacing(np.abs(values[1:]))).all(), name
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_erf_is_odd_and_saturates_only_at_its_end(dtype):
+    compiled = looped(elementary.erf, dtype)
+    generator = np.random.default_rng(0)
+    z = np.concatenate([[0.0, 1.0], generator.uniform(0, 7, 20_000), 10.0 ** -np.arange(1.0, 36)])
+    values = compiled(z)
+    np.testing.assert_array_equal(compiled(-z), -values)
+    assert np.signbit(compiled(np.array([-0.0])))[0] and not np.signbit(values[0])
+    assert values.max() == 1
+    last = {"float32": 3.7, "float64": 5.6}[dtype]
+    assert (values[z < last] < 1).all()
+    step = np.finfo(dtype).eps
+    # Where its two formulas meet.
+    assert np.ptp(compiled(np.array([1 - step, 1, 1 + step]))) <= 4 * step
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_log_over_the_whole_range_near_one_and_below_zero(dtype):
+    compiled, limits = looped(elementary.log, dtype), np.finfo(dtype)
+    generator = np.random.default_rng(0)
+    exponents = generator.uniform(
+        np.log10(float(limits.smallest_subnormal)), np.log10(float(limits.max)), 20_000
+    )
+    near = 1 + generator.choice([-1.0, 1.0], 20_000) * 10.0 ** generator.uniform(-15, -0.3, 20_000)
+    ends = [limits.smallest_subnormal, limits.tiny, limits.max]
+    z = np.concatenate([10.0**exponents, near, np.array(ends, np.float64)]).astype(dtype)
+    z = z[(z > 0) & (z != 1) & (z <= limits.max)]
+    error = units_in_the_last_place(compiled(z), np.log(long(z)))
+    assert error.max() <= 1.5, f"{error.max():.2f} at {z[error.argmax()]!r}"
+    assert np.isnan(compiled(np.array([-1.0, -np.inf, -limits.smallest_subnormal]))).all()
+
+
+@pytest.mark.parametrize("function", elementary.FORMS, ids=lambda function: function.__name__)
+def test_elementary_functions_keep_their_dtype(function):
+    assert_single_precision(function, 1)
+    assert compiled_return(function, "float64", 1) == types.float64
+
+
 def test_exp_overflows_and_underflows_where_the_dtype_does():
     single, double = looped(elementary.exp, "float32"), looped(elementary.exp, "float64")
     assert np.isfinite(single(np.array([88.7]))).all() and np.isinf(single(np.array([88.8]))).all()
@@ -436,8 +612,8 @@ def test_exp_overflows_and_underflows_where_the_dtype_does():
 
 
 def test_plain_forms_are_numpys():
-    z = np.linspace(-5, 5, 11)
-    for function in (elementary.exp, elementary.expm1):
+    z = np.linspace(0.5, 5, 11)
+    for function in (elementary.exp, elementary.expm1, elementary.log, elementary.log1p):
         np.testing.assert_array_equal(elementwise(function, z), getattr(np, function.__name__)(z))
 
 

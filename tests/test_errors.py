@@ -15,7 +15,9 @@ from fastmlp.errors import (
     ShapeError,
     UnknownNameError,
 )
+from fastmlp_kernels import cpu
 
+CPU_KERNEL = cpu.KERNELS[0].name
 ROWS = 12
 X = np.linspace(-1, 1, ROWS * 4).reshape(ROWS, 4)
 Y = np.linspace(-1, 1, ROWS)
@@ -43,6 +45,12 @@ BAD_X = {
     "none": (None, DTypeError, "NoneType"),
     "nan": (changed(X, (3, 1), np.nan), DomainError, "1 bad value, the first nan at index (3, 1)"),
     "inf": (changed(X, [[2], [5]], np.inf), DomainError, "8 bad values, the first inf at"),
+    "nan in float32": (
+        changed(X, (3, 1), np.nan).astype(np.float32),
+        DomainError,
+        "1 bad value, the first nan at index (3, 1)",
+    ),
+    "inf in float32": (changed(X, (3, 1), np.inf).astype(np.float32), DomainError, "1 bad value"),
     "minus inf": (changed(X, (0, 0), -np.inf), DomainError, "-inf at index (0, 0)"),
     "inf and -inf": (changed(X, (0, [0, 1]), [-np.inf, np.inf]), DomainError, "2 bad values"),
     "too large": (changed(X, (1, 2), 1e300), DomainError, "float32 can hold"),
@@ -60,6 +68,11 @@ BAD_Y = {
     "complex": (Y * 1j, DTypeError, "complex128"),
     "nan": (changed(Y, 7, np.nan), DomainError, "nan at index (7, 0)"),
     "inf": (changed(Y, 7, np.inf), DomainError, "inf at index (7, 0)"),
+    "nan in float32": (
+        changed(Y[:, None], 7, np.nan).astype(np.float32),
+        DomainError,
+        "nan at index (7, 0)",
+    ),
 }
 BAD_LABELS = {
     "rows": (LABELS[1:], ShapeError, f"{ROWS - 1} rows, wanted {ROWS}"),
@@ -162,9 +175,10 @@ def test_bad_labels(classifier, case):
 )
 def test_targets_outside_the_domain_of_the_loss(loss, activations, targets):
     model = trained(loss, activations, y=abs(Y))
-    assert_refused(
-        model, lambda: model.step(X, targets, SGD()), DomainError, "y:", "at index (2, 0)"
-    )
+    for y in (targets, targets.astype(np.float32), targets.astype(np.float32)[:, None]):
+        assert_refused(
+            model, lambda y=y: model.step(X, y, SGD()), DomainError, "y:", "at index (2, 0)"
+        )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +195,12 @@ def test_targets_outside_the_domain_of_the_loss(loss, activations, targets):
         ({"optimizer": "adam"}, DTypeError, "Adam(learning_rate=1e-3)"),
         ({"device": "gpu"}, UnknownNameError, "one of auto, cpu, cuda"),
         ({"device": None}, UnknownNameError, "None"),
-        ({"kernel": "cpu.layerd"}, UnknownNameError, "did you mean 'cpu.layered'?"),
+        ({"kernel": CPU_KERNEL[:-1]}, UnknownNameError, f"did you mean {CPU_KERNEL!r}?"),
+        ({"threads": 0}, DomainError, "got 0, wanted a whole number >= 1"),
+        ({"threads": -2}, DomainError, "got -2, wanted a whole number >= 1"),
+        ({"threads": 1.0}, DTypeError, "got 1.0, wanted a whole number >= 1"),
+        ({"threads": True}, DTypeError, "got True"),
+        ({"threads": "2"}, DTypeError, "got '2'"),
         ({"validation_data": X}, DTypeError, "a pair (X, y)"),
     ],
 )

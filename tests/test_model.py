@@ -270,17 +270,17 @@ def test_device_arrays_are_copied_by_their_own_library():
         def copy_to_host(self):
             return X
 
-    assert check_matrix(DeviceArray(), 5, "float32", "X") is X
+    assert check_matrix(DeviceArray(), 5, np.dtype("float32"), "X") is X
 
 
 def test_good_arrays_are_used_without_a_copy():
-    assert check_matrix(X, 5, "float32", "X") is X
+    assert check_matrix(X, 5, np.dtype("float32"), "X") is X
     frozen = X.view()
     frozen.flags.writeable = False
-    used = check_matrix(frozen, 5, "float32", "X")
+    used = check_matrix(frozen, 5, np.dtype("float32"), "X")
     # Another view: kernels are compiled for writable arrays, and would be again for read-only ones.
     assert np.shares_memory(used, X) and used.flags.writeable and not frozen.flags.writeable
-    targets, labels = check_targets(X[:, 0].copy(), 40, 1, LOSSES["squared_error"], "float32")
+    targets, labels = check_targets(X[:, 0].copy(), 40, 1, LOSSES["squared_error"], X.dtype)
     assert targets.shape == (40, 1) and not labels
 
 

@@ -22,7 +22,7 @@ model = fastmlp.MLP([3, 8, 1], seed=0)
 kernel = sys.argv[2] or None
 history = model.fit(X, y, epochs=8, batch_size=16, optimizer=fastmlp.SGD(0.1), kernel=kernel)
 assert history.loss[-1] < history.loss[0] / 2, history.loss
-assert history.kernel == (kernel or "cpu.layered"), history.kernel
+assert history.kernel == kernel or kernel is None and history.kernel.startswith("cpu."), history
 print("trained")
 """
 

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop
+from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, planning
 from fastmlp.batches import batch_rows, epoch_order
 from fastmlp.errors import NonFiniteTrainingError
-from fastmlp.training import run_interruptibly
+from fastmlp.interrupts import run_interruptibly
+from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STOP
 
@@ -252,6 +254,36 @@ def test_a_step_that_is_not_finite_changes_nothing():
     with pytest.raises(NonFiniteTrainingError, match="step: got a loss of inf"):
         model.step(X, np.full_like(Y, 1e30), Adam())
     np.testing.assert_array_equal(model.parameters, before)
+    # And nothing of it is left in what is kept for the next step.
+    expected = MLP([5, 7, 2])
+    expected.step(X, Y, Adam())
+    assert model.step(X, Y, Adam()) == expected.step(X, Y, Adam())
+    np.testing.assert_array_equal(model.parameters, expected.parameters)
+
+
+def test_an_epoch_that_never_ran_counts_no_steps(monkeypatch):
+    calls = []
+
+    def build(problem, machine):
+        program = kernel.build(problem, machine)
+        epoch = program.epoch
+
+        def failing(*arguments):
+            # Preparing may run an epoch of no rows.
+            calls.extend([1] * (len(arguments[4]) > 0))
+            if len(calls) == 2:
+                raise OSError("no more threads")
+            epoch(*arguments)
+
+        program.epoch = failing
+        return program
+
+    kernel = cpu.KERNELS[0]
+    monkeypatch.setattr(planning, "KERNELS", (replace(kernel, build=build),))
+    model = MLP([5, 7, 2])
+    with pytest.raises(OSError, match="no more threads"):
+        model.fit(X, Y, epochs=3, batch_size=7)
+    assert len(model.history) == 1 and model._state.steps == 10
 
 
 INTERRUPTED = """

@@ -143,28 +143,32 @@ def gelu_slope(z, a):
 
 
 def _clamped(z):
-    # tanh has saturated long before 20; the cube of a huge z would overflow to inf - inf.
+    # The sigmoid has saturated long before 20; the cube of a huge z would overflow to inf - inf.
     return min(max(z, -TWENTY), TWENTY)
 
 
-def _gelu_tanh_argument(z):
-    inner = z + times(z * z * z, c.GELU_CUBIC_HIGH, c.GELU_CUBIC_LOW)
-    return times(inner, c.SQRT_TWO_OVER_PI_HIGH, c.SQRT_TWO_OVER_PI_LOW)
+def _twice_gelu_tanh_argument(near):
+    inner = near + times(near * near * near, c.GELU_CUBIC_HIGH, c.GELU_CUBIC_LOW)
+    return times(inner, c.SQRT_EIGHT_OVER_PI_HIGH, c.SQRT_EIGHT_OVER_PI_LOW)
 
 
 def gelu_tanh(z):
-    return HALF * z * (ONE + tanh(_gelu_tanh_argument(_clamped(z))))
+    # (1 + tanh x) / 2 = sigmoid(2x): cheaper, and no cancellation in 1 + tanh x for z far below 0.
+    return z * sigmoid(_twice_gelu_tanh_argument(_clamped(z)))
 
 
 def gelu_tanh_slope(z, a):
     near = _clamped(z)
-    t = tanh(_gelu_tanh_argument(near))
+    # As in silu_slope: both sigmoids from one exponential.
+    e = exp(-abs(_twice_gelu_tanh_argument(near)))
+    large = ONE / (ONE + e)
+    small = e * large
     growth = times(
         ONE + THREE * times(near * near, c.GELU_CUBIC_HIGH, c.GELU_CUBIC_LOW),
-        c.SQRT_TWO_OVER_PI_HIGH,
-        c.SQRT_TWO_OVER_PI_LOW,
+        c.SQRT_EIGHT_OVER_PI_HIGH,
+        c.SQRT_EIGHT_OVER_PI_LOW,
     )
-    return HALF * (ONE + t) + HALF * near * (ONE - t) * (ONE + t) * growth
+    return (large if near >= ZERO else small) + near * growth * (large * small)
 
 
 def hard_sigmoid(z):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from fastmlp_kernels.algebra.activations import POSITIVE, REAL, Activation
 from fastmlp_kernels.algebra.constants import HALF, ONE, TWO, ZERO
-from fastmlp_kernels.algebra.elementary import exp, log1p, sigmoid
+from fastmlp_kernels.algebra.elementary import exp, log, log1p, plus
 from fastmlp_kernels.algebra.tables import Interval, Table
 
 
@@ -101,22 +101,25 @@ def huber(prediction, target):
 
 
 def binary_cross_entropy(prediction, target):
-    # The floor keeps log(0) and 1/0 out: a prediction that has saturated gives a loss of 100,
-    # as PyTorch's BCELoss does, and a large finite slope.
-    inside = max(prediction, SMALLEST)
-    outside = max(ONE - prediction, SMALLEST)
-    loss = -target * max(math.log(inside), FLOOR) - (ONE - target) * max(math.log(outside), FLOOR)
-    return loss, (prediction - target) / max(inside * outside, SMALLEST)
+    # The floors keep infinity out: a prediction that has saturated on the wrong side gives a loss
+    # of 100, as PyTorch's BCELoss does, and a large finite slope.
+    outside = ONE - prediction
+    loss = -target * max(log(prediction), FLOOR) - (ONE - target) * max(log(outside), FLOOR)
+    return loss, (prediction - target) / max(prediction * outside, SMALLEST)
 
 
 def binary_cross_entropy_of_logit(logit, target):
     # max(z, 0) - z y + log(1 + exp(-|z|)) = -y log s(z) - (1 - y) log(1 - s(z)), no overflow.
-    loss = max(logit, ZERO) - logit * target + log1p(exp(-abs(logit)))
-    return loss, sigmoid(logit) - target
+    e = exp(-abs(logit))
+    loss = max(logit, ZERO) - logit * target + log1p(e)
+    large = ONE / (ONE + e)
+    return loss, (large if logit >= ZERO else e * large) - target
 
 
 def poisson(prediction, target):
-    return prediction - target * math.log(prediction), ONE - target / prediction
+    # A softplus far below 0 gives 0, and a count of 0 there would be 0 * infinity.
+    rate = max(prediction, SMALLEST)
+    return prediction - target * log(rate), ONE - target / rate
 
 
 def poisson_of_log(log_rate, target):
@@ -124,50 +127,58 @@ def poisson_of_log(log_rate, target):
     return rate - target * log_rate, rate - target
 
 
-def softmax(logits, i):
+def _shift_from_largest(logits, i, shifted):
+    """Write row `i` of `logits` less its largest element to `shifted`, perhaps `logits` itself."""
     top = logits[i, 0]
     for j in range(1, logits.shape[1]):
         top = max(top, logits[i, j])
-    # logits[i, 0] - logits[i, 0] is a zero of the right dtype: infinite logits give NaN, rightly.
-    total = logits[i, 0] - logits[i, 0]
     for j in range(logits.shape[1]):
-        power = exp(logits[i, j] - top)
-        logits[i, j] = power
-        total += power
+        shifted[i, j] = logits[i, j] - top
+
+
+def _exponentiate(shifted, i):
+    """Replace row `i` by its exponentials; return their sum."""
+    # shifted[i, 0] - shifted[i, 0] is a zero of the right dtype: infinite logits give NaN, rightly.
+    total = shifted[i, 0] - shifted[i, 0]
+    for j in range(shifted.shape[1]):
+        power = exp(shifted[i, j])
+        shifted[i, j] = power
+        total = plus(total, power)
+    return total
+
+
+def softmax(logits, i):
+    _shift_from_largest(logits, i, logits)
+    scale = ONE / _exponentiate(logits, i)
     for j in range(logits.shape[1]):
-        logits[i, j] /= total
+        logits[i, j] *= scale
 
 
 def softmax_cross_entropy(logits, target, i, slope):
-    top = logits[i, 0]
-    for j in range(1, logits.shape[1]):
-        top = max(top, logits[i, j])
-    total = logits[i, 0] - logits[i, 0]
-    mass = total
-    loss = total
-    for j in range(logits.shape[1]):
-        total += exp(logits[i, j] - top)
-        mass += target[i, j]
-        # A target of 0 contributes 0 whatever its logit: no 0 * infinity below.
-        loss -= target[i, j] * (logits[i, j] - top)
-    for j in range(logits.shape[1]):
-        slope[i, j] = mass * (exp(logits[i, j] - top) / total) - target[i, j]
-    return loss + mass * math.log(total)
+    _shift_from_largest(logits, i, slope)
+    mass = slope[i, 0] - slope[i, 0]
+    loss = mass
+    for j in range(slope.shape[1]):
+        mass = plus(mass, target[i, j])
+        # A target of 0 contributes 0 whatever its logit: the gap is finite, no 0 * infinity.
+        loss = plus(loss, -target[i, j] * slope[i, j])
+    total = _exponentiate(slope, i)
+    scale = mass / total
+    for j in range(slope.shape[1]):
+        slope[i, j] = scale * slope[i, j] - target[i, j]
+    return loss + mass * log(total)
 
 
 def softmax_cross_entropy_of_label(logits, target, i, slope):
     label = int(target[i, 0])
-    top = logits[i, 0]
-    for j in range(1, logits.shape[1]):
-        top = max(top, logits[i, j])
-    total = logits[i, 0] - logits[i, 0]
-    for j in range(logits.shape[1]):
-        total += exp(logits[i, j] - top)
-    loss = math.log(total) - (logits[i, label] - top)
-    for j in range(logits.shape[1]):
-        slope[i, j] = exp(logits[i, j] - top) / total
+    _shift_from_largest(logits, i, slope)
+    gap = slope[i, label]
+    total = _exponentiate(slope, i)
+    scale = ONE / total
+    for j in range(slope.shape[1]):
+        slope[i, j] *= scale
     slope[i, label] -= ONE
-    return loss
+    return log(total) - gap
 
 
 SMALLEST, FLOOR = TWO**-126, -ONE * 100
@@ -216,10 +227,15 @@ def row_of_element(element):
     """Return the row rule that applies an element rule to each output and sums the losses."""
 
     def row(prediction, target, i, slope):
-        total, slope[i, 0] = element(prediction[i, 0], target[i, 0])
-        for j in range(1, prediction.shape[1]):
-            loss, slope[i, j] = element(prediction[i, j], target[i, j])
-            total += loss
+        # Copied first: a loop that reads and writes one matrix is vector code even where `slope` is
+        # the matrix of predictions, which a loop over two overlapping ones is not.
+        for j in range(slope.shape[1]):
+            slope[i, j] = prediction[i, j]
+        # A zero of the right dtype.
+        total = target[i, 0] - target[i, 0]
+        for j in range(slope.shape[1]):
+            loss, slope[i, j] = element(slope[i, j], target[i, j])
+            total = plus(total, loss)
         return total
 
     return row

@@ -1,0 +1,64 @@
+"""The command ``fastmlp``: compile ahead, and measure the constants of this machine."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fastmlp.calibration import calibrate
+from fastmlp.machine import detect
+from fastmlp.machine_file import CONSTANTS, store_constants
+from fastmlp.warming import warmup
+from fastmlp_kernels.problem import DTYPES
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="fastmlp", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ahead = "compile all kernels ahead, so that no first fit has to"
+    command = commands.add_parser("warmup", help=ahead, description=ahead)
+    command.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    measure = (
+        "measure the speed of this machine, by which kernels and threads are chosen, and keep it "
+        "in the user's configuration folder"
+    )
+    commands.add_parser("calibrate", help=measure, description=measure)
+    chosen = parser.parse_args(arguments)
+    return run_warmup(chosen.dtype) if chosen.command == "warmup" else run_calibrate()
+
+
+def run_warmup(dtypes: Sequence[str]) -> int:
+    """Compile ahead."""
+    for dtype in dtypes:
+        say(f"{dtype}: compiled or loaded in {warmup(dtype):.1f} s")
+    return 0
+
+
+def run_calibrate() -> int:
+    """Measure, show and store."""
+    machine = detect()
+    warmup("float32")
+    result = calibrate(machine)
+    for name in CONSTANTS:
+        if name not in result.constants:
+            say(f"{name:22} {getattr(machine, name):8.3g}  not measured: it takes two cores")
+        elif name in result.raised:
+            say(f"{name:22} {result.constants[name]:8.3g}  the limit: too small to be measured")
+        else:
+            say(f"{name:22} {result.constants[name]:8.3g}")
+    try:
+        path = store_constants(result.constants)
+    except (OSError, RuntimeError) as error:
+        say(f"the constants could not be stored: {error}")
+        return 1
+    say(f"stored in {path}")
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a line for the person at the terminal; standard output is left to programs."""
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

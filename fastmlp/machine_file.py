@@ -1,0 +1,113 @@
+"""The measured constants of this machine, in a file of the user's configuration folder.
+
+``python -m fastmlp calibrate`` writes it and `machine.detect` reads it. Constants that were
+measured on another processor, or with another version of the kernels, are not used.
+"""
+
+import functools
+import json
+import logging
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastmlp.version import VERSION
+
+logger = logging.getLogger("fastmlp")
+
+# Fields of `Machine`.
+CONSTANTS = (
+    "cpu_flops",
+    "cpu_bytes",
+    "cpu_step_seconds",
+    "cpu_barrier_seconds",
+    "cpu_thread_seconds",
+)
+
+
+def configuration_file() -> Path:
+    """Return where the constants are kept: where the platform keeps a user's settings."""
+    if sys.platform == "win32":
+        given, usual = os.environ.get("APPDATA", ""), ("AppData", "Roaming")
+    elif sys.platform == "darwin":
+        given, usual = "", ("Library", "Application Support")
+    else:
+        given, usual = os.environ.get("XDG_CONFIG_HOME", ""), (".config",)
+    # The XDG convention ignores a relative path.
+    folder = Path(given) if Path(given).is_absolute() else Path.home().joinpath(*usual)
+    return folder / "fastmlp" / "machine.json"
+
+
+def processor() -> str:
+    """Return the model of the processor, as far as the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def stamp() -> dict[str, Any]:
+    """Return what the constants hold for: they are those of this machine while it is the same."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "fastmlp": VERSION,
+    }
+
+
+@functools.cache
+def stored_constants() -> dict[str, Any]:
+    """Return the constants that were measured on this machine, by name; none without a file."""
+    try:
+        path = configuration_file()
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError, RuntimeError):
+        # Path.home() raises a RuntimeError for a user without a home.
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        logger.warning("%s: got a file that cannot be read (%s); %s", path, error, _INSTEAD)
+        return {}
+    try:
+        content = json.loads(text)
+        measured_on, constants = content["stamp"], _checked(content["constants"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = f"{type(error).__name__}: {error}"
+        logger.warning("%s: got a damaged file (%s); %s", path, kind, _INSTEAD)
+        return {}
+    if measured_on != stamp():
+        logger.info("%s: measured on %s, this is %s; %s", path, measured_on, stamp(), _INSTEAD)
+        return {}
+    return constants
+
+
+_INSTEAD = "the shipped constants are used, 'python -m fastmlp calibrate' measures this machine's"
+
+
+def _checked(constants: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in constants.items():
+        if name not in CONSTANTS:
+            raise ValueError(f"unknown constant {name!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name} is {value!r}")
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} is {value!r}")
+    return {name: float(value) for name, value in constants.items()}
+
+
+def store_constants(constants: Mapping[str, float]) -> Path:
+    """Write the constants of this machine; return the file's path."""
+    path = configuration_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"stamp": stamp(), "constants": _checked(constants)}
+    # Moved into place whole: a process that reads meanwhile sees the old file or the new one.
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+    stored_constants.cache_clear()
+    return path

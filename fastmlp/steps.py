@@ -1,0 +1,194 @@
+"""Single calls of compiled code: a step, whole and in its parts, a prediction, a gradient.
+
+A step of a small network takes a few microseconds, so whatever can be made before it is made once.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.arrays import Data
+from fastmlp.batches import CHUNK_ROWS
+from fastmlp.errors import NonFiniteTrainingError
+from fastmlp.optimizers import Optimizer
+from fastmlp.parameters import TrainingState
+from fastmlp.planning import Programs, Where
+from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS, hyper_table
+from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS
+
+Array = NDArray[Any]
+
+# Steps whose numbers are computed together: a table costs as much as a step, whatever its length.
+STEPS_AHEAD = 256
+
+
+class StepNumbers:
+    """The hyper-parameters of single steps: those of an epoch's table, computed ahead.
+
+    The bits are those of a `fit` by construction. An optimizer that is new in every step (a
+    schedule of one's own) is not charged for steps that it will never take: the number computed
+    ahead starts at one, and doubles while the optimizer stays.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        # One array for all steps: a program need not look again where it lies.
+        self._row = np.empty((1, HYPER_WIDTH), dtype=dtype)
+        self._optimizer: Optimizer | None = None
+        self._first = 0
+        self._ahead = np.empty((0, HYPER_WIDTH), dtype=dtype)
+
+    def of(self, optimizer: Optimizer, step: int) -> Array:
+        """Return dtype[1, HYPER_WIDTH] for a step counted from 1; the next call overwrites it."""
+        same = optimizer is self._optimizer or optimizer == self._optimizer
+        index = step - self._first
+        if not same or not 0 <= index < len(self._ahead):
+            follows = same and index == len(self._ahead)
+            count = min(2 * len(self._ahead), STEPS_AHEAD) if follows else 1
+            rule = OPTIMIZERS[optimizer.rule]
+            self._ahead = hyper_table(rule, optimizer.settings, step, count, self._row.dtype)
+            self._optimizer, self._first, index = optimizer, step, 0
+        self._row[0] = self._ahead[index]
+        return self._row
+
+
+class Step:
+    """A fused training step for batches of one size: an epoch of one batch in its own order."""
+
+    def __init__(
+        self, programs: Programs, rows: int, labels: bool, rule: str, where: Where
+    ) -> None:
+        self._serves = (rows, labels, rule, where)
+        # Planned as the separate parts are, so that both run the same kernel and give the same
+        # bits.
+        parts, _ = programs.get(rows, rows, where, labels=labels)
+        where = where._replace(kernel=parts.kernel.name)
+        plan, self._program = programs.get(rows, rows, where, labels=labels, rule=rule)
+        self._rule, self._slots = rule, plan.problem.slots
+        # On the host its methods return what they are given, at half a microsecond a step.
+        self._copies = plan.kernel.device != "cpu"
+        dtype = np.dtype(plan.problem.dtype)
+        self._numbers = StepNumbers(dtype)
+        self._order = np.arange(rows, dtype=np.int64)
+        self._losses = np.zeros(1, dtype=dtype)
+        self._control = np.zeros(CONTROL_WORDS, dtype=np.int64)
+
+    def serves(self, rows: int, labels: bool, rule: str, where: Where) -> bool:
+        """Return whether this is the step that these arguments would make."""
+        return (rows, labels, rule, where) == self._serves
+
+    def take(self, state: TrainingState, data: Data, optimizer: Optimizer) -> float:
+        """Train on a batch of the size that this was made for; return the loss before."""
+        program, control = self._program, self._control
+        state.prepare(self._rule, self._slots)
+        hyper = self._numbers.of(optimizer, state.steps + 1)
+        control.fill(0)
+        arrays = (state.parameters, state.slots, data.X, data.y)
+        if self._copies:
+            arrays = tuple(map(program.to_device, arrays))
+        try:
+            program.epoch(*arrays, self._order, hyper, self._losses, control)
+        finally:
+            if self._copies:
+                program.to_host(arrays[0], state.parameters)
+                program.to_host(arrays[1], state.slots)
+            state.steps += applied_batches(control)
+        loss = self._losses.item()
+        if control.item(STATUS):
+            raise NonFiniteTrainingError.at(
+                f"step: got a loss of {loss} or a gradient that is not finite, wanted finite "
+                "numbers. Nothing was changed; try a smaller learning rate",
+                None,
+                None,
+                None,
+            )
+        return loss
+
+
+def applied_batches(control: NDArray[np.int64]) -> int:
+    """Return how many batches of an epoch have changed the parameters."""
+    status = control.item(STATUS)
+    return status - 1 if status else control.item(BATCHES)
+
+
+class Pass:
+    """A forward pass, and what the loss and the backward pass need of it."""
+
+    def __init__(self, programs: Programs, X: Array, labels: bool, where: Where) -> None:
+        rows = len(X)
+        # A purpose of its own: no other call may overwrite what is kept for `backward`.
+        plan, self._program = programs.get(rows, rows, where, labels=labels, purpose="parts")
+        self._outputs = plan.problem.sizes[-1]
+        self.kernel = plan.kernel.name
+        self.X, self.labels, self.has_loss = X, labels, False
+
+    def forward(self, parameters: Array) -> Array:
+        """Return the outputs."""
+        program = self._program
+        outputs = np.empty((len(self.X), self._outputs), dtype=parameters.dtype)
+        out = program.to_device(outputs)
+        program.forward(program.to_device(parameters), program.to_device(self.X), out)
+        program.to_host(out, outputs)
+        return outputs
+
+    def loss(self, y: Array) -> float:
+        """Return the loss; its gradient is then what `backward` starts from."""
+        loss = self._program.loss(self._program.to_device(y))
+        self.has_loss = True
+        return loss
+
+    def backward(self, parameters: Array, upstream: Array | None, flat: Array) -> Array:
+        """Add the parameters' gradient to `flat`; return that of the inputs."""
+        program = self._program
+        result = np.empty_like(self.X)
+        gradient, dX = program.to_device(flat), program.to_device(result)
+        by_outputs = None if upstream is None else program.to_device(upstream)
+        program.backward(program.to_device(parameters), by_outputs, gradient, dX)
+        program.to_host(gradient, flat)
+        program.to_host(dX, result)
+        return result
+
+
+def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where: Where) -> Array:
+    """Return the outputs of any number of rows, through the link of the loss."""
+    # The next power of two: predictions of every length then share a few programs.
+    rows = len(X)
+    capacity = 1 << (rows - 1).bit_length()
+    _, program = programs.get(capacity, min(capacity, CHUNK_ROWS), where)
+    result = np.empty((rows, outputs), dtype=X.dtype)
+    out = program.to_device(result)
+    program.predict(program.to_device(parameters), program.to_device(X), out, True)
+    program.to_host(out, result)
+    return result
+
+
+def value_and_gradient(
+    parameters: Array, programs: Programs, data: Data, flat: Array, where: Where
+) -> float:
+    """Return the loss of a batch and write its gradient to `flat`."""
+    rows = len(data.X)
+    _, program = programs.get(rows, rows, where, labels=data.labels)
+    gradient = program.to_device(flat)
+    X, y = program.to_device(data.X), program.to_device(data.y)
+    loss = program.value_and_gradient(program.to_device(parameters), X, y, gradient)
+    program.to_host(gradient, flat)
+    return loss
+
+
+def apply(
+    state: TrainingState, programs: Programs, gradient: Array, optimizer: Optimizer, where: Where
+) -> None:
+    """Take one step along a gradient, on the kernel that made it.
+
+    Another kernel may round its update differently, and the parts of a step would no longer give
+    the bits of the whole.
+    """
+    plan, program = programs.get(1, 1, where, rule=optimizer.rule)
+    state.prepare(optimizer.rule, plan.problem.slots)
+    rule = OPTIMIZERS[optimizer.rule]
+    hyper = hyper_table(rule, optimizer.settings, state.steps + 1, 1, gradient.dtype)
+    parameters, slots = program.to_device(state.parameters), program.to_device(state.slots)
+    program.update(parameters, program.to_device(gradient), slots, program.to_device(hyper))
+    program.to_host(parameters, state.parameters)
+    program.to_host(slots, state.slots)
+    state.steps += 1
