@@ -8,7 +8,7 @@ def _supports(problem: Problem, machine: Machine) -> str | None:
 
 
 def epoch_seconds(problem: Problem, machine: Machine, threads: int) -> float:
-    """Return the predicted seconds of an epoch on a number of threads: a roofline and its fixed costs.
+    """Return the predicted seconds of an epoch on a number of threads: a roofline.
 
     Arithmetic at the rate of the products; each activation is written and read once in either
     direction, each parameter, its state, its gradient and two copies once a step.

@@ -1,6 +1,7 @@
 """What becomes of a finished tile of a gradient: an optimizer's step, or a place in memory."""
 
 import functools
+from collections.abc import Callable
 
 from numba.core import types
 
@@ -40,21 +41,7 @@ def update(name: str, dtype: str, panel: int) -> int:
     the tiles g and copy. `hyper` is the step's row. None of the arrays overlap. Cost: about 10
     flops and 3 to 8 memory accesses a parameter. Source: `algebra.optimizers`.
     """
-    rule, slots = OPTIMIZERS[name].update, OPTIMIZERS[name].slots
-    copies = panel > 0
-
-    def element(p, first, second, g, copy, k, there, h):
-        slope = read(g, there, GRADIENT)
-        m = read(first, k, FIRST) if slots > 0 else slope
-        v = read(second, k, SECOND) if slots > 1 else slope
-        new, m, v = rule(read(p, k, PARAMETERS), slope, m, v, h)
-        write(p, k, new, PARAMETERS)
-        if slots > 0:
-            write(first, k, m, FIRST)
-        if slots > 1:
-            write(second, k, v, SECOND)
-        if copies:
-            write(copy, there, new, COPY)
+    element = _element(OPTIMIZERS[name].update, OPTIMIZERS[name].slots, panel > 0)
 
     def step(p, first, second, g, copy, rows, columns, stride, width, hyper):
         h = (hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], hyper[5])
@@ -69,8 +56,27 @@ def update(name: str, dtype: str, panel: int) -> int:
                     element(p, first, second, g, copy, r * stride + j, r * width + j, h)
         return 0
 
-    kind = f"tile{panel}" if copies else "flat"
+    kind = f"tile{panel}" if panel else "flat"
     return leaf(step, f"update-{name}-{kind}-{dtype}", _signature(dtype)).address
+
+
+def _element(rule: Callable, slots: int, copies: bool) -> Callable:
+    """Return the update of element k of the flat vectors, `there` in the tiles."""
+
+    def element(p, first, second, g, copy, k, there, h):
+        slope = read(g, there, GRADIENT)
+        m = read(first, k, FIRST) if slots > 0 else slope
+        v = read(second, k, SECOND) if slots > 1 else slope
+        new, m, v = rule(read(p, k, PARAMETERS), slope, m, v, h)
+        write(p, k, new, PARAMETERS)
+        if slots > 0:
+            write(first, k, m, FIRST)
+        if slots > 1:
+            write(second, k, v, SECOND)
+        if copies:
+            write(copy, there, new, COPY)
+
+    return element
 
 
 @functools.cache

@@ -1,0 +1,251 @@
+"""The memory of a problem: arrays in panels, and the tables that say where they are."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.cpu import tables
+from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.loss import loss_and_gradient, losses_per_row, sum_losses
+from fastmlp_kernels.cpu.machine_code import microkernels
+from fastmlp_kernels.cpu.microkernels import gradient_name, product_name
+from fastmlp_kernels.cpu.simd import InstructionSet
+from fastmlp_kernels.cpu.tables import address
+from fastmlp_kernels.cpu.team import MEETING_BYTES
+from fastmlp_kernels.problem import Problem, parameter_layout
+
+# Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient: the
+# left operand then stays in the second cache, the right one near the first. Best of 56 to 224 rows,
+# 64 to 1024 k and 32 to 512 summed rows on 256-512-512-16 at batch 512, by at most 8 % over any other
+# (2-core AMD EPYC, 32 KB and 1 MB of cache a core, 2026-11-23).
+ROW_BLOCK_TILES = 8
+DEPTH_BLOCK = 512
+SUM_BLOCK = 256
+ALIGNMENT = 64
+
+
+class Workspace(NamedTuple):
+    """Every array that a step writes, beside parameters, state, losses and copies of weights."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    row_losses: np.ndarray
+    stored: np.ndarray
+    deltas: np.ndarray
+    input_delta: np.ndarray
+    predictions: np.ndarray
+    slopes: np.ndarray
+    upstream: np.ndarray
+    scratch: np.ndarray
+
+
+class Copies(NamedTuple):
+    """The parameters in panels. What lies beyond the last row or column is zero, and stays so."""
+
+    weights: np.ndarray
+    transposed: np.ndarray
+    biases: np.ndarray
+
+
+def _padded(count: int, panel: int) -> int:
+    return -(-count // panel) * panel
+
+
+def row_capacity(batch_size: int, target: InstructionSet) -> int:
+    """Return the rows that a panel has room for.
+
+    Panels of a power of two of rows would lie on top of each other in the sets of the caches. A
+    remainder of the tallest tile modulo 32 rows makes those of one tile follow each other.
+    """
+    tallest = target.row_tiles[0]
+    return tallest + -(-max(0, batch_size - tallest) // 32) * 32
+
+
+class Layout:
+    """Allocates everything that a problem needs, once, and fills the tables of `cpu.tables`.
+
+    Parameters
+    ----------
+    problem : Problem
+    target : InstructionSet
+    threads : int
+        The most members of a team.
+    """
+
+    def __init__(self, problem: Problem, target: InstructionSet, threads: int) -> None:
+        self.problem, self.target, self.threads = problem, target, threads
+        self.dtype = np.dtype(problem.dtype)
+        self.panel = self.target.panel(problem.dtype)
+        self.capacity = row_capacity(problem.batch_size, self.target)
+        self.words = np.zeros(tables.WORDS, dtype=np.int64)
+        self.chain = np.zeros((len(problem.sizes) - 1, tables.CHAIN_COLUMNS), dtype=np.int64)
+        self.workspace = self._workspace()
+        self.copies = self._copies()
+        self.constants = {
+            "identity": np.arange(max(problem.batch_size, *problem.sizes), dtype=np.int64),
+            "zeros": self._zeros(self.panel),
+            "scales": self._zeros(2),
+            "meeting": self._bytes(MEETING_BYTES),
+        }
+        self._fill_words()
+        self._fill_functions()
+        self.connect()
+
+    def _bytes(self, count: int) -> np.ndarray:
+        buffer = np.zeros(count + ALIGNMENT, dtype=np.uint8)
+        start = -address(buffer) % ALIGNMENT
+        return buffer[start : start + count]
+
+    def _zeros(self, *shape: int) -> np.ndarray:
+        count = int(np.prod(shape))
+        return self._bytes(count * self.dtype.itemsize).view(self.dtype).reshape(shape)
+
+    def _panels(self, units: int) -> int:
+        """Return the elements that a matrix of activations takes."""
+        return _padded(units, self.panel) * self.capacity
+
+    def _workspace(self) -> Workspace:
+        problem, batch = self.problem, self.problem.batch_size
+        kept = zip(problem.sizes[1:], problem.keeps_input, strict=True)
+        return Workspace(
+            inputs=self._zeros(self._panels(problem.sizes[0])),
+            targets=self._zeros(batch, problem.target_columns),
+            row_losses=self._zeros(batch * losses_per_row(problem.rule, problem.sizes[-1])),
+            stored=self._zeros(sum(self._panels(units) * (1 + both) for units, both in kept)),
+            deltas=self._zeros(sum(self._panels(units) for units in problem.sizes[1:])),
+            input_delta=self._zeros(self._panels(problem.sizes[0])),
+            predictions=self._zeros(batch, problem.sizes[-1]),
+            slopes=self._zeros(batch, problem.sizes[-1]),
+            upstream=self._zeros(batch, problem.sizes[-1]),
+            scratch=self._zeros(self.threads, self.panel, self.panel),
+        )
+
+    def _copies(self) -> Copies:
+        panel = self.panel
+        layers = parameter_layout(self.problem.sizes)
+        count = sum(_padded(e.fan_in, panel) * _padded(e.fan_out, panel) for e in layers)
+        return Copies(
+            weights=self._zeros(count),
+            transposed=self._zeros(count),
+            biases=self._zeros(sum(_padded(each.fan_out, panel) for each in layers)),
+        )
+
+    def _fill_words(self) -> None:
+        words, problem, target = self.words, self.problem, self.target
+        tallest = target.row_tiles[0]
+        units = sum(
+            -(-each.fan_in // self.panel) * -(-each.fan_out // self.panel)
+            for each in parameter_layout(problem.sizes)
+        )
+        sizes = {
+            tables.MEMBERS: 1,
+            tables.PACKED: 1,
+            tables.LAYERS: len(self.chain),
+            tables.ITEM: self.dtype.itemsize,
+            tables.PANEL: self.panel,
+            tables.LANES: target.lanes(problem.dtype),
+            tables.FEATURE_TILE: target.feature_tile,
+            tables.PANEL_STRIDE: self.capacity * self.panel,
+            tables.ROW_BLOCK: ROW_BLOCK_TILES * tallest,
+            tables.DEPTH_BLOCK: DEPTH_BLOCK,
+            tables.SUM_BLOCK: SUM_BLOCK,
+            # All exponent bits set: infinity, and beyond it every NaN.
+            tables.LARGEST: int(np.array(np.inf, self.dtype).view(f"i{self.dtype.itemsize}")),
+            tables.INPUT_COLUMNS: problem.sizes[0],
+            tables.TARGET_COLUMNS: problem.target_columns,
+            tables.OUTPUT_COLUMNS: problem.sizes[-1],
+            tables.LOSSES_PER_ROW: losses_per_row(problem.rule, problem.sizes[-1]),
+            tables.UNIT_COST: units,
+            tables.SCRATCH_STRIDE: self.panel * self.panel * self.dtype.itemsize,
+        }
+        for word, value in sizes.items():
+            words[word] = value
+
+    def _fill_functions(self) -> None:
+        words, problem, dtype = self.words, self.problem, self.problem.dtype
+        code = microkernels(self.target, dtype)
+        self.tiles = np.array(
+            [
+                (rows, code[product_name(rows, 1)], code[product_name(rows, 2)])
+                for rows in self.target.row_tiles
+            ],
+            dtype=np.int64,
+        )
+        words[tables.COPY_ROWS] = code["copy_rows"]
+        words[tables.TRANSPOSE] = code["transpose"]
+        words[tables.COLUMN_SUM] = code["column_sum"]
+        words[tables.DOT_ROWS] = code["dot_rows"]
+        words[tables.DIRECT] = code["direct"]
+        words[tables.GRADIENT_SINGLE] = code[gradient_name(1, 2)]
+        words[tables.GRADIENT_NARROW] = code[gradient_name(self.target.feature_tile, 1)]
+        words[tables.GRADIENT_WIDE] = code[gradient_name(self.target.feature_tile, 2)]
+        words[tables.CHECK] = activation_forward("identity", dtype)
+        words[tables.LOSS_RULE] = loss_and_gradient(problem.rule, dtype)
+        words[tables.SUM_LOSSES] = sum_losses(dtype)
+        output = ACTIVATIONS[problem.activations[-1]]
+        words[tables.KEEPS_OUTPUT] = output.keeps == "output"
+        for row, name in zip(self.chain, problem.training_activations, strict=True):
+            row[tables.VALUE] = activation_forward(name, dtype)
+            row[tables.SLOPE] = activation_backward(name, dtype)
+
+    def connect(self) -> None:
+        """Write the addresses of the program's own arrays into its tables."""
+        words = self.words
+        for word, array in (
+            (tables.INPUTS, self.workspace.inputs),
+            (tables.TARGETS, self.workspace.targets),
+            (tables.ROW_LOSSES, self.workspace.row_losses),
+            (tables.INPUT_DELTA, self.workspace.input_delta),
+            (tables.PREDICTIONS, self.workspace.predictions),
+            (tables.SLOPES, self.workspace.slopes),
+            (tables.SCRATCH, self.workspace.scratch),
+            (tables.IDENTITY, self.constants["identity"]),
+            (tables.ZEROS, self.constants["zeros"]),
+            (tables.SCALES, self.constants["scales"]),
+            (tables.MEETING, self.constants["meeting"]),
+            (tables.CHAIN, self.chain),
+            (tables.TILES, self.tiles),
+        ):
+            words[word] = address(array)
+        self._connect_chain()
+        self.table = address(words)
+
+    def _connect_chain(self) -> None:
+        item, panel = self.dtype.itemsize, self.panel
+        below = address(self.workspace.inputs)
+        stored, delta = address(self.workspace.stored), address(self.workspace.deltas)
+        weights, transposed, bias = (address(each) for each in self.copies)
+        layers = zip(
+            self.chain,
+            parameter_layout(self.problem.sizes),
+            self.problem.keeps_input,
+            strict=True,
+        )
+        for row, layer, keeps_input in layers:
+            size = self._panels(layer.fan_out) * item
+            Z = stored
+            A = stored + size if keeps_input else stored
+            rows, columns = _padded(layer.fan_in, panel), _padded(layer.fan_out, panel)
+            row[: tables.VALUE] = (
+                layer.fan_in,
+                layer.fan_out,
+                layer.weight.start,
+                layer.bias.start,
+                weights,
+                rows * panel,
+                transposed,
+                columns * panel,
+                bias,
+                below,
+                Z,
+                A,
+                Z if keeps_input else A,
+                delta,
+            )
+            below, stored, delta = A, A + size, delta + size
+            weights, transposed = (
+                weights + rows * columns * item,
+                transposed + rows * columns * item,
+            )
+            bias += columns * item
