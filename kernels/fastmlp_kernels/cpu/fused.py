@@ -9,37 +9,50 @@ operations whoever computes it: the result does not depend on the number of thre
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.compile import kernel, part
-from fastmlp_kernels.cpu.gather import collect_rows, copy_block, gather_rows, spread_rows
+from fastmlp_kernels.cpu.gather import (
+    collect_rows,
+    copy_block,
+    gather_rows,
+    gather_targets,
+    spread_rows,
+)
 from fastmlp_kernels.cpu.intrinsics import atomic_load, atomic_store, call, set_word, word
 from fastmlp_kernels.cpu.linear import (
     layer_row,
     linear_backward,
     linear_forward,
     pack_unit,
+    panels_of,
     weight_gradient,
 )
+from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
     BATCH_SIZE,
     BATCHES,
     CHECK,
+    COLUMNS,
     CONTROL,
     DELTA,
     FAN_IN,
     FAN_OUT,
+    FEATURE_TILE,
     FORWARD,
     GATHER,
     GRADIENT,
     HALT,
     HYPER,
+    INPUT,
     INPUT_COLUMNS,
     INPUT_DELTA,
     INPUT_GRADIENT,
     INPUT_GRADIENT_ROWS,
     INPUTS,
+    INPUTS_STRIDE,
     ITEM,
     KEEPS_OUTPUT,
     KEPT,
+    LANES,
     LARGEST,
     LAYERS,
     LINK,
@@ -177,13 +190,18 @@ def _backward(words, first, last):
 @part
 def _rows(words, start, scale, first, last):
     """Do the first phase for a block of rows; return the largest magnitude met."""
-    stages = word(words, STAGES)
+    stages, shared = word(words, STAGES), word(words, COLUMNS)
     seen = 0
     if stages & GATHER:
-        seen = gather_rows(words, start, first, last)
+        if not shared:
+            seen = gather_rows(words, start, first, last, word(words, INPUTS))
+        if stages & LOSS:
+            gather_targets(words, start, first, last)
     if stages & FORWARD:
-        for layer in range(word(words, LAYERS)):
-            seen = max(seen, linear_forward(words, layer, first, last))
+        for layer in range(shared, word(words, LAYERS)):
+            row = layer_row(words, layer)
+            block = (first, last, 0, panels_of(words, word(row, FAN_OUT)))
+            seen = max(seen, linear_forward(words, layer, word(row, INPUT), block))
     if stages & OUTPUT:
         _output(words, start, first, last)
     if stages & LOSS:
@@ -196,28 +214,73 @@ def _rows(words, start, scale, first, last):
 
 
 @part
+def _own_inputs(words, member):
+    """Return the address of a member's panels of X: its own where the first layer is shared."""
+    return word(words, INPUTS) + member * word(words, COLUMNS) * word(words, INPUTS_STRIDE)
+
+
+@part
+def _first_layer(words, member, start, rows):
+    """Compute a member's columns of the first layer for all rows; return the largest magnitude.
+
+    Where the first layer's weights are larger than its rows, sharing its columns instead of its
+    rows keeps each weight in the cache of the one thread that reads and updates it.
+    """
+    members = word(words, MEMBERS)
+    inputs = _own_inputs(words, member)
+    seen = gather_rows(words, start, 0, rows, inputs)
+    panels = panels_of(words, word(layer_row(words, 0), FAN_OUT))
+    begin, end = panels * member // members, panels * (member + 1) // members
+    for first in range(0, rows, word(words, ROW_BLOCK)):
+        block = (first, min(first + word(words, ROW_BLOCK), rows), begin, end)
+        seen = max(seen, linear_forward(words, 0, inputs, block))
+    return seen
+
+
+@part
+def unit_cost(words, layer, i, j):
+    """Return the vectors of a unit's tiles: what a row of its weight gradient costs."""
+    row, panel = layer_row(words, layer), word(words, PANEL)
+    if word(row, FAN_OUT) == 1:
+        return 1
+    features = min(panel, word(row, FAN_IN) - i * panel)
+    tile = word(words, FEATURE_TILE)
+    narrow = word(row, FAN_OUT) - j * panel <= word(words, LANES)
+    return (features + tile - 1) // tile * tile * (1 if narrow else VECTORS_PER_PANEL)
+
+
+@part
 def _units(words, member, packing, rows, hyper):
-    """Do this member's share of the units of all layers, in the order of their cost."""
-    panel, members = word(words, PANEL), word(words, MEMBERS)
+    """Do this member's share of the units of all layers: equal shares of their cost."""
+    members, stages = word(words, MEMBERS), word(words, STAGES)
     scratch = word(words, SCRATCH) + member * word(words, SCRATCH_STRIDE)
     done = 0
     for layer in range(word(words, LAYERS)):
-        inputs = (word(layer_row(words, layer), FAN_IN) + panel - 1) // panel
-        outputs = (word(layer_row(words, layer), FAN_OUT) + panel - 1) // panel
-        if packing and not word(words, PACKED) and word(layer_row(words, layer), FAN_OUT) > 1:
+        row = layer_row(words, layer)
+        inputs, outputs = panels_of(words, word(row, FAN_IN)), panels_of(words, word(row, FAN_OUT))
+        if packing and not word(words, PACKED) and word(row, FAN_OUT) > 1:
             inputs = 1  # for the biases alone
-        transposed = layer > 0 or (word(words, STAGES) & INPUT_GRADIENT) != 0
+        shared = layer == 0 and word(words, COLUMNS) != 0
+        left = _own_inputs(words, member) if shared else word(row, INPUT)
+        transposed = layer > 0 or (stages & INPUT_GRADIENT) != 0
         for i in range(inputs):
             for j in range(outputs):
-                if done * members // word(words, UNIT_COST) == member:
-                    if packing:
-                        pack_unit(words, layer, i, j, transposed)
-                    else:
-                        updates = (word(words, STAGES) & UPDATE) != 0
-                        weight_gradient(
-                            words, layer, i, j, rows, hyper, transposed and updates, scratch
-                        )
-                done += 1
+                if shared:
+                    mine = panel_owner(j, outputs, members) == member
+                else:
+                    mine = done * members // word(words, UNIT_COST) == member
+                    done += unit_cost(words, layer, i, j)
+                if mine and packing:
+                    pack_unit(words, layer, i, j, transposed)
+                elif mine:
+                    updates = transposed and (stages & UPDATE) != 0
+                    weight_gradient(words, layer, i, j, left, rows, hyper, updates, scratch)
+
+
+@part
+def panel_owner(j, panels, members):
+    """Return the member whose share of the panels, as `_first_layer` makes it, holds panel j."""
+    return ((j + 1) * members - 1) // panels
 
 
 @part
@@ -244,20 +307,28 @@ def _batch(words, member, batch):
     begin = min(rows, word(words, BATCH_SIZE) * member // members)
     end = min(rows, word(words, BATCH_SIZE) * (member + 1) // members)
     seen = 0
+    if word(words, COLUMNS):
+        seen = _first_layer(words, member, start, rows)
+        meet(word(words, MEETING), members)
     for first in range(begin, end, word(words, ROW_BLOCK)):
         last = min(first + word(words, ROW_BLOCK), end)
         seen = max(seen, _rows(words, start, scale, first, last))
-    if not stages & (LOSS | GRADIENT):
-        return True
     if seen >= word(words, LARGEST):
         atomic_store(control + STATUS * WORD_BYTES, batch + 1)
+    if not stages & (LOSS | GRADIENT):
+        return True
     meet(word(words, MEETING), members)
+    return _learn(words, member, batch, rows)
+
+
+@part
+def _learn(words, member, batch, rows):
+    """Do the second phase: sum the losses, finish the weights; return whether to go on."""
+    stages, members, control = word(words, STAGES), word(words, MEMBERS), word(words, CONTROL)
     good = atomic_load(control + STATUS * WORD_BYTES) == 0
-    if stages & LOSS:
-        finite = _sum(words, member, batch, rows)
-        if good and not finite:
-            atomic_store(control + STATUS * WORD_BYTES, batch + 1)
-            good = False
+    if stages & LOSS and not _sum(words, member, batch, rows) and good:
+        atomic_store(control + STATUS * WORD_BYTES, batch + 1)
+        good = False
     if stages & UPDATE and not good:
         return False
     if stages & GRADIENT:

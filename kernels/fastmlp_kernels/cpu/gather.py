@@ -6,14 +6,11 @@ from fastmlp_kernels.cpu.tables import (
     COPY_ROWS,
     IDENTITY,
     INPUT_COLUMNS,
-    INPUTS,
     ITEM,
-    LOSS,
     ORDER,
     PANEL,
     PANEL_STRIDE,
     SEQUENTIAL,
-    STAGES,
     TARGET_COLUMNS,
     TARGETS,
     WORD_BYTES,
@@ -57,35 +54,43 @@ def copy_block(words, source, first, last, columns, out):
 
 
 @part
-def gather_rows(words, start, first, last):
-    """Bring a block of a mini-batch's rows of X into panels, and its rows of y together.
+def gather_rows(words, start, first, last, inputs):
+    """Bring a block of a mini-batch's rows of X into panels.
 
     Parameters
     ----------
     words : int
-        Address of the program's tables, see `cpu.tables`: X, y and the order are read.
+        Address of the program's tables, see `cpu.tables`: X and the order are read.
     start : int
         The mini-batch's first place in the order.
     first, last : int
         The block of rows.
+    inputs : int
+        Address of the panels that are written.
 
     Notes
     -----
     Returns the largest magnitude of X, as bits. Cost: a read and a write an element, in vectors.
     Aliasing: none of the arrays overlap. Source: the mini-batch of stochastic gradient descent.
     """
-    item, panel = word(words, ITEM), word(words, PANEL)
-    columns, targets = word(words, INPUT_COLUMNS), word(words, TARGET_COLUMNS)
-    rows_of_X, rows_of_y = word(words, X), word(words, Y)
-    order = word(words, ORDER) + start * WORD_BYTES
+    panel, columns = word(words, PANEL), word(words, INPUT_COLUMNS)
+    rows, order = _rows_of(words, word(words, X), columns, start)
+    source = (rows, order, first, last, columns, columns, panel)
+    return call(word(words, COPY_ROWS), source + (inputs, panel, word(words, PANEL_STRIDE), 1))
+
+
+@part
+def gather_targets(words, start, first, last):
+    """Bring a block of a mini-batch's rows of y together, as `gather_rows` does those of X."""
+    panel, columns = word(words, PANEL), word(words, TARGET_COLUMNS)
+    rows, order = _rows_of(words, word(words, Y), columns, start)
+    source = (rows, order, first, last, columns, columns, panel)
+    call(word(words, COPY_ROWS), source + (word(words, TARGETS), columns, panel, 0))
+
+
+@part
+def _rows_of(words, rows, columns, start):
+    """Return where a mini-batch's rows are counted from, and their order."""
     if word(words, SEQUENTIAL):
-        rows_of_X += start * columns * item
-        rows_of_y += start * targets * item
-        order = word(words, IDENTITY)
-    source = (rows_of_X, order, first, last, columns, columns, panel)
-    into = (word(words, INPUTS), panel, word(words, PANEL_STRIDE), 1)
-    seen = call(word(words, COPY_ROWS), source + into)
-    if word(words, STAGES) & LOSS:
-        source = (rows_of_y, order, first, last, targets, targets, panel)
-        call(word(words, COPY_ROWS), source + (word(words, TARGETS), targets, panel, 0))
-    return seen
+        return rows + start * columns * word(words, ITEM), word(words, IDENTITY)
+    return rows, word(words, ORDER) + start * WORD_BYTES

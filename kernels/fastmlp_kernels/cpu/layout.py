@@ -17,11 +17,13 @@ from fastmlp_kernels.problem import Problem, parameter_layout
 
 # Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient: the
 # left operand then stays in the second cache, the right one near the first. Best of 56 to 224 rows,
-# 64 to 1024 k and 32 to 512 summed rows on 256-512-512-16 at batch 512, by at most 8 % over any other
+# 64 to 1024 k and 32 to 512 summed rows on 256-512-512-16 at batch 512, by at most 8 %
 # (2-core AMD EPYC, 32 KB and 1 MB of cache a core, 2026-11-23).
 ROW_BLOCK_TILES = 8
 DEPTH_BLOCK = 512
 SUM_BLOCK = 256
+# Panels a thread above which shares that differ by one panel are even enough.
+UNEVEN_SHARES = 4
 ALIGNMENT = 64
 
 
@@ -77,6 +79,7 @@ class Layout:
         self.problem, self.target, self.threads = problem, target, threads
         self.dtype = np.dtype(problem.dtype)
         self.panel = self.target.panel(problem.dtype)
+        self.columns = self._shares_columns()
         self.capacity = row_capacity(problem.batch_size, self.target)
         self.words = np.zeros(tables.WORDS, dtype=np.int64)
         self.chain = np.zeros((len(problem.sizes) - 1, tables.CHAIN_COLUMNS), dtype=np.int64)
@@ -91,6 +94,29 @@ class Layout:
         self._fill_words()
         self._fill_functions()
         self.connect()
+
+    def _shares_columns(self) -> bool:
+        """Return whether a team shares the columns of the first layer, and not its rows.
+
+        What crosses between the caches of two cores is then the layer's activations, there and
+        back, and not half of its weights.
+        """
+        inputs, outputs = self.problem.sizes[:2]
+        panels = -(-outputs // self.panel)
+        even = panels % self.threads == 0 or panels >= UNEVEN_SHARES * self.threads
+        smaller = inputs > 2 * self.problem.batch_size
+        return self.threads > 1 and outputs > 1 and even and smaller
+
+    def unit_costs(self) -> list[int]:
+        """Return the cost of all units of each layer, as `fused.unit_cost` counts it."""
+        tile, lanes = self.target.feature_tile, self.target.lanes(self.problem.dtype)
+        costs = []
+        for layer in parameter_layout(self.problem.sizes):
+            rows = _padded(layer.fan_in, tile)
+            vectors = _padded(layer.fan_out, lanes) // lanes
+            single = -(-layer.fan_in // self.panel)
+            costs.append(single if layer.fan_out == 1 else rows * vectors)
+        return costs
 
     def _bytes(self, count: int) -> np.ndarray:
         buffer = np.zeros(count + ALIGNMENT, dtype=np.uint8)
@@ -109,7 +135,9 @@ class Layout:
         problem, batch = self.problem, self.problem.batch_size
         kept = zip(problem.sizes[1:], problem.keeps_input, strict=True)
         return Workspace(
-            inputs=self._zeros(self._panels(problem.sizes[0])),
+            inputs=self._zeros(
+                self._panels(problem.sizes[0]) * (self.threads if self.columns else 1)
+            ),
             targets=self._zeros(batch, problem.target_columns),
             row_losses=self._zeros(batch * losses_per_row(problem.rule, problem.sizes[-1])),
             stored=self._zeros(sum(self._panels(units) * (1 + both) for units, both in kept)),
@@ -134,10 +162,6 @@ class Layout:
     def _fill_words(self) -> None:
         words, problem, target = self.words, self.problem, self.target
         tallest = target.row_tiles[0]
-        units = sum(
-            -(-each.fan_in // self.panel) * -(-each.fan_out // self.panel)
-            for each in parameter_layout(problem.sizes)
-        )
         sizes = {
             tables.MEMBERS: 1,
             tables.PACKED: 1,
@@ -156,7 +180,7 @@ class Layout:
             tables.TARGET_COLUMNS: problem.target_columns,
             tables.OUTPUT_COLUMNS: problem.sizes[-1],
             tables.LOSSES_PER_ROW: losses_per_row(problem.rule, problem.sizes[-1]),
-            tables.UNIT_COST: units,
+            tables.INPUTS_STRIDE: self._panels(problem.sizes[0]) * self.dtype.itemsize,
             tables.SCRATCH_STRIDE: self.panel * self.panel * self.dtype.itemsize,
         }
         for word, value in sizes.items():

@@ -59,13 +59,19 @@ def layer_row(words, layer):
 
 
 @part
-def _product(words, left, right, right_stride, depth, columns, initial, step, out, rows):
-    """Write ``left @ right`` plus the initial row, for one block of rows and one block of k."""
-    first, last, start, count = rows
+def panels_of(words, columns):
+    """Return the number of panels that columns take."""
+    return (columns + word(words, PANEL) - 1) // word(words, PANEL)
+
+
+@part
+def _product(words, left, right, right_stride, columns, initial, step, out, block):
+    """Write ``left @ right`` plus the initial row: a block of rows, of k and of column panels."""
+    first, last, start, count, first_panel, last_panel = block
     item, panel, lanes = word(words, ITEM), word(words, PANEL), word(words, LANES)
     stride = word(words, PANEL_STRIDE)
     left += start * stride // panel * item
-    for j in range((columns + panel - 1) // panel):
+    for j in range(first_panel, last_panel):
         width = TILE_NARROW if columns - j * panel <= lanes else TILE_WIDE
         right_j = right + (j * right_stride + start * panel) * item
         out_j = out + j * stride * item
@@ -84,11 +90,12 @@ def _product(words, left, right, right_stride, depth, columns, initial, step, ou
 
 
 @part
-def _finish(words, leaf, kept, data, columns, first, last):
-    """Call an activation's leaf on a block of rows of each panel; return the largest magnitude."""
+def _finish(words, leaf, kept, data, block):
+    """Call an activation's leaf on a block of rows of some panels; return the largest magnitude."""
+    first, last, first_panel, last_panel = block
     item, panel, stride = word(words, ITEM), word(words, PANEL), word(words, PANEL_STRIDE)
     seen = 0
-    for j in range((columns + panel - 1) // panel):
+    for j in range(first_panel, last_panel):
         offset = (j * stride + first * panel) * item
         seen = max(seen, call(leaf, (kept + offset, data + offset, (last - first) * panel)))
     return seen
@@ -99,7 +106,7 @@ def _dot_rows(words, row, first, last):
     """Compute Z of a layer with one output, inputs in the lanes: a panel has room for many."""
     item, panel = word(words, ITEM), word(words, PANEL)
     left, out = (word(row, INPUT) + first * panel * item), (word(row, Z) + first * panel * item)
-    panels = (word(row, FAN_IN) + panel - 1) // panel
+    panels = panels_of(words, word(row, FAN_IN))
     right, stride = word(row, TRANSPOSED), word(row, TRANSPOSED_STRIDE)
     weights = (left, word(words, PANEL_STRIDE), right, stride, panels)
     call(word(words, DOT_ROWS), weights + (last - first, word(row, B), out))
@@ -122,16 +129,20 @@ def _direct(words, row, first, last):
 
 
 @part
-def linear_forward(words, layer, first, last):
+def linear_forward(words, layer, left, block):
     """Compute ``Z = A W + b`` and ``f(Z)`` of a block of rows; return the largest |Z| as bits.
 
     Parameters
     ----------
-    words, tiles : int64 tables
-        See `cpu.tables`: the layer's input, W and b in panels are read, its Z and A written.
+    words : int
+        Address of the program's tables, see `cpu.tables`: the layer's W and b in panels are read,
+        its Z and A written.
     layer : int
-    first, last : int
-        The block of rows.
+    left : int
+        Address of the panels of A.
+    block : (int, int, int, int)
+        First and last row, first and last panel of columns; all panels where the layer has one
+        output, or is not packed.
 
     Notes
     -----
@@ -141,6 +152,7 @@ def linear_forward(words, layer, first, last):
     ``(fan_in + 1) u (|A| |W| + |b|)``. Source: the derivation sheet, ``z = W x + b``.
     """
     row = layer_row(words, layer)
+    first, last, first_panel, last_panel = block
     depth = word(row, FAN_IN)
     if word(row, FAN_OUT) == 1:
         _dot_rows(words, row, first, last)
@@ -149,22 +161,19 @@ def linear_forward(words, layer, first, last):
         _direct(words, row, first, last)
         depth = 0
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
-        rows = (first, last, start, min(word(words, DEPTH_BLOCK), depth - start))
+        count = min(word(words, DEPTH_BLOCK), depth - start)
         _product(
             words,
-            word(row, INPUT),
+            left,
             word(row, W),
             word(row, W_STRIDE),
-            depth,
             word(row, FAN_OUT),
             word(row, B),
             word(words, PANEL),
             word(row, Z),
-            rows,
+            (first, last, start, count, first_panel, last_panel),
         )
-    return _finish(
-        words, word(row, VALUE), word(row, Z), word(row, A), word(row, FAN_OUT), first, last
-    )
+    return _finish(words, word(row, VALUE), word(row, Z), word(row, A), block)
 
 
 @part
@@ -173,8 +182,9 @@ def linear_backward(words, layer, first, last, dA, kept, slope):
 
     Parameters
     ----------
-    words, tiles : int64 tables
-        See `cpu.tables`: the layer's dZ and transposed weights are read.
+    words : int
+        Address of the program's tables, see `cpu.tables`: the layer's dZ and transposed weights
+        are read.
     layer : int
     first, last : int
         The block of rows.
@@ -190,22 +200,21 @@ def linear_backward(words, layer, first, last, dA, kept, slope):
     rule, ``dl/da = W dl/dz``.
     """
     row = layer_row(words, layer)
-    depth = word(row, FAN_OUT)
+    depth, panels = word(row, FAN_OUT), panels_of(words, word(row, FAN_IN))
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
-        rows = (first, last, start, min(word(words, DEPTH_BLOCK), depth - start))
+        count = min(word(words, DEPTH_BLOCK), depth - start)
         _product(
             words,
             word(row, DELTA),
             word(row, TRANSPOSED),
             word(row, TRANSPOSED_STRIDE),
-            depth,
             word(row, FAN_IN),
             word(words, ZEROS),
             0,
             dA,
-            rows,
+            (first, last, start, count, 0, panels),
         )
-    return _finish(words, slope, kept, dA, word(row, FAN_IN), first, last)
+    return _finish(words, slope, kept, dA, (first, last, 0, panels))
 
 
 @part
@@ -285,7 +294,7 @@ def _sum_unit(words, tile, left, right, rows, features, scratch):
 
 
 @part
-def weight_gradient(words, layer, i, j, rows, hyper, transposed, scratch):
+def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
     """Compute a unit of ``dW = A^T dZ`` (and of ``db``), and finish it: an update, or a store.
 
     Parameters
@@ -294,6 +303,8 @@ def weight_gradient(words, layer, i, j, rows, hyper, transposed, scratch):
         Address of the program's tables, see `cpu.tables`: the layer's input and dZ panels are read.
     layer, i, j : int
         The unit: panel i of the layer's inputs, panel j of its outputs.
+    left : int
+        Address of the panels of A.
     rows : int
         Summed over, from the first.
     hyper : int
@@ -313,7 +324,7 @@ def weight_gradient(words, layer, i, j, rows, hyper, transposed, scratch):
     row = layer_row(words, layer)
     features = min(panel, word(row, FAN_IN) - i * panel)
     columns = min(panel, word(row, FAN_OUT) - j * panel)
-    left = word(row, INPUT) + i * word(words, PANEL_STRIDE) * item
+    left += i * word(words, PANEL_STRIDE) * item
     right = word(row, DELTA) + j * word(words, PANEL_STRIDE) * item
     offset = (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
     if word(row, FAN_OUT) == 1:

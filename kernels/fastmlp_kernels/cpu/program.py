@@ -38,6 +38,7 @@ class FusedProgram(Layout):
         super().__init__(problem, target, best_threads(problem, machine))
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
         self.one_loss = self._zeros(1)
+        self._costs = self.unit_costs()
         self._bound: dict[int, np.ndarray] = {}
 
     def _bind(self, word: int, array: np.ndarray) -> None:
@@ -63,6 +64,9 @@ class FusedProgram(Layout):
         words = self.words
         words[: tables.MEETING] = stages, threads
         words[tables.HALT] = 0
+        columns = self.columns and threads > 1 and stages & UPDATE != 0
+        words[tables.COLUMNS] = columns
+        words[tables.UNIT_COST] = max(1, sum(self._costs[columns:]))
         if threads == 1:
             run(self.table, 0)
             return

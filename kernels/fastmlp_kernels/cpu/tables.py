@@ -35,6 +35,7 @@ WORD_BYTES = 8
     BATCH_SIZE,
     ROWS,  # of the epoch
     BATCHES,
+    COLUMNS,  # 1: the team shares the columns of the first layer, each with its own X in panels
     PACKED,  # 0: only biases and single columns are in panels
     SEQUENTIAL,  # 1: rows in their own order, X and OUT advancing by whole batches
     INPUT_COLUMNS,
@@ -59,6 +60,7 @@ WORD_BYTES = 8
     # Addresses within the workspace.
     IDENTITY,  # 0, 1, 2, ... as an order
     INPUTS,
+    INPUTS_STRIDE,  # bytes from a member's panels of X to the next's
     TARGETS,
     ROW_LOSSES,
     LOSSES_PER_ROW,
@@ -87,7 +89,7 @@ WORD_BYTES = 8
     OUTPUT_SLOPE,
     CHECK,
     WORDS,
-) = range(68)
+) = range(70)
 
 # Columns of the chain, one row a layer.
 (
