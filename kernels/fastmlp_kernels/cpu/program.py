@@ -4,7 +4,7 @@ import numpy as np
 
 from fastmlp_kernels.cpu import best_threads, tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
-from fastmlp_kernels.cpu.fused import run
+from fastmlp_kernels.cpu.fused import point_at, run
 from fastmlp_kernels.cpu.layout import Layout
 from fastmlp_kernels.cpu.loss import predict_rows
 from fastmlp_kernels.cpu.simd import instruction_set
@@ -39,38 +39,53 @@ class FusedProgram(Layout):
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
         self.one_loss = self._zeros(1)
         self._costs = self.unit_costs()
-        self._bound: dict[int, np.ndarray] = {}
+        self._kept: dict[int, np.ndarray] = {}
+        self._settled: tuple = ()
 
-    def _bind(self, word: int, array: np.ndarray) -> None:
-        # Asking NumPy for an address costs as much as a step of a tiny network: once an array.
-        if self._bound.get(word) is not array:
-            self._bound[word] = array
+    def _keep(self, word: int, array: np.ndarray) -> None:
+        """Point a word at an array that is passed again and again, and keep it alive."""
+        # Asking NumPy for an address takes a microsecond.
+        if self._kept.get(word) is not array:
+            self._kept[word] = array
             self.words[word] = address(array)
 
-    def _bind_state(self, state: np.ndarray) -> None:
-        if self._bound.get(tables.FIRST) is not state:
-            self._bound[tables.FIRST] = state
+    def _keep_state(self, state: np.ndarray) -> None:
+        if self._kept.get(tables.FIRST) is not state:
+            self._kept[tables.FIRST] = state
             for word, slot in zip((tables.FIRST, tables.SECOND), state, strict=False):
                 self.words[word] = address(slot)
 
-    def _rows(self, rows: int, batch_size: int, batches: int) -> None:
-        self.words[tables.BATCH_SIZE : tables.BATCHES + 1] = batch_size, rows, batches
+    def _settle(self, what: tuple, stages: int, threads: int, sizes: tuple[int, int]) -> bool:
+        """Set what all calls of a kind have in common; return whether it was not so already.
 
-    def _scale(self, rows: int, last: int) -> None:
-        scales = self.constants["scales"]
-        scales[0], scales[1] = self.problem.scale(rows), self.problem.scale(last)
-
-    def _run(self, stages: int, threads: int = 1) -> None:
-        words = self.words
-        words[: tables.MEETING] = stages, threads
-        words[tables.HALT] = 0
+        `what` tells one kind from another; `sizes` are the rows and the batches.
+        """
+        if what == self._settled:
+            return False
+        self._settled = what
+        words, problem = self.words, self.problem
         columns = self.columns and threads > 1 and stages & UPDATE != 0
+        words[: tables.MEETING] = stages, threads
         words[tables.COLUMNS] = columns
         words[tables.UNIT_COST] = max(1, sum(self._costs[columns:]))
+        words[tables.BATCH_SIZE : tables.BATCHES + 1] = problem.batch_size, *sizes
+        words[tables.SEQUENTIAL] = stages & UPDATE == 0
+        words[tables.PACKED] = 1
+        words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
+        scales, rows = self.constants["scales"], sizes[0]
+        full = min(rows, problem.batch_size)
+        last = rows - (sizes[1] - 1) * problem.batch_size
+        scales[0], scales[1] = (problem.scale(count) if count > 0 else 0 for count in (full, last))
+        return True
+
+    def _run(self) -> None:
+        words = self.words
+        words[tables.HALT] = 0
+        threads = int(words[tables.MEMBERS])
         if threads == 1:
             run(self.table, 0)
-            return
-        run_together(lambda member: run(self.table, member), threads)
+        else:
+            run_together(lambda member: run(self.table, member), threads)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """Return the array itself."""
@@ -82,111 +97,105 @@ class FusedProgram(Layout):
             out[...] = array
 
     def prepare(self, parameters, state, X, y):
-        """See `Program.prepare`: compile the update, and run nothing."""
+        """See `Program.prepare`: compile what an epoch needs, and run nothing."""
         update(self.problem.optimizer, self.problem.dtype, self.panel)
-        self._rows(0, 1, 0)
-        self._run(0)
+        for word, array in ((tables.X, X), (tables.Y, y)):
+            point_at(self.table, word, array)
+        self._settle(("nothing",), 0, 1, (0, 0))
+        self._run()
 
     def epoch(self, parameters, state, X, y, order, hyper, losses, control):
         """See `Program.epoch`."""
-        if control[STOP]:
+        if control.item(STOP):
             return
-        problem, words = self.problem, self.words
         for word, array in (
             (tables.PARAMETERS, parameters),
-            (tables.TARGET, parameters),
-            (tables.X, X),
-            (tables.Y, y),
-            (tables.ORDER, order),
             (tables.HYPER, hyper),
             (tables.LOSSES, losses),
             (tables.CONTROL, control),
         ):
-            self._bind(word, array)
-        self._bind_state(state)
-        batch = problem.batch_size
-        self._rows(len(order), batch, len(losses))
-        self._scale(batch, problem.rows - (problem.batches - 1) * batch)
-        words[tables.SEQUENTIAL] = 0
-        words[tables.FINISH] = update(problem.optimizer, problem.dtype, self.panel)
-        words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
-        self._run(PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE, self.threads)
+            self._keep(word, array)
+        self._keep_state(state)
+        # The caller's data is not kept: a model would hold on to its last training set.
+        for word, array in ((tables.X, X), (tables.Y, y), (tables.ORDER, order)):
+            point_at(self.table, word, array)
+        problem, words, sizes = self.problem, self.words, (len(order), len(losses))
+        stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
+        if self._settle(("epoch", *sizes), stages, self.threads, sizes):
+            words[tables.FINISH] = update(problem.optimizer, problem.dtype, self.panel)
+        words[tables.TARGET] = words[tables.PARAMETERS]
+        self._run()
 
-    def _once(self, parameters: np.ndarray, rows: int) -> None:
+    def _once(self, parameters: np.ndarray, stages: int, rows: int) -> None:
         """Set up a call on one batch of the caller's rows, in their own order."""
-        self._bind(tables.PARAMETERS, parameters)
-        self._bind(tables.CONTROL, self.control)
-        self._bind(tables.LOSSES, self.one_loss)
-        self.control[:] = 0
-        self._rows(rows, self.problem.batch_size, 1)
-        self.words[tables.SEQUENTIAL] = 1
+        self._keep(tables.PARAMETERS, parameters)
+        self._keep(tables.CONTROL, self.control)
+        self._keep(tables.LOSSES, self.one_loss)
+        self.control.fill(0)
+        self._settled = ()
+        self._settle(("once",), stages, self.threads, (rows, 1))
 
-    def _predict(self, X: np.ndarray, out: np.ndarray, link: bool) -> None:
-        """Run the forward pass, and write outputs."""
-        problem, words = self.problem, self.words
-        self._bind(tables.X, X)
-        self._bind(tables.OUT, out)
-        words[tables.LINK] = predict_rows(problem.loss, problem.dtype) if link else 0
-        fused = problem.fused_output
-        output = problem.activations[-1]
-        words[tables.OUTPUT_VALUE] = activation_forward(output, problem.dtype) if fused else 0
-        direct = len(X) <= DIRECT_ROWS
-        words[tables.PACKED] = not direct
-        self._run(PACK | GATHER | FORWARD | OUTPUT, 1 if direct else self.threads)
-        words[tables.PACKED] = 1
+    def predict(self, parameters, X, out, link):
+        """See `Program.predict`."""
+        problem, words, rows = self.problem, self.words, len(X)
+        self._keep(tables.PARAMETERS, parameters)
+        self._keep(tables.CONTROL, self.control)
+        for word, array in ((tables.X, X), (tables.OUT, out)):
+            point_at(self.table, word, array)
+        direct = rows <= DIRECT_ROWS
+        stages = PACK | GATHER | FORWARD | OUTPUT
+        sizes = (rows, -(-rows // problem.batch_size))
+        if self._settle(("predict", rows, link), stages, 1 if direct else self.threads, sizes):
+            words[tables.PACKED] = not direct
+            words[tables.LINK] = predict_rows(problem.loss, problem.dtype) if link else 0
+            output = problem.activations[-1]
+            value = activation_forward(output, problem.dtype) if problem.fused_output else 0
+            words[tables.OUTPUT_VALUE] = value
+        self._run()
 
     def forward(self, parameters, X, out):
         """See `Program.forward`."""
         self.rows = len(X)
-        self._once(parameters, self.rows)
-        self._predict(X, out, False)
+        self.predict(parameters, X, out, False)
 
     def loss(self, y):
         """See `Program.loss`."""
-        words, control = self.words, self.control
-        self._bind(tables.CONTROL, control)
-        self._bind(tables.LOSSES, self.one_loss)
-        control[:] = 0
-        self._rows(self.rows, self.problem.batch_size, 1)
-        self._scale(self.rows, self.rows)
-        words[tables.TARGETS] = address(y)
-        self._run(LOSS)
+        words = self.words
+        self._once(self._kept[tables.PARAMETERS], LOSS, self.rows)
+        words[tables.MEMBERS] = 1
+        point_at(self.table, tables.TARGETS, y)
+        self._run()
         words[tables.TARGETS] = address(self.workspace.targets)
-        return float(self.one_loss[0])
+        return self.one_loss.item()
 
     def backward(self, parameters, upstream, gradient, input_gradient):
         """See `Program.backward`."""
         problem, words = self.problem, self.words
-        self._once(parameters, self.rows)
-        self._bind(tables.TARGET, gradient)
         stages = PACK | BACKWARD | GRADIENT
+        stages |= INPUT_GRADIENT if len(input_gradient) else 0
+        stages |= UPSTREAM if upstream is not None else 0
+        self._once(parameters, stages, self.rows)
         words[tables.FINISH] = write_gradient(problem.dtype, True)
-        words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
-        if len(input_gradient):
-            stages |= INPUT_GRADIENT
-            self._bind(tables.INPUT_GRADIENT_ROWS, input_gradient)
+        point_at(self.table, tables.TARGET, gradient)
+        point_at(self.table, tables.INPUT_GRADIENT_ROWS, input_gradient)
         if upstream is not None:
-            stages |= UPSTREAM
-            self._bind(tables.UPSTREAM_ROWS, upstream)
+            point_at(self.table, tables.UPSTREAM_ROWS, upstream)
             words[tables.OUTPUT_GRADIENT] = address(self.workspace.upstream)
             if problem.fused_output:
                 name = problem.activations[-1]
                 words[tables.OUTPUT_VALUE] = activation_forward(name, problem.dtype)
                 words[tables.OUTPUT_SLOPE] = activation_backward(name, problem.dtype)
-        self._run(stages, self.threads)
+        self._run()
 
     def value_and_gradient(self, parameters, X, y, gradient):
         """See `Program.value_and_gradient`."""
         self.rows = len(X)
-        self._once(parameters, self.rows)
-        self._scale(self.rows, self.rows)
+        self._once(parameters, PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT, self.rows)
         for word, array in ((tables.X, X), (tables.Y, y), (tables.TARGET, gradient)):
-            self._bind(word, array)
-        words = self.words
-        words[tables.FINISH] = write_gradient(self.problem.dtype, False)
-        words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
-        self._run(PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT, self.threads)
-        return float(self.one_loss[0])
+            point_at(self.table, word, array)
+        self.words[tables.FINISH] = write_gradient(self.problem.dtype, False)
+        self._run()
+        return self.one_loss.item()
 
     def update(self, parameters, gradient, state, hyper):
         """See `Program.update`."""
@@ -196,10 +205,3 @@ class FusedProgram(Layout):
         arrays = (address(parameters), first, second, address(gradient), 0)
         count = parameters.size
         call_update(step, (*arrays, 1, count, count, count, address(hyper)))
-
-    def predict(self, parameters, X, out, link):
-        """See `Program.predict`."""
-        rows, batch = len(X), self.problem.batch_size
-        self._once(parameters, rows)
-        self.words[tables.BATCHES] = -(-rows // batch)
-        self._predict(X, out, link)
