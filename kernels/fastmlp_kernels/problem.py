@@ -217,8 +217,9 @@ class Program(Protocol):
         dtype[n, in], `y` dtype[n, target_columns], `order` int64[rows] (indices into X),
         `hyper` dtype[batches, 6]; the loss of batch k goes to ``losses[k]`` (host, dtype).
         `control` (host, int64[3]): the epoch ends before the next batch once ``control[STOP]``
-        is not 0; ``control[BATCHES]`` counts the finished ones; when a loss or gradient is not
-        finite, ``control[STATUS]`` is that batch + 1, and it and all later batches change nothing.
+        is not 0; ``control[BATCHES]`` counts the finished ones; when a loss, or an activation or
+        gradient of a row, is not finite, ``control[STATUS]`` is that batch + 1, and it and all
+        later batches change nothing.
         """
 
     def forward(self, parameters: Any, X: Any, out: Any) -> None:
