@@ -42,37 +42,63 @@ def run_together(work: Callable[[int], None], members: int) -> None:
     Nobody starts before all threads exist: a member that waits for one that never came would wait
     forever. Started and joined for each call, at about 0.1 ms a thread, so that there is nothing
     to be inherited by a forked child, shared between callers or left running at exit.
+
+    Raises
+    ------
+    RuntimeError
+        If the system starts no more threads; nothing has been done then.
     """
     failures: list[BaseException] = []
-    ready, cancelled = threading.Event(), []
+    ready, cancelled = threading.Event(), threading.Event()
+    finished = [threading.Event() for _ in range(members - 1)]
 
     def target(member: int) -> None:
         ready.wait()
-        if cancelled:
-            return
         try:
-            work(member)
+            if not cancelled.is_set():
+                work(member)
         except BaseException as failure:
             failures.append(failure)
+        finally:
+            finished[member].set()
 
-    threads = [
-        threading.Thread(target=target, args=(member,), name=f"fastmlp-{member}", daemon=True)
-        for member in range(members - 1)
-    ]
     started = []
     try:
-        for thread in threads:
+        for member in range(members - 1):
+            name = f"fastmlp-{member}"
+            thread = threading.Thread(target=target, args=(member,), name=name, daemon=True)
             thread.start()
             started.append(thread)
+    except RuntimeError as error:
+        cancelled.set()
+        raise RuntimeError(
+            f"threads: got {members}, wanted no more than the system starts ({error}); "
+            "threads=1 needs none"
+        ) from error
     except BaseException:
-        cancelled.append(True)
+        cancelled.set()
         raise
     finally:
         ready.set()
     try:
         work(members - 1)
     finally:
+        _wait_for(finished)
         for thread in started:
             thread.join()
     if failures:
         raise failures[0]
+
+
+def _wait_for(events: list[threading.Event]) -> None:
+    """Wait until all are set, however often Ctrl-C is pressed: arrays are being written to."""
+    # Not Thread.join, which an interrupt leaves believing that the thread has ended (CPython 3.11).
+    interrupt = None
+    for event in events:
+        while not event.is_set():
+            try:
+                event.wait()
+            except KeyboardInterrupt as pressed:
+                interrupt = pressed
+    if interrupt is not None:
+        raise interrupt
