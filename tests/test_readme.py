@@ -24,4 +24,4 @@ def test_snippets_run_as_pasted(tmp_path):
     # The two deliberate mistakes say what was wrong with what.
     assert "binary_cross_entropy is defined for predictions in [0, 1]" in result.stdout
     assert re.search(r"X: got .*5.*wanted .*8", result.stdout)
-    assert "cpu.layered" in result.stdout
+    assert "cpu.fused" in result.stdout
