@@ -144,7 +144,8 @@ def test_nothing_prints_to_standard_output():
                 assert goes_to == ["sys.stderr"], f"{path}:{call.lineno}"
 
 
-# What a training step is made of, on either side.
+# What a training step is made of, on either side. On the CPU, whatever makes or copies numbers also
+# looks for one that is not finite; on CUDA that is a pass of its own.
 KERNEL_NAMES = {
     "activation_forward",
     "activation_backward",
@@ -153,27 +154,34 @@ KERNEL_NAMES = {
     "weight_gradient",
     "loss_and_gradient",
     "sum_losses",
-    "check_finite",
     "predict_rows",
     "update",
     "gather_rows",
 }
+EXTRA_NAMES = {"cpu": set(), "cuda": {"check_finite"}}
+# Programs have methods of these names, which the contract documents.
+NO_KERNELS = {"__init__", "program", "layered"}
 
 
 def kernel_nodes():
     """Return (file, function) of every public kernel, CPU and CUDA."""
     found = []
     for path in sources("kernels/fastmlp_kernels/cpu", "kernels/fastmlp_kernels/cuda"):
-        if path.stem in ("__init__", "layered"):
-            continue
-        found += [(path, node) for node in functions(path) if node.name in KERNEL_NAMES]
+        names = KERNEL_NAMES | EXTRA_NAMES[path.parent.name]
+        if path.stem not in NO_KERNELS:
+            found += [(path, node) for node in functions(path) if node.name in names]
     return found
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_kernel_is_there(device):
-    names = {node.name for path, node in kernel_nodes() if path.parent.name == device}
-    assert names == KERNEL_NAMES
+    found = [node.name for path, node in kernel_nodes() if path.parent.name == device]
+    assert sorted(found) == sorted(KERNEL_NAMES | EXTRA_NAMES[device])
+
+
+def arguments_of(node):
+    """Return the names of a function's parameters."""
+    return [argument.arg for argument in node.args.args]
 
 
 @pytest.mark.parametrize(("path", "node"), kernel_nodes(), ids=lambda v: getattr(v, "name", None))
@@ -183,8 +191,44 @@ def test_every_kernel_documents_parameters_cost_and_source(path, node):
     for heading in ("Parameters\n----------", "Notes\n-----", "Cost:", "Source:"):
         assert heading in text, f"{path}: {node.name} lacks {heading.splitlines()[0]}"
     section = text.split("Parameters\n----------")[1].split("\nNotes\n-----")[0]
-    for argument in node.args.args:
-        assert re.search(rf"\b{argument.arg}\b", section), f"{path}: {node.name}: {argument.arg}"
+    for argument in arguments_of(node):
+        assert re.search(rf"\b{argument}\b", section), f"{path}: {node.name}: {argument}"
+    # And nothing that is not there: an entry is "names : what they are", two of them with a ";".
+    lines = re.findall(r"^\w.*$", section, re.MULTILINE)
+    entries = [entry.split(" : ")[0] for line in lines for entry in line.split("; ")]
+    documented = [name for entry in entries for name in entry.split(", ")]
+    assert set(documented) == set(arguments_of(node)), f"{path}: {node.name}: {documented}"
+
+
+def makes_a_leaf(node):
+    """Return whether a function calls `compile.leaf`."""
+    calls = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+    return any(isinstance(called, ast.Name) and called.id == "leaf" for called in calls)
+
+
+LEAF_MAKERS = [(path, node) for path, node in kernel_nodes() if makes_a_leaf(node)]
+
+
+def test_rows_of_the_algebra_become_leaves():
+    assert {(path.parent.name, node.name) for path, node in LEAF_MAKERS} == {
+        ("cpu", "activation_forward"),
+        ("cpu", "activation_backward"),
+        ("cpu", "loss_and_gradient"),
+        ("cpu", "predict_rows"),
+        ("cpu", "sum_losses"),
+        ("cpu", "update"),
+    }
+
+
+@pytest.mark.parametrize(("path", "node"), LEAF_MAKERS, ids=lambda v: getattr(v, "name", None))
+def test_every_leaf_documents_its_own_parameters(path, node):
+    """In the notes of the function that makes it: it is called by address, with words alone."""
+    text = " ".join(ast.get_docstring(node).split())
+    documented = re.search(r"The leaf is ``\w*\(([\w, ]+)\)", text)
+    assert documented, f"{path}: {node.name}"
+    for inner in node.body:
+        if isinstance(inner, ast.FunctionDef):
+            assert documented[1].split(", ") == arguments_of(inner), f"{path}: {inner.name}"
 
 
 def test_public_things_have_docstrings():

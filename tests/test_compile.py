@@ -1,8 +1,11 @@
 """The compiler's promises: a cache that is hit and never stale, no new compiles, open tables."""
 
+import ast
 import importlib
 import inspect
+import itertools
 import json
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -10,15 +13,15 @@ import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 from numba.core.dispatcher import Dispatcher
 
 import fastmlp_kernels.cpu
 from fastmlp_kernels import compile as compiler
-from fastmlp_kernels.cpu import layered
-from fastmlp_kernels.problem import Problem
-from tests.samples import sample
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.cpu import activation, loss, update
+from fastmlp_kernels.cpu.program import FusedProgram
+from fastmlp_kernels.problem import DTYPES
 
 KERNELS_FOLDER = Path(compiler.__file__).parents[1]
 
@@ -28,14 +31,57 @@ def cpu_modules():
     return [importlib.import_module(f"fastmlp_kernels.cpu.{name}") for name in sorted(names)]
 
 
-def cached_kernels():
-    """Return every kernel of the CPU, by module and name."""
+def dispatchers():
+    """Return everything that Numba compiles for the CPU but the leaves, by module and name."""
     return {
-        (module.__name__, name): value
+        (module.__name__.rpartition(".")[2], name): value
         for module in cpu_modules()
         for name, value in vars(module).items()
-        if isinstance(value, Dispatcher) and isinstance(value._cache, compiler.StampedCache)
+        if isinstance(value, Dispatcher) and value.py_func.__module__ == module.__name__
     }
+
+
+def cached_kernels():
+    """Return those that Python calls, which the disk cache keeps."""
+    return {
+        key: value
+        for key, value in dispatchers().items()
+        if isinstance(value._cache, compiler.StampedCache)
+    }
+
+
+class Leaf:
+    """What a leaf is compiled with, instead of compiling it."""
+
+    made = []
+
+    def __init__(self, function, signature, local_types, options):
+        self.function, self.options, self.address = function, options, 1
+        self.made.append(self)
+
+    def compile(self):
+        self.compiled = True
+
+
+@pytest.fixture
+def leaves(monkeypatch):
+    """Return every leaf of every row of the tables, uncompiled."""
+    monkeypatch.setattr(compiler, "CFunc", Leaf)
+    monkeypatch.setattr(Leaf, "made", [])
+    for dtype in DTYPES:
+        for row in ACTIVATIONS:
+            activation.activation_forward.__wrapped__(row.name, dtype)
+            activation.activation_backward.__wrapped__(row.name, dtype)
+        for rule in loss_rules():
+            loss.loss_and_gradient.__wrapped__(rule.name, dtype)
+        for row in LOSSES:
+            loss.predict_rows.__wrapped__(row.name, dtype)
+        loss.sum_losses.__wrapped__(dtype)
+        for flag in (False, True):
+            for row in OPTIMIZERS:
+                update.update.__wrapped__(row.name, dtype, flag)
+            update.write_gradient.__wrapped__(dtype, flag)
+    return Leaf.made
 
 
 def run(source, environment, *arguments, cwd=None):
@@ -51,85 +97,57 @@ def run(source, environment, *arguments, cwd=None):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-FORWARD = """
-import json
+# What every script below begins with: how to see whatever is compiled, and what is kept.
+WATCH = """
+import json, os, sys
+from pathlib import Path
 import numpy as np
+from numba.core import event
 import fastmlp_kernels
-from fastmlp_kernels.algebra import ACTIVATIONS
-# Only so that it compiles sooner: the rows that are not used are left out.
-ACTIVATIONS.rows = ACTIVATIONS.rows[:2]
-from fastmlp_kernels.cpu.linear import linear_forward
-A, W, b = np.ones((1, 2)), np.full((2, 1), 3.0), np.zeros(1)
-out = np.zeros((1, 1))
-linear_forward(A, W, b, ACTIVATIONS.code("relu"), 1, out, out)
-stats = linear_forward.stats
-print(json.dumps({"value": out[0, 0], "hits": sum(stats.cache_hits.values()),
-                  "from": fastmlp_kernels.__file__}))
-"""
-
-
-def test_an_edit_of_the_algebra_is_never_served_stale(tmp_path, child_environment):
-    """The kernel is two files away from the edit: Numba's own stamp would not see it."""
-    copy = tmp_path / "kernels"
-    shutil.copytree(KERNELS_FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
-    environment = {
-        **child_environment,
-        "PYTHONPATH": str(copy),
-        "NUMBA_CACHE_DIR": str(tmp_path / "c"),
-    }
-    first = run(FORWARD, environment)
-    assert first["from"].startswith(str(copy))
-    assert (first["value"], first["hits"]) == (6.0, 0)
-    again = run(FORWARD, environment)
-    assert (again["value"], again["hits"]) == (6.0, 1)
-    source = copy / "fastmlp_kernels" / "algebra" / "activations.py"
-    text = source.read_text()
-    edited = text.replace(
-        "return ZERO if z <= ZERO else z", "return ZERO if z <= ZERO else TWO * z"
-    )
-    assert edited != text
-    source.write_text(edited)
-    after = run(FORWARD, environment)
-    assert (after["value"], after["hits"]) == (12.0, 0)
-
-
-EPOCH = """
-import json
-from fastmlp_kernels.cpu import layered
+from fastmlp_kernels.cpu import machine_code
 from fastmlp_kernels.problem import Problem
 from tests.samples import sample
-problem = Problem((3, 4, 2), ("relu", "identity"), "half_squared_error", batch_size=4, rows=8)
-data = sample(problem)
-layered.LayeredProgram(problem).epoch(*data.arguments())
-stats = layered.epoch.stats
-print(json.dumps({"hits": sum(stats.cache_hits.values()),
-                  "misses": sum(stats.cache_misses.values()),
-                  "loss": float(data.losses[-1])}))
-"""
 
+class Watch(event.Listener):
+    # Dispatchers announce that they compile; leaves and parts are seen by their passes.
+    compiled = set()
+    def on_start(self, what):
+        if what.kind == "numba:compile":
+            self.compiled.add(what.data["dispatcher"].py_func.__name__)
+        else:
+            self.compiled.add(what.data["qualname"])
+    def on_end(self, what):
+        pass
 
-def test_a_second_process_compiles_nothing(child_environment):
-    run(EPOCH, child_environment)
-    second = run(EPOCH, child_environment)
-    assert (second["hits"], second["misses"]) == (1, 0)
-    assert np.isfinite(second["loss"])
+for kind in ("numba:compile", "numba:run_pass"):
+    event.register(kind, Watch())
+objects = []
+make_object = machine_code._object_file
+def watched(target, dtype):
+    objects.append(f"{target.name} {dtype}")
+    return make_object(target, dtype)
+machine_code._object_file = watched
 
+def kept():
+    folder = Path(os.environ["NUMBA_CACHE_DIR"])
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
-def counts():
-    """Return how many signatures, cache hits and misses every kernel has seen."""
-    return {
-        key: (
-            len(k.signatures),
-            sum(k.stats.cache_hits.values()),
-            sum(k.stats.cache_misses.values()),
-        )
-        for key, k in cached_kernels().items()
-    }
+files = kept()
+def seen():
+    # What was compiled and written since the last call.
+    global files
+    now = kept()
+    changed = sorted(name for name in now if files.get(name) != now[name])
+    files = now
+    found = {"compiled": sorted(Watch.compiled), "objects": list(objects), "files": changed}
+    Watch.compiled.clear()
+    objects.clear()
+    return found
 
-
-def exercise(problem):
+def exercise(problem, machine=None):
+    from fastmlp_kernels.cpu.program import FusedProgram
     data = sample(problem)
-    program = layered.LayeredProgram(problem)
+    program = FusedProgram(problem, machine)
     program.epoch(*data.arguments())
     rows = problem.batch_size
     out = np.empty((rows, problem.sizes[-1]), problem.dtype)
@@ -141,38 +159,197 @@ def exercise(problem):
     program.backward(data.parameters, out, gradient, X[:0])
     program.value_and_gradient(data.parameters, X, data.y[:rows], gradient)
     program.update(data.parameters, gradient, data.state, data.hyper[:1])
-    program.predict(data.parameters, data.X, np.empty((len(data.X), out.shape[1]), out.dtype), True)
+    predictions = np.empty((len(data.X), out.shape[1]), out.dtype)
+    program.predict(data.parameters, data.X, predictions, True)
+    return float(data.losses[-1])
+"""
+
+FORWARD = (
+    WATCH
+    + """
+import ctypes
+from fastmlp_kernels.cpu.activation import activation_forward
+A = np.array([-1.0, 6.0])
+kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+kind(activation_forward("relu", "float64"))(0, A.ctypes.data, 2)
+machine_code.microkernels(machine_code.host_instruction_sets()[0], "float64")
+print(json.dumps({"values": A.tolist(), "from": fastmlp_kernels.__file__, **seen()}))
+"""
+)
 
 
-def test_new_shapes_and_names_compile_nothing():
-    exercise(Problem((3, 4, 2), ("relu", "sigmoid"), "binary_cross_entropy", batch_size=4, rows=8))
-    before = counts()
-    assert before["fastmlp_kernels.cpu.layered", "epoch"][0] >= 1
-    others = [
-        Problem((5, 2), ("tanh",), "squared_error", "adam", batch_size=3, rows=10),
-        Problem(
-            (1, 7, 9, 33, 3),
-            ("gelu", "elu", "silu", "identity"),
-            "softmax_cross_entropy",
-            "rmsprop",
-            labels=True,
-            batch_size=7,
-            rows=7,
-        ),
-        Problem((16, 1), ("exp",), "poisson", "nesterov", "sum", batch_size=1, rows=2),
-        Problem(
-            (64, 128, 10),
-            ("selu", "identity"),
-            "softmax_cross_entropy",
-            "adagrad",
-            "batch_mean",
-            batch_size=32,
-            rows=50,
-        ),
-    ]
-    for problem in others:
-        exercise(problem)
-    assert counts() == before
+def test_an_edit_of_the_algebra_is_never_served_stale(tmp_path, child_environment):
+    """The leaf is two files away from the edit: Numba's own stamp would not see it."""
+    copy = tmp_path / "kernels"
+    shutil.copytree(KERNELS_FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
+    environment = {
+        **child_environment,
+        "PYTHONPATH": f"{copy}:{KERNELS_FOLDER.parent}",
+        "NUMBA_CACHE_DIR": str(tmp_path / "c"),
+    }
+    first = run(FORWARD, environment)
+    assert first["from"].startswith(str(copy))
+    assert first["values"] == [0.0, 6.0] and first["compiled"] and len(first["objects"]) == 1
+    again = run(FORWARD, environment)
+    assert again["values"] == [0.0, 6.0] and not again["compiled"] and not again["objects"]
+    source = copy / "fastmlp_kernels" / "algebra" / "activations.py"
+    text = source.read_text()
+    edited = text.replace(
+        "return ZERO if z <= ZERO else z", "return ZERO if z <= ZERO else TWO * z"
+    )
+    assert edited != text
+    source.write_text(edited)
+    after = run(FORWARD, environment)
+    assert after["values"] == [0.0, 12.0] and after["compiled"]
+    # Object files are of the same stamp, and an old one is taken away.
+    assert len(after["objects"]) == 1
+    assert len(list((tmp_path / "c").rglob("*.o"))) == 1
+
+
+SMALL = 'Problem((3, 4, 2), ("relu", "identity"), "half_squared_error", batch_size=4, rows=8)'
+EPOCH = WATCH + f"print(json.dumps({{'loss': exercise({SMALL}), **seen()}}))"
+
+
+@pytest.fixture(scope="module")
+def first_process(tmp_path_factory):
+    """Return a disk cache that one process has filled, its environment and what it compiled."""
+    folder = tmp_path_factory.mktemp("cache")
+    path = f"{KERNELS_FOLDER}:{KERNELS_FOLDER.parent}"
+    environment = {
+        **dict(os.environ),
+        "PYTHONPATH": path,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NUMBA_CACHE_DIR": str(folder),
+    }
+    return folder, environment, run(EPOCH, environment)
+
+
+def test_a_second_process_compiles_nothing(first_process):
+    folder, environment, first = first_process
+    assert {"run", "call_update"} <= set(first["compiled"])
+    assert len(first["objects"]) == 1 and len(first["files"]) > 10
+    second = run(EPOCH, environment)
+    assert second == {"loss": first["loss"], "compiled": [], "objects": [], "files": []}
+
+
+NEW_SHAPES = (
+    WATCH
+    + """
+from fastmlp_kernels.problem import Machine
+small = {"batch_size": 4, "rows": 8}
+exercise(Problem((3, 4, 2), ("relu", "sigmoid"), "binary_cross_entropy", **small))
+found = {"first": seen()}
+names = ("relu", "sigmoid"), "binary_cross_entropy"
+exercise(Problem((1, 1, 1), *names, batch_size=1, rows=3))
+exercise(Problem((64, 128, 10), *names, reduction="sum", batch_size=32, rows=50))
+exercise(Problem((9, 70, 33, 5), ("relu", *names[0]), names[1], batch_size=130, rows=600),
+         Machine(cores=3))
+found["shapes"] = seen()
+exercise(Problem((3, 4, 2), ("tanh", "sigmoid"), names[1], **small))
+found["activation"] = seen()
+exercise(Problem((3, 4, 2), ("tanh", "sigmoid"), "half_squared_error", **small))
+found["loss"] = seen()
+exercise(Problem((3, 4, 2), *names, "adam", **small))
+found["optimizer"] = seen()
+exercise(Problem((5, 9, 2), ("tanh", "sigmoid"), "half_squared_error", "adam", "sum", **small))
+found["all again"] = seen()
+exercise(Problem((3, 4, 2), *names, dtype="float64", **small))
+found["dtype"] = seen()
+print(json.dumps(found))
+"""
+)
+
+
+def leaf_names(found):
+    """Return the names of the leaves among the files of the cache."""
+    indexes = [name for name in found["files"] if name.endswith(".nbi") and ".py" not in name]
+    return {name.partition("-cpython")[0] for name in indexes}
+
+
+def test_new_shapes_compile_nothing_and_a_new_name_its_own_leaf(tmp_path, child_environment):
+    """Seen by Numba's own events, and by what is written to an empty disk cache."""
+    found = run(NEW_SHAPES, {**child_environment, "NUMBA_CACHE_DIR": str(tmp_path)})
+    nothing = {"compiled": [], "objects": [], "files": []}
+    first = found["first"]
+    assert {"run", "call_update"} <= set(first["compiled"]) and len(first["objects"]) == 1
+    assert found["shapes"] == nothing and found["all again"] == nothing
+    forward, backward = "activation_forward", "activation_backward"
+    assert leaf_names(found["activation"]) == {
+        f"{forward}-tanh-float32",
+        f"{backward}-tanh-float32",
+    }
+    rule = "loss_and_gradient-half_squared_error-float32"
+    # The sigmoid was a part of the rule before; now it has a slope of its own.
+    assert leaf_names(found["loss"]) in ({rule}, {rule, f"{backward}-sigmoid-float32"})
+    assert leaf_names(found["optimizer"]) == {
+        "update-adam-tile-float32",
+        "update-adam-flat-float32",
+    }
+    doubles = leaf_names(found["dtype"])
+    assert doubles == {name.replace("float32", "float64") for name in leaf_names(first)}
+    assert len(found["dtype"]["objects"]) == 1
+    for step in ("activation", "loss", "optimizer", "dtype"):
+        assert found[step]["compiled"]
+        assert not {"run", "call_update"} & set(found[step]["compiled"])
+        assert not [name for name in found[step]["files"] if name.startswith("fused.")]
+    for step in ("activation", "loss", "optimizer"):
+        assert found[step]["objects"] == []
+
+
+def damaged(data, how):
+    """Return the bytes of a file with something wrong."""
+    if how == "empty":
+        return b""
+    if how == "half":
+        return data[: len(data) // 2]
+    if how == "zeros":
+        return bytes(len(data))
+    place, change = {"begin": (0, 0xFF), "header": (70, 1), "end": (len(data) - 1, 1)}[how]
+    return data[:place] + bytes([data[place] ^ change]) + data[place + 1 :]
+
+
+# Numba's own files have no checksum: a changed byte deep inside one can not be seen.
+DAMAGES = [
+    *itertools.product(["*.o", "*.nbi", "*.nbc"], ["empty", "half", "zeros", "begin"]),
+    *itertools.product(["*.o"], ["header", "end"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "how"), DAMAGES)
+def test_a_damaged_cache_is_made_anew(first_process, tmp_path, kind, how):
+    """Not trusted, and not a crash: compiled and written once more."""
+    folder, environment, first = first_process
+    copy = tmp_path / "cache"
+    shutil.copytree(folder, copy)
+    environment = {**environment, "NUMBA_CACHE_DIR": str(copy)}
+    files = list(copy.rglob(kind))
+    assert files
+    for file in files:
+        file.write_bytes(damaged(file.read_bytes(), how))
+    again = run(EPOCH, environment)
+    assert again["loss"] == first["loss"]
+    assert again["objects"] if kind == "*.o" else again["compiled"]
+    third = run(EPOCH, environment)
+    assert third == {"loss": first["loss"], "compiled": [], "objects": [], "files": []}
+
+
+NOTHING_KEPT = (
+    WATCH
+    + f"""
+from fastmlp_kernels import compile as compiler
+def nowhere(*arguments):
+    raise RuntimeError("cannot cache function: no locator available")
+compiler.StampedCache = nowhere
+print(json.dumps({{"loss": exercise({SMALL}), **seen()}}))
+"""
+)
+
+
+def test_where_nothing_can_be_kept_everything_is_compiled(first_process):
+    folder, environment, first = first_process
+    found = run(NOTHING_KEPT, environment)
+    assert found["loss"] == first["loss"] and found["files"] == []
+    assert set(found["compiled"]) >= {"run", "call_update"} and len(found["objects"]) == 1
 
 
 def test_the_stamp_is_the_same_in_every_process(child_environment):
@@ -199,74 +376,99 @@ def test_the_stamp_sees_a_row_added_by_a_user(child_environment):
     assert len({two, three, compiler.stamp.__wrapped__()}) == 3
 
 
-def test_no_cached_kernel_closes_over_compiled_code():
-    """A closure that holds a dispatcher hashes anew in each process: the cache is never hit."""
+def test_the_kernels_that_python_calls_are_cached():
+    """And they close over nothing: a dispatcher in a closure hashes anew in each process."""
     kernels = cached_kernels()
-    assert len(kernels) >= 10
+    assert set(kernels) == {("fused", "run"), ("update", "call_update")}
     for key, dispatcher in kernels.items():
-        for cell in dispatcher.py_func.__closure__ or ():
-            assert isinstance(cell.cell_contents, int | float | str | tuple), key
+        assert not dispatcher.py_func.__closure__, key
 
 
-def test_every_kernel_has_the_flags_of_one_file():
-    for key, dispatcher in cached_kernels().items():
-        options = dispatcher.targetoptions
-        assert options["error_model"] == "numpy" and options["nogil"], key
-        assert set(options["fastmath"]) <= {"contract", "reassoc"}, key
-        assert not options.get("parallel"), key
+def test_every_leaf_is_cached_under_a_name_of_its_own(leaves):
+    """Its key in the cache holds no closure, so the name must say it all."""
+    names = [leaf._cache._leaf for leaf in leaves]
+    assert all(isinstance(leaf._cache, compiler.StampedCache) for leaf in leaves)
+    assert all(leaf.compiled for leaf in leaves)
+    assert len(set(names)) == len(names)
+    rows = len(ACTIVATIONS.names) + len(OPTIMIZERS.names)
+    assert len(names) >= 2 * (2 * rows + len(loss_rules()))
+    for name in names:
+        assert name.endswith(DTYPES), name
+
+
+def has_the_flags(options):
+    """Without nnan and ninf, which hide a NaN, and reassoc, which makes results depend on tiles."""
+    return (
+        options["error_model"] == "numpy"
+        and options["nogil"]
+        and set(options["fastmath"]) <= {"contract"}
+        and not options.get("parallel")
+    )
+
+
+def test_every_kernel_has_the_flags_of_one_file(leaves):
+    found = dispatchers()
+    assert len(found) >= 15 and len(leaves) > 100
+    for key, dispatcher in found.items():
+        assert has_the_flags(dispatcher.targetoptions), key
+    for leaf in leaves:
+        assert has_the_flags(leaf.options), leaf.function
     for path in KERNELS_FOLDER.rglob("*.py"):
         if path.name != "compile.py":
             text = path.read_text()
-            assert "njit(" not in text and "@njit" not in text and "cuda.jit" not in text, path
+            for word in ("njit(", "@njit", "cuda.jit", "cfunc("):
+                assert word not in text, path
 
 
-def kernel_functions(module):
-    """Return the public kernels that a module itself defines, by name."""
+# Twins share names and meaning, not parameters: on the CPU a kernel works on a block of rows or on
+# a unit of weights that the program's tables describe, and rows of the algebra are leaves, so that
+# some of these functions make a leaf. Whether everything is finite is seen by the leaves there.
+TWINS = {
+    "activation": ["activation_forward", "activation_backward"],
+    "linear": ["linear_forward", "linear_backward", "weight_gradient"],
+    "loss": ["loss_and_gradient", "sum_losses", "predict_rows"],
+    "update": ["update"],
+    "gather": ["gather_rows"],
+}
+ON_CUDA_ONLY = {"check_finite"}
+
+
+def public_functions(module):
+    """Return what a module itself defines, compiled, cached or plain, by name."""
     found = {}
     for name, value in vars(module).items():
-        function = getattr(value, "py_func", value)
+        function = inspect.unwrap(getattr(value, "py_func", value))
         own = getattr(function, "__module__", None) == module.__name__
         if own and not name.startswith("_") and isinstance(function, types.FunctionType):
             found[name] = function
     return found
 
 
-TWINS = {
-    "activation": ["activation_forward", "activation_backward"],
-    "linear": ["linear_forward", "linear_backward", "weight_gradient"],
-    "loss": ["loss_and_gradient", "sum_losses", "check_finite", "predict_rows"],
-    "update": ["update"],
-    "gather": ["gather_rows"],
-}
-
-
 @pytest.mark.parametrize("module", TWINS)
 def test_cpu_kernels_are_the_named_ones(module):
-    functions = kernel_functions(importlib.import_module(f"fastmlp_kernels.cpu.{module}"))
+    functions = public_functions(importlib.import_module(f"fastmlp_kernels.cpu.{module}"))
     assert set(TWINS[module]) <= set(functions)
 
 
-CUDA_LAYERED = KERNELS_FOLDER / "fastmlp_kernels" / "cuda" / "layered.py"
+def defined_in(path):
+    """Return the functions of a file, wherever in it: the CUDA twins are made by factories."""
+    tree = ast.parse(path.read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-def parameters_in_source(path, name):
-    """Return the parameter names of a function defined anywhere in a file."""
-    import ast
-
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return [argument.arg for argument in node.args.args]
-    return None
+@pytest.mark.parametrize("module", TWINS)
+def test_twins_have_the_same_names_in_the_same_modules(module):
+    folder = KERNELS_FOLDER / "fastmlp_kernels"
+    assert set(TWINS[module]) <= defined_in(folder / "cpu" / f"{module}.py")
+    assert set(TWINS[module]) <= defined_in(folder / "cuda" / f"{module}.py")
 
 
-@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in TWINS.items() for n in names])
-def test_twins_have_the_same_parameters(module, name):
-    """Read from the source: the CUDA twins are made by factories, one for each size of tile."""
-    folder = CUDA_LAYERED.parents[1]
-    ours = parameters_in_source(folder / "cpu" / f"{module}.py", name)
-    theirs = parameters_in_source(folder / "cuda" / f"{module}.py", name)
-    assert ours is not None
-    assert theirs == ours
+def test_nothing_on_cuda_lacks_a_twin_but_what_is_listed():
+    from fastmlp_kernels.cuda.layered import Kernels
+
+    assert (
+        set(Kernels._fields) == {name for names in TWINS.values() for name in names} | ON_CUDA_ONLY
+    )
 
 
 def test_programs_have_the_methods_of_the_contract():
@@ -279,7 +481,7 @@ def test_programs_have_the_methods_of_the_contract():
         if inspect.isfunction(value) and not name.startswith("_")
     }
     assert len(wanted) >= 9
-    for kind in (layered.LayeredProgram, ReferenceProgram):
+    for kind in (FusedProgram, ReferenceProgram):
         for name, parameters in wanted.items():
             assert list(inspect.signature(getattr(kind, name)).parameters) == parameters, (
                 kind,
@@ -315,10 +517,10 @@ data = sample(problem)
 oracle = tolerances.step(problem, data.parameters, data.X[data.order], data.y[data.order])
 expected, _ = tolerances.updated(problem, data.parameters, oracle.gradient, [], data.hyper[0])
 if sys.argv[1] == "cpu":
-    from fastmlp_kernels.cpu.layered import LayeredProgram
+    from fastmlp_kernels.cpu.program import FusedProgram as Program
 else:
-    from fastmlp_kernels.cuda.layered import LayeredProgram
-program = LayeredProgram(problem)
+    from fastmlp_kernels.cuda.layered import LayeredProgram as Program
+program = Program(problem)
 device = [program.to_device(a) for a in (data.parameters, data.state, data.X, data.y)]
 program.epoch(*device, data.order, data.hyper, data.losses, data.control)
 moved = np.empty_like(data.parameters)
@@ -342,18 +544,17 @@ ALLOCATIONS = """
 import json
 import numpy as np
 from numba.core.runtime import rtsys
-from fastmlp_kernels.cpu.layered import LayeredProgram
+from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import Problem
+from tests.machines import team
 from tests.samples import sample
 counts = {}
-warm = Problem((2, 1), ("identity",), "half_squared_error")
-LayeredProgram(warm).epoch(*sample(warm).arguments())
-for rule, names, loss in (("sgd", ("relu", "identity"), "half_squared_error"),
-                          ("adam", ("gelu", "identity"), "softmax_cross_entropy")):
+for rule, names, loss, threads in (("sgd", ("relu", "identity"), "half_squared_error", 1),
+                                   ("adam", ("gelu", "identity"), "softmax_cross_entropy", 3)):
     for batches in (1, 2, 100):
         problem = Problem((7, 9, 3), names, loss, rule, batch_size=4, rows=4 * batches)
         data = sample(problem)
-        program = LayeredProgram(problem)
+        program = FusedProgram(problem, team(threads))
         before = rtsys.get_allocation_stats()
         program.epoch(*data.arguments())
         after = rtsys.get_allocation_stats()
@@ -372,8 +573,4 @@ print(json.dumps(counts))
 def test_nothing_is_allocated_within_an_epoch(child_environment):
     found = run(ALLOCATIONS, {**child_environment, "NUMBA_NRT_STATS": "1"})
     assert found.pop("planted") == 1
-    for rule in ("sgd", "adam"):
-        one, two, many = (found[f"{rule} {batches}"] for batches in (1, 2, 100))
-        # Passing an array from Python makes one header for it; the batches add none.
-        assert one == two == many, found
-        assert many[0] <= len(layered.Workspace._fields) + 10, found
+    assert len(found) == 6 and all(count == [0, 0] for count in found.values()), found

@@ -200,7 +200,7 @@ class Layout:
         words[tables.TRANSPOSE] = code["transpose"]
         words[tables.COLUMN_SUM] = code["column_sum"]
         words[tables.DOT_ROWS] = code["dot_rows"]
-        words[tables.DIRECT] = code["direct"]
+        words[tables.DIRECT] = code.get("direct", 0)
         words[tables.GRADIENT_SINGLE] = code[gradient_name(1, 2)]
         words[tables.GRADIENT_NARROW] = code[gradient_name(self.target.feature_tile, 1)]
         words[tables.GRADIENT_WIDE] = code[gradient_name(self.target.feature_tile, 2)]

@@ -19,7 +19,7 @@ from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter, InstructionSet
 # Iterations of the sum in one pass of its loop: hides the loop's own instructions.
 UNROLL = 4
 # Columns of a direct product: enough independent sums to hide the latency of a multiply-add.
-DIRECT_VECTORS = 8
+DIRECT_VECTORS = 4
 
 
 def product_name(rows: int, vectors: int) -> str:
@@ -368,7 +368,8 @@ def emit_all(target: InstructionSet, dtype: str) -> Emitter:
         emit_gradient(e, target.feature_tile, vectors)
     emit_gradient(e, 1, VECTORS_PER_PANEL)
     emit_dot_rows(e)
-    emit_direct(e)
+    if target.masks:
+        emit_direct(e)
     emit_column_sum(e)
     emit_transpose(e)
     emit_copy_rows(e)

@@ -142,7 +142,7 @@ class FusedProgram(Layout):
         self._keep(tables.CONTROL, self.control)
         for word, array in ((tables.X, X), (tables.OUT, out)):
             point_at(self.table, word, array)
-        direct = rows <= DIRECT_ROWS
+        direct = rows <= DIRECT_ROWS and self.target.masks
         stages = PACK | GATHER | FORWARD | OUTPUT
         sizes = (rows, -(-rows // problem.batch_size))
         if self._settle(("predict", rows, link), stages, 1 if direct else self.threads, sizes):

@@ -40,6 +40,9 @@ class InstructionSet:
         wide, the largest leaves registers for the operands: nothing is spilled (tested).
     feature_tile : int
         Rows of the weight-gradient tile: a divisor of the panel's width in either dtype.
+    masks : bool
+        Whether one instruction loads a part of a vector. Without, LLVM makes a branch of each lane:
+        good enough at the end of a row that is copied, not inside a product.
     """
 
     name: str
@@ -50,6 +53,7 @@ class InstructionSet:
     bits: int
     row_tiles: tuple[int, ...]
     feature_tile: int
+    masks: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Return the elements of a vector."""
@@ -73,6 +77,7 @@ INSTRUCTION_SETS = (
         512,
         (14, 8, 4, 2, 1),
         8,
+        masks=True,
     ),
     InstructionSet(
         "avx2",
@@ -83,6 +88,7 @@ INSTRUCTION_SETS = (
         256,
         (6, 4, 2, 1),
         4,
+        masks=True,
     ),
     InstructionSet(
         "neon",
@@ -91,7 +97,7 @@ INSTRUCTION_SETS = (
         "aarch64-unknown-linux-gnu",
         ("neon",),
         128,
-        (12, 8, 4, 2, 1),
+        (6, 4, 2, 1),
         4,
     ),
     # Any other: vectors of 128 bits, which LLVM splits where there are none, and a product that

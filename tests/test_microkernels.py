@@ -1,0 +1,387 @@
+"""Every function of the microkernels, called at its address, exactly; and no spilled register."""
+
+import ctypes
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from fastmlp_kernels.cpu import machine_code
+from fastmlp_kernels.cpu.microkernels import (
+    DIRECT_VECTORS,
+    emit_product,
+    gradient_name,
+    product_name,
+)
+from fastmlp_kernels.cpu.simd import INSTRUCTION_SETS, Emitter, instruction_set
+from fastmlp_kernels.problem import DTYPES
+from tests.machines import HOST
+
+# Either side of the unroll by four, and of every panel's width.
+DEPTHS = (*range(1, 10), 15, 16, 17, 31, 32, 33, 64, 65, 100)
+# Numbers that no result can be: what is not written keeps them.
+CANARY = -12345.0
+MARGIN = 96
+
+
+class Code:
+    """The functions of an instruction set and dtype, on arrays that are aligned to elements only.
+
+    Parameters
+    ----------
+    name, dtype : str
+    """
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.target, self.dtype = instruction_set(name), np.dtype(dtype)
+        self.lanes, self.panel = self.target.lanes(dtype), self.target.panel(dtype)
+        self.addresses = machine_code.microkernels(self.target, dtype)
+        self.called = set()
+        self.random = np.random.default_rng(self.panel)
+
+    def call(self, name, *arguments):
+        words = [
+            each.ctypes.data if isinstance(each, np.ndarray) else int(each) for each in arguments
+        ]
+        self.called.add(name)
+        kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * len(words))
+        return kind(self.addresses[name])(*words)
+
+    def filled(self, shape, value):
+        """Return an array one element off any alignment, and the memory around it."""
+        count = int(np.prod(shape))
+        memory = np.full(count + 2 * MARGIN + 1, value, self.dtype)
+        return memory[MARGIN + 1 : MARGIN + 1 + count].reshape(shape), memory
+
+    def integers(self, *shape):
+        """Return small integers, of which every sum here is exact."""
+        return self.random.integers(-4, 5, shape).astype(self.dtype)
+
+    def panels(self, matrix, rows=None):
+        """Return a matrix in panels, NaN in what no function may read."""
+        height, width = matrix.shape
+        count = -(-width // self.panel)
+        panels, _ = self.filled((count, rows or height, self.panel), np.nan)
+        for j in range(count):
+            columns = matrix[:, j * self.panel : (j + 1) * self.panel]
+            panels[j, :height, : columns.shape[1]] = columns
+        return panels
+
+
+@pytest.fixture(params=itertools.product(HOST, DTYPES), ids="-".join)
+def code(request):
+    return Code(*request.param)
+
+
+def untouched(memory, out):
+    """Return whether everything around an array is still the canary."""
+    start = (out.ctypes.data - memory.ctypes.data) // memory.itemsize
+    around = np.concatenate([memory[:start], memory[start + out.size :]])
+    return around.size == 2 * MARGIN + 1 and np.all(around == CANARY)
+
+
+INITIAL = ["one row", "own rows", "in place"]
+
+
+def initial_rows(code, kind, rows, columns, out):
+    """Return the array of initial values, the stride between its rows, and their values."""
+    if kind == "in place":
+        out[:, :columns] = code.integers(rows, columns)
+        return out, code.panel, out[:, :columns].copy()
+    if kind == "one row":
+        values = code.integers(columns)
+        return code.panels(values[None]), 0, np.broadcast_to(values, (rows, columns))
+    values = code.integers(rows, columns)
+    wide, _ = code.filled((rows, code.panel + 3), np.nan)
+    wide[:, :columns] = values
+    return wide, code.panel + 3, values
+
+
+def tiles(code):
+    return list(itertools.product(code.target.row_tiles, (1, 2)))
+
+
+@pytest.mark.parametrize("kind", INITIAL)
+def test_products_are_exact(code, kind):
+    for (rows, vectors), depth in itertools.product(tiles(code), DEPTHS):
+        columns = vectors * code.lanes
+        A, B = code.integers(rows, depth), code.integers(depth, columns)
+        # Room for more rows: the stride between panels is not the tile's height.
+        left, right = code.panels(A, rows + 5), code.panels(B)
+        out, memory = code.filled((rows, code.panel), CANARY)
+        initial, stride, values = initial_rows(code, kind, rows, columns, out)
+        name = product_name(rows, vectors)
+        code.call(name, left, (rows + 5) * code.panel, right, depth, initial, stride, out)
+        assert np.array_equal(out[:, :columns], A @ B + values), (name, depth)
+        # What a narrow tile leaves of a panel is zero: activations work on whole panels.
+        assert not out[:, columns:].any(), (name, depth)
+        assert untouched(memory, out), (name, depth)
+
+
+@pytest.mark.parametrize("kind", INITIAL)
+def test_weight_gradients_are_exact(code, kind):
+    tall = code.target.feature_tile
+    for (features, vectors), rows in itertools.product([(tall, 1), (tall, 2), (1, 2)], DEPTHS):
+        columns = vectors * code.lanes
+        A, B = code.integers(rows, features), code.integers(rows, columns)
+        left, right = code.panels(A), code.panels(B)
+        out, memory = code.filled((features, code.panel), CANARY)
+        initial, stride, values = initial_rows(code, kind, features, columns, out)
+        name = gradient_name(features, vectors)
+        code.call(name, left, right, rows, initial, stride, out)
+        assert np.array_equal(out[:, :columns], A.T @ B + values), (name, rows)
+        assert np.all(out[:, columns:] == CANARY), (name, rows)
+        assert untouched(memory, out), (name, rows)
+
+
+def test_features_in_the_middle_of_a_panel(code):
+    """A panel holds several tiles of features: the left operand starts at any of them."""
+    features, rows = code.target.feature_tile, 13
+    assert code.panel % features == 0
+    A, B = code.integers(rows, code.panel), code.integers(rows, code.panel)
+    left, right, expected = code.panels(A), code.panels(B), A.T @ B
+    zeros = np.zeros(code.panel, code.dtype)
+    for m in range(0, code.panel, features):
+        out, memory = code.filled((features, code.panel), CANARY)
+        start = left.ctypes.data + m * code.dtype.itemsize
+        code.call(gradient_name(features, 2), start, right, rows, zeros, 0, out)
+        assert np.array_equal(out, expected[m : m + features])
+        assert untouched(memory, out)
+
+
+def test_every_tile_gives_the_same_bits(code):
+    """Each element is one chain of operations, k ascending, whatever the tile that computes it."""
+    depth, tallest = 65, code.target.row_tiles[0]
+    A = code.random.normal(0, 1, (tallest, depth)).astype(code.dtype)
+    B = code.random.normal(0, 1, (depth, code.panel)).astype(code.dtype)
+    left, right = code.panels(A), code.panels(B)
+    stride, zeros = tallest * code.panel, np.zeros(code.panel, code.dtype)
+    whole = np.empty((tallest, code.panel), code.dtype)
+    code.call(product_name(tallest, 2), left, stride, right, depth, zeros, 0, whole)
+    np.testing.assert_allclose(whole, A.astype(np.float64) @ B, rtol=1e-3, atol=1e-4)
+    for rows, vectors in tiles(code):
+        out = np.empty((rows, code.panel), code.dtype)
+        code.call(product_name(rows, vectors), left, stride, right, depth, zeros, 0, out)
+        columns = vectors * code.lanes
+        assert out[:, :columns].tobytes() == whole[:rows, :columns].tobytes(), (rows, vectors)
+    # The sum over rows of a weight gradient, in either width.
+    both = []
+    for vectors in (1, 2):
+        tile, features = right[0, :, : code.panel], code.target.feature_tile
+        out = np.empty((features, code.panel), code.dtype)
+        code.call(gradient_name(features, vectors), tile, right, depth, zeros, 0, out)
+        both.append(out[:, : code.lanes].tobytes())
+    assert both[0] == both[1]
+
+
+def test_products_are_rounded_once(code):
+    """A fused multiply-add keeps what a product rounded for itself would lose."""
+    small = np.finfo(code.dtype).eps
+    for rows, vectors in tiles(code):
+        columns = vectors * code.lanes
+        left = code.panels(np.full((rows, 1), 1 + small, code.dtype))
+        right = code.panels(np.full((1, columns), 1 - small, code.dtype))
+        minus_one = code.panels(np.full((1, columns), -1, code.dtype))
+        out = np.empty((rows, code.panel), code.dtype)
+        arguments = (left, rows * code.panel, right, 1, minus_one, 0, out)
+        code.call(product_name(rows, vectors), *arguments)
+        fused = out[:, :columns] == -(small * small)
+        # Without such an instruction, every product is rounded: to 1.
+        assert fused.all() or code.target.name == "portable" and not out[:, :columns].any()
+
+
+def test_a_single_output_is_exact(code):
+    """Lanes are inputs: what pads the weights is zero, and what pads the activations is finite."""
+    for depth, rows in itertools.product(DEPTHS, (1, 2, 5)):
+        A, w, bias = code.integers(rows, depth), code.integers(depth), code.integers(1)
+        left = code.panels(A, rows + 5)
+        panels = len(left)
+        left[np.isnan(left)] = 3
+        right = np.zeros((panels, 2, code.panel), code.dtype)
+        right[:, 0] = np.pad(w, (0, panels * code.panel - depth)).reshape(panels, -1)
+        out, memory = code.filled((rows, code.panel), CANARY)
+        strides = (rows + 5) * code.panel, 2 * code.panel
+        code.call("dot_rows", left, strides[0], right, strides[1], panels, rows, bias, out)
+        assert np.array_equal(out[:, 0], A @ w + bias[0]), (depth, rows)
+        assert not out[:, 1:].any() and untouched(memory, out), (depth, rows)
+
+
+def test_direct_products_have_the_bits_of_packed_ones(code):
+    if not code.target.masks:
+        pytest.skip("only where a part of a vector can be loaded")
+    width = DIRECT_VECTORS * code.lanes
+    for depth, columns in itertools.product(DEPTHS, (1, 2, code.lanes, code.panel + 1, width)):
+        A = code.random.normal(0, 1, (1, depth)).astype(code.dtype)
+        B = code.random.normal(0, 1, (depth, columns)).astype(code.dtype)
+        bias = code.random.normal(0, 1, (1, columns)).astype(code.dtype)
+        left, right, initial = code.panels(A), code.panels(B), code.panels(bias)
+        right[np.isnan(right)] = 0
+        initial[np.isnan(initial)] = 0
+        packed = np.empty((len(right), code.panel), code.dtype)
+        for j, (panel, start) in enumerate(zip(right, initial, strict=True)):
+            arguments = (left, code.panel, panel, depth, start, 0, packed[j])
+            code.call(product_name(1, 2), *arguments)
+        beside, _ = code.filled((depth, columns + 3), np.nan)
+        beside[:, :columns] = B
+        out, memory = code.filled((len(right), 2, code.panel), CANARY)
+        arguments = (beside, columns + 3, depth, columns, initial, out, 2 * code.panel)
+        code.call("direct", left, code.panel, *arguments)
+        assert out[:, 0].tobytes() == packed.tobytes(), (depth, columns)
+        assert np.all(out[:, 1] == CANARY) and untouched(memory, out), (depth, columns)
+
+
+def test_sums_of_columns_are_exact(code):
+    for rows in DEPTHS:
+        A = code.integers(rows, code.panel)
+        out, memory = code.filled((code.panel,), CANARY)
+        code.call("column_sum", code.panels(A), rows, out)
+        assert np.array_equal(out, A.sum(axis=0))
+        assert untouched(memory, out)
+
+
+def test_transposes_are_exact(code):
+    lanes, panel = code.lanes, code.panel
+    for r, c in itertools.product((0, lanes), repeat=2):
+        A = np.arange(lanes * lanes, dtype=code.dtype).reshape(lanes, lanes)
+        source, _ = code.filled((panel, panel), np.nan)
+        source[r : r + lanes, c : c + lanes] = A
+        out, memory = code.filled((panel, panel), CANARY)
+        item = code.dtype.itemsize
+        offsets = (r * panel + c) * item, (c * panel + r) * item
+        code.call("transpose", source.ctypes.data + offsets[0], out.ctypes.data + offsets[1])
+        assert np.array_equal(out[c : c + lanes, r : r + lanes], A.T)
+        out[c : c + lanes, r : r + lanes] = CANARY
+        assert np.all(out == CANARY) and untouched(memory, out)
+
+
+def copied(code, columns, padded, special=None):
+    """Copy rows 2 to 5 of an order into panels; return the expected, the copy and its memory."""
+    panel, count = code.panel, -(-columns // code.panel)
+    A = code.integers(7, columns)
+    order = np.array([6, 0, 3, 3, 5, 1], np.int64)
+    if special is not None:
+        A[3, columns // 2] = special
+        A[[0, 6]] = np.nan  # rows that are not copied
+    source, _ = code.filled((7, columns), np.nan)
+    source[...] = A
+    out, memory = code.filled((count, 6, panel), CANARY)
+    into = (out, panel, 6 * panel, padded)
+    seen = code.call("copy_rows", source, order, 2, 5, columns, columns, panel, *into)
+    expected = np.full_like(out, CANARY)
+    if padded:
+        expected[-1, 2:5] = 0
+    for j in range(count):
+        part = A[order[2:5], j * panel : (j + 1) * panel]
+        expected[j, 2:5, : part.shape[1]] = part
+    return A[order[2:5]], expected, out, memory, seen
+
+
+@pytest.mark.parametrize("padded", [0, 1])
+def test_rows_are_copied_into_panels(code, padded):
+    for columns in DEPTHS:
+        _, expected, out, memory, _ = copied(code, columns, padded)
+        assert np.array_equal(out, expected), columns
+        assert untouched(memory, out), columns
+
+
+def test_rows_are_copied_out_of_panels(code):
+    order = np.arange(6, dtype=np.int64)
+    for columns in DEPTHS:
+        A = code.integers(6, columns)
+        panels = code.panels(A)
+        out, memory = code.filled((6, columns), CANARY)
+        stride = 6 * code.panel
+        into = (out, columns, code.panel, 0)
+        code.call("copy_rows", panels, order, 1, 5, columns, code.panel, stride, *into)
+        assert np.array_equal(out[1:5], A[1:5]), columns
+        assert np.all(out[[0, 5]] == CANARY) and untouched(memory, out), columns
+
+
+@pytest.mark.parametrize("special", [None, -1e30, np.inf, -np.inf, np.nan])
+def test_copies_report_the_largest_magnitude(code, special):
+    for columns in DEPTHS:
+        rows, _, _, _, seen = copied(code, columns, 1, special)
+        kind = f"i{code.dtype.itemsize}"
+        assert seen == np.abs(rows).view(kind).max(), columns
+        largest = np.array(np.inf, code.dtype).view(kind)
+        assert (seen >= largest) == (special is not None and not np.isfinite(special))
+
+
+def test_no_function_is_left_out(code):
+    for test in (
+        test_sums_of_columns_are_exact,
+        test_transposes_are_exact,
+        test_rows_are_copied_out_of_panels,
+        test_a_single_output_is_exact,
+        *([test_direct_products_have_the_bits_of_packed_ones] if code.target.masks else []),
+    ):
+        test(code)
+    test_products_are_exact(code, "one row")
+    test_weight_gradients_are_exact(code, "one row")
+    assert code.called == set(code.addresses) and len(code.called) >= 11
+    assert all(code.addresses.values())
+
+
+# A vector register that is written to the stack: a frame pointer is never made, so a spill is
+# relative to the stack pointer. AArch64 also saves d8 to d15, which belong to the caller.
+STACK_STORES = {
+    "x86_64": re.compile(r"^\s*v?mov\w+\s+%[xyz]mm\d+, [^,]*\(%rsp[,)]", re.MULTILINE),
+    "aarch64": re.compile(r"^\s*st\w+\s+q\d+[^\n]*\[sp", re.MULTILINE),
+}
+STACK_LOADS = {
+    "x86_64": re.compile(r"^[^\n]*\(%rsp[,)][^\n]*%[xyz]mm\d+", re.MULTILINE),
+    "aarch64": re.compile(r"^\s*ld\w+\s+q\d+[^\n]*\[sp", re.MULTILINE),
+}
+
+
+def spills(text, names, architecture):
+    """Return how often each function moves vector registers to the stack and back."""
+    parts = re.split(r"^_?(\w+):", text, flags=re.MULTILINE)
+    bodies = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert set(names) <= set(bodies)
+    found = {}
+    for name in names:
+        count = sum(
+            len(pattern[architecture].findall(bodies[name]))
+            for pattern in (STACK_STORES, STACK_LOADS)
+        )
+        if count:
+            found[name] = count
+    return found
+
+
+def architecture_of(target):
+    return machine_code.target_machine(target).triple.partition("-")[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", INSTRUCTION_SETS, ids=lambda target: target.name)
+def test_no_register_is_spilled(target, dtype):
+    """Compiled for its target, whether or not this machine could run it."""
+    architecture = architecture_of(target)
+    if architecture not in STACK_STORES:
+        pytest.skip(f"how {architecture} writes to its stack is not known here")
+    _, names = machine_code.optimized_module(target, dtype)
+    text = machine_code.assembly(target, dtype)
+    assert re.search(r"%[xyz]mm\d" if architecture == "x86_64" else r"\bv\d+\.", text)
+    assert spills(text, names, architecture) == {}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "target", [each for each in INSTRUCTION_SETS if each.triple], ids=lambda target: target.name
+)
+def test_a_tile_that_is_too_tall_is_seen_to_spill(monkeypatch, target, dtype):
+    """The search above finds what it searches."""
+    rows = 20
+
+    def too_tall(target, dtype):
+        emitter = Emitter(target, dtype)
+        emit_product(emitter, rows, 2)
+        return emitter
+
+    monkeypatch.setattr(machine_code, "emit_all", too_tall)
+    text = machine_code.assembly(target, dtype)
+    name = product_name(rows, 2)
+    assert spills(text, [name], architecture_of(target))[name] > 10

@@ -1,0 +1,274 @@
+"""The team of threads: it meets, it ends, it leaves nothing behind, and it fails cleanly."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fastmlp_kernels.compile import CPU_FLAGS, part
+from fastmlp_kernels.cpu.intrinsics import set_word, word
+from fastmlp_kernels.cpu.program import FusedProgram
+from fastmlp_kernels.cpu.team import ARRIVED, GENERATION, MEETING_BYTES, meet, run_together
+from fastmlp_kernels.problem import BATCHES, STOP, Problem
+from tests.machines import team
+from tests.samples import sample
+
+# Rows, panels and units of weights for several members.
+PROBLEM = Problem(
+    (40, 70, 9),
+    ("tanh", "identity"),
+    "half_squared_error",
+    "adam",
+    batch_size=45,
+    rows=300,
+)
+
+
+def trained(threads, seed=0):
+    """Return an epoch's parameters, state and losses as bytes."""
+    data = sample(PROBLEM, seed)
+    program = FusedProgram(PROBLEM, team(threads))
+    assert program.threads == threads
+    program.epoch(*data.arguments())
+    assert data.control.tolist() == [0, PROBLEM.batches, 0]
+    return data.parameters.tobytes() + data.state.tobytes() + data.losses.tobytes()
+
+
+def members_alive():
+    return [t.name for t in threading.enumerate() if t.name.startswith("fastmlp-")]
+
+
+def together(work, members):
+    """Run a team in a thread of its own: one that waits forever fails the test, and not all."""
+    team_of = threading.Thread(target=run_together, args=(work, members), daemon=True)
+    team_of.start()
+    team_of.join(60)
+    assert not team_of.is_alive(), "a member still waits"
+
+
+def _rounds(place, slots, members, member, rounds, expected):
+    """Count in one's own slot and look at all slots; return how many were not in step."""
+    wrong = 0
+    for k in range(rounds):
+        set_word(slots, member * 8, k)
+        meet(place, expected)
+        for other in range(members):
+            wrong += word(slots, other * 8) != k
+        meet(place, expected)
+    return wrong
+
+
+# Kept: a member that still waits when its test has failed reads it.
+MEMORY = []
+
+
+def _places():
+    """Return zeroed memory for a meeting and for slots, in cache lines of their own."""
+    memory = np.zeros(MEETING_BYTES + 64 * 16, np.uint8)
+    MEMORY.append(memory)
+    return memory, memory.ctypes.data, memory.ctypes.data + MEETING_BYTES
+
+
+@pytest.mark.parametrize("members", [1, 2, 3, 8])
+def test_nobody_leaves_a_meeting_before_all_have_come(members):
+    rounds = part(_rounds, **CPU_FLAGS)
+    memory, place, slots = _places()
+    rounds(place, slots, 1, 0, 1, 1)
+    wrong = [None] * members
+
+    def work(member):
+        wrong[member] = rounds(place, slots, members, member, 2000, members)
+
+    together(work, members)
+    assert wrong == [0] * members
+    # Two meetings a round, and nobody on the way to another.
+    words = memory[:MEETING_BYTES].view(np.int64)
+    assert words[ARRIVED // 8] == 0 and words[GENERATION // 8] == (4000 if members > 1 else 0)
+
+
+def test_without_meeting_they_are_out_of_step():
+    """The test above can fail: who meets alone does not find the others where it is."""
+    memory, place, slots = _places()
+    assert part(_rounds, **CPU_FLAGS)(place, slots, 2, 0, 100, 1) == 99
+    assert not memory[:MEETING_BYTES].any()
+
+
+@pytest.mark.parametrize("members", [1, 2, 3, 8])
+def test_each_member_works_once_and_the_last_in_this_thread(members):
+    seen = []
+    run_together(lambda member: seen.append((member, threading.get_ident())), members)
+    assert sorted(member for member, _ in seen) == list(range(members))
+    assert dict(seen)[members - 1] == threading.get_ident()
+    assert members_alive() == []
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_failure_in_any_member_reaches_the_caller(failing):
+    done = []
+
+    def work(member):
+        if member == failing:
+            raise ArithmeticError(f"planted in {member}")
+        done.append(member)
+
+    with pytest.raises(ArithmeticError, match=f"planted in {failing}"):
+        run_together(work, 3)
+    assert sorted(done) == [member for member in range(3) if member != failing]
+    assert members_alive() == []
+
+
+@pytest.mark.parametrize("startable", [0, 1, 3])
+def test_a_thread_that_cannot_be_started_fails_the_call_alone(monkeypatch, startable):
+    """Nobody waits for a member that never comes, and the program works afterwards."""
+    data = sample(PROBLEM)
+    before = data.copy()
+    program = FusedProgram(PROBLEM, team(5))
+    start, started = threading.Thread.start, []
+
+    def fail_later(thread):
+        if len(started) == startable:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_later)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        program.epoch(*data.arguments())
+    monkeypatch.undo()
+    assert len(started) == startable
+    for thread in started:
+        thread.join(30)
+        assert not thread.is_alive()
+    for name in vars(data):
+        assert getattr(data, name).tobytes() == getattr(before, name).tobytes(), name
+    program.epoch(*data.arguments())
+    found = data.parameters.tobytes() + data.state.tobytes() + data.losses.tobytes()
+    assert found == trained(1)
+
+
+def test_teams_at_the_same_time_do_not_disturb_each_other():
+    """Programs of several Python threads, each with a team of its own."""
+    alone = [trained(1, seed) for seed in range(4)]
+    assert len(set(alone)) == 4
+    found = [[] for _ in alone]
+    start = threading.Barrier(len(alone))
+
+    def fit(seed):
+        start.wait(60)
+        for _ in range(5):
+            found[seed].append(trained(2 + seed % 2, seed))
+
+    fits = [threading.Thread(target=fit, args=(seed,), daemon=True) for seed in range(len(alone))]
+    for thread in fits:
+        thread.start()
+    for thread in fits:
+        thread.join(120)
+        assert not thread.is_alive()
+    assert found == [[bits] * 5 for bits in alone]
+    assert members_alive() == []
+
+
+def long_epoch(batches):
+    """Return an epoch that revisits few rows, so that it is long and small."""
+    data = sample(PROBLEM, spare_rows=0)
+    problem = Problem(**{**vars(PROBLEM), "rows": batches * PROBLEM.batch_size})
+    data.order = np.resize(data.order, problem.rows)
+    data.hyper = np.repeat(data.hyper[:1], batches, axis=0)
+    data.losses = np.full(batches, np.nan, problem.dtype)
+    return problem, data
+
+
+@pytest.mark.parametrize("after", [1, 7, 60])
+def test_a_stopped_team_has_done_whole_batches(after):
+    problem, data = long_epoch(200_000)
+    whole = data.copy()
+    program = FusedProgram(problem, team(3))
+    assert program.threads == 3
+    program.prepare(data.parameters, data.state, data.X, data.y)
+    fit = threading.Thread(target=program.epoch, args=data.arguments(), daemon=True)
+    fit.start()
+    while data.control[BATCHES] < after and fit.is_alive():
+        time.sleep(0)
+    data.control[STOP] = 1
+    fit.join(60)
+    assert not fit.is_alive() and members_alive() == []
+    finished = int(data.control[BATCHES])
+    assert after <= finished < problem.batches
+    assert np.isfinite(data.losses[:finished]).all() and np.isnan(data.losses[finished:]).all()
+    whole.losses = whole.losses[:finished]
+    FusedProgram(problem, team(1)).epoch(*whole.arguments())
+    for name in ("parameters", "state"):
+        assert getattr(data, name).tobytes() == getattr(whole, name).tobytes(), name
+    assert data.losses[:finished].tobytes() == whole.losses.tobytes()
+
+
+PROLOGUE = """
+import hashlib, json, os, sys, threading
+import tests.test_team as cases
+def digest(threads, seed=0):
+    return hashlib.sha256(cases.trained(threads, seed)).hexdigest()
+"""
+
+MANY = """
+print(json.dumps([digest(1), digest(4 * os.cpu_count())]))
+"""
+
+ONE_PROCESSOR = """
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+assert len(os.sched_getaffinity(0)) == 1
+print(json.dumps([digest(1), digest(4)]))
+"""
+
+FORK = """
+def in_child():
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(theirs, digest(3).encode())
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        found = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return found
+results = [digest(1), digest(3), in_child(), digest(3)]
+# And while another thread's team is at work.
+problem, data = cases.long_epoch(1_000_000)
+program = cases.FusedProgram(problem, cases.team(2))
+fit = threading.Thread(target=program.epoch, args=data.arguments())
+fit.start()
+while data.control[cases.BATCHES] < 3:
+    pass
+results.append(in_child())
+assert fit.is_alive()
+data.control[cases.STOP] = 1
+fit.join()
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        MANY,
+        pytest.param(ONE_PROCESSOR, marks=pytest.mark.skipif(sys.platform != "linux", reason="")),
+        pytest.param(FORK, marks=pytest.mark.skipif(sys.platform == "win32", reason="")),
+    ],
+    ids=["many more threads than processors", "one processor", "forked"],
+)
+def test_a_team_ends_and_is_right(script, child_environment):
+    """In a process of its own: one that waits forever is ended, and fails the test."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROLOGUE + script],
+        env=child_environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    digests = json.loads(result.stdout.splitlines()[-1])
+    assert len(digests) >= 2 and len(set(digests)) == 1

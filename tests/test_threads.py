@@ -1,0 +1,179 @@
+"""The same bits for any number of threads and any size of block.
+
+This is promised for one instruction set. Two sets may differ in the last bits: one without a
+fused multiply-add rounds every product.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.cpu import tables
+from fastmlp_kernels.cpu.program import FusedProgram
+from fastmlp_kernels.problem import DTYPES, REDUCTIONS, Problem
+from tests.machines import HOST, team
+from tests.samples import output_activations, poison, sample
+
+THREADS = (1, 2, 3, 5, 8)
+
+
+def outputs():
+    """Return every loss with each of its output activations, and with labels where it has them."""
+    found = []
+    for loss in LOSSES.names:
+        for last in output_activations(loss):
+            found += [
+                (loss, last, labels)
+                for labels in (False, True)
+                if not labels or LOSSES[loss].label_rule is not None
+            ]
+    return found
+
+
+def problems():
+    """Return problems in which every row of every table, and either dtype, has a part."""
+    combinations = outputs()
+    hidden, optimizers, reductions = (
+        itertools.cycle(names) for names in (ACTIVATIONS.names, OPTIMIZERS.names, REDUCTIONS)
+    )
+    made = []
+    for index, (loss, last, labels) in enumerate(combinations):
+        # Only one exponential in a chain: a tower of them overflows for any weights.
+        names = tuple("tanh" if name == "exp" else name for name in (next(hidden), "tanh"))
+        problem = Problem(
+            (5, 19, 33, 3),
+            (*names, last),
+            loss,
+            next(optimizers),
+            next(reductions),
+            DTYPES[(index + index // len(ACTIVATIONS.names)) % 2],
+            labels,
+            batch_size=23,
+            rows=59,
+        )
+        made.append(problem)
+    exponential = Problem((9, 6, 2), ("exp", "identity"), "huber", batch_size=23, rows=59)
+    # More panels and units of weights than threads, in either direction.
+    large = [
+        Problem(
+            (70, 100, 40),
+            ("gelu", "identity"),
+            "softmax_cross_entropy",
+            "adam",
+            dtype=dtype,
+            labels=True,
+            batch_size=150,
+            rows=370,
+        )
+        for dtype in DTYPES
+    ]
+    return [*made, exponential, *large]
+
+
+PROBLEMS = problems()
+LARGE = PROBLEMS[-2:]
+
+
+def test_every_row_of_every_table_has_a_part():
+    named = {(name, p.dtype) for p in PROBLEMS for name in p.activations}
+    assert named == set(itertools.product(ACTIVATIONS.names, DTYPES))
+    assert {p.rule for p in PROBLEMS} == {rule.name for rule in loss_rules()}
+    assert {p.optimizer for p in PROBLEMS} == set(OPTIMIZERS.names)
+    assert {(p.reduction, p.dtype) for p in PROBLEMS} == set(itertools.product(REDUCTIONS, DTYPES))
+
+
+def results(problem, program):
+    """Return what every method of a program makes of one sample, as bytes by name."""
+    data = sample(problem, seed=1)
+    poison(program)
+    start, rows = data.parameters.copy(), problem.batch_size - 1
+    X, y = data.X[:rows], data.y[:rows]
+    program.epoch(*data.arguments())
+    assert data.control.tolist() == [0, problem.batches, 0]
+    assert np.isfinite(data.losses).all() and not np.array_equal(data.parameters, start)
+    out = np.full((rows, problem.sizes[-1]), np.nan, problem.dtype)
+    found = {"parameters": data.parameters, "state": data.state, "losses": data.losses}
+    program.forward(start, X, out)
+    found["forward"] = out.copy()
+    found["loss"] = np.array(program.loss(y))
+    pulled, inputs = np.zeros_like(start), np.full_like(X, np.nan)
+    program.backward(start, None, pulled, inputs)
+    found["backward"], found["inputs"] = pulled.copy(), inputs.copy()
+    program.backward(start, out, pulled, inputs)
+    found["pullback"], found["pulled inputs"] = pulled, inputs
+    gradient = np.full_like(start, np.nan)
+    found["value"] = np.array(program.value_and_gradient(start, X, y, gradient))
+    found["gradient"] = gradient
+    updated, state = start.copy(), np.zeros_like(data.state)
+    program.update(updated, gradient, state, data.hyper[:1].copy())
+    found["updated"] = updated
+    for link in (False, True):
+        predictions = np.full((len(data.X), problem.sizes[-1]), np.nan, problem.dtype)
+        program.predict(start, data.X, predictions, link)
+        found[f"predict, link {link}"] = predictions
+    for name, array in found.items():
+        assert np.isfinite(array).all(), name
+    return {name: array.tobytes() for name, array in found.items()}
+
+
+def differing(expected, found):
+    """Return the names of the results that are not the same bits."""
+    return [name for name in expected if found[name] != expected[name]]
+
+
+def built(problem, threads, instruction_set):
+    program = FusedProgram(problem, team(threads, instruction_set))
+    assert program.threads == threads
+    return program
+
+
+@pytest.mark.parametrize("index", range(len(PROBLEMS)), ids=lambda k: PROBLEMS[k].rule)
+def test_the_same_bits_for_any_number_of_threads(index):
+    problem = PROBLEMS[index]
+    alone = results(problem, built(problem, 1, HOST[0]))
+    for threads in THREADS[1:]:
+        assert differing(alone, results(problem, built(problem, threads, HOST[0]))) == [], threads
+
+
+@pytest.mark.parametrize("instruction_set", HOST[1:])
+@pytest.mark.parametrize("index", range(0, len(PROBLEMS), 4), ids=lambda k: PROBLEMS[k].rule)
+def test_the_same_bits_on_every_instruction_set(index, instruction_set):
+    problem = PROBLEMS[index]
+    alone = results(problem, built(problem, 1, instruction_set))
+    for threads in (3, 8):
+        found = results(problem, built(problem, threads, instruction_set))
+        assert differing(alone, found) == [], threads
+
+
+BLOCKS = {
+    "ROW_BLOCK": (1, 5, 14, 50, 149, 10**6),
+    "DEPTH_BLOCK": (1, 2, 10**4),  # in panels
+    "SUM_BLOCK": (1, 7, 100, 10**6),
+}
+
+
+@pytest.mark.parametrize("instruction_set", HOST)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("problem", LARGE, ids=lambda problem: problem.dtype)
+def test_the_same_bits_for_any_size_of_block(problem, block, instruction_set):
+    """Blocks follow the caches: what they are is no part of the result."""
+    word = getattr(tables, block)
+    expected = results(problem, built(problem, 1, instruction_set))
+    for size in BLOCKS[block]:
+        for threads in (1, 3):
+            program = built(problem, threads, instruction_set)
+            program.words[word] = size * (program.panel if block == "DEPTH_BLOCK" else 1)
+            found = results(problem, program)
+            assert differing(expected, found) == [], (size, threads)
+
+
+def test_the_comparison_sees_one_bit():
+    """And every result is looked at: each one is spoilt in turn."""
+    problem = PROBLEMS[0]
+    expected = results(problem, built(problem, 1, HOST[0]))
+    for name, bits in expected.items():
+        if bits:
+            spoilt = expected | {name: bytes([bits[0] ^ 1]) + bits[1:]}
+            assert differing(expected, spoilt) == [name]
