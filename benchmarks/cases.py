@@ -1,7 +1,7 @@
 """The networks that are measured, their data and their initial weights: the same for everybody.
 
-Every case is trained with plain gradient descent on half the squared error, averaged over all
-elements, with ReLU in the hidden layers and the identity at the output, in float32.
+Every case is trained on half the squared error, averaged over all elements, with the identity at
+the output. Unless it is a variant: plain gradient descent, ReLU in the hidden layers, float32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 LEARNING_RATE = 0.1
+ADAM = {
+    "learning_rate": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "epsilon": 1e-8,
+    "weight_decay": 0.0,
+}
 SEED = 20
+
+LARGE = 2e10
+"""Operations of an epoch from which a case has half as many passes: each of them takes long."""
 
 
 class Data(NamedTuple):
@@ -24,7 +34,7 @@ class Data(NamedTuple):
 
 
 Weights = list[tuple[np.ndarray, np.ndarray]]
-"""W (in, out) and b (out,) of each layer, float32."""
+"""W (in, out) and b (out,) of each layer, of the case's dtype."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,12 @@ class Case:
         Mini-batches of an epoch: what one timing covers, so that it lasts tens of milliseconds.
     reason : str
         Why it is measured.
+    target : float
+        How many times as long as fastmlp the best peer should take on the CPU, at least.
+    group : {"named", "own"}
+        "named" are the shapes that fastmlp is tuned on, "own" those that it is not.
+    activation, optimizer, dtype : str
+        Of a variant, what is not ReLU, plain gradient descent or float32.
     """
 
     name: str
@@ -50,6 +66,19 @@ class Case:
     batch: int
     steps: int
     reason: str
+    target: float
+    group: str = "named"
+    activation: str = "relu"
+    optimizer: str = "sgd"
+    dtype: str = "float32"
+
+    @property
+    def title(self) -> str:
+        """The name, and what makes it a variant."""
+        ways = zip(
+            (self.activation, self.optimizer, self.dtype), ("relu", "sgd", "float32"), strict=True
+        )
+        return " ".join([self.name, *(way for way, plain in ways if way != plain)])
 
     @property
     def rows(self) -> int:
@@ -63,6 +92,11 @@ class Case:
         # Forward and weight gradient of every layer, backward-data of all but the first.
         return 2.0 * self.batch * (2 * sum(products) + sum(products[1:]))
 
+    def passes(self, passes: int) -> int:
+        """Return how often each provider has its turn when ordinary cases have `passes`."""
+        large = self.flops_per_step * self.steps > LARGE
+        return -(-passes // 2) if large else passes
+
     def with_steps(self, steps: int) -> Case:
         """Return the same case with another length of an epoch."""
         return replace(self, steps=steps)
@@ -72,7 +106,7 @@ class Case:
         generator = np.random.default_rng(SEED)
         X = generator.standard_normal((self.rows, self.sizes[0]), dtype=np.float32)
         y = generator.standard_normal((self.rows, self.sizes[-1]), dtype=np.float32)
-        return Data(X, y)
+        return Data(X.astype(self.dtype, copy=False), y.astype(self.dtype, copy=False))
 
     def initial_weights(self) -> Weights:
         """Return He's initial weights, and biases that are not zero so that each one matters."""
@@ -81,18 +115,29 @@ class Case:
         for fan_in, fan_out in pairwise(self.sizes):
             W = generator.standard_normal((fan_in, fan_out), dtype=np.float32)
             b = generator.standard_normal(fan_out, dtype=np.float32)
-            weights.append((W * np.float32(np.sqrt(2 / fan_in)), b * np.float32(0.1)))
+            W, b = W * np.float32(np.sqrt(2 / fan_in)), b * np.float32(0.1)
+            weights.append((W.astype(self.dtype), b.astype(self.dtype)))
         return weights
 
 
+def own(sizes: tuple[int, ...], batch: int, steps: int, reason: str) -> Case:
+    """Return a case of a shape that nothing is tuned for."""
+    return Case("-".join(map(str, sizes)), sizes, batch, steps, reason, 1.5, "own")
+
+
 CASES = (
-    Case("2-20-5", (2, 20, 5), 10, 500, "a toy: nothing but overhead, under a vector's width"),
-    Case("16-64-1", (16, 64, 1), 32, 400, "a tabular model or a critic: one output"),
-    Case("64-64-10", (64, 64, 10), 64, 200, "a small classifier: all of it in the first cache"),
-    Case("64-256-256-8", (64, 256, 256, 8), 256, 40, "a policy network: two equal hidden layers"),
-    Case("784-128-10", (784, 128, 10), 128, 80, "digits: the first layer has nearly all the work"),
-    Case("256-512-512-16", (256, 512, 512, 16), 512, 12, "a surrogate: beyond the second cache"),
-    Case("784-2048-2048-10", (784, 2048, 2048, 10), 1024, 4, "large: matrix products only"),
+    Case("2-20-5", (2, 20, 5), 10, 500, "a toy: nothing but overhead, under a vector's width", 4),
+    Case("16-64-1", (16, 64, 1), 32, 400, "a tabular model or a critic: one output", 2),
+    Case("64-64-10", (64, 64, 10), 64, 200, "a small classifier: all of it in the first cache", 2),
+    Case("64-256-256-8", (64, 256, 256, 8), 256, 40, "a policy: two equal hidden layers", 2),
+    Case("784-128-10", (784, 128, 10), 128, 80, "digits: the first layer has most of the work", 2),
+    Case("256-512-512-16", (256, 512, 512, 16), 512, 12, "a surrogate: beyond a cache", 1.25),
+    Case("784-2048-2048-10", (784, 2048, 2048, 10), 1024, 3, "large: matrix products only", 1.1),
+    own((37, 101, 53, 7), 61, 100, "odd widths and an odd batch: a border in every tile"),
+    own((48, *[96] * 7, 12), 128, 40, "eight layers deep"),
+    own((32, 64, 4), 1, 1000, "batch 1: online learning"),
+    own((6000, 64, 10), 64, 16, "a very wide input"),
+    own((24, 128, 128, 1), 64, 200, "one output behind two hidden layers"),
 )
 QUICK_CASES = tuple(case.name for case in CASES[:3])
 
@@ -104,3 +149,47 @@ def find(name: str) -> Case:
             return case
     known = ", ".join(case.name for case in CASES)
     raise ValueError(f"case: got {name!r}, wanted one of {known}")
+
+
+@dataclass(frozen=True)
+class Variants:
+    """A case, and what is measured beside it in the same turns.
+
+    Parameters
+    ----------
+    kind : str
+        What differs: a field of `Case`.
+    plain : Case
+    others : tuple of Case
+    goal : float
+        How many times as long as `plain` each of them may take; 0 if nothing was promised.
+    """
+
+    kind: str
+    plain: Case
+    others: tuple[Case, ...]
+    goal: float = 0.0
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """All of them, the plain one first."""
+        return (self.plain, *self.others)
+
+
+def _variants(kind: str, name: str, values: tuple[str, ...], goal: float = 0.0) -> Variants:
+    plain = find(name)
+    return Variants(kind, plain, tuple(replace(plain, **{kind: v}) for v in values), goal)
+
+
+VARIANTS = (
+    *(
+        _variants("optimizer", name, ("adam",), 1.15)
+        for name in ("64-256-256-8", "256-512-512-16", "784-2048-2048-10")
+    ),
+    *(
+        _variants("activation", name, ("sigmoid", "tanh", "gelu"))
+        for name in ("64-64-10", "64-256-256-8")
+    ),
+    *(_variants("dtype", name, ("float64",)) for name in ("64-256-256-8", "784-128-10")),
+)
+KINDS = tuple(dict.fromkeys(row.kind for row in VARIANTS))

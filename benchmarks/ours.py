@@ -1,14 +1,15 @@
-"""fastmlp among its peers: a kernel alone, and the whole of `fit`. See `baselines`."""
+"""fastmlp among its peers: a kernel alone, `fit` and `step`. See `baselines`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines import Baseline
-from benchmarks.cases import LEARNING_RATE, Case, Data, Weights
+from benchmarks.baselines import Baseline, Entry
+from benchmarks.cases import ADAM, LEARNING_RATE, Case, Data, Weights
 from benchmarks.validation import flatten
 
 LOSS = "half_squared_error"
@@ -20,6 +21,7 @@ class Fastmlp(Baseline):
     module = "fastmlp"
     packages = ("fastmlp", "numba", "llvmlite", "numpy", "numba-cuda")
     role = "ours"
+    suites = ("training", "variants", "overhead")
 
     def available(self) -> str | None:
         """Return what the kernel says of this machine."""
@@ -36,24 +38,29 @@ class Fastmlp(Baseline):
 
         self.MLP = MLP
 
+    def load_what_follows(self) -> None:
+        """Import the compiler."""
+        import numba  # noqa: F401
+
     def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
         """Build the program and give it its arrays, once."""
-        from fastmlp.machine import detect
         from fastmlp_kernels.algebra import OPTIMIZERS
         from fastmlp_kernels.algebra.optimizers import hyper_table
         from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS
         from fastmlp_kernels.registry import KERNELS
 
         (kernel,) = [kernel for kernel in KERNELS if kernel.name == self.entry.kernel]
-        self.program = kernel.build(problem(case), detect())
-        self.host = flatten(weights).astype(np.float32)
+        asked = problem(case)
+        self.program = kernel.build(asked, machine_with(self.entry, asked))
+        self.host = flatten(weights).astype(case.dtype)
         self.on_device = self.program.to_device(self.host)
-        state = self.program.to_device(np.zeros((0, len(self.host)), np.float32))
+        state = self.program.to_device(np.zeros((asked.slots, len(self.host)), case.dtype))
         X, y = self.program.to_device(data.X), self.program.to_device(data.y)
         order = np.arange(len(data.X))
-        settings = {"learning_rate": LEARNING_RATE, "weight_decay": 0.0}
-        hyper = hyper_table(OPTIMIZERS["sgd"], settings, 1, case.steps, np.float32)
-        losses = np.empty(case.steps, np.float32)
+        sgd = {"learning_rate": LEARNING_RATE, "weight_decay": 0.0}
+        settings = {"sgd": sgd, "adam": ADAM}[case.optimizer]
+        hyper = hyper_table(OPTIMIZERS[case.optimizer], settings, 1, case.steps, case.dtype)
+        losses = np.empty(case.steps, case.dtype)
         control = np.zeros(CONTROL_WORDS, np.int64)
 
         def epoch() -> None:
@@ -82,14 +89,21 @@ class FastmlpFit(Fastmlp):
     """fastmlp as its users call it: an epoch is ``fit(epochs=1)``, with all its checks."""
 
     role = "also"
+    suites = ("training", "overhead")
+
+    def make_model(self, case: Case, weights: Weights) -> None:
+        """Make the model; it may use as many threads as this process has processors."""
+        self.model = self.MLP(
+            list(case.sizes), case.activation, LOSS, seed=0, dtype=case.dtype, reduction="mean"
+        )
+        self.model.weights = [W for W, _ in weights]
+        self.model.biases = [b for _, b in weights]
 
     def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
         """Make the model."""
         from fastmlp import SGD
 
-        self.model = self.MLP(list(case.sizes), "relu", LOSS, seed=0, reduction="mean")
-        self.model.weights = [W for W, _ in weights]
-        self.model.biases = [b for _, b in weights]
+        self.make_model(case, weights)
         settings = {
             "epochs": 1,
             "batch_size": case.batch,
@@ -114,26 +128,87 @@ class FastmlpFit(Fastmlp):
         return self.model.predict(row, device=self.entry.device)
 
 
+class FastmlpStep(FastmlpFit):
+    """fastmlp in a loop of one's own: `step` once a mini-batch."""
+
+    devices = ("cpu",)
+    suites = ("overhead",)
+
+    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+        """Make the model and slice the mini-batches."""
+        from fastmlp import SGD
+
+        self.make_model(case, weights)
+        step, optimizer = self.model.step, SGD(LEARNING_RATE)
+        starts = range(0, case.rows, case.batch)
+        batches = [(data.X[k : k + case.batch], data.y[k : k + case.batch]) for k in starts]
+
+        def epoch() -> None:
+            for X, y in batches:
+                step(X, y, optimizer)
+
+        return epoch
+
+
 def problem(case: Case) -> Any:
     """Return the case as fastmlp's kernels see it."""
     from fastmlp_kernels.problem import Problem
 
     return Problem(
         sizes=case.sizes,
-        activations=(*["relu"] * (len(case.sizes) - 2), "identity"),
+        activations=(*[case.activation] * (len(case.sizes) - 2), "identity"),
         loss=LOSS,
+        optimizer=case.optimizer,
+        dtype=case.dtype,
         batch_size=case.batch,
         rows=case.rows,
     )
 
 
-def kernels(case: Case, device: str) -> list[tuple[str, bool]]:
-    """Return fastmlp's kernels for a case on a device, and which of them dispatch chooses."""
+def machine_with(entry: Entry, asked: Any) -> Any:
+    """Return this machine, on which a CPU kernel runs `asked` on just the entry's threads.
+
+    A kernel takes fewer than it may where they would not pay. Regret is measured against all
+    numbers, so here a thread is said to cost nothing; what dispatch would take is in `choices`.
+    """
     from fastmlp.machine import detect
+    from fastmlp_kernels.cpu import best_threads
+
+    if entry.device != "cpu":
+        return detect()
+    machine = replace(detect(), cores=entry.threads)
+    if entry.threads > 1:
+        machine = replace(machine, cpu_barrier_seconds=0.0, cpu_thread_seconds=0.0)
+    if best_threads(asked, machine) != entry.threads:
+        raise RuntimeError(f"threads: {entry.threads} could not be forced upon {entry.kernel}")
+    return machine
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel on a number of threads, and whether it is what dispatch chooses."""
+
+    kernel: str
+    threads: int
+    chosen: bool
+
+
+def choices(case: Case, device: str, threads: list[int]) -> list[Choice]:
+    """Return the ways in which fastmlp can run a case where it may use the most of `threads`."""
+    from fastmlp.machine import detect
+    from fastmlp_kernels.cpu import best_threads
     from fastmlp_kernels.registry import KERNELS
 
+    asked, machine = problem(case), replace(detect(), cores=max(threads))
     # The reference is for reading: dispatch never chooses it, and it would take minutes.
     rows = [kernel for kernel in KERNELS if kernel.device == device and kernel.name != "reference"]
-    able = [kernel for kernel in rows if kernel.supports(problem(case), detect()) is None]
-    chosen = min(able or rows, key=lambda kernel: kernel.cost(problem(case), detect()))
-    return [(kernel.name, kernel is chosen) for kernel in able or rows]
+    able = [kernel for kernel in rows if kernel.supports(asked, machine) is None] or rows
+    chosen = min(able, key=lambda kernel: kernel.cost(asked, machine))
+    # On a GPU one host thread submits the work.
+    best = best_threads(asked, machine) if device == "cpu" else 1
+    counts = sorted({*threads, best}) if device == "cpu" else [1]
+    return [
+        Choice(kernel.name, count, kernel is chosen and count == best)
+        for kernel in able
+        for count in counts
+    ]

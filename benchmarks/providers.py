@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from benchmarks.baselines import Baseline, Entry, Jax, ScikitLearn, Torch, TorchGraph
+from benchmarks.baselines import (
+    Baseline,
+    Entry,
+    Jax,
+    ScikitLearn,
+    Torch,
+    TorchCompiled,
+    TorchGraph,
+)
 from benchmarks.cases import Case
-from benchmarks.ours import Fastmlp, FastmlpFit, kernels
+from benchmarks.ours import Fastmlp, FastmlpFit, FastmlpStep, choices
+from benchmarks.peak import Peak
 
 BASELINES: dict[str, type[Baseline]] = {
     "fastmlp": Fastmlp,
     "fastmlp.fit": FastmlpFit,
+    "fastmlp.step": FastmlpStep,
     "PyTorch": Torch,
+    "PyTorch compile": TorchCompiled,
     "PyTorch graph": TorchGraph,
     "JAX": Jax,
     "scikit-learn": ScikitLearn,
+    "FMA peak": Peak,
 }
 
 
@@ -23,14 +35,25 @@ def entries(
     found = []
     for name in providers:
         for device in BASELINES[name].devices:
-            if device not in devices:
-                continue
-            # On a GPU one host thread submits the work.
-            counts = threads if device == "cpu" else [1]
-            names = [""]
-            if name == "fastmlp":
-                names = [kernel for kernel, _ in kernels(case, device)]
-            elif name == "fastmlp.fit":
-                names = [kernel for kernel, chosen in kernels(case, device) if chosen]
-            found += [Entry(name, device, count, kernel) for kernel in names for count in counts]
+            if device in devices:
+                found += settings_of(name, case, device, threads)
     return found
+
+
+def settings_of(name: str, case: Case, device: str, threads: list[int]) -> list[Entry]:
+    """Return the settings in which a provider is tried on a case and a device."""
+    if name == "fastmlp":
+        ways = choices(case, device, threads)
+        return [Entry(name, device, way.threads, way.kernel, way.chosen) for way in ways]
+    # On a GPU one host thread submits the work.
+    counts = threads if device == "cpu" else [1]
+    if name in ("fastmlp.fit", "fastmlp.step"):
+        # As many as it likes of those that it may use: it decides itself.
+        (way,) = [way for way in choices(case, device, threads) if way.chosen]
+        return [Entry(name, device, max(counts), way.kernel)]
+    return [Entry(name, device, count) for count in counts]
+
+
+def chosen_alone(found: list[Entry]) -> list[Entry]:
+    """Return fastmlp as its users get it, and the bound: what variants are compared by."""
+    return [entry for entry in found if entry.chosen]

@@ -3,147 +3,70 @@
 ``python -m benchmarks.report FILE.json [--out FOLDER]`` prints the tables as Markdown; with
 ``--out`` it also writes them and the plot. A ratio is the peer's time over fastmlp's of the same
 turn of the round-robin, so above 1 fastmlp is faster; of the ratios of all turns the median and
-the quartiles are shown. Each provider's best number of threads is the one that counts.
+the quartiles are shown. Each peer's best number of threads is the one that counts; of fastmlp, the
+one that it chooses itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import math
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from benchmarks.comparisons import (
+    DECIDE_THEMSELVES,
+    Comparison,
+    Setting,
+    Spread,
+    comparisons,
+    ratio,
+    spread,
+)
+from benchmarks.plot import draw
+
+MOST_REGRET = 1.15
+NONE = "–"
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A median between its quartiles."""
-
-    low: float
-    median: float
-    high: float
-
-
-def spread(values: Iterable[float]) -> Spread:
-    """Return the median and the quartiles, interpolated linearly."""
-    return Spread(*(float(value) for value in np.percentile(list(values), (25, 50, 75))))
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What was measured under one setting of a provider: seconds a step, turn by turn."""
-
-    provider: str
-    role: str
-    threads: int
-    kernel: str
-    chosen: bool
-    flops: float
-    turns: dict[int, list[float]]
-
-    @property
-    def seconds(self) -> Spread:
-        """Seconds a step over all rounds of all turns."""
-        return spread(second for rounds in self.turns.values() for second in rounds)
-
-    @property
-    def name(self) -> str:
-        """The provider with its setting, for a table's cell."""
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.provider} ({', '.join(filter(None, (self.kernel, threads)))})"
-
-
-def ratio(slower: Setting, faster: Setting) -> Spread:
-    """Return how many times as long `slower` takes, compared turn by turn."""
-    common = sorted(slower.turns.keys() & faster.turns.keys())
-    if not common:
-        raise ValueError(f"{slower.name} and {faster.name} have no turn in common")
-    return spread(np.median(slower.turns[k]) / np.median(faster.turns[k]) for k in common)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The settings of one case on one device, the best of each provider first."""
-
-    suite: str
-    case: str
-    device: str
-    reason: str
-    settings: tuple[Setting, ...]
-
-    def best(self, role: str) -> Setting | None:
-        """Return the fastest setting of a role; of fastmlp's, those that dispatch chooses."""
-        able = [item for item in self.settings if item.role == role and item.chosen]
-        return min(able, key=lambda item: item.seconds.median, default=None)
-
-    @property
-    def ratio(self) -> Spread | None:
-        """The best peer's time over fastmlp's."""
-        ours, peer = self.best("ours"), self.best("peer")
-        return ratio(peer, ours) if ours and peer else None
-
-    @property
-    def regret(self) -> float | None:
-        """How much longer the chosen kernel takes than the best one; None if there is one only."""
-        every = [item for item in self.settings if item.role == "ours"]
-        ours = self.best("ours")
-        if ours is None or len({item.kernel for item in every}) < 2:
-            return None
-        best = min(every, key=lambda item: item.seconds.median)
-        return ratio(ours, best).median - 1
-
-    def providers(self) -> list[Setting]:
-        """Return the best setting of each provider and kernel, the fastest first."""
-        found: dict[tuple[str, str], Setting] = {}
-        for item in sorted(self.settings, key=lambda item: item.seconds.median):
-            found.setdefault((item.provider, item.kernel), item)
-        return list(found.values())
-
-
-def comparisons(document: dict[str, Any]) -> list[Comparison]:
-    """Group a run's benchmarks by suite, case and device, in the order of the file."""
-    groups: dict[tuple[str, str, str], dict[tuple, Setting]] = {}
-    reasons = {}
-    for benchmark in document["benchmarks"]:
-        about, data = benchmark["extra_info"], benchmark["stats"]["data"]
-        key = (about["suite"], about["case"], about["device"])
-        reasons[key] = about["reason"]
-        which = (about["provider"], about["threads"], about["kernel"])
-        setting = groups.setdefault(key, {}).setdefault(
-            which,
-            Setting(
-                about["provider"],
-                about["role"],
-                about["threads"],
-                about["kernel"],
-                about["chosen"],
-                about["flops"],
-                {},
-            ),
-        )
-        seconds = [value / about["per"] for value in data]
-        setting.turns.setdefault(about["turn"], []).extend(seconds)
-    return [
-        Comparison(*key, reasons[key], tuple(settings.values())) for key, settings in groups.items()
-    ]
+def unit_of(seconds: float) -> tuple[str, float]:
+    """Return the unit that suits a time, and how many of it are a second."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return unit, factor
+    return "µs", 1e6
 
 
 def show_time(time: Spread) -> str:
     """Return a time with its quartiles, in the unit that suits it."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if time.median * factor >= 1 or unit == "µs":
-            break
+    unit, factor = unit_of(time.median)
     return f"{_digits(time, factor)} {unit}"
 
 
 def show_ratio(value: Spread | None) -> str:
     """Return a ratio with its quartiles, or a dash."""
-    return "–" if value is None else f"**{value.median:.2f}** ({value.low:.2f}–{value.high:.2f})"
+    return NONE if value is None else f"**{value.median:.2f}** ({value.low:.2f}–{value.high:.2f})"
+
+
+def show_share(value: Spread | None) -> str:
+    """Return a part of the peak with its quartiles, or a dash."""
+    if value is None:
+        return NONE
+    return f"{value.median:.0%} ({value.low:.0%}–{value.high:.0%})"
+
+
+def at_least(goal: float, got: float | None) -> str:
+    """Return a goal and whether it is met, or a dash where there is no goal."""
+    verdict = "not measured" if got is None else "met" if got >= goal else "missed"
+    return f"at least {goal:g}: {verdict}" if goal else NONE
+
+
+def at_most(goal: float, got: float | None, unit: str = "", factor: float = 1.0) -> str:
+    """Return a goal and whether it is met, or a dash where there is no goal."""
+    verdict = "not measured" if got is None else "met" if got <= goal else "missed"
+    return f"at most {goal * factor:g}{unit}: {verdict}" if goal else NONE
 
 
 def _digits(value: Spread, factor: float) -> str:
@@ -163,34 +86,49 @@ def side_by_side(found: list[Comparison]) -> str:
     head = ["network, batch"]
     for device in devices:
         name = device.upper()
-        head += [f"{name}: fastmlp", f"{name}: best peer", f"{name}: ratio", f"{name}: GFLOP/s"]
+        head += [f"{name}: fastmlp", f"{name}: best peer", f"{name}: ratio"]
+        # The targets and the peak are those of the processor.
+        head += [f"{name}: target"] if device == "cpu" else []
+        head += [f"{name}: GFLOP/s"]
+        head += [f"{name}: of FMA peak"] if device == "cpu" else []
     both = len(devices) > 1
-    cases = list(dict.fromkeys(item.case for item in found))
     rows = []
-    for case in cases:
-        row = [case]
+    for case in dict.fromkeys(item.case for item in found):
         on = {item.device: item for item in found if item.case == case}
+        first = next(iter(on.values()))
+        row = [f"{case}, {first.batch}" + (" (own)" if first.group == "own" else "")]
         for device in devices:
-            row += device_cells(on.get(device))
+            row += device_cells(on.get(device), device)
         if both:
             ours = [on[device].best("ours") if device in on else None for device in devices]
             times = [item.seconds.median for item in ours if item]
-            row.append(f"{times[0] / times[1]:.2f}" if len(times) == len(devices) else "–")
+            row.append(f"{times[0] / times[1]:.2f}" if len(times) == len(devices) else NONE)
         rows.append(row)
     if both:
         head.append(f"fastmlp: {devices[0].upper()} over {devices[1].upper()}")
     return table(head, rows)
 
 
-def device_cells(item: Comparison | None) -> list[str]:
+def device_cells(item: Comparison | None, device: str) -> list[str]:
     """Return the cells of one case on one device."""
     ours, peer = (item.best("ours"), item.best("peer")) if item else (None, None)
-    return [
-        show_time(ours.seconds) if ours else "–",
-        f"{peer.name}: {show_time(peer.seconds)}" if peer else "–",
-        show_ratio(item.ratio if item else None),
-        f"{ours.flops / ours.seconds.median / 1e9:.3g}" if ours else "–",
+    found = item.ratio if item else None
+    cells = [
+        f"{threads_of(ours)}{show_time(ours.seconds)}" if ours else NONE,
+        f"{peer.name}: {show_time(peer.seconds)}" if peer else NONE,
+        show_ratio(found),
     ]
+    if device == "cpu":
+        cells.append(at_least(item.goal if item else 0.0, found.median if found else None))
+    cells.append(f"{ours.flops / ours.seconds.median / 1e9:.3g}" if ours else NONE)
+    if device == "cpu":
+        cells.append(show_share(item.share(ours)) if item and ours else NONE)
+    return cells
+
+
+def threads_of(setting: Setting) -> str:
+    """Return the number of threads before a time where it is not one."""
+    return f"{setting.threads} threads: " if setting.threads > 1 else ""
 
 
 def everybody(found: list[Comparison]) -> str:
@@ -199,12 +137,113 @@ def everybody(found: list[Comparison]) -> str:
     for item in found:
         ours = item.best("ours")
         for setting in item.providers():
-            times = "–" if ours is None else show_ratio(ratio(setting, ours))
+            compared = ours is not None and setting.turns.keys() & ours.turns.keys()
+            times = show_ratio(ratio(setting, ours)) if ours and compared else NONE
             name = f"{item.suite}: {item.case}" if item.suite != "training" else item.case
             mark = "" if setting.chosen else ", not chosen"
             row = [name, item.device, setting.name + mark, show_time(setting.seconds), times]
+            if item.suite == "training":
+                row.append(show_share(item.share(setting)))
+            else:
+                goal = item.goal if setting is ours else 0.0
+                unit, factor = unit_of(goal)
+                row.append(at_most(goal, setting.seconds.median, f" {unit}", factor))
             rows.append(row)
-    return table(["case", "device", "by", "time of one", "over fastmlp"], rows)
+    last = "goal" if found and found[0].suite != "training" else "of FMA peak"
+    return table(["case", "device", "by", "time of one", "over fastmlp", last], rows)
+
+
+def threads_table(found: list[Comparison]) -> str:
+    """Return what a second thread brings, and what the choice of kernel and threads loses."""
+    rows = []
+    for item in found:
+        ours, one = item.best("ours"), item.on_threads(1)
+        if ours is None or item.regret is None:
+            continue
+        counts = sorted(s.threads for s in item.settings if s.role == "ours" and s.threads > 1)
+        most = item.on_threads(counts[-1]) if counts else None
+        row = [f"{item.case}, {item.batch}", item.device, f"{ours.kernel} on {ours.threads}"]
+        row += [show_time(one.seconds) if one else NONE]
+        row += [f"{most.threads}: {show_time(most.seconds)}" if most else NONE]
+        row += [show_ratio(ratio(one, most)) if one and most else NONE, f"{item.regret:.2f}"]
+        rows.append(row)
+    head = ["network, batch", "device", "chosen", "1 thread", "most threads", "speed-up", "regret"]
+    return table(head, rows)
+
+
+def worst_regret(found: list[Comparison]) -> str:
+    """Return the line about the largest regret of all cases."""
+    regrets = [(item.regret, item) for item in found if item.regret is not None]
+    worst, item = max(regrets, key=lambda pair: pair[0])
+    where = f"{item.case} on {item.device}"
+    return f"The worst regret is {worst:.2f}, of {where} ({at_most(MOST_REGRET, worst)})."
+
+
+def calls_beside_kernel(found: list[Comparison]) -> str:
+    """Return what `fit` and `step` add to the kernel of one batch, or nothing."""
+    lines = []
+    for item in found:
+        kernel = next((s for s in item.settings if s.provider == "fastmlp" and s.chosen), None)
+        if kernel is None:
+            continue
+        for setting in item.settings:
+            if setting.provider in DECIDE_THEMSELVES:
+                added = (setting.seconds.median - kernel.seconds.median) * 1e6
+                lines.append(
+                    f"- {setting.provider} adds {added:.3g} µs to its kernel: {item.suite} "
+                    f"of {item.case}, {item.batch}, on {item.device}"
+                )
+    return "\n".join(lines)
+
+
+def variants_table(found: list[Comparison]) -> str:
+    """Return every variant beside its plain case, turn by turn."""
+    rows = []
+    plain = {(item.suite, item.case, item.device): item for item in found}
+    for item in found:
+        ours = item.best("ours")
+        if ours is None:
+            continue
+        beside = plain.get((item.suite, item.against, item.device))
+        base = beside.best("ours") if beside else None
+        common = base is not None and base.turns.keys() & ours.turns.keys()
+        times = ratio(ours, base) if base and common else None
+        row = [f"{item.case}, {item.batch}", item.device, ours.name, show_time(ours.seconds)]
+        row += [show_ratio(times)]
+        row += [at_most(item.goal, times.median if times else None)]
+        rows.append([*row, show_share(item.share(ours))])
+    return table(
+        ["network, batch", "device", "by", "time of one", "over plain", "goal", "of FMA peak"], rows
+    )
+
+
+def memory_table(found: list[Comparison]) -> str:
+    """Return the MiB that each provider's best setting adds to its process."""
+    names = list(dict.fromkeys(s.provider for item in found for s in item.providers()))
+    rows = []
+    for item in found:
+        cells = {}
+        for setting in item.providers():
+            if not math.isnan(setting.memory):
+                cells.setdefault(setting.provider, f"{setting.memory:.0f}")
+        if cells:
+            row = [f"{item.case}, {item.batch}", item.device]
+            rows.append(row + [cells.get(name, NONE) for name in names])
+    return table(["network, batch", "device", *names], rows) if rows else ""
+
+
+def peak_lines(found: list[Comparison]) -> str:
+    """Return the machine's FMA peak, over all turns of all cases."""
+    rates: dict[int, list[float]] = {}
+    for item in found:
+        for peak in (setting for setting in item.settings if setting.role == "peak"):
+            seconds = [second for rounds in peak.turns.values() for second in rounds]
+            rates.setdefault(peak.threads, []).extend(peak.flops / s / 1e9 for s in seconds)
+    return "\n".join(
+        f"- FMA peak of this machine in the same turns, float32, {threads} "
+        f"thread{'s' if threads > 1 else ''}: {_digits(spread(values), 1.0)} GFLOP/s"
+        for threads, values in sorted(rates.items())
+    )
 
 
 def machine_lines(document: dict[str, Any]) -> str:
@@ -231,79 +270,75 @@ def refusal_lines(document: dict[str, Any]) -> str:
         kind = {"missing": "not here", "disagreement": "refused"}.get(row["kind"], row["kind"])
         reason = " ".join(row["reason"].split())
         lines.append(f"- {row['provider']} on {row['device']}: {kind}: {reason}")
+    if document.get("unfinished"):
+        parts = ", ".join(document["unfinished"])
+        lines.append(f"- Not measured, or not in all of their turns: {parts}")
     return "\n".join(lines)
+
+
+def training_sections(found: list[Comparison]) -> list[str]:
+    """Return the sections about the training suite."""
+    reasons = {item.case: item.reason for item in found}
+    why = "\n".join(f"- {case}: {reason}" for case, reason in reasons.items())
+    parts = ["## One training step", side_by_side(found), peak_lines(found), why]
+    if any(item.regret is not None for item in found):
+        parts += [
+            "## Threads and regret",
+            "Regret is the time of the chosen kernel and threads over the best of all that were "
+            "tried.",
+            threads_table(found),
+            worst_regret(found),
+        ]
+    parts += [
+        "## Every provider, one training step",
+        "`fastmlp.fit` is a call of `fit` for one epoch, with its checks; `fastmlp` is the "
+        "kernel without them. The share of the peak is that of as many threads.",
+        everybody(found),
+    ]
+    memory = memory_table(found)
+    if memory:
+        parts += [
+            "## Memory",
+            "MiB that building, compiling and a first epoch added to the process at most, beside "
+            "its libraries and the data as NumPy arrays.",
+            memory,
+        ]
+    return parts
+
+
+def sections(document: dict[str, Any]) -> list[str]:
+    """Return the tables of whatever was measured, with their headings."""
+    found = comparisons(document)
+    training = [item for item in found if item.suite == "training"]
+    variants = [item for item in found if item.suite.startswith("variants")]
+    small = [item for item in found if item not in training and item not in variants]
+    parts = training_sections(training) if training else []
+    if variants:
+        parts += [
+            "## Other optimizers, activations and dtypes",
+            "fastmlp alone, as it chooses; over the plain case of the same turns.",
+            variants_table(variants),
+        ]
+    if small:
+        parts += ["## Small calls and first calls", everybody(small), calls_beside_kernel(small)]
+    return [part for part in parts if part]
 
 
 def markdown(document: dict[str, Any]) -> str:
     """Return the whole report."""
-    found = comparisons(document)
-    training = [item for item in found if item.suite == "training"]
-    small = [item for item in found if item.suite != "training"]
-    regrets = [(item, item.regret) for item in training if item.regret is not None]
     parts = [
         "# fastmlp and its peers",
         "Medians, with quartiles in brackets; a ratio is the peer's time over fastmlp's in the "
-        "same turn, so above 1 fastmlp is faster. float32; every provider's parameters after one "
-        "epoch agreed with float64 before it was timed, and its best number of threads counts.",
+        "same turn, so above 1 fastmlp is faster. float32 unless another is named; every "
+        "provider's parameters after one epoch agreed with float64 before it was timed. Of each "
+        "peer the best number of threads counts, of fastmlp the one that it chooses. Shapes "
+        "marked as own were not tuned for.",
         machine_lines(document),
+        *sections(document),
     ]
-    if training:
-        reasons = {item.case: item.reason for item in training}
-        why = "\n".join(f"- {case}: {reason}" for case, reason in reasons.items())
-        parts += [
-            "## One training step",
-            side_by_side(training),
-            why,
-            "## Every provider, one training step",
-            "`fastmlp.fit` is a call of `fit` for one epoch, with its checks; `fastmlp` is the "
-            "kernel without them.",
-            everybody(training),
-        ]
-    if regrets:
-        cells = [[item.case, item.device, f"{regret:.1%}"] for item, regret in regrets]
-        parts += ["## Regret of dispatch", table(["case", "device", "slower by"], cells)]
-    if small:
-        parts += ["## Small calls and first calls", everybody(small)]
     if refusal_lines(document):
         parts += ["## Not measured", refusal_lines(document)]
     return "\n\n".join(parts) + "\n"
-
-
-def draw(document: dict[str, Any], path: Path) -> str:
-    """Draw the ratios of the training suite; return a line that says what became of it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return "No plot: matplotlib is not installed (pip install matplotlib)."
-    found = [item for item in comparisons(document) if item.suite == "training" and item.ratio]
-    if not found:
-        return "No plot: no case was trained by both fastmlp and a peer."
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window: a run may have no screen
-    from matplotlib import pyplot
-
-    cases = list(dict.fromkeys(item.case for item in found))
-    devices = list(dict.fromkeys(item.device for item in found))
-    figure, axis = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(cases)), layout="constrained")
-    height = 0.8 / len(devices)
-    for index, device in enumerate(devices):
-        on = [item for item in found if item.device == device]
-        places = [cases.index(item.case) + (index - (len(devices) - 1) / 2) * height for item in on]
-        ratios = [item.ratio for item in on]
-        errors = [[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]]
-        # From 1, where both are as fast: a bar's length from another place would say nothing.
-        lengths = [r.median - 1 for r in ratios]
-        axis.barh(places, lengths, height, left=1, xerr=errors, label=device.upper(), capsize=3)
-    axis.axvline(1, color="black", linewidth=1)
-    axis.set(xscale="log", xlabel="time of the best peer over fastmlp's (right of 1: faster)")
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
-    axis.set_yticks(range(len(cases)), cases)
-    axis.invert_yaxis()
-    axis.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return f"Plot: {path}"
 
 
 def write(document: dict[str, Any], folder: Path, stem: str) -> list[str]:

@@ -1,25 +1,90 @@
 """Compare fastmlp with its peers: ``python -m benchmarks.run``, or ``python3 dev.py bench``.
 
-Runs the pytest-benchmark suites in `benchmarks/suites`, then writes their JSON, the tables and the
-plot to a folder. For a record the machine should have nothing else to do. ``--quick`` only shows
-that everything works: its figures mean nothing.
+Runs the pytest-benchmark suites in `benchmarks/suites` part by part: a case of the training suite,
+a kind of variants, the small calls. After each part the record is saved and its tables printed, so
+an end before the end (Ctrl-C, SIGTERM, a crash) loses at most the turns of one part. For a record
+the machine should have nothing else to do. ``--quick`` only shows that everything works: its
+figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 
-from benchmarks import cases, report
+from benchmarks import cases, record, report
+from benchmarks.baselines import Entry
+from benchmarks.workers import Failed, Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK = {"passes": "2", "turn-seconds": "0", "steps": "3", "threads": "1"}
+SUITES = ("training", "variants", "overhead")
+
+
+class Listener:
+    """Hears SIGINT and SIGTERM: the part that runs shall save what it has, and be the last.
+
+    Attributes
+    ----------
+    heard : int
+        The signal that was heard, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.told = False
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Listener:
+        self.before = {
+            number: signal.signal(number, self.hear) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Ask the part to end; whoever is impatient and asks again ends it at once."""
+        self.heard = number
+        if self.process is not None and self.process.poll() is None:
+            if self.told or os.name != "posix":
+                self.process.kill()
+            else:
+                self.told = True
+                self.process.send_signal(signal.SIGINT)
+
+    def wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Return the exit status of a part."""
+        self.process = process
+        # The signal may have come while the process was made.
+        if self.heard and not self.told:
+            self.hear(self.heard, None)
+        return process.wait()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one pytest process measures: a suite, with the options that narrow it."""
+
+    suite: str
+    only: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A name for messages."""
+        return " ".join([self.suite, *(value for _, value in self.only)])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -29,7 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="show that it works; no figures")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"some of: {names}")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="fastmlp, PyTorch, ...")
-    parser.add_argument("--suites", nargs="+", choices=("training", "overhead"), help="all")
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES, help="all")
     parser.add_argument("--device", choices=("cpu", "cuda", "both"), default="both")
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="numbers to try")
     parser.add_argument("--passes", type=int, help="how often each provider has its turn")
@@ -43,53 +108,119 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def pytest_options(options: argparse.Namespace) -> dict[str, str]:
-    """Return what the suites are told; what is named on the command line wins over ``--quick``."""
-    found = dict(QUICK, cases=",".join(cases.QUICK_CASES)) if options.quick else {}
+def parts(options: argparse.Namespace) -> list[Part]:
+    """Return the parts of a run, in their order."""
+    every = cases.QUICK_CASES if options.quick else [case.name for case in cases.CASES]
+    names = options.cases or every
+    kinds = [
+        kind
+        for kind in cases.KINDS
+        if any(row.kind == kind and row.plain.name in names for row in cases.VARIANTS)
+    ]
+    found = {
+        "training": [Part("training", (("cases", name),)) for name in names],
+        "variants": [
+            Part("variants", (("kinds", kind), ("cases", ",".join(names)))) for kind in kinds
+        ],
+        "overhead": [Part("overhead")],
+    }
+    return [part for suite in SUITES if suite in options.suites for part in found[suite]]
+
+
+def pytest_options(options: argparse.Namespace, part: Part) -> dict[str, str]:
+    """Return what a suite is told; what is named on the command line wins over ``--quick``."""
+    found = dict(QUICK) if options.quick else {}
     if options.device != "both":
         found["devices"] = options.device
-    for name in ("cases", "providers", "threads"):
+    for name in ("providers", "threads"):
         if getattr(options, name):
             found[name] = ",".join(str(word) for word in getattr(options, name))
     if options.passes:
         found["passes"] = str(options.passes)
-    return found
+    return found | dict(part.only)
 
 
-def run_suites(options: argparse.Namespace, path: Path) -> int:
-    """Run the suites in a process of their own; return pytest's exit status."""
-    folder = ROOT / "benchmarks" / "suites"
-    suites = [str(folder / f"test_{name}.py") for name in options.suites or ()] or [str(folder)]
-    command = [sys.executable, "-m", "pytest", *suites, "-q", "-rfE", "--tb=short"]
+def run_part(options: argparse.Namespace, part: Part, path: Path, listener: Listener) -> int:
+    """Run a part in a process of its own, which writes to `path`; return pytest's exit status."""
+    suite = ROOT / "benchmarks" / "suites" / f"test_{part.suite}.py"
+    command = [sys.executable, "-m", "pytest", str(suite), "-q", "-rfE", "--tb=short"]
     # The report has the tables, with ratios; pytest-benchmark's would list every turn.
     command += ["--benchmark-json", str(path), "--benchmark-quiet", "-p", "no:randomly"]
     command += ["--benchmark-columns=median", "--no-header", "-o", "console_output_style=count"]
-    command += [f"--{name}={value}" for name, value in pytest_options(options).items()]
+    command += [f"--{name}={value}" for name, value in pytest_options(options, part).items()]
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    # In a session of its own a Ctrl-C of the terminal reaches it once, from the listener: a second
+    # one would end it while it saves.
+    return listener.wait(
+        subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    )
+
+
+def compile_ahead(options: argparse.Namespace) -> None:
+    """Compile fastmlp's kernels to its disk cache, so that no two workers do so at a time."""
+    if not set(options.providers or ["fastmlp"]) & {"fastmlp", "fastmlp.fit", "fastmlp.step"}:
+        return
+    for dtype in ("float32", "float64"):
+        case = replace(cases.CASES[0].with_steps(1), dtype=dtype)
+        worker = Worker(Entry("fastmlp.fit"))
+        try:
+            worker.ask("first_call", case)
+        except Failed as error:
+            # The same happens again where it belongs to a case, and goes on record there.
+            print(f"fastmlp could not be compiled ahead: {error}", file=sys.stderr)
+        finally:
+            worker.stop()
+
+
+def measure(options: argparse.Namespace, path: Path, listener: Listener) -> bool:
+    """Run every part and save the record after each; return whether all went well.
+
+    A part that was interrupted is in the record with the turns that it had.
+    """
+    waiting, missing, whole, well = parts(options), [], None, True
+    started = time.monotonic()
+    compile_ahead(options)
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting and not listener.heard:
+            part = waiting.pop(0)
+            file = Path(folder) / f"{len(waiting)}.json"
+            print(f"\n{part.name} ({len(waiting)} to follow)", flush=True)
+            failed = run_part(options, part, file, listener) != 0
+            measured = record.load(file)
+            if measured is not None:
+                whole = record.grown(whole, measured)
+                print("\n" + "\n\n".join(report.sections(measured)), flush=True)
+            if measured is None or listener.heard:
+                missing.append(part)
+            if whole is not None:
+                whole["unfinished"] = [each.name for each in (*missing, *waiting)]
+                record.save(whole, path)
+            well = well and not failed
+    print(f"\n{(time.monotonic() - started) / 60:.1f} minutes")
+    return well
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the suites and report; return 1 if a provider failed or was refused."""
+    """Run the suites and report; return 1 if a provider failed, 128 and more after a signal."""
     options = parse(arguments)
     # A quick run must not lie among the records.
     folder = options.out or (ROOT / "build" / "benchmarks" if options.quick else RESULTS)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"benchmark-{datetime.now():%Y%m%d-%H%M%S}.json"
-    status = run_suites(options, path)
-    if not path.exists() or not path.stat().st_size:
-        path.unlink(missing_ok=True)
+    with Listener() as listener:
+        well = measure(options, path, listener)
+    document = record.load(path)
+    if document is None:
         print("Nothing was measured: see pytest's messages above.", file=sys.stderr)
-        return status or 1
-    document = json.loads(path.read_text(encoding="utf-8"))
+        return 128 + listener.heard if listener.heard else 1
     print(f"\n{report.markdown(document)}")
     print(f"Record: {path}")
     print("\n".join(report.write(document, folder, path.stem)))
     if options.quick:
         print("Quick: the figures above mean nothing.")
-    return int(status != 0)
+    return 128 + listener.heard if listener.heard else int(not well)
 
 
 if __name__ == "__main__":

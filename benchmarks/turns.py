@@ -3,16 +3,18 @@
 pytest-benchmark runs one test to its end before the next, which would measure one provider in the
 machine's good minute and another in its bad one. So every test is one provider on one case in one
 *pass*, and the tests are ordered case by case, pass by pass, each pass beginning with another
-provider: a round-robin, in which the report compares the providers within a pass.
+provider: a round-robin, in which the report compares the providers within a pass. Variants of a
+case are in the same round-robin as the case.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.baselines import Entry
-from benchmarks.cases import Case
-from benchmarks.providers import entries
+from benchmarks.cases import Case, Variants
+from benchmarks.providers import BASELINES, chosen_alone, entries
 
 
 @dataclass(frozen=True)
@@ -26,29 +28,80 @@ class Settings:
     passes: int
     seconds: float
 
+    def entries(self, case: Case, suite: str) -> list[Entry]:
+        """Return what is tried on a case in a suite."""
+        names = [name for name in self.providers if suite in BASELINES[name].suites]
+        return entries(case, self.devices, self.threads, names)
+
+
+Competitor = tuple[Case, Entry]
+
 
 @dataclass(frozen=True)
 class Measurement:
-    """One provider on one case in one pass."""
+    """One provider on one case in one pass.
+
+    Attributes
+    ----------
+    everyone : tuple of Competitor
+        The whole round-robin.
+    kind : str
+        Of a variant and of the plain case beside it, what differs.
+    against : Case or None
+        Of a variant, the plain case.
+    goal : float
+        What the report holds the result against; 0 if there is nothing.
+    """
 
     case: Case
     entry: Entry
     number: int
+    everyone: tuple[Competitor, ...]
+    goal: float = 0.0
+    kind: str = ""
+    against: Case | None = None
 
     @property
     def label(self) -> str:
         """The test's id."""
-        return f"{self.case.name}/{self.entry.label}/{self.number}"
+        return f"{self.case.title}/{self.entry.label}/{self.number}".replace(" ", "_")
 
 
-def in_turns(settings: Settings) -> list[Measurement]:
-    """Return the round-robin: for each case every pass, for each pass every provider."""
+def round_robin(everyone: Sequence[Competitor], passes: int) -> list[tuple[Competitor, int]]:
+    """Return every pass with everyone in it, each beginning with another one."""
+    found = []
+    for number in range(passes):
+        # Whoever follows a large working set finds the caches cold: not always the same one.
+        first = number % max(1, len(everyone))
+        turn = [*everyone[first:], *everyone[:first]]
+        found += [(competitor, number) for competitor in turn]
+    return found
+
+
+def in_turns(settings: Settings, suite: str = "training") -> list[Measurement]:
+    """Return the round-robin of each case: for each pass every provider."""
     found = []
     for case in settings.cases:
-        everyone = entries(case, settings.devices, settings.threads, settings.providers)
-        for number in range(settings.passes):
-            # Whoever follows a large working set finds the caches cold: not always the same one.
-            first = number % max(1, len(everyone))
-            turn = [*everyone[first:], *everyone[:first]]
-            found += [Measurement(case, entry, number) for entry in turn]
+        everyone = tuple((case, entry) for entry in settings.entries(case, suite))
+        goal = case.target if suite == "training" else 0.0
+        found += [
+            Measurement(*competitor, number, everyone, goal)
+            for competitor, number in round_robin(everyone, case.passes(settings.passes))
+        ]
+    return found
+
+
+def variants_in_turns(settings: Settings, rows: list[Variants]) -> list[Measurement]:
+    """Return the round-robin of each row: the plain case and its variants."""
+    found = []
+    for row in rows:
+        everyone = tuple(
+            (case, entry)
+            for case in row.cases
+            for entry in chosen_alone(settings.entries(case, "variants"))
+        )
+        for (case, entry), number in round_robin(everyone, row.plain.passes(settings.passes)):
+            plain = case == row.plain
+            against, goal = (None, 0.0) if plain else (row.plain, row.goal)
+            found.append(Measurement(case, entry, number, everyone, goal, row.kind, against))
     return found

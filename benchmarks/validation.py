@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
-from benchmarks.cases import LEARNING_RATE, Case, Data, Weights
+from benchmarks.cases import ADAM, LEARNING_RATE, Case, Data, Weights
 
 TOLERANCE = 1e-2
 """Largest error of a layer's weights or biases, relative to how far the epoch moved them.
@@ -23,25 +26,72 @@ def flatten(weights: Weights) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def _normal_distribution(z: np.ndarray) -> np.ndarray:
+    erf = np.frompyfunc(math.erf, 1, 1)
+    return 0.5 * (1 + erf(z / math.sqrt(2)).astype(np.float64))
+
+
+def _gelu_slope(z: np.ndarray) -> np.ndarray:
+    return _normal_distribution(z) + z * np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+Rule = Callable[[np.ndarray], np.ndarray]
+
+ACTIVATIONS: dict[str, tuple[Rule, Rule]] = {
+    "relu": (lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(np.float64)),
+    "sigmoid": (_sigmoid, lambda z: _sigmoid(z) * (1 - _sigmoid(z))),
+    "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "gelu": (lambda z: z * _normal_distribution(z), _gelu_slope),
+}
+"""Value and slope of each activation that a case may have."""
+
+
+class Descent:
+    """Plain gradient descent, or Adam with the moments of one array."""
+
+    def __init__(self, optimizer: str, shape: tuple[int, ...]) -> None:
+        self.optimizer, self.step = optimizer, 0
+        self.first, self.second = np.zeros(shape), np.zeros(shape)
+
+    def change(self, gradient: np.ndarray) -> np.ndarray:
+        """Return what the next step subtracts."""
+        if self.optimizer == "sgd":
+            return LEARNING_RATE * gradient
+        self.step += 1
+        beta1, beta2 = ADAM["beta1"], ADAM["beta2"]
+        self.first = beta1 * self.first + (1 - beta1) * gradient
+        self.second = beta2 * self.second + (1 - beta2) * gradient**2
+        mean = self.first / (1 - beta1**self.step)
+        size = np.sqrt(self.second / (1 - beta2**self.step))
+        return ADAM["learning_rate"] * mean / (size + ADAM["epsilon"])
+
+
 def expected_parameters(case: Case, data: Data, weights: Weights) -> np.ndarray:
     """Return the parameters after one epoch, in float64: shares no code with any provider."""
     layers = [(W.astype(np.float64), b.astype(np.float64)) for W, b in weights]
+    descents = [[Descent(case.optimizer, part.shape) for part in layer] for layer in weights]
+    value, slope = ACTIVATIONS[case.activation]
     for start in range(0, len(data.X), case.batch):
-        activations = [data.X[start : start + case.batch].astype(np.float64)]
-        for W, b in layers[:-1]:
-            activations.append(np.maximum(activations[-1] @ W + b, 0))  # noqa: PERF401  a chain
-        W, b = layers[-1]
-        delta = activations[-1] @ W + b - data.y[start : start + case.batch]
+        inputs = [data.X[start : start + case.batch].astype(np.float64)]
+        sums = []
+        for W, b in layers:
+            sums.append(inputs[-1] @ W + b)
+            inputs.append(value(sums[-1]))
+        delta = sums[-1] - data.y[start : start + case.batch]
         delta /= delta.size
         for index in reversed(range(len(layers))):
             W, b = layers[index]
-            A = activations[index]
-            below = (delta @ W.T) * (A > 0)
+            of_weights, of_bias = descents[index]
             layers[index] = (
-                W - LEARNING_RATE * (A.T @ delta),
-                b - LEARNING_RATE * delta.sum(axis=0),
+                W - of_weights.change(inputs[index].T @ delta),
+                b - of_bias.change(delta.sum(axis=0)),
             )
-            delta = below
+            if index:
+                delta = (delta @ W.T) * slope(sums[index - 1])
     return flatten(layers)
 
 

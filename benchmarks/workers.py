@@ -7,11 +7,14 @@ the same processors.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ import numpy as np
 from benchmarks.baselines import Entry
 from benchmarks.cases import Case
 from benchmarks.providers import BASELINES
-from benchmarks.validation import Disagreement, expected_parameters, validate
+from benchmarks.turns import Competitor, Measurement
+from benchmarks.validation import Disagreement, expected_parameters
+from fastmlp.machine import count_cores
 
 PATIENCE = 900.0
 """Seconds after which a worker that does not answer is given up."""
@@ -67,14 +72,20 @@ def timed(function: Any, *arguments: Any) -> float:
         gc.enable()
 
 
-def peak_memory() -> float:
-    """Return the most memory that this process has held, in MiB; NaN where it is not known."""
+def resident(field: str) -> float:
+    """Return the MiB that this process holds (VmRSS) or has held at most (VmHWM), or NaN."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         return float("nan")
-    lines = [line.split() for line in status.splitlines() if line.startswith("VmHWM")]
+    lines = [line.split() for line in status.splitlines() if line.startswith(field)]
     return int(lines[0][1]) / 1024 if lines else float("nan")
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew at what is held now; without Linux there is none."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 class Server:
@@ -90,15 +101,28 @@ class Server:
             raise Missing(reason)
         weights = case.initial_weights()
         self.data = case.data()
+        self.baseline.load_what_follows()
+        forget_peak()
+        before = resident("VmRSS")
         self.run = self.baseline.prepare(case, self.data, weights)
         self.run()
-        error = validate(weights, expected, self.baseline.parameters())
-        return {"error": error, "seconds": timed(self.run), "peak_memory_mib": peak_memory()}
+        added = resident("VmHWM") - before
+        error = self.baseline.check(weights, expected)
+        flops, per = self.baseline.work(case)
+        # What is here now stays: a collection before each timing shall not walk through libraries.
+        gc.collect()
+        gc.freeze()
+        return {"error": error, "added_memory_mib": added, "flops": flops, "per": per}
 
-    def epoch(self) -> float:
-        """Return the seconds of one epoch."""
+    def epoch(self, count: int = 1) -> float:
+        """Return the seconds of one epoch, `count` of which are timed together."""
+
+        def every_epoch() -> None:
+            for _ in range(count):
+                self.run()
+
         time.sleep(SETTLE)
-        return timed(self.run)
+        return timed(every_epoch) / count
 
     def predict_row(self, calls: int) -> float:
         """Return the seconds of predicting one row, each call another one."""
@@ -130,6 +154,8 @@ class Server:
 
 def serve(connection: Any, entry: Entry, environment: dict[str, str]) -> None:
     """Answer requests until the pipe closes."""
+    # Ctrl-C is the parent's: it ends this process, once what was measured is saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment, OMP_NUM_THREADS=str(entry.threads))
     if hasattr(os, "sched_setaffinity"):
         processors = sorted(os.sched_getaffinity(0))
@@ -138,7 +164,7 @@ def serve(connection: Any, entry: Entry, environment: dict[str, str]) -> None:
     while True:
         try:
             name, arguments = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         try:
             answer = ("done", getattr(server, name)(*arguments))
@@ -183,43 +209,74 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and its pipe."""
+        self.stop()
         self.connection.close()
-        self.process.join(2)
+
+    def stop(self) -> None:
+        """End the process at once: it has nothing to save, and some libraries take seconds."""
         if self.process.is_alive():
             self.process.terminate()
             self.process.join()
 
 
 class Pool:
-    """The workers of one case; asking for another case ends them, which frees their memory."""
+    """The workers of one round-robin; asking for another's ends them, which frees their memory."""
 
     def __init__(self) -> None:
-        self.case: Case | None = None
-        self.workers: dict[Entry, tuple[Worker, dict[str, float]]] = {}
-        self.refusals: dict[tuple[Case, Entry], Exception] = {}
+        self.everyone: tuple[Competitor, ...] = ()
+        self.workers: dict[Competitor, tuple[Worker, dict[str, float]]] = {}
+        self.refusals: dict[Competitor, Exception] = {}
 
-    def worker(self, case: Case, entry: Entry) -> tuple[Worker, dict[str, float]]:
-        """Return a worker that has validated the case, and what it said of it."""
-        if case != self.case:
+    def worker(self, measurement: Measurement) -> tuple[Worker, dict[str, float]]:
+        """Return a worker that has validated its case, and what it said of it."""
+        if measurement.everyone != self.everyone:
             self.close()
-            self.case = case
-            self.expected = expected_parameters(case, case.data(), case.initial_weights())
-        if (case, entry) in self.refusals:
-            raise self.refusals[case, entry]
-        if entry not in self.workers:
+            self.open(measurement.everyone)
+        competitor = measurement.case, measurement.entry
+        if competitor in self.refusals:
+            raise self.refusals[competitor]
+        worker, about = self.workers[competitor]
+        if "seconds" not in about:
+            about["seconds"] = worker.ask("epoch")
+        return worker, about
+
+    def open(self, everyone: tuple[Competitor, ...]) -> None:
+        """Start every worker and validate it: nothing is timed yet, so several do so at a time."""
+        expected = {
+            case: expected_parameters(case, case.data(), case.initial_weights())
+            for case in dict.fromkeys(case for case, _ in everyone)
+        }
+        started: list[Worker] = []
+
+        def prepare(competitor: Competitor) -> None:
+            case, entry = competitor
             worker = Worker(entry)
+            started.append(worker)
             try:
-                self.workers[entry] = worker, worker.ask("prepare", case, self.expected)
+                answer = worker.ask("prepare", case, expected[case])
+                self.workers[competitor] = worker, answer
             except (Missing, Disagreement, Failed) as error:
                 worker.close()
-                self.refusals[case, entry] = error
+                self.refusals[competitor] = error
+
+        wanted = [competitor for competitor in everyone if competitor not in self.refusals]
+        with ThreadPoolExecutor(count_cores()) as several:
+            waiting = [several.submit(prepare, competitor) for competitor in wanted]
+            try:
+                for one in waiting:
+                    one.result()
+            except BaseException:
+                # Ctrl-C: whoever is waited for must not hold up what is saved.
+                several.shutdown(wait=False, cancel_futures=True)
+                for worker in started:
+                    worker.stop()
                 raise
-        return self.workers[entry]
+        self.everyone = everyone
 
     def close(self) -> None:
         """End every worker."""
         for worker, _ in self.workers.values():
             worker.close()
         self.workers.clear()
-        self.case = None
+        self.everyone = ()

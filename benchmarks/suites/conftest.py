@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 
 from benchmarks import cases
-from benchmarks.providers import BASELINES, kernels
-from benchmarks.turns import Measurement, Settings, in_turns
+from benchmarks.providers import BASELINES
+from benchmarks.turns import Measurement, Settings, in_turns, variants_in_turns
 from benchmarks.validation import Disagreement
-from benchmarks.workers import Failed, Missing, Pool
+from benchmarks.workers import CLOCK, Failed, Missing, Pool
+from fastmlp.machine import count_cores, detect
 
 MOST_ROUNDS = 5
+SMALL_CALLS = "16-64-1"
+"""What single calls are measured on: a network whose arithmetic is about as short as a call."""
+
+REPORTED: set[Any] = set()
+"""Who has been asked for: a failure is reported in the first turn alone."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,21 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastmlp's benchmarks")
     names = ",".join(case.name for case in cases.CASES)
     # Not one thread per processor: what small networks gain from many threads is a loss.
-    threads = ",".join(str(n) for n in (1, 2) if n <= available_processors())
+    threads = ",".join(str(n) for n in (1, 2) if n <= count_cores())
     group.addoption("--cases", default=names, help="names, with commas between them")
+    kinds = ",".join(cases.KINDS)
+    group.addoption("--kinds", default=kinds, help="what variants differ in")
     group.addoption("--devices", default="cpu,cuda", help="cpu, cuda or both")
     group.addoption("--threads", default=threads, help="numbers of threads to try")
     group.addoption("--providers", default=",".join(BASELINES), help="names")
     group.addoption("--passes", default=7, type=int, help="how often each provider has its turn")
-    group.addoption("--turn-seconds", default=0.5, type=float, help="length of a turn, about")
+    group.addoption("--turn-seconds", default=0.2, type=float, help="length of a turn, about")
     group.addoption("--steps", default=0, type=int, help="most steps of an epoch; 0: the case's")
-
-
-def available_processors() -> int:
-    """Return the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -74,15 +75,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "measurement" not in metafunc.fixturenames:
         return
     settings = read_settings(metafunc.config)
-    if metafunc.module.__name__.endswith("test_overhead"):
-        # What a call costs beside its arithmetic: the smallest network, one batch, one thread.
-        smallest = min(cases.CASES, key=lambda case: case.flops_per_step)
-        # Fewer turns: in each of them fastmlp compiles everything once.
-        turns = max(1, settings.passes // 2)
-        few = [smallest.with_steps(1)]
-        settings = replace(settings, cases=few, threads=[1], passes=turns)
-    found = in_turns(settings)
+    suite = metafunc.module.__name__.rpartition("test_")[2]
+    if suite == "variants":
+        found = variants_in_turns(settings, read_variants(metafunc.config, settings))
+    else:
+        if suite == "overhead":
+            # One batch on one thread. Fewer turns: in each fastmlp compiles everything once.
+            few = [cases.find(SMALL_CALLS).with_steps(1)]
+            turns = max(1, settings.passes // 3)
+            settings = replace(settings, cases=few, threads=[1], passes=turns)
+        found = in_turns(settings, suite)
     metafunc.parametrize("measurement", found, ids=[item.label for item in found])
+
+
+def read_variants(config: pytest.Config, settings: Settings) -> list[cases.Variants]:
+    """Return the variants of the chosen cases, with epochs as long as theirs."""
+    kinds = config.getoption("kinds").split(",")
+    steps = {case.name: case.steps for case in settings.cases}
+    return [
+        replace(
+            row,
+            plain=row.plain.with_steps(steps[row.plain.name]),
+            others=tuple(case.with_steps(steps[case.name]) for case in row.others),
+        )
+        for row in cases.VARIANTS
+        if row.kind in kinds and row.plain.name in steps
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -107,40 +125,52 @@ def turn(benchmark: Any, measurement: Measurement) -> Callable[..., None]:
     def take(name: str, target: Callable[[], None], rounds: int, **more: Any) -> None:
         case, entry = measurement.case, measurement.entry
         provider = BASELINES[entry.provider]
-        choice = dict(kernels(case, entry.device)) if entry.kernel else {}
-        benchmark.group = f"{name}: {case.name}, {entry.device}"
+        benchmark.group = f"{name}: {case.title}, {entry.device}"
         benchmark.extra_info.update(
             suite=name,
-            case=case.name,
+            case=case.title,
             sizes=list(case.sizes),
             shape=[case.batch, case.sizes[0]],
             batch=case.batch,
             reason=case.reason,
-            dtype="float32",
+            cases=case.group,
+            dtype=case.dtype,
             provider=entry.provider,
-            # In the small calls fastmlp is what its users call; in training that is a second line.
-            role="ours" if provider.role == "also" and name != "training" else provider.role,
+            role=provider.role,
             version=version(provider.packages[0]),
             device=entry.device,
             threads=entry.threads,
             kernel=entry.kernel,
-            chosen=choice.get(entry.kernel, True),
+            chosen=entry.chosen,
+            goal=measurement.goal,
+            against=measurement.against.title if measurement.against else "",
             turn=measurement.number,
             per=1,
             flops=0.0,
         )
         benchmark.extra_info.update(more)
-        benchmark.pedantic(target, rounds=rounds, warmup_rounds=1 if rounds > 1 else 0)
+        take_rounds(benchmark, target, rounds)
 
     return take
+
+
+def take_rounds(benchmark: Any, target: Callable[[], None], rounds: int) -> None:
+    """Time the rounds of a turn; one that is cut short is not saved with the others."""
+    try:
+        benchmark.pedantic(target, rounds=rounds, warmup_rounds=1 if rounds > 1 else 0)
+    except BaseException:
+        # pytest-benchmark does so itself, but not for Ctrl-C: without rounds it could save nothing.
+        benchmark.has_error = True
+        raise
 
 
 @pytest.fixture
 def prepared(pool: Pool, measurement: Measurement) -> tuple[Any, dict[str, float]]:
     """Return the validated worker; skip what is missing, fail what disagrees, each once."""
-    known = (measurement.case, measurement.entry) in pool.refusals
+    known = (measurement.case, measurement.entry) in REPORTED
+    REPORTED.add((measurement.case, measurement.entry))
     try:
-        return pool.worker(measurement.case, measurement.entry)
+        return pool.worker(measurement)
     except Missing as error:
         pytest.skip(str(error))
     except (Disagreement, Failed) as error:
@@ -149,15 +179,34 @@ def prepared(pool: Pool, measurement: Measurement) -> tuple[Any, dict[str, float
         pytest.fail(str(error), pytrace=False)
 
 
+@pytest.fixture
+def epochs(
+    measurement: Measurement, prepared: tuple[Any, dict[str, float]], turn: Any, settings: Settings
+) -> Callable[[str], None]:
+    """Return what times whole epochs under the name of a suite."""
+    worker, about = prepared
+
+    def take(name: str) -> None:
+        turn(
+            name,
+            lambda: CLOCK.advance(worker.ask("epoch")),
+            rounds_of(settings, about["seconds"]),
+            **{word: about[word] for word in ("per", "flops", "error", "added_memory_mib")},
+        )
+
+    return take
+
+
 def rounds_of(settings: Settings, seconds: float) -> int:
     """Return how many rounds fit into a turn."""
     return max(1, min(MOST_ROUNDS, int(settings.seconds / max(seconds, 1e-9))))
 
 
-@pytest.fixture
-def rounds(settings: Settings) -> Callable[[float], int]:
-    """Return `rounds_of` for these settings."""
-    return lambda seconds: rounds_of(settings, seconds)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish() -> Iterator[None]:
+    """Save what was measured, whoever presses Ctrl-C now."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return (yield)
 
 
 def version(package: str) -> str:
@@ -170,11 +219,9 @@ def version(package: str) -> str:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """Record what the figures depend on, and drop the machine's name, which they do not."""
-    from fastmlp.machine import detect
-
     packages = {package for provider in BASELINES.values() for package in provider.packages}
     machine_info.pop("node", None)
-    machine_info["processors"] = available_processors()
+    machine_info["processors"] = count_cores()
     machine_info["gpu"] = detect().gpu
     machine_info["versions"] = {name: version(name) for name in sorted(packages) if version(name)}
 

@@ -1,0 +1,34 @@
+"""A run's record, which grows part by part: what was measured is on the disk at once, and whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def grown(record: dict[str, Any] | None, part: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with what another part has measured; the first one's facts stay."""
+    if record is None:
+        return part
+    refusals = [row for row in part["refusals"] if row not in record["refusals"]]
+    return record | {
+        "benchmarks": record["benchmarks"] + part["benchmarks"],
+        "refusals": record["refusals"] + refusals,
+    }
+
+
+def save(record: dict[str, Any], path: Path) -> None:
+    """Replace the file, so that whoever ends this process leaves the old one or the new one."""
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """Return what a part has left, or None if it has measured nothing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
