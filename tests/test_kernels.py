@@ -443,27 +443,30 @@ def test_integers_are_exact(build):
     )
 
 
+# Small, wide enough for several panels and blocks of columns, and one output.
 CHAINS = [
-    (("relu", "identity"), "half_squared_error"),
-    (("silu", "sigmoid"), "binary_cross_entropy"),
-    (("gelu", "identity"), "softmax_cross_entropy"),
+    ((9, 13, 5), ("relu", "identity"), "half_squared_error"),
+    ((9, 13, 5), ("silu", "sigmoid"), "binary_cross_entropy"),
+    ((9, 13, 5), ("gelu", "identity"), "softmax_cross_entropy"),
+    ((70, 300, 37), ("tanh", "identity"), "softmax_cross_entropy"),
+    ((40, 67, 1), ("softplus", "exp"), "poisson"),
 ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("activations", "loss"), CHAINS)
-def test_a_row_does_not_depend_on_the_rows_beside_it(build, activations, loss, dtype):
-    sizes, total = (9, 13, 5), 23
+@pytest.mark.parametrize(("sizes", "activations", "loss"), CHAINS)
+def test_a_row_does_not_depend_on_the_rows_beside_it(build, sizes, activations, loss, dtype):
+    total, outputs = 23, sizes[-1]
     whole = Problem(sizes, activations, loss, dtype=dtype, batch_size=8, rows=total)
     data = sample(whole, spare_rows=0)
-    expected = np.full((total, 5), np.nan, dtype)
+    expected = np.full((total, outputs), np.nan, dtype)
     program = build(whole)
     program.predict(data.parameters, data.X, expected, True)
     assert np.ptp(expected) > 0
     single = Problem(sizes, activations, loss, dtype=dtype, batch_size=1, rows=1)
     for other in (program, build(single)):
         for i in range(total):
-            row = np.full((1, 5), np.nan, dtype)
+            row = np.full((1, outputs), np.nan, dtype)
             other.predict(data.parameters, data.X[i : i + 1], row, True)
             assert row.tobytes() == expected[i : i + 1].tobytes()
     poisoned = data.X.copy()

@@ -24,7 +24,7 @@ linux = pytest.mark.skipif(
 SCRIPT = """
 import ctypes, json, mmap, os, resource, sys
 import numpy as np
-from fastmlp_kernels.cpu import program as module, tables
+from fastmlp_kernels.cpu import layout, program as module, tables
 from fastmlp_kernels.problem import Problem
 from tests.machines import team
 from tests.samples import sample
@@ -32,7 +32,7 @@ from tests.samples import sample
 libc = ctypes.CDLL(None, use_errno=True)
 side, instruction_set, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
 # No spare rows: panels end where the batch does.
-module.row_capacity = lambda batch_size, target: batch_size
+layout.row_capacity = lambda batch_size, target: batch_size
 
 def guarded(array, short=0):
     # Pages that fault when touched, on both sides; the data touches the one on `side`.

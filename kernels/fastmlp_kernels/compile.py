@@ -12,6 +12,7 @@ import functools
 import hashlib
 import inspect
 import logging
+import pickle
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import types as numba_types
 from numba.core import sigutils
+from numba.core import types as numba_types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.extending import overload, register_jitable
@@ -126,6 +127,32 @@ def stamp() -> str:
     return digest.hexdigest()
 
 
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class CheckedCacheFile(IndexDataCacheFile):
+    """Numba's cache files, where a damaged one is a missing one: code that is run is checked."""
+
+    def _load_index(self) -> dict:
+        try:
+            return super()._load_index()
+        except Exception:
+            logger.warning("%s is damaged: compiling anew", self._index_path)
+            return {}
+
+    def _save_data(self, name: str, data: Any) -> None:
+        content = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(hashlib.sha256(content).digest() + content)
+
+    def _load_data(self, name: str) -> Any:
+        content = Path(self._data_path(name)).read_bytes()
+        digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != digest:
+            raise OSError(f"{name} is damaged")
+        return pickle.loads(content)
+
+
 class StampedCache(FunctionCache):
     """Numba's disk cache, valid for as long as `stamp` is the same.
 
@@ -142,9 +169,10 @@ class StampedCache(FunctionCache):
     def __init__(self, function: Callable, name: str = "") -> None:
         super().__init__(function)
         self._leaf = name
-        self._cache_file = IndexDataCacheFile(
+        own = f"{name}-{sys.implementation.cache_tag}"
+        self._cache_file = CheckedCacheFile(
             cache_path=self._cache_path,
-            filename_base=f"{name}-{sys.implementation.cache_tag}" if name else self._impl.filename_base,
+            filename_base=own if name else self._impl.filename_base,
             source_stamp=stamp(),
         )
 

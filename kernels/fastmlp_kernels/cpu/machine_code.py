@@ -10,7 +10,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
-from fastmlp_kernels.compile import cache_folder, stamp
+from fastmlp_kernels.compile import DIGEST_BYTES, cache_folder, stamp
 from fastmlp_kernels.cpu.microkernels import emit_all
 from fastmlp_kernels.cpu.simd import InstructionSet, host_instruction_sets
 
@@ -60,25 +60,37 @@ def _object_file(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]]:
 
 def _cached_object(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]]:
     folder = cache_folder()
-    name = f"microkernels-{target.name}-{dtype}-{stamp()[:16]}.o"
-    path = None if folder is None else Path(folder) / name
-    if path is not None and path.exists():
-        data = path.read_bytes()
-        digest, names, code = data[:64].decode(), data[64:1024].decode().split(), data[1024:]
-        if hashlib.sha256(code).hexdigest() == digest:
-            return code, names
-    code, names = _object_file(target, dtype)
-    if path is not None:
-        _store(path, hashlib.sha256(code).hexdigest(), names, code)
-    return code, names
+    if folder is None:
+        return _object_file(target, dtype)
+    path = folder / f"microkernels-{target.name}-{dtype}-{stamp()[:16]}.o"
+    found = _read(path)
+    if found is None:
+        found = _object_file(target, dtype)
+        _store(path, *found)
+    return found
 
 
-def _store(path: Path, digest: str, names: list[str], code: bytes) -> None:
+def _read(path: Path) -> tuple[bytes, list[str]] | None:
+    """Return what `_store` wrote, or None if it is not there, or not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        logger.warning("%s is damaged: compiling anew", path)
+        return None
+    names, _, code = content.partition(b"\n")
+    return code, names.decode().split()
+
+
+def _store(path: Path, code: bytes, names: list[str]) -> None:
+    content = " ".join(names).encode() + b"\n" + code
     # Written beside and moved: another process never sees half a file.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(digest.encode() + " ".join(names).ljust(1024 - 64).encode() + code)
+            file.write(hashlib.sha256(content).digest() + content)
         os.replace(file.name, path)
         for other in path.parent.glob(re.sub(r"-[0-9a-f]{16}\.o$", "-*.o", path.name)):
             if other != path:
