@@ -16,7 +16,7 @@ def document():
     for turn, slow in enumerate((1, 10, 1)):
         rate = np.array([0.9, 1.0, 1.1]) * slow
         times = {
-            ("fastmlp", "ours", 1, "cpu.layered"): 0.01,
+            ("fastmlp", "ours", 1, "cpu.fused"): 0.01,
             ("FMA peak", "peak", 1, ""): 0.0004,
             ("PyTorch", "peer", 1, ""): 0.05,
             ("PyTorch", "peer", 2, ""): 0.03 + 0.01 * turn,
@@ -53,7 +53,7 @@ def test_ratios_are_of_the_same_turn_and_of_the_best_peer():
     assert on_cuda.ratio.median == pytest.approx(0.5)
     assert on_cpu.regret is None
     names = [item.name for item in on_cpu.providers()]
-    assert names == ["fastmlp (cpu.layered, 1 thread)", "PyTorch (2 threads)", "JAX (1 thread)"]
+    assert names == ["fastmlp (cpu.fused, 1 thread)", "PyTorch (2 threads)", "JAX (1 thread)"]
 
 
 def row_of(text, start):
@@ -111,7 +111,7 @@ def with_two_threads(seconds):
     changed = document()
     for turn in range(3):
         data = [seconds * (10 if turn == 1 else 1)] * 3
-        more = {"threads": 2, "kernel": "cpu.layered", "chosen": False}
+        more = {"threads": 2, "kernel": "cpu.fused", "chosen": False}
         changed["benchmarks"].append(benchmark("fastmlp", "ours", turn, data, **more))
     return changed
 
@@ -120,12 +120,12 @@ def test_regret_is_over_numbers_of_threads_too():
     on_cpu = report.comparisons(with_two_threads(0.008))[0]
     assert on_cpu.regret == pytest.approx(1.25)
     text = report.markdown(with_two_threads(0.008))
-    cells = row_of(text, "| 16-64-1, 32 | cpu | cpu.layered on 1 |")
+    cells = row_of(text, "| 16-64-1, 32 | cpu | cpu.fused on 1 |")
     assert cells[-2:] == ["**1.25** (1.25–1.25)", "1.25"]
     assert "worst regret is 1.25, of 16-64-1 on cpu (at most 1.15: missed)" in text
     # Users get one thread, so that is what the table of everybody shows.
-    assert "fastmlp (cpu.layered, 1 thread)" in text
-    assert "fastmlp (cpu.layered, 2 threads)" not in text
+    assert "fastmlp (cpu.fused, 1 thread)" in text
+    assert "fastmlp (cpu.fused, 2 threads)" not in text
     best = report.markdown(with_two_threads(0.02))
     assert "worst regret is 1.00, of 16-64-1 on cpu (at most 1.15: met)" in best
 
@@ -134,7 +134,7 @@ def test_variants_are_beside_the_plain_case_of_their_own_turns():
     changed = document()
     for kind, plain, other in (("optimizer", 0.01, 0.011), ("activation", 0.02, 0.04)):
         for turn, slow in enumerate((1, 10, 1)):
-            more = {"suite": f"variants: {kind}", "kernel": "cpu.layered"}
+            more = {"suite": f"variants: {kind}", "kernel": "cpu.fused"}
             data = [plain * slow]
             changed["benchmarks"].append(benchmark("fastmlp", "ours", turn, data, **more))
             more |= {"case": f"16-64-1 {kind}", "against": "16-64-1", "goal": 1.15}
