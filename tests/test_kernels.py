@@ -231,6 +231,9 @@ BORDERS = [
     ((9, 5, 2), ("silu", "identity"), 255, 255),
     ((9, 5, 2), ("silu", "identity"), 257, 300),
     ((33, 9, 2), ("tanh", "identity"), 600, 600),
+    ((40, 96, 3), ("tanh", "identity"), 15, 29),
+    ((95, 192, 1), ("silu", "identity"), 13, 15),
+    ((33, 1, 4, 1), ("tanh", "silu", "identity"), 14, 31),
 ]
 
 

@@ -107,9 +107,11 @@ chains = [
     (("gelu", "silu", "exp"), "poisson", False, "adam"),
     (("tanh", "identity"), "softmax_cross_entropy", True, "adamw"),
 ]
+shapes = [(1, 1, 1, 1), (5, 7, 3, 9), (17, 4, 33, 2), (9, 19, 5, 13), (16, 32, 8, 64),
+          (40, 96, 3, 1)]
 epochs = 0
 for dtype in ("float32", "float64"):
-    for sizes in ((1, 1, 1, 1), (5, 7, 3, 9), (17, 4, 33, 2), (9, 19, 5, 13), (16, 32, 8, 64)):
+    for sizes in shapes:
         for names, loss, labels, rule in chains:
             for batch, rows in ((1, 2), (3, 8), (15, 29)):
                 used = sizes[: len(names)] + sizes[-1:]

@@ -69,7 +69,20 @@ def problems():
         )
         for dtype in DTYPES
     ]
-    return [*made, exponential, *large]
+    # More inputs than rows: a team shares the columns of the first layer.
+    wide = [
+        Problem(
+            (70, 960, 3),
+            ("silu", "identity"),
+            "huber",
+            "momentum",
+            dtype=dtype,
+            batch_size=23,
+            rows=59,
+        )
+        for dtype in DTYPES
+    ]
+    return [*made, exponential, *wide, *large]
 
 
 PROBLEMS = problems()
@@ -82,6 +95,11 @@ def test_every_row_of_every_table_has_a_part():
     assert {p.rule for p in PROBLEMS} == {rule.name for rule in loss_rules()}
     assert {p.optimizer for p in PROBLEMS} == set(OPTIMIZERS.names)
     assert {(p.reduction, p.dtype) for p in PROBLEMS} == set(itertools.product(REDUCTIONS, DTYPES))
+
+
+def test_both_ways_to_share_the_first_layer_are_there():
+    shared = [program.columns for program in (built(p, 3, HOST[0]) for p in PROBLEMS)]
+    assert len(set(shared)) == 2
 
 
 def results(problem, program):

@@ -96,6 +96,10 @@ from fastmlp_kernels.cpu.team import meet
 from fastmlp_kernels.problem import BATCHES as FINISHED
 from fastmlp_kernels.problem import STATUS, STOP
 
+# The data pointer is the first field of NumPy's array object. PyArray_DATA is a macro, compiled
+# into every extension: this layout is a promise.
+OBJECT_HEAD = object.__basicsize__
+
 
 @part
 def _top(words):
@@ -354,6 +358,10 @@ def run(words, member):
 
 
 @kernel
-def point_at(words, index, array):
-    """Set a word of the tables to the address of an array: in a fifth of the time of NumPy."""
-    set_word(words, index, array.ctypes.data)
+def point_at(words, index, identity):
+    """Set a word of the tables to where the array with an identity (its ``id``) keeps its data.
+
+    NumPy takes 1.5 us to say where, and a compiled function that took the array itself would be
+    compiled once more for each kind of array, a read-only one for example.
+    """
+    set_word(words, index, word(identity + OBJECT_HEAD, 0))

@@ -100,7 +100,7 @@ class FusedProgram(Layout):
         """See `Program.prepare`: compile what an epoch needs, and run nothing."""
         update(self.problem.optimizer, self.problem.dtype, self.panel)
         for word, array in ((tables.X, X), (tables.Y, y)):
-            point_at(self.table, word, array)
+            point_at(self.table, word, id(array))
         self._settle(("nothing",), 0, 1, (0, 0))
         self._run()
 
@@ -118,7 +118,7 @@ class FusedProgram(Layout):
         self._keep_state(state)
         # The caller's data is not kept: a model would hold on to its last training set.
         for word, array in ((tables.X, X), (tables.Y, y), (tables.ORDER, order)):
-            point_at(self.table, word, array)
+            point_at(self.table, word, id(array))
         problem, words, sizes = self.problem, self.words, (len(order), len(losses))
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
         if self._settle(("epoch", *sizes), stages, self.threads, sizes):
@@ -141,7 +141,7 @@ class FusedProgram(Layout):
         self._keep(tables.PARAMETERS, parameters)
         self._keep(tables.CONTROL, self.control)
         for word, array in ((tables.X, X), (tables.OUT, out)):
-            point_at(self.table, word, array)
+            point_at(self.table, word, id(array))
         direct = rows <= DIRECT_ROWS and self.target.masks
         stages = PACK | GATHER | FORWARD | OUTPUT
         sizes = (rows, -(-rows // problem.batch_size))
@@ -163,7 +163,7 @@ class FusedProgram(Layout):
         words = self.words
         self._once(self._kept[tables.PARAMETERS], LOSS, self.rows)
         words[tables.MEMBERS] = 1
-        point_at(self.table, tables.TARGETS, y)
+        point_at(self.table, tables.TARGETS, id(y))
         self._run()
         words[tables.TARGETS] = address(self.workspace.targets)
         return self.one_loss.item()
@@ -176,10 +176,10 @@ class FusedProgram(Layout):
         stages |= UPSTREAM if upstream is not None else 0
         self._once(parameters, stages, self.rows)
         words[tables.FINISH] = write_gradient(problem.dtype, True)
-        point_at(self.table, tables.TARGET, gradient)
-        point_at(self.table, tables.INPUT_GRADIENT_ROWS, input_gradient)
+        point_at(self.table, tables.TARGET, id(gradient))
+        point_at(self.table, tables.INPUT_GRADIENT_ROWS, id(input_gradient))
         if upstream is not None:
-            point_at(self.table, tables.UPSTREAM_ROWS, upstream)
+            point_at(self.table, tables.UPSTREAM_ROWS, id(upstream))
             words[tables.OUTPUT_GRADIENT] = address(self.workspace.upstream)
             if problem.fused_output:
                 name = problem.activations[-1]
@@ -192,7 +192,7 @@ class FusedProgram(Layout):
         self.rows = len(X)
         self._once(parameters, PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT, self.rows)
         for word, array in ((tables.X, X), (tables.Y, y), (tables.TARGET, gradient)):
-            point_at(self.table, word, array)
+            point_at(self.table, word, id(array))
         self.words[tables.FINISH] = write_gradient(self.problem.dtype, False)
         self._run()
         return self.one_loss.item()
