@@ -163,16 +163,17 @@ class Machine:
 
     Notes
     -----
-    The defaults are what ``python -m fastmlp calibrate`` measured on a 2-core AMD EPYC (2026-11-23);
-    it measures those of any other machine. A meeting's cost includes what the caches of two cores
-    then exchange. The GPU's are estimates: none was measured.
+    The defaults fit the times of the benchmark's cases on a 2-core AMD EPYC (2026-11-23);
+    ``python -m fastmlp calibrate`` measures those of any other machine. A meeting itself takes
+    0.1 to 0.4 us there: the rest of its cost is what the caches of two cores then exchange. The
+    GPU's are estimates: none was measured.
     """
 
     cores: int = 1
     cpu_flops: float = 1e11
-    cpu_bytes: float = 1.5e10
+    cpu_bytes: float = 4e10
     cpu_step_seconds: float = 4e-7
-    cpu_barrier_seconds: float = 1.5e-6
+    cpu_barrier_seconds: float = 3e-6
     cpu_thread_seconds: float = 2e-4
     cuda_missing: str | None = "no GPU was looked for"
     gpu: str = ""

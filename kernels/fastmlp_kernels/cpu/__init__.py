@@ -11,7 +11,8 @@ def epoch_seconds(problem: Problem, machine: Machine, threads: int) -> float:
     """Return the predicted seconds of an epoch on a number of threads: a roofline.
 
     Arithmetic at the rate of the products; each activation is written and read once in either
-    direction, each parameter, its state, its gradient and two copies once a step.
+    direction, each parameter, its state, its gradient and two copies once a step. Threads share the
+    arithmetic alone: what they move they also take from one another's caches.
     """
     item = 8 if problem.dtype == "float64" else 4
     units = sum(problem.sizes)
@@ -20,8 +21,8 @@ def epoch_seconds(problem: Problem, machine: Machine, threads: int) -> float:
         + problem.batches * problem.parameter_count * (4 + 2 * problem.slots)
     )
     flops = machine.cpu_flops * (4 / item)
-    shared = problem.flops / flops + moved / machine.cpu_bytes
-    seconds = shared / threads + problem.batches * machine.cpu_step_seconds
+    seconds = problem.flops / flops / threads + moved / machine.cpu_bytes
+    seconds += problem.batches * machine.cpu_step_seconds
     if threads > 1:
         seconds += problem.batches * 2 * machine.cpu_barrier_seconds
         seconds += (threads - 1) * machine.cpu_thread_seconds

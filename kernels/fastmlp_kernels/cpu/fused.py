@@ -72,6 +72,7 @@ from fastmlp_kernels.cpu.tables import (
     PACKED,
     PANEL,
     PANEL_STRIDE,
+    PLACES,
     PREDICTIONS,
     ROW_BLOCK,
     ROW_LOSSES,
@@ -92,7 +93,7 @@ from fastmlp_kernels.cpu.tables import (
     WORD_BYTES,
     A,
 )
-from fastmlp_kernels.cpu.team import meet
+from fastmlp_kernels.cpu.team import meet, settle
 from fastmlp_kernels.problem import BATCHES as FINISHED
 from fastmlp_kernels.problem import STATUS, STOP
 
@@ -349,6 +350,8 @@ def _learn(words, member, batch, rows):
 @kernel
 def run(words, member):
     """Do what ``word(words, STAGES)`` asks for, as one member of the team; see `cpu.tables`."""
+    if word(words, PLACES):
+        settle(word(words, PLACES), member, word(words, MEMBERS))
     if word(words, STAGES) & PACK:
         _units(words, member, True, 0, 0)
         meet(word(words, MEETING), word(words, MEMBERS))

@@ -182,3 +182,17 @@ def give_way(typing_context):
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def set_processors(typing_context, mask, size):
+    """Restrict this thread to a set of processors; nothing where the system cannot (not Linux)."""
+
+    def generate(context, builder, signature, values):
+        if sys.platform.startswith("linux"):
+            kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), WORD, WORD])
+            function = cgutils.get_or_insert_function(builder.module, kind, "sched_setaffinity")
+            builder.call(function, [ir.Constant(ir.IntType(32), 0), values[1], values[0]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate

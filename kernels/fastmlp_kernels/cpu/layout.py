@@ -12,7 +12,7 @@ from fastmlp_kernels.cpu.machine_code import microkernels
 from fastmlp_kernels.cpu.microkernels import gradient_name, product_name
 from fastmlp_kernels.cpu.simd import InstructionSet
 from fastmlp_kernels.cpu.tables import address
-from fastmlp_kernels.cpu.team import MEETING_BYTES
+from fastmlp_kernels.cpu.team import MASK_BYTES, MEETING_BYTES
 from fastmlp_kernels.problem import Problem, parameter_layout
 
 # Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient: the
@@ -90,6 +90,7 @@ class Layout:
             "zeros": self._zeros(self.panel),
             "scales": self._zeros(2),
             "meeting": self._bytes(MEETING_BYTES),
+            "places": self._bytes((self.threads + 1) * MASK_BYTES).reshape(-1, MASK_BYTES),
         }
         self._fill_words()
         self._fill_functions()

@@ -21,7 +21,7 @@ from fastmlp_kernels.cpu.tables import (
     UPSTREAM,
     address,
 )
-from fastmlp_kernels.cpu.team import run_together
+from fastmlp_kernels.cpu.team import choose_places, run_together
 from fastmlp_kernels.cpu.update import call_update, update, write_gradient
 from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem
 
@@ -65,7 +65,7 @@ class FusedProgram(Layout):
         self._settled = what
         words, problem = self.words, self.problem
         columns = self.columns and threads > 1 and stages & UPDATE != 0
-        words[: tables.MEETING] = stages, threads
+        words[: tables.PLACES] = stages, threads
         words[tables.COLUMNS] = columns
         words[tables.UNIT_COST] = max(1, sum(self._costs[columns:]))
         words[tables.BATCH_SIZE : tables.BATCHES + 1] = problem.batch_size, *sizes
@@ -82,9 +82,13 @@ class FusedProgram(Layout):
         words = self.words
         words[tables.HALT] = 0
         threads = int(words[tables.MEMBERS])
+        places = self.constants["places"]
+        words[tables.PLACES] = 0
         if threads == 1:
             run(self.table, 0)
         else:
+            if choose_places(places):
+                words[tables.PLACES] = address(places)
             run_together(lambda member: run(self.table, member), threads)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:

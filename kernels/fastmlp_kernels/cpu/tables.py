@@ -18,6 +18,7 @@ WORD_BYTES = 8
 (
     STAGES,
     MEMBERS,  # threads of the team
+    PLACES,  # address of the team's processors, or 0
     MEETING,  # address of its meeting place
     HALT,  # set by member 0 for all: stop before the next batch
     CHAIN,  # address of the chain
@@ -89,7 +90,7 @@ WORD_BYTES = 8
     OUTPUT_SLOPE,
     CHECK,
     WORDS,
-) = range(70)
+) = range(71)
 
 # Columns of the chain, one row a layer.
 (
