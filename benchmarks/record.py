@@ -21,8 +21,12 @@ def grown(record: dict[str, Any] | None, part: dict[str, Any]) -> dict[str, Any]
 
 def save(record: dict[str, Any], path: Path) -> None:
     """Replace the file, so that whoever ends this process leaves the old one or the new one."""
+    # pytest's parameters hold a printout of all competitors for each timing: nine tenths of the
+    # file. What is read of them is in extra_info.
+    benchmarks = [each | {"params": None} for each in record["benchmarks"]]
     fresh = path.with_suffix(".fresh")
-    fresh.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    content = json.dumps(record | {"benchmarks": benchmarks}, indent=1)
+    fresh.write_text(content, encoding="utf-8")
     os.replace(fresh, path)
 
 
