@@ -44,6 +44,7 @@ class Fastmlp(Baseline):
 
     def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
         """Build the program and give it its arrays, once."""
+        from fastmlp.parameters import aligned_zeros
         from fastmlp_kernels.algebra import OPTIMIZERS
         from fastmlp_kernels.algebra.optimizers import hyper_table
         from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS
@@ -52,7 +53,10 @@ class Fastmlp(Baseline):
         (kernel,) = [kernel for kernel in KERNELS if kernel.name == self.entry.kernel]
         asked = problem(case)
         self.program = kernel.build(asked, machine_with(self.entry, asked))
-        self.host = flatten(weights).astype(case.dtype)
+        flat = flatten(weights)
+        # As `MLP` keeps its parameters: NumPy aligns to 16 bytes only.
+        self.host = aligned_zeros(flat.shape, case.dtype)
+        self.host[:] = flat
         self.on_device = self.program.to_device(self.host)
         state = self.program.to_device(np.zeros((asked.slots, len(self.host)), case.dtype))
         X, y = self.program.to_device(data.X), self.program.to_device(data.y)
