@@ -1,6 +1,6 @@
 """Shared settings: one hypothesis profile, and a note on compiling.
 
-Nothing here compiles: a kernel is compiled by the first test that calls it (about 20 s a dtype
+Nothing here compiles: a kernel is compiled by the first test that calls it (some seconds
 on a cold disk cache, once per machine) and read from the disk cache after that.
 """
 
