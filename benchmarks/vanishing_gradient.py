@@ -21,6 +21,8 @@ against the algebra's plain functions in float64.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import functools
 import importlib.util
 import json
 import os
@@ -37,6 +39,7 @@ import numpy as np
 
 from fastmlp import ACTIVATIONS, MLP
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.tables import address
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 64
@@ -133,30 +136,51 @@ def timed_calls() -> list[Timed]:
     generator = np.random.default_rng(0)
     Z = (2 * generator.standard_normal(TIMED_SHAPE)).astype(np.float32)
     dA = generator.standard_normal(TIMED_SHAPE).astype(np.float32)
-    out, dZ = np.empty_like(Z), np.empty_like(Z)
+    out, dZ = np.empty_like(Z), np.empty_like(dA)
     calls = []
     for row in ACTIVATIONS:
-        code, A = ACTIVATIONS.code(row.name), np.empty_like(Z)
-        activation_forward(Z, code, len(Z), A)
-        check_loops(row, code, Z, A, dA)
-
-        def forward(code: int = code) -> None:
-            activation_forward(Z, code, len(Z), out)
-
-        def backward(code: int = code, A: np.ndarray = A) -> None:
-            activation_backward(Z, A, code, len(Z), dZ)
-
-        # The backward loop multiplies in place. Without the fresh copy, the products would sink
-        # into subnormal numbers after some rounds, and those are slow on many machines.
-        calls.append(Timed(row.name, "forward", lambda: None, forward))
-        calls.append(Timed(row.name, "backward", lambda: np.copyto(dZ, dA), backward))
+        forward, backward = loops(row.name)
+        # A row that keeps its output works in place: it is given a fresh copy of Z, and so is the
+        # backward loop of dA. Without, the numbers would overflow or sink into subnormal ones
+        # after some rounds, and those are slow on many machines.
+        A = Z.copy()
+        forward(*over(Z, A))
+        check_loops(row, Z, A, dA)
+        kept = Z if row.keeps == "input" else A
+        calls.append(
+            Timed(
+                row.name,
+                "forward",
+                functools.partial(np.copyto, out, Z),
+                functools.partial(forward, *over(Z, out)),
+            )
+        )
+        calls.append(
+            Timed(
+                row.name,
+                "backward",
+                functools.partial(np.copyto, dZ, dA),
+                functools.partial(backward, *over(kept, dZ)),
+            )
+        )
     return calls
 
 
-def check_loops(row: object, code: int, Z: np.ndarray, A: np.ndarray, dA: np.ndarray) -> None:
+def loops(name: str) -> tuple[Callable, Callable]:
+    """Return an activation's two compiled loops, forward and backward, which take `over`."""
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)
+    return kind(activation_forward(name, "float32")), kind(activation_backward(name, "float32"))
+
+
+def over(first: np.ndarray, second: np.ndarray) -> tuple[int, int, int]:
+    """Return two arrays as a loop takes them; they must outlive the call."""
+    return address(first), address(second), second.size
+
+
+def check_loops(row: object, Z: np.ndarray, A: np.ndarray, dA: np.ndarray) -> None:
     """Compare the compiled loops with the algebra's functions, uncompiled and in float64."""
     dZ = dA.copy()
-    activation_backward(Z, A, code, len(Z), dZ)
+    loops(row.name)[1](*over(Z if row.keeps == "input" else A, dZ))
     for index in range(CHECKED_ELEMENTS):
         z = np.float64(Z.flat[index])
         value = row.value(z)

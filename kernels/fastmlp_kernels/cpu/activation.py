@@ -29,28 +29,19 @@ def activation_forward(name: str, dtype: str) -> int:
     the exponential family. Source: `algebra.activations`.
     """
     row = ACTIVATIONS[name]
-    value = row.value
+    value, apart = row.value, row.keeps == "input"
     pointer = types.CPointer(NUMBERS[dtype])
 
-    def activate_in_place(Z, A, count):
-        seen = magnitude(read(A, 0, 1))
-        for i in range(count):
-            z = read(A, i, 1)
-            seen = max(seen, magnitude(z))
-            write(A, i, value(z), 1)
-        return types.int64(seen)
-
     def activate(Z, A, count):
-        seen = magnitude(read(Z, 0, 0))
+        seen = magnitude(read(Z, 0, 0) if apart else read(A, 0, 1))
         for i in range(count):
-            z = read(Z, i, 0)
+            z = read(Z, i, 0) if apart else read(A, i, 1)
             seen = max(seen, magnitude(z))
             write(A, i, value(z), 1)
         return types.int64(seen)
 
-    function = activate if row.keeps == "input" else activate_in_place
     signature = types.int64(pointer, pointer, types.int64)
-    return leaf(function, f"activation_forward-{name}-{dtype}", signature).address
+    return leaf(activate, f"activation_forward-{name}-{dtype}", signature).address
 
 
 @functools.cache

@@ -83,7 +83,7 @@ def settle(places, member, members):
 
     Linux wakes a thread where its waker runs, and takes long to see that another processor is idle;
     a team on one processor waits out its patience at every meeting (64-64-10 at batch 64: 71 us a
-    step instead of 18; 2-core AMD EPYC, 2026-11-23). From here on the thread neither sleeps nor
+    step instead of 23; 2-core AMD EPYC, 2026-11-23). From here on the thread neither sleeps nor
     waits for Python, which is what gets it moved back.
 
     Parameters
