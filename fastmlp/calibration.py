@@ -17,6 +17,7 @@ from fastmlp.machine import sharing
 from fastmlp.parameters import aligned_zeros
 from fastmlp.planning import plan
 from fastmlp_kernels.algebra import HYPER_WIDTH
+from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.cpu import epoch_seconds
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, Machine, Problem
 
@@ -154,7 +155,7 @@ def epoch_arrays(problem: Problem) -> tuple[Any, ...]:
     y = np.zeros((problem.rows, problem.target_columns), dtype=dtype)
     hyper = np.zeros((problem.batches, HYPER_WIDTH), dtype=dtype)
     # A rate that moves nothing in a thousand steps, and takes as long as any other.
-    hyper[:, 0] = 1e-6
+    hyper[:, RULE_START] = 1e-6
     return (
         parameters,
         aligned_zeros((problem.slots, problem.parameter_count), dtype),

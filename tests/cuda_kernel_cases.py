@@ -7,9 +7,9 @@ Not collected by itself: `test_cuda` runs this file in a process of its own, in 
 import numpy as np
 import pytest
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS, loss_rules
 from fastmlp_kernels.cuda.layered import build
-from fastmlp_kernels.problem import DTYPES, Problem
+from fastmlp_kernels.problem import DTYPES, Problem, parameter_layout
 from fastmlp_kernels.reference import elementwise
 from tests import tolerances
 from tests.cuda_device import (
@@ -168,11 +168,11 @@ def test_loss(tiles, dtype, loss, activation, labels, rows):
     A = logits if problem.fused_output else elementwise(ACTIVATIONS[activation].value, logits)
     y = sample(problem, spare_rows=0).y[:rows]
     expected, slope = tolerances.loss_and_gradient(problem, Bounded.exact(A), y)
-    kernels, scale = build(tiles), np.dtype(dtype).type(problem.scale(rows))
+    kernels, scale = build(tiles), np.array([problem.scale(rows)], dtype)
     for in_place in (False, True):
         given, row_losses = padded(A), np.full(rows + 2, np.nan, dtype)
         dA = given if in_place else unwritten(rows, 4, dtype)
-        arguments = (given, padded(y), problem.rule_code, rows, scale, row_losses, dA)
+        arguments = (given, padded(y), problem.rule_code, rows, scale, 0, row_losses, dA)
         over(tiles, kernels.loss_and_gradient, rows, *arguments)
         losses, status = np.full(3, np.nan, dtype), np.zeros(3, np.int64)
         launch(kernels.sum_losses, 1, tiles.threads, row_losses, rows, losses, 1, status)
@@ -229,19 +229,28 @@ def test_predict_rows(tiles, dtype, loss):
     compare_rows(given, Bounded(expected, error), "probabilities")
 
 
+def bias_mask(problem):
+    """Return uint8[P]: 1 where the parameter is a bias."""
+    mask = np.zeros(problem.parameter_count, np.uint8)
+    for layer in parameter_layout(problem.sizes):
+        mask[layer.bias] = 1
+    return mask
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_update(tiles, dtype, name):
     problem = Problem((3, 4), ("identity",), "half_squared_error", name, dtype=dtype)
     data, count = sample(problem), problem.parameter_count
     gradient = normal((count,), dtype, 1)
     state = np.abs(normal((problem.slots, count), dtype, 2))
-    hyper = np.stack([np.full(6, np.nan, dtype), data.hyper[0]])
+    hyper = np.stack([np.full(HYPER_WIDTH, np.nan, dtype), data.hyper[0]])
     p, slots = tolerances.updated(
         problem, data.parameters, Bounded.exact(gradient), state, data.hyper[0]
     )
     vectors = [data.parameters.copy(), gradient, *(row.copy() for row in state)]
     vectors += [np.empty(0, dtype)] * (4 - len(vectors))
     code, kernel = OPTIMIZERS.code(name), build(tiles).update
+    vectors.append(bias_mask(problem))
     before = [vector.copy() for vector in vectors]
     stopped = np.array([0, 0, 1], np.int64)
     over(tiles, kernel, count, *vectors, code, hyper, 1, stopped)
@@ -249,7 +258,7 @@ def test_update(tiles, dtype, name):
         assert vector.tobytes() == old.tobytes()
     over(tiles, kernel, count, *vectors, code, hyper, 1, np.zeros(3, np.int64))
     compare(vectors[0], p, "parameters")
-    for vector, slot in zip(vectors[2:], slots, strict=False):
+    for vector, slot in zip(vectors[2:4], slots, strict=False):
         compare(vector, slot, "state")
 
 

@@ -11,6 +11,8 @@ SETTINGS = {
     "sgd": {"learning_rate": 0.05, "weight_decay": 0.01},
     "momentum": {"learning_rate": 0.05, "weight_decay": 0.01, "momentum": 0.9},
     "nesterov": {"learning_rate": 0.05, "weight_decay": 0.01, "momentum": 0.9},
+    "velocity": {"learning_rate": 0.05, "weight_decay": 0.01, "momentum": 0.9},
+    "nesterov_velocity": {"learning_rate": 0.05, "weight_decay": 0.01, "momentum": 0.9},
     "adam": {
         "learning_rate": 0.01,
         "beta1": 0.9,
@@ -95,6 +97,7 @@ def sample(problem: Problem, seed: int = 0, spare_rows: int = 3) -> Sample:
             1,
             problem.batches,
             problem.dtype,
+            penalty=0.02,
         ),
         losses=np.full(problem.batches, np.nan, problem.dtype),
         control=np.zeros(CONTROL_WORDS, np.int64),

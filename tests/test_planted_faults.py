@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
 from fastmlp_kernels.problem import Problem, parameter_layout
 from tests import tolerances
 from tests.samples import sample
@@ -95,11 +96,16 @@ def gradient(fault, parameters, activations, y):
 
 def adam(fault, parameters, g, state, hyper):
     """Return the updated parameters and state."""
-    rate, decay, beta1, beta2, correction, epsilon = hyper
+    decay = np.empty_like(parameters)
+    for layer in parameter_layout(PROBLEM.sizes):
+        decay[layer.weight], decay[layer.bias] = hyper[WEIGHT_DECAY], hyper[BIAS_DECAY]
+    rate, beta1, beta2, correction, epsilon, _ = hyper[RULE_START:]
     if fault == "first moment not corrected":
         rate = rate * np.float32(1 - 0.9**STEP_NUMBER)
     if fault == "second moment not corrected":
         correction = np.float32(1)
+    if fault == "biases decay as weights do":
+        decay[...] = hyper[WEIGHT_DECAY]
     g = g if fault == "weight decay forgotten" else g + decay * parameters
     m = beta1 * state[0] + (1 - beta1) * g
     v = beta2 * state[1] + (1 - beta2) * (np.abs(g) if fault == "gradient not squared" else g * g)
@@ -131,6 +137,7 @@ FAULTS = [
     "first moment not corrected",
     "second moment not corrected",
     "weight decay forgotten",
+    "biases decay as weights do",
     "gradient not squared",
     "step up the gradient",
 ]
@@ -140,7 +147,8 @@ def run(fault):
     """Compare a NumPy step in float32 with the oracle; return the largest share of a bound."""
     data = sample(PROBLEM, seed=5, spare_rows=0)
     hyper = data.hyper[0].copy()
-    hyper[0], hyper[4] = 0.01 / (1 - 0.9**STEP_NUMBER), (1 - 0.999**STEP_NUMBER) ** -0.5
+    hyper[RULE_START] = 0.01 / (1 - 0.9**STEP_NUMBER)
+    hyper[RULE_START + 3] = (1 - 0.999**STEP_NUMBER) ** -0.5
     state = np.abs(np.random.default_rng(1).normal(0, 0.1, data.state.shape)).astype(np.float32)
     oracle = tolerances.step(PROBLEM, data.parameters, data.X, data.y)
     expected = tolerances.updated(PROBLEM, data.parameters, oracle.gradient, state, hyper)

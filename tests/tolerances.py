@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
 from fastmlp_kernels.problem import Problem, parameter_layout
 from fastmlp_kernels.reference import elementwise
 
@@ -262,14 +263,19 @@ def updated(problem: Problem, parameters, gradient: Bounded, state, hyper) -> tu
     p = np.asarray(parameters, dtype=np.float64)
     slots = [np.asarray(row, dtype=np.float64) for row in state]
     m, v = [*slots, np.zeros_like(p), np.zeros_like(p)][:2]
-    h = tuple(np.asarray(hyper, dtype=np.float64))
+    hyper = np.asarray(hyper, dtype=np.float64)
+    h = tuple(hyper[RULE_START:])
+    decay = np.empty_like(p)
+    for layer in parameter_layout(problem.sizes):
+        decay[layer.weight], decay[layer.bias] = hyper[WEIGHT_DECAY], hyper[BIAS_DECAY]
 
     def apply(g, m, v):
+        g = g + decay * p
         rows = [rule(*row, h) for row in zip(p, g, m, v, strict=True)]
         return np.array(rows).T
 
     g = gradient.value
-    reach = gradient.error + RULE_ROUNDINGS * unit * (np.abs(g) + np.abs(p * h[1]))
+    reach = gradient.error + RULE_ROUNDINGS * unit * (np.abs(g) + np.abs(p * decay))
     centre = apply(g, m, v)
     change = np.zeros_like(centre)
     for sign_g in (-1, 1):

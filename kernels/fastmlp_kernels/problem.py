@@ -199,8 +199,19 @@ class Program(Protocol):
     def to_host(self, array: Any, out: np.ndarray) -> None:
         """Copy a device array into `out`; nothing to do when they are the same array."""
 
-    def prepare(self, parameters: Any, state: Any, X: Any, y: Any) -> None:
-        """Compile what `epoch` runs, or load it, so that no epoch's time includes that."""
+    def prepare(
+        self,
+        parameters: Any,
+        state: Any,
+        X: Any,
+        y: Any,
+        weighted: bool = False,
+        penalized: bool = False,
+    ) -> None:
+        """Compile what `epoch` runs, or load it, so that no epoch's time includes that.
+
+        `weighted` and `penalized` say whether epochs will be given `factors` and `squares`.
+        """
 
     def epoch(
         self,
@@ -212,23 +223,32 @@ class Program(Protocol):
         hyper: np.ndarray,
         losses: np.ndarray,
         control: np.ndarray,
+        factors: np.ndarray | None = None,
+        squares: np.ndarray | None = None,
     ) -> None:
         """Train on every mini-batch once: gather, forward, loss, backward, update.
 
         `parameters` dtype[P] and `state` dtype[slots, P] are updated in place. `X` is
         dtype[n, in], `y` dtype[n, target_columns], `order` int64[rows] (indices into X),
-        `hyper` dtype[batches, 6]; the loss of batch k goes to ``losses[k]`` (host, dtype).
-        `control` (host, int64[3]): the epoch ends before the next batch once ``control[STOP]``
+        `hyper` dtype[batches, HYPER_WIDTH] (host); the loss of batch k goes to ``losses[k]`` (host,
+        dtype). `control` (host, int64[3]): the epoch ends before the next batch once ``control[STOP]``
         is not 0; ``control[BATCHES]`` counts the finished ones; when a loss, or an activation or
         gradient of a row, is not finite, ``control[STATUS]`` is that batch + 1, and it and all
         later batches change nothing.
+
+        `factors` (host, dtype[rows]) multiply the losses of the rows, in the order of the epoch,
+        in place of the reduction's own factor. The sum of the squares of all weights, no biases, as
+        they were before batch k, goes to ``squares[k]`` (host, float64[batches]).
         """
 
     def forward(self, parameters: Any, X: Any, out: Any) -> None:
         """Write the outputs of at most `batch_size` rows to `out`; keep what `backward` needs."""
 
-    def loss(self, y: Any) -> float:
-        """Return the loss of the last `forward`; keep its gradient for `backward`."""
+    def loss(self, y: Any, factors: np.ndarray | None = None) -> float:
+        """Return the loss of the last `forward`; keep its gradient for `backward`.
+
+        `factors` (host, dtype[rows]): see `epoch`.
+        """
 
     def backward(self, parameters: Any, upstream: Any, gradient: Any, input_gradient: Any) -> None:
         """Add the parameters' gradient to `gradient`, write the inputs' to `input_gradient`.
@@ -237,11 +257,13 @@ class Program(Protocol):
         last `loss`.
         """
 
-    def value_and_gradient(self, parameters: Any, X: Any, y: Any, gradient: Any) -> float:
+    def value_and_gradient(
+        self, parameters: Any, X: Any, y: Any, gradient: Any, factors: np.ndarray | None = None
+    ) -> float:
         """Return the loss of at most `batch_size` rows and overwrite `gradient`."""
 
     def update(self, parameters: Any, gradient: Any, state: Any, hyper: Any) -> None:
-        """Apply one step with `hyper` dtype[1, 6]."""
+        """Apply one step with `hyper` dtype[1, HYPER_WIDTH]."""
 
     def predict(self, parameters: Any, X: Any, out: Any, link: bool) -> None:
         """Write the outputs of any number of rows to `out`, through the loss's link if asked."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
 from fastmlp_kernels.problem import (
     BATCHES,
     STATUS,
@@ -47,18 +48,21 @@ def forward_chain(problem: Problem, parameters: np.ndarray, X: np.ndarray) -> tu
     return pre_activations, activations
 
 
-def loss_and_gradient(problem: Problem, A: np.ndarray, y: np.ndarray) -> tuple[Any, np.ndarray]:
+def loss_and_gradient(
+    problem: Problem, A: np.ndarray, y: np.ndarray, factors: np.ndarray | None = None
+) -> tuple[Any, np.ndarray]:
     """Return the reduced loss of a batch and its derivative by the outputs (or fused logits)."""
     rule = loss_rules()[problem.rule_code]
     dA = np.empty_like(A)
-    scale = A.dtype.type(problem.scale(len(A)))
+    if factors is None:
+        factors = np.full(len(A), problem.scale(len(A)), dtype=A.dtype)
     if rule.by_row:
-        losses = [rule.rule(A, y, i, dA) for i in range(len(A))]
+        losses = np.array([rule.rule(A, y, i, dA) for i in range(len(A))])
     else:
         pairs = [rule.rule(a, t) for a, t in zip(A.ravel(), y.ravel(), strict=True)]
-        losses = [loss for loss, _ in pairs]
+        losses = np.array([loss for loss, _ in pairs]).reshape(A.shape).sum(axis=1)
         dA[...] = np.array([slope for _, slope in pairs]).reshape(A.shape)
-    return scale * np.sum(losses, dtype=A.dtype), scale * dA
+    return np.sum(factors * losses, dtype=A.dtype), factors[:, None] * dA
 
 
 def backward_chain(
@@ -96,17 +100,25 @@ class ReferenceProgram:
         if array is not out:
             out[...] = array
 
-    def prepare(self, parameters, state, X, y):
+    def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`. Nothing is compiled."""
 
-    def epoch(self, parameters, state, X, y, order, hyper, losses, control):
+    def epoch(
+        self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
+    ):
         """See `Program.epoch`."""
         gradient = np.empty_like(parameters)
         for batch in range(len(losses)):
             if control[STOP]:
                 return
-            rows = order[batch * self.problem.batch_size :][: self.problem.batch_size]
-            losses[batch] = self.value_and_gradient(parameters, X[rows], y[rows], gradient)
+            part = slice(batch * self.problem.batch_size, (batch + 1) * self.problem.batch_size)
+            rows, own = order[part], None if factors is None else factors[part]
+            losses[batch] = self.value_and_gradient(parameters, X[rows], y[rows], gradient, own)
+            if squares is not None:
+                squares[batch] = sum(
+                    np.square(parameters[layer.weight], dtype=np.float64).sum()
+                    for layer in parameter_layout(self.problem.sizes)
+                )
             if not (np.isfinite(losses[batch]) and np.isfinite(gradient).all()):
                 control[STATUS] = batch + 1
                 return
@@ -122,10 +134,11 @@ class ReferenceProgram:
                 out[...] = elementwise(ACTIVATIONS[self.problem.activations[-1]].value, out)
         self.outputs = out.copy()
 
-    def loss(self, y):
+    def loss(self, y, factors=None):
         """See `Program.loss`."""
+        A = self.stored[1][-1]
         with np.errstate(all="ignore"):
-            value, self.loss_gradient = loss_and_gradient(self.problem, self.stored[1][-1], y)
+            value, self.loss_gradient = loss_and_gradient(self.problem, A, y, factors)
         return float(value)
 
     def backward(self, parameters, upstream, gradient, input_gradient):
@@ -144,10 +157,10 @@ class ReferenceProgram:
         if len(input_gradient):
             input_gradient[...] = dX
 
-    def value_and_gradient(self, parameters, X, y, gradient):
+    def value_and_gradient(self, parameters, X, y, gradient, factors=None):
         """See `Program.value_and_gradient`."""
         self.forward(parameters, X, np.empty((len(X), self.problem.sizes[-1]), parameters.dtype))
-        loss = self.loss(y)
+        loss = self.loss(y, factors)
         gradient[...] = 0
         self.backward(parameters, None, gradient, X[:0])
         return loss
@@ -156,8 +169,11 @@ class ReferenceProgram:
         """See `Program.update`."""
         rule = OPTIMIZERS[self.problem.optimizer]
         first, second = [*state, *([np.zeros_like(parameters)] * (2 - len(state)))]
-        h = tuple(hyper[0])
-        rows = list(zip(parameters, gradient, first, second, strict=True))
+        decay = np.empty_like(parameters)
+        for layer in parameter_layout(self.problem.sizes):
+            decay[layer.weight], decay[layer.bias] = hyper[0, WEIGHT_DECAY], hyper[0, BIAS_DECAY]
+        h = tuple(hyper[0, RULE_START:])
+        rows = list(zip(parameters, gradient + decay * parameters, first, second, strict=True))
         updated = [rule.update(*row, h) for row in rows]
         for target, column in zip(
             (parameters, first, second), zip(*updated, strict=True), strict=True

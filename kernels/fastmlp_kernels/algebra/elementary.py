@@ -37,6 +37,9 @@ LARGEST_32, SMALLEST_32 = np.float32(88.72284), np.float32(-87.33654)
 LARGEST_64, SMALLEST_64 = np.float64(709.782712893384), np.float64(-708.3964185322641)
 
 LOG2_E_32, LOG2_E_64 = np.float32(1 / math.log(2)), np.float64(1 / math.log(2))
+EPSILON_32, EPSILON_64 = np.float32(2.0**-23), np.float64(2.0**-52)
+EPSILON_64_SINGLE = np.float32(EPSILON_64)
+LOG_EPSILON_32, LOG_EPSILON_64 = np.float32(-23 * math.log(2)), np.float64(-52 * math.log(2))
 # Added to a number, it rounds that number to an integer and leaves it in the low bits: no
 # conversion between floats and integers, which AVX2 lacks for 64 bits.
 ROUNDER_32, ROUNDER_64 = np.float32(1.5 * 2.0**23), np.float64(1.5 * 2.0**52)
@@ -106,6 +109,16 @@ def erf(z):
     """Return the error function, odd and 1 to the last bit where it has saturated."""
     # math.erf gives a Python float, which NumPy lets a float32 constant pull down to float32.
     return type(z)(math.erf(z))
+
+
+def epsilon(z):
+    """Return the gap between 1 and the next number of the dtype of `z`."""
+    return np.finfo(type(z)).eps
+
+
+def log_epsilon(z):
+    """Return the natural logarithm of `epsilon`."""
+    return np.log(np.finfo(type(z)).eps)
 
 
 def sigmoid(z):
@@ -194,6 +207,37 @@ def expm1_cuda(z):
     return math.expm1(z)
 
 
+def epsilon_float32(z):
+    """Return `epsilon` of float32."""
+    return EPSILON_32
+
+
+def epsilon_float64(z):
+    """Return `epsilon` of float64."""
+    return EPSILON_64
+
+
+def epsilon_cuda(z):
+    """Return `epsilon`, of float64 where a sum with that one is not lost."""
+    one = ONE + ZERO * min(abs(z), ONE)
+    return one * EPSILON_32 if one + EPSILON_64_SINGLE == one else one * EPSILON_64_SINGLE
+
+
+def log_epsilon_float32(z):
+    """Return `log_epsilon` of float32."""
+    return LOG_EPSILON_32
+
+
+def log_epsilon_float64(z):
+    """Return `log_epsilon` of float64."""
+    return LOG_EPSILON_64
+
+
+def log_epsilon_cuda(z):
+    """Return `log_epsilon` by the GPU's own logarithm."""
+    return math.log(epsilon_cuda(z))
+
+
 # plain form -> (CPU float32, CPU float64, CUDA)
 FORMS = {
     exp: (exp_float32, exp_float64, exp_cuda),
@@ -201,4 +245,6 @@ FORMS = {
     log: (log_float32, log_float64, log_cuda),
     log1p: (log1p_float32, log1p_float64, log1p_cuda),
     erf: (erf_float32, erf_float64, erf_cuda),
+    epsilon: (epsilon_float32, epsilon_float64, epsilon_cuda),
+    log_epsilon: (log_epsilon_float32, log_epsilon_float64, log_epsilon_cuda),
 }

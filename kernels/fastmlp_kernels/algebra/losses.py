@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from fastmlp_kernels.algebra.activations import POSITIVE, REAL, Activation
 from fastmlp_kernels.algebra.constants import HALF, ONE, TWO, ZERO
-from fastmlp_kernels.algebra.elementary import exp, log, log1p, plus
+from fastmlp_kernels.algebra.elementary import epsilon, exp, log, log1p, log_epsilon, plus
 from fastmlp_kernels.algebra.tables import Interval, Table
 
 
@@ -116,6 +116,27 @@ def binary_cross_entropy_of_logit(logit, target):
     return loss, (large if logit >= ZERO else e * large) - target
 
 
+def clipped(loss):
+    """Return ``-log p`` as it is of a probability p that is kept in [epsilon, 1 - epsilon]."""
+    # -log(1 - epsilon) is epsilon to the last bit.
+    return min(max(loss, epsilon(loss)), -log_epsilon(loss))
+
+
+def clipped_binary_cross_entropy(prediction, target):
+    inside = min(max(prediction, epsilon(prediction)), ONE - epsilon(prediction))
+    outside = ONE - inside
+    loss = -target * log(inside) - (ONE - target) * log(outside)
+    return loss, (prediction - target) / (inside * outside)
+
+
+def clipped_binary_cross_entropy_of_logit(logit, target):
+    e = exp(-abs(logit))
+    tail, large = log1p(e), ONE / (ONE + e)
+    loss = target * clipped(tail - min(logit, ZERO))
+    loss += (ONE - target) * clipped(tail + max(logit, ZERO))
+    return loss, (large if logit >= ZERO else e * large) - target
+
+
 def poisson(prediction, target):
     # A softplus far below 0 gives 0, and a count of 0 there would be 0 * infinity.
     rate = max(prediction, SMALLEST)
@@ -125,6 +146,18 @@ def poisson(prediction, target):
 def poisson_of_log(log_rate, target):
     rate = exp(log_rate)
     return rate - target * log_rate, rate - target
+
+
+def half_poisson_deviance(prediction, target):
+    # y log(y / p) - y + p, and its limit where y is 0.
+    rate = max(prediction, SMALLEST)
+    surprise = target * (log(max(target, SMALLEST)) - log(rate))
+    return surprise - target + prediction, ONE - target / rate
+
+
+def half_poisson_deviance_of_log(log_rate, target):
+    rate = exp(log_rate)
+    return target * (log(max(target, SMALLEST)) - log_rate) - target + rate, rate - target
 
 
 def _shift_from_largest(logits, i, shifted):
@@ -181,6 +214,27 @@ def softmax_cross_entropy_of_label(logits, target, i, slope):
     return log(total) - gap
 
 
+def clipped_softmax_cross_entropy(logits, target, i, slope):
+    _shift_from_largest(logits, i, slope)
+    mass = slope[i, 0] - slope[i, 0]
+    for j in range(slope.shape[1]):
+        mass = plus(mass, target[i, j])
+    total = mass - mass
+    for j in range(slope.shape[1]):
+        total = plus(total, exp(slope[i, j]))
+    level, loss = log(total), mass - mass
+    for j in range(slope.shape[1]):
+        loss = plus(loss, target[i, j] * clipped(level - slope[i, j]))
+    scale = mass / total
+    for j in range(slope.shape[1]):
+        slope[i, j] = scale * exp(slope[i, j]) - target[i, j]
+    return loss
+
+
+def clipped_softmax_cross_entropy_of_label(logits, target, i, slope):
+    return clipped(softmax_cross_entropy_of_label(logits, target, i, slope))
+
+
 SMALLEST, FLOOR = TWO**-126, -ONE * 100
 UNIT = Interval(0.0, 1.0, True, True)
 COUNT = Interval(0.0, math.inf, True, False)
@@ -210,6 +264,34 @@ LOSSES = Table(
             label_rule=softmax_cross_entropy_of_label,
             link=softmax,
             metric="accuracy",
+        ),
+        # As scikit-learn has them: the losses of clipped probabilities, the slopes of free ones.
+        Loss(
+            "clipped_binary_cross_entropy",
+            clipped_binary_cross_entropy,
+            "binary_cross_entropy, each log that of a p in [eps, 1 - eps]",
+            prediction_domain=UNIT,
+            target_domain=UNIT,
+            fused={"sigmoid": clipped_binary_cross_entropy_of_logit},
+            metric="accuracy",
+        ),
+        Loss(
+            "clipped_softmax_cross_entropy",
+            clipped_softmax_cross_entropy,
+            "softmax_cross_entropy, each log that of a p in [eps, 1 - eps]",
+            target_domain=UNIT,
+            by_row=True,
+            label_rule=clipped_softmax_cross_entropy_of_label,
+            link=softmax,
+            metric="accuracy",
+        ),
+        Loss(
+            "half_poisson_deviance",
+            half_poisson_deviance,
+            "y log(y / p) - y + p",
+            prediction_domain=POSITIVE,
+            target_domain=COUNT,
+            fused={"exp": half_poisson_deviance_of_log},
         ),
         Loss(
             "poisson",

@@ -1,10 +1,15 @@
 """Optimizers: what depends on the step alone, one scalar update, and a row each.
 
 ``update(p, g, m, v, h) -> (p, m, v)`` takes a parameter, its gradient, its two state values
-(unused ones pass through) and the step's `HYPER_WIDTH` numbers. Those numbers are computed once a
+(unused ones pass through) and the step's `RULE_NUMBERS` numbers. Those numbers are computed once a
 step in float64 by ``hyper(settings, step)`` and rounded once to the dtype of the parameters, so
 that the bias corrections of Adam lose nothing and a learning-rate schedule costs nothing.
-The formulas, and the place of every epsilon, are PyTorch's (torch.optim).
+The formulas, and the place of every epsilon, are PyTorch's (torch.optim), but for the two
+variants of Keras and scikit-learn that say so.
+
+What decays is none of a rule's business: before it is asked, ``decay * p`` is added to the
+gradient, with a decay for the weights and one for the biases. PyTorch's weight decay is the same
+for both; an L2 penalty ``l2 / 2 |W|^2`` has the gradient ``l2 W``, and none for the biases.
 """
 
 import math
@@ -16,7 +21,10 @@ import numpy as np
 from fastmlp_kernels.algebra.constants import ONE
 from fastmlp_kernels.algebra.tables import Table
 
-HYPER_WIDTH = 6
+# Columns of a table of hyper-parameters: both decays, then the rule's own numbers.
+WEIGHT_DECAY, BIAS_DECAY, RULE_START = 0, 1, 2
+RULE_NUMBERS = 6
+HYPER_WIDTH = RULE_START + RULE_NUMBERS
 
 
 @dataclass(frozen=True)
@@ -28,12 +36,15 @@ class OptimizerRule:
     name : str
         The rule's name; a user-facing class of `fastmlp.optimizers` names it.
     update : callable
-        ``update(p, g, m, v, h) -> (p, m, v)``, on scalars; `h` is a tuple of `HYPER_WIDTH`.
+        ``update(p, g, m, v, h) -> (p, m, v)``, on scalars; `h` is a tuple of `RULE_NUMBERS`.
     hyper : callable
-        ``hyper(settings, step) -> columns``: `settings` maps names to floats, `step` is the array
-        of step numbers counted from 1; at most `HYPER_WIDTH` columns (scalars or arrays).
+        ``hyper(settings, step) -> columns``: `settings` maps names to numbers (the learning rate
+        also to an array, one for each step), `step` is the array of step numbers counted from 1;
+        at most `RULE_NUMBERS` columns (scalars or arrays).
     slots : int
         How many of the two state values it uses.
+    decoupled : bool
+        Whether the rule itself sees to ``settings["weight_decay"]``.
     """
 
     name: str
@@ -41,44 +52,55 @@ class OptimizerRule:
     hyper: Callable[[Mapping[str, float], np.ndarray], tuple]
     slots: int
     formula: str
+    decoupled: bool = False
 
 
 def sgd(p, g, m, v, h):
-    rate, decay, _, _, _, _ = h
-    return p - rate * (g + decay * p), m, v
+    rate, _, _, _, _, _ = h
+    return p - rate * g, m, v
 
 
 def sgd_hyper(s, step):
-    return s["learning_rate"], s["weight_decay"]
+    return (s["learning_rate"],)
 
 
 def momentum(p, g, m, v, h):
-    rate, decay, keep, _, _, _ = h
-    m = keep * m + (g + decay * p)
+    rate, keep, _, _, _, _ = h
+    m = keep * m + g
     return p - rate * m, m, v
 
 
 def nesterov(p, g, m, v, h):
-    rate, decay, keep, _, _, _ = h
-    g = g + decay * p
+    rate, keep, _, _, _, _ = h
     m = keep * m + g
     return p - rate * (g + keep * m), m, v
 
 
+def velocity(p, g, m, v, h):
+    rate, keep, _, _, _, _ = h
+    m = keep * m - rate * g
+    return p + m, m, v
+
+
+def nesterov_velocity(p, g, m, v, h):
+    rate, keep, _, _, _, _ = h
+    m = keep * m - rate * g
+    return p + (keep * m - rate * g), m, v
+
+
 def momentum_hyper(s, step):
-    return s["learning_rate"], s["weight_decay"], s["momentum"]
+    return s["learning_rate"], s["momentum"]
 
 
 def adam(p, g, m, v, h):
-    rate, decay, beta1, beta2, correction, epsilon = h
-    g = g + decay * p
+    rate, beta1, beta2, correction, epsilon, _ = h
     m = beta1 * m + (ONE - beta1) * g
     v = beta2 * v + (ONE - beta2) * g * g
     return p - rate * m / (math.sqrt(v) * correction + epsilon), m, v
 
 
 def adamw(p, g, m, v, h):
-    rate, shrink, beta1, beta2, correction, epsilon = h
+    rate, beta1, beta2, correction, epsilon, shrink = h
     m = beta1 * m + (ONE - beta1) * g
     v = beta2 * v + (ONE - beta2) * g * g
     return p * shrink - rate * m / (math.sqrt(v) * correction + epsilon), m, v
@@ -86,35 +108,35 @@ def adamw(p, g, m, v, h):
 
 def adam_hyper(s, step):
     rate = s["learning_rate"] / (1 - s["beta1"] ** step)
-    correction = 1 / np.sqrt(1 - s["beta2"] ** step)
-    return rate, s["weight_decay"], s["beta1"], s["beta2"], correction, s["epsilon"]
+    root = np.sqrt(1 - s["beta2"] ** step)
+    if s.get("epsilon_hat"):
+        # Kingma and Ba's efficient form (section 2): the epsilon is beside the raw root of v.
+        return rate * root, s["beta1"], s["beta2"], 1.0, s["epsilon"]
+    return rate, s["beta1"], s["beta2"], 1 / root, s["epsilon"]
 
 
 def adamw_hyper(s, step):
-    rate, _, beta1, beta2, correction, epsilon = adam_hyper(s, step)
-    return rate, 1 - s["learning_rate"] * s["weight_decay"], beta1, beta2, correction, epsilon
+    return *adam_hyper(s, step), 1 - s["learning_rate"] * s["weight_decay"]
 
 
 def rmsprop(p, g, m, v, h):
-    rate, decay, keep, epsilon, _, _ = h
-    g = g + decay * p
+    rate, keep, epsilon, _, _, _ = h
     m = keep * m + (ONE - keep) * g * g
     return p - rate * g / (math.sqrt(m) + epsilon), m, v
 
 
 def rmsprop_hyper(s, step):
-    return s["learning_rate"], s["weight_decay"], s["decay"], s["epsilon"]
+    return s["learning_rate"], s["decay"], s["epsilon"]
 
 
 def adagrad(p, g, m, v, h):
-    rate, decay, epsilon, _, _, _ = h
-    g = g + decay * p
+    rate, epsilon, _, _, _, _ = h
     m = m + g * g
     return p - rate * g / (math.sqrt(m) + epsilon), m, v
 
 
 def adagrad_hyper(s, step):
-    return s["learning_rate"], s["weight_decay"], s["epsilon"]
+    return s["learning_rate"], s["epsilon"]
 
 
 OPTIMIZERS = Table(
@@ -123,8 +145,19 @@ OPTIMIZERS = Table(
         OptimizerRule("sgd", sgd, sgd_hyper, 0, "p - r g"),
         OptimizerRule("momentum", momentum, momentum_hyper, 1, "m = k m + g; p - r m"),
         OptimizerRule("nesterov", nesterov, momentum_hyper, 1, "m = k m + g; p - r (g + k m)"),
+        # Where the rate changes, these two remember the rates of the time (Keras, scikit-learn).
+        OptimizerRule("velocity", velocity, momentum_hyper, 1, "m = k m - r g; p + m"),
+        OptimizerRule(
+            "nesterov_velocity",
+            nesterov_velocity,
+            momentum_hyper,
+            1,
+            "m = k m - r g; p + k m - r g",
+        ),
         OptimizerRule("adam", adam, adam_hyper, 2, "p - r m / (sqrt v + e), both corrected"),
-        OptimizerRule("adamw", adamw, adamw_hyper, 2, "adam, with p shrunk by 1 - r d first"),
+        OptimizerRule(
+            "adamw", adamw, adamw_hyper, 2, "adam, with p shrunk by 1 - r d first", decoupled=True
+        ),
         OptimizerRule(
             "rmsprop", rmsprop, rmsprop_hyper, 1, "m = k m + (1-k) g^2; p - r g/(sqrt m + e)"
         ),
@@ -133,8 +166,25 @@ OPTIMIZERS = Table(
 )
 
 
-def hyper_table(rule: OptimizerRule, settings: Mapping[str, float], first: int, steps: int, dtype):
+def hyper_table(
+    rule: OptimizerRule,
+    settings: Mapping[str, float],
+    first: int,
+    steps: int,
+    dtype,
+    penalty: float | np.ndarray = 0.0,
+):
     """Return the hyper-parameters of `steps` steps, the first numbered `first` (from 1).
+
+    Parameters
+    ----------
+    rule : OptimizerRule
+    settings : mapping of str to float
+        Of a user's optimizer; the learning rate may be an array of `steps`.
+    first, steps : int
+    dtype : dtype
+    penalty : float or ndarray of `steps`
+        Added to the decay of the weights alone: the factor of W in the gradient of an L2 penalty.
 
     Returns
     -------
@@ -142,7 +192,9 @@ def hyper_table(rule: OptimizerRule, settings: Mapping[str, float], first: int, 
         dtype[steps, HYPER_WIDTH], computed in float64 and rounded once.
     """
     table = np.zeros((steps, HYPER_WIDTH))
+    decay = 0.0 if rule.decoupled else settings["weight_decay"]
+    table[:, WEIGHT_DECAY], table[:, BIAS_DECAY] = decay + penalty, decay
     columns = rule.hyper(settings, np.arange(first, first + steps, dtype=np.float64))
-    for index, column in enumerate(columns):
+    for index, column in enumerate(columns, start=RULE_START):
         table[:, index] = column
     return table.astype(dtype)

@@ -34,6 +34,7 @@ from fastmlp_kernels.cpu.tables import (
     COLUMNS,
     CONTROL,
     DELTA,
+    FACTORS,
     FAN_IN,
     FAN_OUT,
     FEATURE_TILE,
@@ -82,11 +83,15 @@ from fastmlp_kernels.cpu.tables import (
     SCRATCH_STRIDE,
     SLOPE,
     SLOPES,
+    SQUARES_OUT,
     STAGES,
     SUM_LOSSES,
+    SUM_SQUARES,
     TARGET_COLUMNS,
     TARGETS,
     UNIT_COST,
+    UNIT_SQUARES,
+    UNITS,
     UPDATE,
     UPSTREAM,
     UPSTREAM_ROWS,
@@ -128,8 +133,10 @@ def _output(words, start, first, last):
 
 
 @part
-def _loss(words, scale, first, last):
+def _loss(words, start, scale, first, last):
     """Write the losses of a block of rows and their slopes; return the largest magnitude."""
+    if word(words, FACTORS):
+        scale = word(words, FACTORS) + (start + first) * word(words, ITEM)
     columns, targets, item = (
         word(words, OUTPUT_COLUMNS),
         word(words, TARGET_COLUMNS),
@@ -210,7 +217,7 @@ def _rows(words, start, scale, first, last):
     if stages & OUTPUT:
         _output(words, start, first, last)
     if stages & LOSS:
-        seen = max(seen, _loss(words, scale, first, last))
+        seen = max(seen, _loss(words, start, scale, first, last))
     if stages & UPSTREAM:
         _upstream(words, first, last)
     if stages & BACKWARD:
@@ -343,6 +350,11 @@ def _learn(words, member, batch, rows):
         set_word(words, HALT, atomic_load(control + STOP * WORD_BYTES))
     meet(word(words, MEETING), members)
     if member == 0:
+        if word(words, SQUARES_OUT):
+            # Nobody sums squares again before this member has come to the next meeting.
+            out = word(words, SQUARES_OUT) + batch * WORD_BYTES
+            squares = (word(words, UNIT_SQUARES), word(words, UNITS), out)
+            call(word(words, SUM_SQUARES), squares)
         atomic_store(control + FINISHED * WORD_BYTES, batch + 1)
     return word(words, HALT) == 0
 

@@ -1,5 +1,6 @@
 """The memory of a problem: arrays in panels, and the tables that say where they are."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ class Workspace(NamedTuple):
     slopes: np.ndarray
     upstream: np.ndarray
     scratch: np.ndarray
+    squares: np.ndarray
 
 
 class Copies(NamedTuple):
@@ -89,6 +91,7 @@ class Layout:
             "identity": np.arange(max(problem.batch_size, *problem.sizes), dtype=np.int64),
             "zeros": self._zeros(self.panel),
             "scales": self._zeros(2),
+            "unused": np.zeros(1, dtype=np.float64),
             "meeting": self._bytes(MEETING_BYTES),
             "places": self._bytes((self.threads + 1) * MASK_BYTES).reshape(-1, MASK_BYTES),
         }
@@ -119,6 +122,11 @@ class Layout:
             costs.append(single if layer.fan_out == 1 else rows * vectors)
         return costs
 
+    def _units(self) -> list[int]:
+        """Return the number of units of each layer."""
+        panels = [-(-units // self.panel) for units in self.problem.sizes]
+        return [inputs * outputs for inputs, outputs in pairwise(panels)]
+
     def _bytes(self, count: int) -> np.ndarray:
         buffer = np.zeros(count + ALIGNMENT, dtype=np.uint8)
         start = -address(buffer) % ALIGNMENT
@@ -148,6 +156,7 @@ class Layout:
             slopes=self._zeros(batch, problem.sizes[-1]),
             upstream=self._zeros(batch, problem.sizes[-1]),
             scratch=self._zeros(self.threads, self.panel, self.panel),
+            squares=np.zeros(sum(self._units()), dtype=np.float64),
         )
 
     def _copies(self) -> Copies:
@@ -182,6 +191,7 @@ class Layout:
             tables.OUTPUT_COLUMNS: problem.sizes[-1],
             tables.LOSSES_PER_ROW: losses_per_row(problem.rule, problem.sizes[-1]),
             tables.INPUTS_STRIDE: self._panels(problem.sizes[0]) * self.dtype.itemsize,
+            tables.UNITS: sum(self._units()),
             tables.SCRATCH_STRIDE: self.panel * self.panel * self.dtype.itemsize,
         }
         for word, value in sizes.items():
@@ -208,6 +218,7 @@ class Layout:
         words[tables.CHECK] = activation_forward("identity", dtype)
         words[tables.LOSS_RULE] = loss_and_gradient(problem.rule, dtype)
         words[tables.SUM_LOSSES] = sum_losses(dtype)
+        words[tables.SUM_SQUARES] = sum_losses("float64")
         output = ACTIVATIONS[problem.activations[-1]]
         words[tables.KEEPS_OUTPUT] = output.keeps == "output"
         for row, name in zip(self.chain, problem.training_activations, strict=True):
@@ -228,6 +239,8 @@ class Layout:
             (tables.IDENTITY, self.constants["identity"]),
             (tables.ZEROS, self.constants["zeros"]),
             (tables.SCALES, self.constants["scales"]),
+            (tables.UNUSED, self.constants["unused"]),
+            (tables.UNIT_SQUARES, self.workspace.squares),
             (tables.MEETING, self.constants["meeting"]),
             (tables.CHAIN, self.chain),
             (tables.TILES, self.tiles),
@@ -241,13 +254,15 @@ class Layout:
         below = address(self.workspace.inputs)
         stored, delta = address(self.workspace.stored), address(self.workspace.deltas)
         weights, transposed, bias = (address(each) for each in self.copies)
+        squares = address(self.workspace.squares)
         layers = zip(
             self.chain,
             parameter_layout(self.problem.sizes),
             self.problem.keeps_input,
+            self._units(),
             strict=True,
         )
-        for row, layer, keeps_input in layers:
+        for row, layer, keeps_input, units in layers:
             size = self._panels(layer.fan_out) * item
             Z = stored
             A = stored + size if keeps_input else stored
@@ -267,7 +282,9 @@ class Layout:
                 A,
                 Z if keeps_input else A,
                 delta,
+                squares,
             )
+            squares += units * tables.WORD_BYTES
             below, stored, delta = A, A + size, delta + size
             weights, transposed = (
                 weights + rows * columns * item,

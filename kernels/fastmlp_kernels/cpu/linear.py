@@ -1,5 +1,6 @@
 """The three products of a linear layer, in blocks of rows and units of weights, over panels."""
 
+from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.cpu.intrinsics import call, word
 from fastmlp_kernels.cpu.microkernels import DIRECT_VECTORS
@@ -30,6 +31,7 @@ from fastmlp_kernels.cpu.tables import (
     PANEL_STRIDE,
     PARAMETERS,
     SECOND,
+    SQUARES,
     SUM_BLOCK,
     TARGET,
     TILE_COLUMNS,
@@ -40,6 +42,7 @@ from fastmlp_kernels.cpu.tables import (
     TRANSPOSE,
     TRANSPOSED,
     TRANSPOSED_STRIDE,
+    UNUSED,
     VALUE,
     W_STRIDE,
     WEIGHT,
@@ -316,6 +319,7 @@ def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
 
     Notes
     -----
+    Where FINISH sums squares, that of the unit goes to its place among the layer's SQUARES.
     Cost: ``2 rows`` flops a weight. Accuracy: one chain of fused multiply-adds an element, rows
     ascending; error at most ``rows u |A|^T |dZ|``. Source: the derivation sheet,
     ``dl/dW = x dl/dz``.
@@ -327,26 +331,32 @@ def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
     left += i * word(words, PANEL_STRIDE) * item
     right = word(row, DELTA) + j * word(words, PANEL_STRIDE) * item
     offset = (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
+    weight_decay = hyper + WEIGHT_DECAY * item
+    squares = word(row, SQUARES) + (i * panels_of(words, word(row, FAN_OUT)) + j) * WORD_BYTES
     if word(row, FAN_OUT) == 1:
-        tile = word(words, GRADIENT_SINGLE)
-        call(tile, (right, left, rows, word(words, ZEROS), 0, scratch))
+        product = word(words, GRADIENT_SINGLE)
+        call(product, (right, left, rows, word(words, ZEROS), 0, scratch))
         copy = word(row, TRANSPOSED) + i * word(row, TRANSPOSED_STRIDE) * item
-        _apply(words, offset, scratch, copy, 1, features, features, hyper)
+        tile = (offset, scratch, copy, 1, features, features)
+        _apply(words, tile, hyper, weight_decay, squares)
     else:
-        tile = GRADIENT_NARROW if columns <= word(words, LANES) else GRADIENT_WIDE
-        _sum_unit(words, word(words, tile), left, right, rows, features, scratch)
+        product = GRADIENT_NARROW if columns <= word(words, LANES) else GRADIENT_WIDE
+        _sum_unit(words, word(words, product), left, right, rows, features, scratch)
         copy = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
-        _apply(words, offset, scratch, copy, features, columns, word(row, FAN_OUT), hyper)
+        tile = (offset, scratch, copy, features, columns, word(row, FAN_OUT))
+        _apply(words, tile, hyper, weight_decay, squares)
         if transposed:
             _transpose_unit(words, layer, i, j, features, columns)
     if i == 0:
         call(word(words, COLUMN_SUM), (right, rows, scratch))
         offset = (word(row, BIAS) + j * panel) * item
-        _apply(words, offset, scratch, word(row, B) + j * panel * item, 1, columns, columns, hyper)
+        tile = (offset, scratch, word(row, B) + j * panel * item, 1, columns, columns)
+        _apply(words, tile, hyper, hyper + BIAS_DECAY * item, word(words, UNUSED))
 
 
 @part
-def _apply(words, offset, gradient, copy, rows, columns, stride, hyper):
+def _apply(words, tile, hyper, decay, squares):
+    offset, gradient, copy, rows, columns, stride = tile
     call(
         word(words, FINISH),
         (
@@ -360,5 +370,7 @@ def _apply(words, offset, gradient, copy, rows, columns, stride, hyper):
             stride,
             word(words, PANEL),
             hyper,
+            decay,
+            squares,
         ),
     )

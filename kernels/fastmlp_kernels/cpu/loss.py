@@ -24,7 +24,7 @@ def _rule(name: str) -> LossRule:
 
 
 @functools.cache
-def loss_and_gradient(rule: str, dtype: str) -> int:
+def loss_and_gradient(rule: str, dtype: str, weighted: bool = False) -> int:
     """Return the address of the leaf that writes losses and their gradient by the outputs.
 
     Parameters
@@ -32,31 +32,35 @@ def loss_and_gradient(rule: str, dtype: str) -> int:
     rule : str
         Name of a rule of ``loss_rules()``.
     dtype : str
+    weighted : bool
+        Whether each row has a factor of its own.
 
     Notes
     -----
     The leaf is ``(A, y, rows, outputs, target_columns, scale, losses, dA) -> largest magnitude of a
     loss as bits``: row-major predictions (or pre-activations where the rule is a fused one),
-    row-major targets, the address of the reduction's factor; the losses (`losses_per_row` of each
+    row-major targets, the address of the reduction's factor (or of the rows' factors, each of which
+    holds the reduction and the row's weight); the losses (`losses_per_row` of each
     row) and the row-major dA are written. None of the arrays overlap. Labels are checked before:
     one out of range would write astray. Cost: O(rows outputs), in vectors for a rule of single
     elements. Accuracy: finite for every finite logit. Source: `algebra.losses`.
     """
     row = _rule(rule)
-    make = _row_loop if row.by_row else _element_loop
+    make = _row_loop if row.by_row else _weighted_loop if weighted else _element_loop
     pointer = types.CPointer(NUMBERS[dtype])
     signature = WORD(pointer, pointer, WORD, WORD, WORD, pointer, pointer, pointer)
-    name = f"loss_and_gradient-{rule.replace('/', '-')}-{dtype}"
-    return leaf(make(row.rule), name, signature).address
+    kind = "weighted-" if weighted else ""
+    name = f"loss_and_gradient-{rule.replace('/', '-')}-{kind}{dtype}"
+    return leaf(make(row.rule, weighted), name, signature).address
 
 
-def _row_loop(rule: Callable) -> Callable:
+def _row_loop(rule: Callable, weighted: bool) -> Callable:
     def losses(A, y, rows, outputs, target_columns, scale, row_losses, dA):
         prediction, target = carray(A, (rows, outputs)), carray(y, (rows, target_columns))
         slope = carray(dA, (rows, outputs))
-        factor = scale[0]
-        seen = magnitude(factor)
+        seen = magnitude(scale[0])
         for i in range(rows):
+            factor = scale[i if weighted else 0]
             row_losses[i] = factor * rule(prediction, target, i, slope)
             seen = max(seen, magnitude(row_losses[i]))
             for j in range(outputs):
@@ -66,7 +70,7 @@ def _row_loop(rule: Callable) -> Callable:
     return losses
 
 
-def _element_loop(rule: Callable) -> Callable:
+def _element_loop(rule: Callable, weighted: bool) -> Callable:
     def losses(A, y, rows, outputs, target_columns, scale, each, dA):
         factor = scale[0]
         seen = magnitude(factor)
@@ -76,6 +80,30 @@ def _element_loop(rule: Callable) -> Callable:
             seen = max(seen, magnitude(loss))
             write(each, k, loss, 2)
             write(dA, k, slope * factor, 3)
+        return WORD(seen)
+
+    return losses
+
+
+def _weighted_loop(rule: Callable, weighted: bool) -> Callable:
+    def element(A, y, each, dA, k, factor):
+        loss, slope = rule(read(A, k, 0), read(y, k, 1))
+        loss *= factor
+        write(each, k, loss, 2)
+        write(dA, k, slope * factor, 3)
+        return magnitude(loss)
+
+    def losses(A, y, rows, outputs, target_columns, scale, each, dA):
+        seen = magnitude(scale[0])
+        if outputs == 1:
+            # Rows in the lanes: the other loop would go round once for each.
+            for i in range(rows):
+                seen = max(seen, element(A, y, each, dA, i, read(scale, i, 4)))
+        else:
+            for i in range(rows):
+                factor = scale[i]
+                for j in range(outputs):
+                    seen = max(seen, element(A, y, each, dA, i * outputs + j, factor))
         return WORD(seen)
 
     return losses

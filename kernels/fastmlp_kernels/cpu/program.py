@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
 from fastmlp_kernels.cpu import best_threads, tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.fused import point_at, run
 from fastmlp_kernels.cpu.layout import Layout
-from fastmlp_kernels.cpu.loss import predict_rows
+from fastmlp_kernels.cpu.loss import loss_and_gradient, predict_rows
 from fastmlp_kernels.cpu.simd import instruction_set
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
@@ -23,7 +24,7 @@ from fastmlp_kernels.cpu.tables import (
 )
 from fastmlp_kernels.cpu.team import choose_places, run_together
 from fastmlp_kernels.cpu.update import call_update, update, write_gradient
-from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem
+from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem, parameter_layout
 
 # Rows up to which a forward pass reads the weights where they are.
 DIRECT_ROWS = 4
@@ -41,6 +42,7 @@ class FusedProgram(Layout):
         self._costs = self.unit_costs()
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
+        self._weighted = False
 
     def _keep(self, word: int, array: np.ndarray) -> None:
         """Point a word at an array that is passed again and again, and keep it alive."""
@@ -54,6 +56,17 @@ class FusedProgram(Layout):
             self._kept[tables.FIRST] = state
             for word, slot in zip((tables.FIRST, tables.SECOND), state, strict=False):
                 self.words[word] = address(slot)
+
+    def _point_at_factors(self, factors: np.ndarray | None) -> None:
+        """Give each row a factor of its own, or all of them the reduction's."""
+        words, problem, weighted = self.words, self.problem, factors is not None
+        words[tables.FACTORS] = 0
+        if weighted:
+            point_at(self.table, tables.FACTORS, id(factors))
+        if weighted != self._weighted:
+            self._weighted = weighted
+            rule = loss_and_gradient(problem.rule, problem.dtype, weighted)
+            words[tables.LOSS_RULE] = rule
 
     def _settle(self, what: tuple, stages: int, threads: int, sizes: tuple[int, int]) -> bool:
         """Set what all calls of a kind have in common; return whether it was not so already.
@@ -71,6 +84,7 @@ class FusedProgram(Layout):
         words[tables.BATCH_SIZE : tables.BATCHES + 1] = problem.batch_size, *sizes
         words[tables.SEQUENTIAL] = stages & UPDATE == 0
         words[tables.PACKED] = 1
+        words[tables.SQUARES_OUT] = 0
         words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
         scales, rows = self.constants["scales"], sizes[0]
         full = min(rows, problem.batch_size)
@@ -100,15 +114,18 @@ class FusedProgram(Layout):
         if array is not out:
             out[...] = array
 
-    def prepare(self, parameters, state, X, y):
+    def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`: compile what an epoch needs, and run nothing."""
-        update(self.problem.optimizer, self.problem.dtype, self.panel)
+        update(self.problem.optimizer, self.problem.dtype, self.panel, penalized)
+        loss_and_gradient(self.problem.rule, self.problem.dtype, weighted)
         for word, array in ((tables.X, X), (tables.Y, y)):
             point_at(self.table, word, id(array))
         self._settle(("nothing",), 0, 1, (0, 0))
         self._run()
 
-    def epoch(self, parameters, state, X, y, order, hyper, losses, control):
+    def epoch(
+        self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
+    ):
         """See `Program.epoch`."""
         if control.item(STOP):
             return
@@ -123,10 +140,16 @@ class FusedProgram(Layout):
         # The caller's data is not kept: a model would hold on to its last training set.
         for word, array in ((tables.X, X), (tables.Y, y), (tables.ORDER, order)):
             point_at(self.table, word, id(array))
+        self._point_at_factors(factors)
         problem, words, sizes = self.problem, self.words, (len(order), len(losses))
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
-        if self._settle(("epoch", *sizes), stages, self.threads, sizes):
-            words[tables.FINISH] = update(problem.optimizer, problem.dtype, self.panel)
+        penalized = squares is not None
+        if self._settle(("epoch", *sizes, penalized), stages, self.threads, sizes):
+            rule = update(problem.optimizer, problem.dtype, self.panel, penalized)
+            words[tables.FINISH] = rule
+        words[tables.SQUARES_OUT] = 0
+        if penalized:
+            point_at(self.table, tables.SQUARES_OUT, id(squares))
         words[tables.TARGET] = words[tables.PARAMETERS]
         self._run()
 
@@ -162,10 +185,11 @@ class FusedProgram(Layout):
         self.rows = len(X)
         self.predict(parameters, X, out, False)
 
-    def loss(self, y):
+    def loss(self, y, factors=None):
         """See `Program.loss`."""
         words = self.words
         self._once(self._kept[tables.PARAMETERS], LOSS, self.rows)
+        self._point_at_factors(factors)
         words[tables.MEMBERS] = 1
         point_at(self.table, tables.TARGETS, id(y))
         self._run()
@@ -191,12 +215,13 @@ class FusedProgram(Layout):
                 words[tables.OUTPUT_SLOPE] = activation_backward(name, problem.dtype)
         self._run()
 
-    def value_and_gradient(self, parameters, X, y, gradient):
+    def value_and_gradient(self, parameters, X, y, gradient, factors=None):
         """See `Program.value_and_gradient`."""
         self.rows = len(X)
         self._once(parameters, PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT, self.rows)
         for word, array in ((tables.X, X), (tables.Y, y), (tables.TARGET, gradient)):
             point_at(self.table, word, id(array))
+        self._point_at_factors(factors)
         self.words[tables.FINISH] = write_gradient(self.problem.dtype, False)
         self._run()
         return self.one_loss.item()
@@ -206,6 +231,11 @@ class FusedProgram(Layout):
         problem = self.problem
         first, second = (address(state[k]) if k < len(state) else 0 for k in range(2))
         step = update(problem.optimizer, problem.dtype, 0)
-        arrays = (address(parameters), first, second, address(gradient), 0)
-        count = parameters.size
-        call_update(step, (*arrays, 1, count, count, count, address(hyper)))
+        item, numbers = parameters.itemsize, address(hyper)
+        vectors = (address(parameters), first, second, address(gradient))
+        for layer in parameter_layout(problem.sizes):
+            for place, decay in ((layer.weight, WEIGHT_DECAY), (layer.bias, BIAS_DECAY)):
+                count = place.stop - place.start
+                here = (each + place.start * item for each in vectors)
+                run = (0, 1, count, count, count, numbers, numbers + decay * item, 0)
+                call_update(step, (*here, *run))

@@ -51,6 +51,7 @@ WORD_BYTES = 8
     HYPER,
     LOSSES,
     CONTROL,
+    SQUARES_OUT,  # of the caller: a float64 sum of squares for each batch, or 0
     TARGET,  # flat vector that FINISH writes: parameters, or a gradient
     FIRST,
     SECOND,
@@ -73,6 +74,10 @@ WORD_BYTES = 8
     SCRATCH_STRIDE,
     ZEROS,
     SCALES,
+    FACTORS,  # of each row of the epoch, in its order; 0: one of SCALES for all rows
+    UNIT_SQUARES,  # float64 sums of squares of the units of weights
+    UNITS,
+    UNUSED,  # 8 bytes that nobody reads
     # Addresses of functions.
     COPY_ROWS,
     TRANSPOSE,
@@ -84,13 +89,14 @@ WORD_BYTES = 8
     COLUMN_SUM,
     LOSS_RULE,
     SUM_LOSSES,
+    SUM_SQUARES,
     FINISH,
     LINK,
     OUTPUT_VALUE,
     OUTPUT_SLOPE,
     CHECK,
     WORDS,
-) = range(71)
+) = range(77)
 
 # Columns of the chain, one row a layer.
 (
@@ -108,10 +114,11 @@ WORD_BYTES = 8
     A,
     KEPT,
     DELTA,
+    SQUARES,  # address of the first unit's sum
     VALUE,  # addresses of functions
     SLOPE,
     CHAIN_COLUMNS,
-) = range(17)
+) = range(18)
 
 # Columns of the tiles, one row a height, the largest first.
 TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_COLUMNS = range(4)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from numba.core import types
 
 from fastmlp_kernels.algebra import OPTIMIZERS
+from fastmlp_kernels.algebra.elementary import plus
+from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.compile import kernel, leaf
 from fastmlp_kernels.cpu.activation import NUMBERS
 from fastmlp_kernels.cpu.intrinsics import call, read, write
@@ -17,11 +19,12 @@ PARAMETERS, FIRST, SECOND, GRADIENT, COPY = range(5)
 
 def _signature(dtype):
     pointer = types.CPointer(NUMBERS[dtype])
-    return WORD(*[pointer] * 5, WORD, WORD, WORD, WORD, pointer)
+    total = types.CPointer(types.float64)
+    return WORD(*[pointer] * 5, WORD, WORD, WORD, WORD, pointer, pointer, total)
 
 
 @functools.cache
-def update(name: str, dtype: str, panel: int) -> int:
+def update(name: str, dtype: str, panel: int, penalized: bool = False) -> int:
     """Return the address of the leaf that applies an optimizer's step to a tile.
 
     Parameters
@@ -32,42 +35,73 @@ def update(name: str, dtype: str, panel: int) -> int:
     panel : int
         Columns of a panel: the new parameters are also written to a tile of panels. 0 for the flat
         vectors alone.
+    penalized : bool
+        Whether the squares of the old parameters are summed, for an L2 penalty.
 
     Notes
     -----
-    The leaf is ``(p, first, second, g, copy, rows, columns, stride, width, hyper)``: `rows` runs of
-    `columns` elements, `stride` apart in the flat vectors p, first and second (the parameters and
-    the optimizer's state: those that the rule does not use are not touched) and `width` apart in
-    the tiles g and copy. `hyper` is the step's row. None of the arrays overlap. Cost: about 10
-    flops and 3 to 8 memory accesses a parameter. Source: `algebra.optimizers`.
+    The leaf is ``(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, total)``:
+    `rows` runs of `columns` elements, `stride` apart in the flat vectors p, first and second (the
+    parameters and the optimizer's state: those that the rule does not use are not touched) and
+    `width` apart in the tiles g and copy. `hyper` is the step's row, `decay` the one of its two
+    decays that holds here; the sum of squares goes to `total` (float64, summed in `dtype`). None of
+    the arrays overlap. Cost: about 12 flops and 3 to 8 memory accesses a parameter. Source:
+    `algebra.optimizers`.
     """
     element = _element(OPTIMIZERS[name].update, OPTIMIZERS[name].slots, panel > 0)
+    # Closed over, as `leaf` compiles what a function closes over.
+    numbers, add = _numbers, plus
 
-    def step(p, first, second, g, copy, rows, columns, stride, width, hyper):
-        h = (hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], hyper[5])
+    def step(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, total):
+        h = numbers(hyper, decay)
+        squares = decay[0] - decay[0]
         if columns == panel:
             # A whole row of a panel, of a length known here, is a few vectors and no loop.
             for r in range(rows):
                 for j in range(panel):
-                    element(p, first, second, g, copy, r * stride + j, r * panel + j, h)
+                    old = element(p, first, second, g, copy, r * stride + j, r * panel + j, h)
+                    if penalized:
+                        squares = add(squares, old * old)
         else:
             for r in range(rows):
                 for j in range(columns):
-                    element(p, first, second, g, copy, r * stride + j, r * width + j, h)
+                    old = element(p, first, second, g, copy, r * stride + j, r * width + j, h)
+                    if penalized:
+                        squares = add(squares, old * old)
+        if penalized:
+            total[0] = squares
         return 0
 
     kind = f"tile{panel}" if panel else "flat"
+    kind += "-penalized" if penalized else ""
     return leaf(step, f"update-{name}-{kind}-{dtype}", _signature(dtype)).address
+
+
+def _numbers(hyper, decay):
+    """Return the decay, and the numbers of the rule."""
+    return (
+        decay[0],
+        (
+            hyper[RULE_START],
+            hyper[RULE_START + 1],
+            hyper[RULE_START + 2],
+            hyper[RULE_START + 3],
+            hyper[RULE_START + 4],
+            hyper[RULE_START + 5],
+        ),
+    )
 
 
 def _element(rule: Callable, slots: int, copies: bool) -> Callable:
     """Return the update of element k of the flat vectors, `there` in the tiles."""
 
-    def element(p, first, second, g, copy, k, there, h):
-        slope = read(g, there, GRADIENT)
+    def element(p, first, second, g, copy, k, there, numbers):
+        decay, h = numbers
+        old = read(p, k, PARAMETERS)
+        slope = read(g, there, GRADIENT) + decay * old
         m = read(first, k, FIRST) if slots > 0 else slope
         v = read(second, k, SECOND) if slots > 1 else slope
-        new, m, v = rule(read(p, k, PARAMETERS), slope, m, v, h)
+        new, m, v = rule(old, slope, m, v, h)
         write(p, k, new, PARAMETERS)
         if slots > 0:
             write(first, k, m, FIRST)
@@ -75,6 +109,7 @@ def _element(rule: Callable, slots: int, copies: bool) -> Callable:
             write(second, k, v, SECOND)
         if copies:
             write(copy, there, new, COPY)
+        return old
 
     return element
 
@@ -91,11 +126,12 @@ def write_gradient(dtype: str, accumulate: bool) -> int:
 
     Notes
     -----
-    p is the flat gradient; first, second, copy and hyper are not used. Cost: one read and one or
-    two accesses an element. Source: the derivation sheet's separate calls of a training step.
+    p is the flat gradient; first, second, copy, hyper, decay and total are not used. Cost: one read
+    and one or two accesses an element. Source: the derivation sheet's separate calls of a training
+    step.
     """
 
-    def keep(p, first, second, g, copy, rows, columns, stride, width, hyper):
+    def keep(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, total):
         for r in range(rows):
             for j in range(columns):
                 k = r * stride + j

@@ -15,12 +15,11 @@ import numpy as np
 from numba import cuda
 from numba.core.errors import NumbaPerformanceWarning
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS
-from fastmlp_kernels.cuda import linear, loss
+from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
+from fastmlp_kernels.cuda import linear, loss, update
 from fastmlp_kernels.cuda.activation import activation_backward, activation_forward
 from fastmlp_kernels.cuda.gather import gather_rows
 from fastmlp_kernels.cuda.loss import check_finite, loss_and_gradient, predict_rows
-from fastmlp_kernels.cuda.update import update
 from fastmlp_kernels.problem import (
     BATCHES,
     CONTROL_WORDS,
@@ -56,6 +55,7 @@ class Kernels(NamedTuple):
     check_finite: Any
     predict_rows: Any
     update: Any
+    sum_squares: Any
     gather_rows: Any
 
 
@@ -73,7 +73,8 @@ def build(tiles: Tiles) -> Kernels:
         sum_losses=loss.build(tiles.threads),
         check_finite=check_finite,
         predict_rows=predict_rows,
-        update=update,
+        update=update.update,
+        sum_squares=update.build(tiles.threads),
         gather_rows=gather_rows,
     )
 
@@ -130,8 +131,11 @@ class LayeredProgram:
         self.output = ACTIVATIONS.code(problem.activations[-1])
         self.identity = ACTIVATIONS.code("identity")
         self.order = cuda.device_array(problem.rows, np.int64)
-        self.hyper = self._empty(problem.batches, 6)
+        self.hyper = self._empty(problem.batches, HYPER_WIDTH)
         self.losses = self._empty(problem.batches)
+        self.squares = self._empty(problem.batches)
+        self.biases = cuda.to_device(self._bias_mask())
+        self.scales: dict[int, Any] = {}
         self.status = cuda.device_array(CONTROL_WORDS, np.int64)
         # Never written: single steps have no earlier batch that could have failed.
         self.finite = cuda.to_device(np.zeros(CONTROL_WORDS, np.int64))
@@ -177,9 +181,19 @@ class LayeredProgram:
             layers.append(Layer(layout, ACTIVATIONS.code(name), Z, A, dZ))
         return layers
 
-    def _scale(self, rows: int) -> Any:
-        # A Python float would be a float64 to Numba, and turn the loss kernel into float64.
-        return self.dtype.type(self.problem.scale(rows))
+    def _bias_mask(self) -> np.ndarray:
+        mask = np.zeros(self.problem.parameter_count, np.uint8)
+        for layer in self.layout:
+            mask[layer.bias] = 1
+        return mask
+
+    def _factors(self, rows: int, given: np.ndarray | None) -> Any:
+        """Return the factors of the rows, or the reduction's for a batch of so many, on the GPU."""
+        if given is not None:
+            return self.to_device(given)
+        if rows not in self.scales:
+            self.scales[rows] = cuda.to_device(np.array([self.problem.scale(rows)], self.dtype))
+        return self.scales[rows]
 
     def _state(self, state: Any) -> tuple[Any, Any]:
         slots = self.problem.slots
@@ -259,7 +273,7 @@ class LayeredProgram:
             if dA is not None:
                 self._product(kernels.linear_backward, rows, fan_in, layer.dZ, W, rows, dA)
 
-    def _batch(self, parameters, first, second, X, y, batch: int) -> None:
+    def _batch(self, parameters, first, second, X, y, batch: int, factors, penalized) -> None:
         """Enqueue everything that one mini-batch of an epoch takes."""
         kernels, work, problem = self.kernels, self.workspace, self.problem
         start = batch * problem.batch_size
@@ -269,20 +283,27 @@ class LayeredProgram:
             self._over(kernels.gather_rows, rows * out.shape[1], *arguments)
         A = self._forward_chain(parameters, work.inputs, rows)
         dA = self.layers[-1].dZ
-        arguments = (A, work.targets, self.rule, rows, self._scale(rows), work.row_losses, dA)
+        own = self._factors(rows, factors)
+        arguments = (A, work.targets, self.rule, rows, own, start, work.row_losses, dA)
         self._over(kernels.loss_and_gradient, rows, *arguments)
         arguments = (work.row_losses, rows, self.losses, batch, self.status)
         kernels.sum_losses[1, self.tiles.threads](*arguments)
         gradient, count = work.gradient, problem.parameter_count
         self._backward_chain(parameters, work.inputs, rows, 0, gradient, None)
         self._over(kernels.check_finite, count, gradient, batch, self.status)
-        arguments = (parameters, gradient, first, second, self.optimizer, self.hyper, batch)
-        self._over(kernels.update, count, *arguments, self.status)
+        if penalized:
+            arguments = (parameters, self.biases, self.squares, batch)
+            kernels.sum_squares[1, self.tiles.threads](*arguments)
+        vectors = (parameters, gradient, first, second, self.biases)
+        arguments = (self.optimizer, self.hyper, batch, self.status)
+        self._over(kernels.update, count, *vectors, *arguments)
 
-    def prepare(self, parameters, state, X, y):
+    def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`. The first launches compile; one of nothing would be an error."""
 
-    def epoch(self, parameters, state, X, y, order, hyper, losses, control):
+    def epoch(
+        self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
+    ):
         """See `Program.epoch`; ``control[BATCHES]`` is written at the end alone.
 
         The GPU may be hundreds of launches behind the host: a stop takes effect after the batches
@@ -292,14 +313,18 @@ class LayeredProgram:
         self.order.copy_to_device(order)
         self.hyper.copy_to_device(hyper)
         self.status.copy_to_device(np.zeros(CONTROL_WORDS, np.int64))
+        on_device = None if factors is None else self.to_device(factors)
         enqueued = 0
         with _small_grids_allowed():
             while enqueued < losses.size and control[STOP] == 0:
-                self._batch(parameters, first, second, X, y, enqueued)
+                chosen = (on_device, squares is not None)
+                self._batch(parameters, first, second, X, y, enqueued, *chosen)
                 enqueued += 1
         # The first wait of the epoch.
         status = int(self.status.copy_to_host()[STATUS])
         losses[:enqueued] = self.losses.copy_to_host()[:enqueued]
+        if squares is not None:
+            squares[:enqueued] = self.squares.copy_to_host()[:enqueued]
         control[BATCHES] = status - 1 if status else enqueued
         control[STATUS] = status
 
@@ -313,10 +338,11 @@ class LayeredProgram:
             count = self.rows * self.problem.sizes[-1]
             self._over(self.kernels.activation_forward, count, *arguments)
 
-    def loss(self, y):
+    def loss(self, y, factors=None):
         """See `Program.loss`."""
         work, rows, A = self.workspace, self.rows, self.layers[-1].A
-        arguments = (A, y, self.rule, rows, self._scale(rows), work.row_losses, work.loss_gradient)
+        own = self._factors(rows, factors)
+        arguments = (A, y, self.rule, rows, own, 0, work.row_losses, work.loss_gradient)
         # Of no use here, but `sum_losses` notes a loss that is not finite in it.
         self.status.copy_to_device(np.zeros(CONTROL_WORDS, np.int64))
         with _small_grids_allowed():
@@ -342,12 +368,12 @@ class LayeredProgram:
             wanted = input_gradient if input_gradient.shape[0] > 0 else None
             self._backward_chain(parameters, self.inputs, rows, 1, gradient, wanted)
 
-    def value_and_gradient(self, parameters, X, y, gradient):
+    def value_and_gradient(self, parameters, X, y, gradient, factors=None):
         """See `Program.value_and_gradient`."""
         self.rows, self.inputs = len(X), X
         with _small_grids_allowed():
             self._forward_chain(parameters, X, self.rows)
-        value = self.loss(y)
+        value = self.loss(y, factors)
         with _small_grids_allowed():
             self._copy_rows(self.workspace.loss_gradient, self.rows, self.layers[-1].dZ)
             self._backward_chain(parameters, X, self.rows, 0, gradient, None)
@@ -356,10 +382,11 @@ class LayeredProgram:
     def update(self, parameters, gradient, state, hyper):
         """See `Program.update`."""
         first, second = self._state(state)
-        arguments = (first, second, self.optimizer, self.to_device(hyper), 0, self.finite)
+        vectors = (parameters, gradient, first, second, self.biases)
+        arguments = (self.optimizer, self.to_device(hyper), 0, self.finite)
         with _small_grids_allowed():
             count = self.problem.parameter_count
-            self._over(self.kernels.update, count, parameters, gradient, *arguments)
+            self._over(self.kernels.update, count, *vectors, *arguments)
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""

@@ -20,7 +20,7 @@ _link = cuda_switch([loss.link or _no_link for loss in LOSSES])
 
 
 @cuda_kernel
-def loss_and_gradient(A, y, rule, rows, scale, row_losses, dA):
+def loss_and_gradient(A, y, rule, rows, factors, start, row_losses, dA):
     """Write the scaled loss of each row and its gradient by the outputs.
 
     Parameters
@@ -33,8 +33,10 @@ def loss_and_gradient(A, y, rule, rows, scale, row_losses, dA):
         Position of the rule in ``loss_rules()``.
     rows : int
         Rows used, from the first.
-    scale : dtype
-        Factor of loss and gradient: the reduction.
+    factors : dtype[1] or dtype[rows of the epoch], read
+        Of loss and gradient: the reduction alone, or with a weight for each row.
+    start : int
+        Place of the batch's first row among the factors of an epoch.
     row_losses : dtype[batch], written
     dA : dtype[batch, outputs], C-contiguous, written
         May be `A`.
@@ -46,9 +48,10 @@ def loss_and_gradient(A, y, rule, rows, scale, row_losses, dA):
     """
     i = cuda.grid(1)
     if i < rows:
-        row_losses[i] = scale * _row_rule(rule, A, y, i, dA)
+        factor = factors[start + i] if factors.size > 1 else factors[0]
+        row_losses[i] = factor * _row_rule(rule, A, y, i, dA)
         for j in range(dA.shape[1]):
-            dA[i, j] *= scale
+            dA[i, j] *= factor
 
 
 @functools.cache
