@@ -13,6 +13,9 @@ from fastmlp.version import VERSION
 if TYPE_CHECKING:
     from fastmlp import datasets as datasets
     from fastmlp import errors as errors
+    from fastmlp import schedules as schedules
+    from fastmlp.callbacks import EarlyStopping as EarlyStopping
+    from fastmlp.callbacks import EpochEnd as EpochEnd
     from fastmlp.errors import CallOrderError as CallOrderError
     from fastmlp.errors import DeviceError as DeviceError
     from fastmlp.errors import DomainError as DomainError
@@ -43,6 +46,7 @@ __version__ = VERSION
 _NAMES_OF = {
     "fastmlp.model": ("MLP",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
+    "fastmlp.callbacks": ("EarlyStopping", "EpochEnd"),
     "fastmlp.explanation": ("explain",),
     "fastmlp.warming": ("warmup",),
     "fastmlp.history": ("History",),
@@ -62,7 +66,7 @@ _NAMES_OF = {
     "fastmlp_kernels.algebra": ("ACTIVATIONS", "LOSSES", "OPTIMIZERS", "INITIALIZERS"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
-_SUBMODULES = ("datasets", "errors")
+_SUBMODULES = ("datasets", "errors", "schedules")
 
 # Names that are not bound until they are used cannot be listed by a literal.
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # noqa: PLE0604

@@ -5,7 +5,7 @@ and what was wanted, and nothing has changed when one is raised.
 """
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -235,4 +235,15 @@ def check_integer(
     number = int(value)
     if number < low or (high is not None and number > high):
         raise DomainError(f"{argument}: got {number}, wanted {wanted}{why}")
+    return number
+
+
+def check_number(value: Any, argument: str, low: float = 0.0) -> float:
+    """Return a finite number of at least `low`."""
+    wanted = f"a finite number >= {low:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}")
+    number = float(value)
+    if not (math.isfinite(number) and number >= low):
+        raise DomainError(f"{argument}: got {value!r}, wanted {wanted}")
     return number

@@ -26,8 +26,11 @@ def batch_rows(rows: int, batch_size: int) -> NDArray[np.int64]:
     return sizes
 
 
-def combine_losses(losses: Any, sizes: NDArray[np.int64], reduction: str) -> float:
-    """Return the loss of all rows from those of batches with `sizes` rows, in float64."""
+def combine_losses(losses: Any, sizes: NDArray[Any], reduction: str) -> float:
+    """Return the loss of all rows from those of batches of these sizes, in float64.
+
+    `sizes` are the rows of each batch, or the sums of their weights.
+    """
     values = np.asarray(losses, dtype=np.float64)
     if reduction == "sum":
         return float(values.sum())

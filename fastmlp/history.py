@@ -1,6 +1,7 @@
 """What a fit did, epoch by epoch."""
 
 import csv
+import math
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ class History:
         What `validation_score` is.
     rows : int
         Rows of an epoch.
+    best_epoch : int or None
+        The epoch, from 1, that early stopping found best; None in a fit without it.
     """
 
     def __init__(self, kernel: str, device: str, metric: str, rows: int) -> None:
@@ -29,20 +32,40 @@ class History:
         self.device = device
         self.metric = metric
         self.rows = rows
+        self.best_epoch: int | None = None
         self._loss: list[float] = []
+        self._penalty: list[float] = []
+        self._learning_rate: list[float] = []
         self._seconds: list[float] = []
         self._validation_loss: list[float] = []
         self._validation_score: list[float] = []
 
-    def record(self, loss: float, seconds: float) -> None:
+    def record(
+        self, loss: float, seconds: float, penalty: float = 0.0, learning_rate: float = math.nan
+    ) -> None:
         """Add an epoch."""
         self._loss.append(loss)
+        self._penalty.append(penalty)
+        self._learning_rate.append(learning_rate)
         self._seconds.append(seconds)
 
     def record_validation(self, loss: float, score: float) -> None:
         """Add the validation of the last epoch."""
         self._validation_loss.append(loss)
         self._validation_score.append(score)
+
+    def last(self) -> dict[str, Any]:
+        """Return what is known of the last epoch, by name."""
+        validated = bool(self._validation_loss)
+        return {
+            "epoch": len(self),
+            "loss": self._loss[-1],
+            "penalty": self._penalty[-1],
+            "learning_rate": self._learning_rate[-1],
+            "seconds": self._seconds[-1],
+            "validation_loss": self._validation_loss[-1] if validated else None,
+            "validation_score": self._validation_score[-1] if validated else None,
+        }
 
     def __len__(self) -> int:
         """Return the number of finished epochs."""
@@ -56,6 +79,16 @@ class History:
     def loss(self) -> NDArray[np.float64]:
         """Loss of each epoch: of its mini-batches while they were trained on."""
         return np.array(self._loss)
+
+    @property
+    def penalty(self) -> NDArray[np.float64]:
+        """The L2 penalty of each epoch, which is not part of `loss`; zeros without one."""
+        return np.array(self._penalty)
+
+    @property
+    def learning_rate(self) -> NDArray[np.float64]:
+        """Learning rate of the last step of each epoch."""
+        return np.array(self._learning_rate)
 
     @property
     def validation_loss(self) -> NDArray[np.float64]:
@@ -89,6 +122,9 @@ class History:
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one line an epoch to a CSV file."""
         columns: dict[str, list[float]] = {"loss": self._loss, "seconds": self._seconds}
+        columns["learning_rate"] = self._learning_rate
+        if any(self._penalty):
+            columns["penalty"] = self._penalty
         if self._validation_loss:
             columns["validation_loss"] = self._validation_loss
             columns[f"validation_{self.metric}"] = self._validation_score

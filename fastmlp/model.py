@@ -1,38 +1,26 @@
 """The multilayer perceptron as users see it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from fastmlp import steps, training
-from fastmlp.arrays import check_data, check_integer, check_matrix, check_targets
-from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError, look_up
+from fastmlp.arrays import check_data, check_integer, check_matrix, check_number, check_targets
+from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
+from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError
 from fastmlp.gradients import Gradients
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
+from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
-from fastmlp.parameters import (
-    ParameterViews,
-    TrainingState,
-    aligned_zeros,
-    bias_views,
-    check_values,
-    initialize,
-    weight_views,
-)
-from fastmlp.planning import Programs, Where, check_threads, make_problem
-from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
-from fastmlp_kernels.problem import LayerLayout, parameter_layout
+from fastmlp.parameters import aligned_zeros, check_values
+from fastmlp.weighting import check_sample_weight, check_weights
 
 Array = NDArray[Any]
 
-# The generators take 64 bits.
-LARGEST_SEED = 2**64 - 1
 
-
-class MLP:
+class MLP(Network):
     """A multilayer perceptron: linear, activation, linear, ..., and a loss.
 
     Parameters
@@ -59,156 +47,6 @@ class MLP:
         Of the last `fit`, also of one that was interrupted.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        activations: Any = "relu",
-        loss: Any = "half_squared_error",
-        *,
-        seed: int = 0,
-        dtype: DTypeLike = "float32",
-        reduction: str = "mean",
-        initializer: Any = None,
-    ) -> None:
-        self.seed = check_integer(seed, "seed", 0, LARGEST_SEED)
-        self.template = make_problem(sizes, activations, loss, dtype, reduction)
-        self._loss = LOSSES[self.template.loss]
-        if initializer is None:
-            rows = [ACTIVATIONS[name] for name in self.activations]
-            chosen = [INITIALIZERS[row.initializer] for row in rows]
-        else:
-            chosen = [look_up("initializer", INITIALIZERS, initializer)] * len(self.activations)
-        parameters = aligned_zeros((self.template.parameter_count,), self.template.dtype)
-        initialize(parameters, self._layout(), chosen, self.seed)
-        self._state = TrainingState(parameters, self.seed)
-        self._gradient: Array | None = None
-        self._where = Where()
-        self.history: History | None = None
-        # Most targets of a loss that takes labels are labels.
-        self._labels = self._loss.label_rule is not None
-        self._forget()
-
-    def _layout(self) -> tuple[LayerLayout, ...]:
-        return parameter_layout(self.sizes)
-
-    def _forget(self) -> None:
-        self._programs = Programs(self.template)
-        self._step: steps.Step | None = None
-        self._pass: steps.Pass | None = None
-        self._kernel: str | None = None
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Units per layer, inputs first."""
-        return self.template.sizes
-
-    @property
-    def activations(self) -> tuple[str, ...]:
-        """The activation of each layer."""
-        return self.template.activations
-
-    @property
-    def loss_name(self) -> str:
-        """The loss."""
-        return self.template.loss
-
-    @property
-    def reduction(self) -> str:
-        """How the loss of a batch is made of those of its rows."""
-        return self.template.reduction
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters."""
-        return self._state.parameters.dtype
-
-    @property
-    def threads(self) -> int | None:
-        """The most threads of a method that is not told otherwise; may be assigned to.
-
-        None, as at first, stands for what the process may use. Work too small to share stays on
-        one thread, and results have the same bits on any number.
-        """
-        return self._where.threads
-
-    @threads.setter
-    def threads(self, count: int | None) -> None:
-        self._where = Where(threads=check_threads(count))
-
-    def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
-        threads = self.threads if threads is None else check_threads(threads)
-        return Where(device, kernel, threads)
-
-    @property
-    def epochs_trained(self) -> int:
-        """Finished epochs of all fits."""
-        return self._state.epochs
-
-    @property
-    def parameters(self) -> Array:
-        """All parameters as one flat vector, layer by layer: weights row by row, then biases."""
-        return self._state.parameters
-
-    @parameters.setter
-    def parameters(self, values: Any) -> None:
-        self._state.parameters[:] = check_values("parameters", values, self._state.parameters)
-        self._changed()
-
-    @property
-    def weights(self) -> ParameterViews:
-        """The weight matrices (inputs, outputs), one per layer: views, which may be assigned to."""
-        views = weight_views(self._state.parameters, self._layout())
-        return ParameterViews("weights", views, self._changed)
-
-    @weights.setter
-    def weights(self, values: Any) -> None:
-        self.weights.assign(values)
-
-    @property
-    def biases(self) -> ParameterViews:
-        """The bias vectors, one per layer: views, which may be assigned to."""
-        views = bias_views(self._state.parameters, self._layout())
-        return ParameterViews("biases", views, self._changed)
-
-    @biases.setter
-    def biases(self, values: Any) -> None:
-        self.biases.assign(values)
-
-    @property
-    def gradients(self) -> Gradients:
-        """What `backward` has accumulated since `zero_grad`."""
-        if self._gradient is None:
-            self._gradient = aligned_zeros(self.parameters.shape, self.dtype)
-        return self._gradients_of(self._gradient)
-
-    def _gradients_of(self, flat: Array) -> Gradients:
-        weights = ParameterViews("gradients.weights", weight_views(flat, self._layout()))
-        biases = ParameterViews("gradients.biases", bias_views(flat, self._layout()))
-        return Gradients(flat, weights, biases)
-
-    def _changed(self) -> None:
-        # The backward pass of a forward pass with other parameters would be no gradient at all.
-        self._pass = None
-
-    def __repr__(self) -> str:
-        return (
-            f"MLP({list(self.sizes)}, activations={list(self.activations)}, "
-            f"loss={self.loss_name!r}, seed={self.seed}, dtype={self.dtype.name!r}, "
-            f"reduction={self.reduction!r})"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the programs: workspaces and compiled code, which are made again."""
-        left_out = ("_programs", "_step", "_pass", "_kernel", "_loss")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copied or unpickled model."""
-        self.__dict__.update(state)
-        self._loss = LOSSES[self.template.loss]
-        self._state.realign()
-        self._forget()
-
     def fit(
         self,
         X: Any,
@@ -219,6 +57,11 @@ class MLP:
         optimizer: Optimizer | None = None,
         validation_data: tuple[Any, Any] | None = None,
         shuffle: bool = True,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        l2: float = 0.0,
+        early_stopping: EarlyStopping | bool | None = None,
+        callbacks: Any = None,
         device: str = "auto",
         kernel: str | None = None,
         threads: int | None = None,
@@ -234,11 +77,23 @@ class MLP:
         epochs, batch_size : int
             The last mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
-            ``SGD(0.01)`` by default. Its state stays in the model.
+            ``SGD(0.01)`` by default. Its state stays in the model. Its learning rate may be a
+            schedule, a callable ``step -> rate``: see `fastmlp.schedules`.
         validation_data : (X, y), optional
             Evaluated after each epoch.
         shuffle : bool
             Whether each epoch has an order of its own, by seed and number of the epoch.
+        sample_weight : array-like (rows,); class_weight : "balanced" or dict, optional
+            Weights of the rows' losses, none below 0, and by class, multiplied into them; means
+            become weighted means.
+        l2 : float
+            ``l2 / 2`` times the sum of the squares of all weights (no biases) is added to the sum
+            of a mini-batch's losses, before a mean divides it by its rows, or their weights:
+            scikit-learn's ``alpha``. It is kept apart, in ``history.penalty``.
+        early_stopping : EarlyStopping or True, optional
+            When to stop before the last epoch, and whether to go back to the best one.
+        callbacks : callable or sequence of callables, optional
+            Called with an `EpochEnd` after every epoch; one that returns True stops the fit.
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional
@@ -255,31 +110,39 @@ class MLP:
         NonFiniteTrainingError
             If a loss, gradient or parameter becomes infinite or NaN; the last good ones stay.
         """
-        data = self._data(X, y)
-        validation = None
-        if validation_data is not None:
-            if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
-                raise DTypeError(
-                    f"validation_data: got {type(validation_data).__name__}, wanted a pair (X, y)"
-                )
-            validation = self._data(*validation_data, of="validation ")
+        data, validation = self._data(X, y), self._validation(validation_data)
         options = training.Options(
             epochs=check_integer(epochs, "epochs", 1),
             batch_size=check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
             optimizer=check_optimizer(optimizer),
             metric=check_metric(None, self._loss),
             shuffle=bool(shuffle),
+            weights=check_weights(sample_weight, class_weight, data),
+            l2=check_number(l2, "l2"),
+            early_stopping=check_early_stopping(early_stopping, validation is not None),
+            callbacks=check_callbacks(callbacks),
             where=self._asked(device, kernel, threads),
             progress=progress,
             verbose=verbose,
         )
+        return self._train(data, validation, options)
+
+    def _train(self, data: Any, validation: Any, options: training.Options) -> History:
         # Weights written through a view are not checked on the way in.
         check_values("parameters", self.parameters, self.parameters)
-        run = training.Fit(self._state, self._programs, data, validation, options)
+        run = training.Fit(self, self._state, self._programs, data, validation, options)
         self.history = run.history
         self._changed()
         run.run()
         return run.history
+
+    def _validation(self, pair: Any) -> Any:
+        if pair is None:
+            return None
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
+        X, y = pair
+        return self._data(X, y, of="validation ")
 
     def predict(
         self,
@@ -314,21 +177,28 @@ class MLP:
         where = self._asked(device, kernel, threads)
         return training.evaluate(self.parameters, self._programs, data, self.template, name, where)
 
-    def step(self, X: Any, y: Any, optimizer: Optimizer | None = None) -> float:
+    def step(
+        self, X: Any, y: Any, optimizer: Optimizer | None = None, *, sample_weight: Any = None
+    ) -> float:
         """Take one training step on a batch, in one fused call; return the loss before it."""
         data = self._data(X, y)
+        weights = None if sample_weight is None else check_sample_weight(sample_weight, len(data.X))
         chosen = check_optimizer(optimizer)
         self._changed()
         batch = (len(data.X), data.labels, chosen.rule, self._where)
         if self._step is None or not self._step.serves(*batch):
             self._step = steps.Step(self._programs, *batch)
-        return self._step.take(self._state, data, chosen)
+        return self._step.take(self._state, data, chosen, weights)
 
-    def value_and_grad(self, X: Any, y: Any) -> tuple[float, Gradients]:
+    def value_and_grad(
+        self, X: Any, y: Any, *, sample_weight: Any = None
+    ) -> tuple[float, Gradients]:
         """Return the loss of a batch and its gradient; nothing is updated or accumulated."""
         data = self._data(X, y)
+        weights = None if sample_weight is None else check_sample_weight(sample_weight, len(data.X))
         flat = aligned_zeros(self.parameters.shape, self.dtype)
-        loss = steps.value_and_gradient(self.parameters, self._programs, data, flat, self._where)
+        where = (flat, self._where, weights)
+        loss = steps.value_and_gradient(self.parameters, self._programs, data, *where)
         return loss, self._gradients_of(flat)
 
     def _data(self, X: Any, y: Any, of: str = "") -> Any:
@@ -352,16 +222,17 @@ class MLP:
             )
         return self._pass
 
-    def compute_loss(self, y: Any) -> float:
+    def compute_loss(self, y: Any, *, sample_weight: Any = None) -> float:
         """Return the loss of the last `forward`, and keep its gradient for `backward`."""
         last = self._last_pass("compute_loss")
+        weights = None if sample_weight is None else check_sample_weight(sample_weight, len(last.X))
         targets, labels = check_targets(y, len(last.X), self.sizes[-1], self._loss, self.dtype)
         if labels != last.labels:
             # The program was built for the other kind of targets. The next guess is better.
             self._labels = labels
             self._forward(last.X, labels)
             last = self._last_pass("compute_loss")
-        return last.loss(targets)
+        return last.loss(targets, weights)
 
     def zero_grad(self) -> None:
         """Set the accumulated gradients to zero."""

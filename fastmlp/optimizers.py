@@ -1,11 +1,24 @@
-"""The optimizers as users write them: frozen settings. Their state lives in the model."""
+"""The optimizers as users write them: frozen settings. Their state lives in the model.
+
+A learning rate is a number, or a schedule: a callable ``step -> rate``, see `fastmlp.schedules`.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from fastmlp.errors import DomainError, DTypeError
+from fastmlp.schedules import Schedule
+from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
 
+Rate = float | Callable[[int], float]
+
+_SWITCHES = ("nesterov", "rate_in_velocity", "epsilon_hat")
 _BETWEEN_0_AND_1 = ("momentum", "beta1", "beta2", "decay")
 _POSITIVE = ("learning_rate", "epsilon")
 
@@ -17,12 +30,13 @@ class Optimizer:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "nesterov":
+            if field.name in _SWITCHES:
+                if not isinstance(value, bool):
+                    raise DTypeError(f"{field.name}: got {value!r}, wanted True or False")
+            elif not (field.name == "learning_rate" and callable(value)):
                 _check_number(field.name, value)
                 # float() so that NumPy scalars and integers leave no trace in the settings.
                 object.__setattr__(self, field.name, float(value))
-            elif not isinstance(value, bool):
-                raise DTypeError(f"nesterov: got {value!r}, wanted True or False")
 
     @property
     def rule(self) -> str:
@@ -30,9 +44,37 @@ class Optimizer:
         return type(self).__name__.lower()
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """Its numbers by name."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def rates(self, first: int, count: int) -> float | NDArray[np.float64]:
+        """Return the learning rate of `count` steps, the first numbered `first` (from 0).
+
+        Raises
+        ------
+        DomainError
+            If a schedule gives anything but a finite number of at least 0.
+        """
+        rate = self.settings["learning_rate"]
+        if not callable(rate):
+            return float(rate)
+        steps = np.arange(first, first + count)
+        given = rate(steps) if isinstance(rate, Schedule) else [rate(int(k)) for k in steps]
+        rates = np.asarray(given, dtype=np.float64)
+        bad = ~(np.isfinite(rates) & (rates >= 0))
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise DomainError(
+                f"learning_rate: got {rates[at]} from the schedule at step {first + at}, wanted a "
+                "finite number >= 0"
+            )
+        return rates
+
+    def hyper(self, first: int, count: int, dtype: DTypeLike, penalty: Any = 0.0) -> NDArray[Any]:
+        """Return the table of hyper-parameters that kernels take; see `algebra.hyper_table`."""
+        settings = {**self.settings, "learning_rate": self.rates(first - 1, count)}
+        return hyper_table(OPTIMIZERS[self.rule], settings, first, count, dtype, penalty)
 
 
 def _check_number(name: str, value: object) -> None:
@@ -51,12 +93,17 @@ def _check_number(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum and Nesterov's look-ahead if asked."""
+    """Stochastic gradient descent, with momentum and Nesterov's look-ahead if asked.
 
-    learning_rate: float = 0.01
+    `rate_in_velocity` has the velocity sum steps, as in Keras and scikit-learn, instead of
+    gradients, as in PyTorch: the same until the learning rate changes.
+    """
+
+    learning_rate: Rate = 0.01
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    rate_in_velocity: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers, and that Nesterov's look-ahead has a momentum."""
@@ -69,10 +116,12 @@ class SGD(Optimizer):
         """The name of its row in the table of optimizers: it depends on the momentum."""
         if self.momentum == 0:
             return "sgd"
+        if self.rate_in_velocity:
+            return "nesterov_velocity" if self.nesterov else "velocity"
         return "nesterov" if self.nesterov else "momentum"
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """Its numbers by name."""
         return {
             "learning_rate": self.learning_rate,
@@ -83,20 +132,26 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Adam; `weight_decay` is added to the gradient."""
+    """Adam; `weight_decay` is added to the gradient.
 
-    learning_rate: float = 1e-3
+    With `epsilon_hat`, the epsilon is added to the root of the raw second moment, as in Keras,
+    scikit-learn and the paper's efficient form (arXiv:1412.6980, section 2); by default to that of
+    the corrected one, as in PyTorch.
+    """
+
+    learning_rate: Rate = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
+    epsilon_hat: bool = False
 
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -107,7 +162,7 @@ class AdamW(Optimizer):
 class RMSprop(Optimizer):
     """Gradient descent scaled by a running root mean square of the gradient."""
 
-    learning_rate: float = 1e-2
+    learning_rate: Rate = 1e-2
     decay: float = 0.99
     epsilon: float = 1e-8
     weight_decay: float = 0.0
@@ -117,7 +172,7 @@ class RMSprop(Optimizer):
 class Adagrad(Optimizer):
     """Gradient descent scaled by the root of the sum of all squared gradients."""
 
-    learning_rate: float = 1e-2
+    learning_rate: Rate = 1e-2
     epsilon: float = 1e-10
     weight_decay: float = 0.0
 

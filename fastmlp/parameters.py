@@ -131,6 +131,15 @@ def bias_views(vector: Array, layout: Sequence[LayerLayout]) -> list[Array]:
 
 
 @dataclass(eq=False)
+class Snapshot:
+    """Copies of what an epoch changes: see `TrainingState`."""
+
+    parameters: Array
+    slots: Array
+    steps: int
+
+
+@dataclass(eq=False)
 class TrainingState:
     """Everything that training changes.
 
@@ -162,18 +171,19 @@ class TrainingState:
         self.slots = aligned_zeros((slots, self.parameters.size), self.parameters.dtype)
         self.rule, self.steps = rule, 0
 
-    def snapshot(self) -> tuple[Array, Array, int]:
+    def snapshot(self) -> "Snapshot":
         """Return copies of what an epoch changes."""
-        return self.parameters.copy(), self.slots.copy(), self.steps
+        return Snapshot(self.parameters.copy(), self.slots.copy(), self.steps)
 
-    def restore(self, snapshot: tuple[Array, Array, int]) -> None:
+    def save(self, snapshot: "Snapshot") -> None:
+        """Bring a snapshot of the same optimizer up to date."""
+        snapshot.parameters[...], snapshot.slots[...] = self.parameters, self.slots
+        snapshot.steps = self.steps
+
+    def restore(self, snapshot: "Snapshot") -> None:
         """Go back to a snapshot of the same optimizer."""
-        self.parameters[...], self.slots[...], self.steps = snapshot
-
-    @property
-    def finite(self) -> bool:
-        """Whether parameters and optimizer state are all finite."""
-        return bool(np.isfinite(self.parameters).all() and np.isfinite(self.slots).all())
+        self.parameters[...], self.slots[...] = snapshot.parameters, snapshot.slots
+        self.steps = snapshot.steps
 
     def realign(self) -> None:
         """Restore the alignment, which copying and unpickling do not keep."""

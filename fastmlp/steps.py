@@ -14,8 +14,9 @@ from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import TrainingState
 from fastmlp.planning import Programs, Where
-from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS, hyper_table
-from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS
+from fastmlp.weighting import Weights, row_factors
+from fastmlp_kernels.algebra import HYPER_WIDTH
+from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, Problem
 
 Array = NDArray[Any]
 
@@ -45,8 +46,7 @@ class StepNumbers:
         if not same or not 0 <= index < len(self._ahead):
             follows = same and index == len(self._ahead)
             count = min(2 * len(self._ahead), STEPS_AHEAD) if follows else 1
-            rule = OPTIMIZERS[optimizer.rule]
-            self._ahead = hyper_table(rule, optimizer.settings, step, count, self._row.dtype)
+            self._ahead = optimizer.hyper(step, count, self._row.dtype)
             self._optimizer, self._first, index = optimizer, step, 0
         self._row[0] = self._ahead[index]
         return self._row
@@ -64,7 +64,7 @@ class Step:
         parts, _ = programs.get(rows, rows, where, labels=labels)
         where = where._replace(kernel=parts.kernel.name)
         plan, self._program = programs.get(rows, rows, where, labels=labels, rule=rule)
-        self._rule, self._slots = rule, plan.problem.slots
+        self._rule, self._slots, self._problem = rule, plan.problem.slots, plan.problem
         # On the host its methods return what they are given, at half a microsecond a step.
         self._copies = plan.kernel.device != "cpu"
         dtype = np.dtype(plan.problem.dtype)
@@ -77,17 +77,24 @@ class Step:
         """Return whether this is the step that these arguments would make."""
         return (rows, labels, rule, where) == self._serves
 
-    def take(self, state: TrainingState, data: Data, optimizer: Optimizer) -> float:
+    def take(
+        self,
+        state: TrainingState,
+        data: Data,
+        optimizer: Optimizer,
+        weights: Weights | None = None,
+    ) -> float:
         """Train on a batch of the size that this was made for; return the loss before."""
         program, control = self._program, self._control
         state.prepare(self._rule, self._slots)
         hyper = self._numbers.of(optimizer, state.steps + 1)
         control.fill(0)
+        factors = batch_factors(self._problem, weights)
         arrays = (state.parameters, state.slots, data.X, data.y)
         if self._copies:
             arrays = tuple(map(program.to_device, arrays))
         try:
-            program.epoch(*arrays, self._order, hyper, self._losses, control)
+            program.epoch(*arrays, self._order, hyper, self._losses, control, factors)
         finally:
             if self._copies:
                 program.to_host(arrays[0], state.parameters)
@@ -105,6 +112,13 @@ class Step:
         return loss
 
 
+def batch_factors(problem: Problem, weights: Weights | None) -> Array | None:
+    """Return what multiplies the loss of each row of a single batch; None without weights."""
+    if weights is None:
+        return None
+    return row_factors(problem, weights, np.zeros(1, dtype=np.int64))[0]
+
+
 def applied_batches(control: NDArray[np.int64]) -> int:
     """Return how many batches of an epoch have changed the parameters."""
     status = control.item(STATUS)
@@ -118,22 +132,23 @@ class Pass:
         rows = len(X)
         # A purpose of its own: no other call may overwrite what is kept for `backward`.
         plan, self._program = programs.get(rows, rows, where, labels=labels, purpose="parts")
-        self._outputs = plan.problem.sizes[-1]
+        self._problem = plan.problem
         self.kernel = plan.kernel.name
         self.X, self.labels, self.has_loss = X, labels, False
 
     def forward(self, parameters: Array) -> Array:
         """Return the outputs."""
         program = self._program
-        outputs = np.empty((len(self.X), self._outputs), dtype=parameters.dtype)
+        outputs = np.empty((len(self.X), self._problem.sizes[-1]), dtype=parameters.dtype)
         out = program.to_device(outputs)
         program.forward(program.to_device(parameters), program.to_device(self.X), out)
         program.to_host(out, outputs)
         return outputs
 
-    def loss(self, y: Array) -> float:
+    def loss(self, y: Array, weights: Weights | None = None) -> float:
         """Return the loss; its gradient is then what `backward` starts from."""
-        loss = self._program.loss(self._program.to_device(y))
+        factors = batch_factors(self._problem, weights)
+        loss = self._program.loss(self._program.to_device(y), factors)
         self.has_loss = True
         return loss
 
@@ -163,14 +178,20 @@ def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where
 
 
 def value_and_gradient(
-    parameters: Array, programs: Programs, data: Data, flat: Array, where: Where
+    parameters: Array,
+    programs: Programs,
+    data: Data,
+    flat: Array,
+    where: Where,
+    weights: Weights | None = None,
 ) -> float:
     """Return the loss of a batch and write its gradient to `flat`."""
     rows = len(data.X)
-    _, program = programs.get(rows, rows, where, labels=data.labels)
+    plan, program = programs.get(rows, rows, where, labels=data.labels)
+    factors = batch_factors(plan.problem, weights)
     gradient = program.to_device(flat)
     X, y = program.to_device(data.X), program.to_device(data.y)
-    loss = program.value_and_gradient(program.to_device(parameters), X, y, gradient)
+    loss = program.value_and_gradient(program.to_device(parameters), X, y, gradient, factors)
     program.to_host(gradient, flat)
     return loss
 
@@ -185,8 +206,7 @@ def apply(
     """
     plan, program = programs.get(1, 1, where, rule=optimizer.rule)
     state.prepare(optimizer.rule, plan.problem.slots)
-    rule = OPTIMIZERS[optimizer.rule]
-    hyper = hyper_table(rule, optimizer.settings, state.steps + 1, 1, gradient.dtype)
+    hyper = optimizer.hyper(state.steps + 1, 1, gradient.dtype)
     parameters, slots = program.to_device(state.parameters), program.to_device(state.slots)
     program.update(parameters, program.to_device(gradient), slots, program.to_device(hyper))
     program.to_host(parameters, state.parameters)

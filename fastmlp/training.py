@@ -1,7 +1,6 @@
 """Training and evaluation on checked data: epochs, history, the last good parameters."""
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,17 @@ from numpy.typing import NDArray
 
 from fastmlp.arrays import Data
 from fastmlp.batches import CHUNK_ROWS, batch_rows, combine_losses, epoch_order
+from fastmlp.callbacks import Callback, EarlyStopping, EpochEnd, Patience
+from fastmlp.epochs import Epoch, Trainer
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.history import History
-from fastmlp.interrupts import run_interruptibly
 from fastmlp.metrics import Evaluation, score
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import TrainingState
 from fastmlp.planning import Programs, Where
 from fastmlp.progress import Report
-from fastmlp.steps import applied_batches
-from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
-from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, Problem
+from fastmlp.weighting import Weights
+from fastmlp_kernels.problem import Problem
 
 Array = NDArray[Any]
 
@@ -33,6 +32,10 @@ class Options:
     optimizer: Optimizer
     metric: str
     shuffle: bool = True
+    weights: Weights | None = None
+    l2: float = 0.0
+    early_stopping: EarlyStopping | None = None
+    callbacks: tuple[Callback, ...] = ()
     where: Where = Where()
     progress: bool | None = None
     verbose: int = 0
@@ -43,72 +46,61 @@ class Fit:
 
     def __init__(
         self,
+        model: Any,
         state: TrainingState,
         programs: Programs,
         data: Data,
         validation: Data | None,
         options: Options,
     ) -> None:
-        self.state, self.programs, self.options = state, programs, options
+        self.model, self.state, self.programs, self.options = model, state, programs, options
         self.data, self.validation = data, validation
-        self.plan, self.program = programs.get(
-            len(data.X),
+        self.trainer = Trainer(
+            state,
+            programs,
+            data,
             options.batch_size,
+            options.optimizer.rule,
             options.where,
-            labels=data.labels,
-            rule=options.optimizer.rule,
+            weights=options.weights,
+            l2=options.l2,
         )
-        chosen = self.plan.kernel
+        self.problem = self.trainer.plan.problem
+        chosen = self.trainer.plan.kernel
         self.history = History(chosen.name, chosen.device, options.metric, len(data.X))
-        problem = self.plan.problem
-        # The same arrays in every epoch: a program need not look again where they lie.
-        self.losses = np.zeros(problem.batches, dtype=problem.dtype)
-        self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
+        rule = options.early_stopping
+        self.patience = None if rule is None else Patience(rule, validation is not None)
 
     def run(self) -> None:
         """Train; the history grows with every finished epoch."""
-        state, program = self.state, self.program
-        state.prepare(self.options.optimizer.rule, self.plan.problem.slots)
-        X, y = program.to_device(self.data.X), program.to_device(self.data.y)
-        parameters = program.to_device(state.parameters)
-        slots = program.to_device(state.slots)
-        program.prepare(parameters, slots, X, y)
-        options, batches = self.options, self.plan.problem.batches
+        self.trainer.prepare()
+        options, batches = self.options, self.problem.batches
         report = Report(options.epochs, batches, self.history, options.progress, options.verbose)
         try:
             for _ in range(options.epochs):
-                self._epoch(parameters, slots, X, y, report)
+                self._epoch(report)
+                if self._stops():
+                    break
         finally:
             report.close()
+        if self.patience is not None:
+            self.history.best_epoch = self.patience.best_epoch
+            if self.patience.best_parameters is not None:
+                self.state.parameters[...] = self.patience.best_parameters
 
-    def _epoch(self, parameters: Any, slots: Any, X: Any, y: Any, report: Report) -> None:
-        state, problem, optimizer = self.state, self.plan.problem, self.options.optimizer
-        before = state.snapshot()
+    def _epoch(self, report: Report) -> None:
+        state, problem, optimizer = self.state, self.problem, self.options.optimizer
         order = epoch_order(state.seed, state.epochs, problem.rows, self.options.shuffle)
-        rule = OPTIMIZERS[optimizer.rule]
-        hyper = hyper_table(
-            rule, optimizer.settings, state.steps + 1, problem.batches, problem.dtype
-        )
-        losses, control = self.losses, self.control
-        control.fill(0)
-
-        def work() -> None:
-            self.program.epoch(parameters, slots, X, y, order, hyper, losses, control)
-
-        started = time.perf_counter()
-        try:
-            run_interruptibly(work, control, self.plan.seconds, report.batch)
-        finally:
-            # Also after an interrupt: the state is then that of the last finished batch.
-            self.program.to_host(parameters, state.parameters)
-            self.program.to_host(slots, state.slots)
-            state.steps += applied_batches(control)
-        seconds = time.perf_counter() - started
-
-        self._check_finite(before, losses, control)
+        epoch = self.trainer.run(order, optimizer, report.batch)
+        if epoch.bad_batch or not epoch.finite:
+            self._refuse(epoch)
         state.epochs += 1
-        sizes = batch_rows(problem.rows, problem.batch_size)
-        self.history.record(combine_losses(losses, sizes, problem.reduction), seconds)
+        loss, penalty = (
+            combine_losses(values, epoch.weights, problem.reduction)
+            for values in (epoch.losses, epoch.penalties)
+        )
+        rates = optimizer.rates(state.steps - 1, 1)
+        self.history.record(loss, epoch.seconds, penalty, float(np.max(rates)))
         if self.validation is not None:
             result = evaluate(
                 self.state.parameters,
@@ -121,34 +113,47 @@ class Fit:
             self.history.record_validation(result.loss, result.score)
         report.epoch()
 
-    def _check_finite(
-        self, before: tuple[Array, Array, int], losses: Array, control: NDArray[np.int64]
-    ) -> None:
-        """Raise if the epoch met a number that is not finite, and leave good parameters."""
-        state = self.state
-        bad = int(control[STATUS])
-        if bad == 0 and state.finite:
-            return
-        if state.finite:
+    def _stops(self) -> bool:
+        """Tell everybody of the last epoch; return whether anybody wants to stop."""
+        if self.patience is None and not self.options.callbacks:
+            return False
+        event = EpochEnd(
+            epochs=self.options.epochs,
+            step=self.state.steps,
+            model=self.model,
+            **self.history.last(),
+        )
+        stops = [bool(callback(event)) for callback in self.options.callbacks]
+        if self.patience is not None:
+            # Without the penalty's part the loss alone would look worse than what is minimised.
+            watched = replace(event, loss=event.loss + event.penalty)
+            stops.append(self.patience.observe(watched, self.state.parameters))
+        return any(stops)
+
+    def _refuse(self, epoch: Epoch) -> None:
+        """Raise as the epoch met a number that is not finite, and leave good parameters."""
+        if epoch.finite:
             kept = "those after the last good batch"
         else:
             # An overflow of the parameters shows one batch later, too late to name a good one.
-            state.restore(before)
+            self.trainer.undo()
             kept = "those from before this epoch"
+        bad, losses = epoch.bad_batch, epoch.losses
         good = losses[: bad - 1] if bad else losses
         finite = good[np.isfinite(good)]
         last = float(finite[-1]) if finite.size else None
         if last is None and len(self.history):
             last = float(self.history.loss[-1])
-        epoch, batch = len(self.history) + 1, bad or len(losses)
+        number, batch = len(self.history) + 1, bad or len(losses)
         largest = float(np.abs(self.data.X).max())
+        rate = float(np.max(self.options.optimizer.rates(self.state.steps, 1)))
         raise NonFiniteTrainingError.at(
-            f"fit: got a loss, gradient or parameter that is not finite in epoch {epoch}, batch "
+            f"fit: got a loss, gradient or parameter that is not finite in epoch {number}, batch "
             f"{batch} of {len(losses)}, wanted finite numbers (last finite loss: {last}). "
             f"The model's parameters are {kept}. Try a smaller learning rate than "
-            f"{self.options.optimizer.settings['learning_rate']:g}, and inputs and targets of "
+            f"{rate:g}, and inputs and targets of "
             f"the order of 1: the largest |X| is {largest:.3g}",
-            epoch,
+            number,
             batch,
             last,
         )

@@ -80,7 +80,7 @@ class OnDevice:
             name: self.program.to_device(getattr(data, name))
             for name in ("parameters", "state", "X", "y")
         }
-        self.program.epoch(*held.values(), data.order, data.hyper, data.losses, data.control)
+        self.program.epoch(*held.values(), *data.arguments()[4:])
         for name, array in held.items():
             self.program.to_host(array, getattr(data, name))
         return data
@@ -103,17 +103,22 @@ def problem(request):
     return dataclasses.replace(PROGRAMS[index], dtype=DTYPES[index % 2], batch_size=4, rows=7)
 
 
-def test_epoch(tiles, problem):
+@pytest.mark.parametrize("plain", [True, False])
+def test_epoch(tiles, problem, plain):
     """Each batch, the last one smaller, from the kernel's own parameters before it."""
-    data = before = sample(problem, seed=1)
+    data = before = sample(problem, seed=1, weighted=not plain, penalized=not plain)
     assert problem.batches == 2
     for batch in range(problem.batches):
         after = data.copy()
         after.losses = after.losses[: batch + 1]
         OnDevice(problem, tiles).epoch(after)
         assert after.control.tolist() == [0, batch + 1, 0]
-        rows = data.order[4 * batch :][:4]
-        oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows])
+        places = slice(4 * batch, 4 * batch + 4)
+        rows, factors = data.order[places], None if plain else data.factors[places]
+        oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows], factors)
+        if not plain:
+            expected = tolerances.squares(problem, before.parameters)
+            compare(after.squares[batch : batch + 1], expected, "squares")
         hyper = data.hyper[batch]
         parameters, state = tolerances.updated(
             problem, before.parameters, oracle.gradient, before.state, hyper

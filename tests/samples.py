@@ -44,6 +44,8 @@ class Sample:
     hyper: np.ndarray
     losses: np.ndarray
     control: np.ndarray
+    factors: np.ndarray | None = None
+    squares: np.ndarray | None = None
 
     def arguments(self) -> tuple:
         """Return the arguments in order."""
@@ -51,7 +53,8 @@ class Sample:
 
     def copy(self) -> "Sample":
         """Return copies of everything."""
-        return Sample(*(array.copy() for array in self.arguments()))
+        arrays = self.arguments()
+        return Sample(*(None if array is None else array.copy() for array in arrays))
 
 
 def targets(problem: Problem, rows: int, generator: np.random.Generator) -> np.ndarray:
@@ -81,7 +84,13 @@ def weights(problem: Problem, generator: np.random.Generator) -> np.ndarray:
     return parameters.astype(problem.dtype)
 
 
-def sample(problem: Problem, seed: int = 0, spare_rows: int = 3) -> Sample:
+def sample(
+    problem: Problem,
+    seed: int = 0,
+    spare_rows: int = 3,
+    weighted: bool = False,
+    penalized: bool = False,
+) -> Sample:
     """Return a whole epoch's arguments: shuffled, and with rows that `order` never visits."""
     generator = np.random.default_rng(seed)
     rows = problem.rows + spare_rows
@@ -101,7 +110,16 @@ def sample(problem: Problem, seed: int = 0, spare_rows: int = 3) -> Sample:
         ),
         losses=np.full(problem.batches, np.nan, problem.dtype),
         control=np.zeros(CONTROL_WORDS, np.int64),
+        factors=row_factors(problem, generator) if weighted else None,
+        squares=np.full(problem.batches, np.nan) if penalized else None,
     )
+
+
+def row_factors(problem: Problem, generator: np.random.Generator) -> np.ndarray:
+    """Return the reduction's factor times a weight for each row, a few of them 0."""
+    weights = generator.uniform(0.2, 2, problem.rows)
+    weights[generator.random(problem.rows) < 0.1] = 0
+    return (problem.scale(problem.batch_size) * weights).astype(problem.dtype)
 
 
 def poison(program) -> None:

@@ -74,13 +74,15 @@ def leaves(monkeypatch):
             activation.activation_forward.__wrapped__(row.name, dtype)
             activation.activation_backward.__wrapped__(row.name, dtype)
         for rule in loss_rules():
-            loss.loss_and_gradient.__wrapped__(rule.name, dtype)
+            for weighted in (False, True):
+                loss.loss_and_gradient.__wrapped__(rule.name, dtype, weighted)
         for row in LOSSES:
             loss.predict_rows.__wrapped__(row.name, dtype)
         loss.sum_losses.__wrapped__(dtype)
         for flag in (False, True):
             for row in OPTIMIZERS:
-                update.update.__wrapped__(row.name, dtype, flag)
+                for penalized in (False, True):
+                    update.update.__wrapped__(row.name, dtype, flag, penalized)
             update.write_gradient.__wrapped__(dtype, flag)
     return Leaf.made
 
@@ -296,7 +298,8 @@ def test_new_shapes_compile_nothing_and_a_new_name_its_own_leaf(tmp_path, child_
     }
     doubles = leaf_names(found["dtype"])
     narrow = [name.replace(f"tile{panel}", f"tile{panel // 2}") for name in leaf_names(first)]
-    assert doubles == {name.replace("float32", "float64") for name in narrow}
+    # Sums of squares are float64 in either dtype: that leaf is there already.
+    assert doubles | {"sum_losses-float64"} == {n.replace("float32", "float64") for n in narrow}
     assert len(found["dtype"]["objects"]) == 1
     for step in ("activation", "loss", "optimizer", "dtype"):
         assert found[step]["compiled"]
@@ -432,7 +435,8 @@ def test_every_kernel_has_the_flags_of_one_file(leaves):
 
 # Twins share names and meaning, not parameters: on the CPU a kernel works on a block of rows or on
 # a unit of weights that the program's tables describe, and rows of the algebra are leaves, so that
-# some of these functions make a leaf. Whether everything is finite is seen by the leaves there.
+# some of these functions make a leaf. Whether everything is finite is seen by the leaves there, and
+# `update` itself sums squares.
 TWINS = {
     "activation": ["activation_forward", "activation_backward"],
     "linear": ["linear_forward", "linear_backward", "weight_gradient"],
@@ -440,7 +444,7 @@ TWINS = {
     "update": ["update"],
     "gather": ["gather_rows"],
 }
-ON_CUDA_ONLY = {"check_finite"}
+ON_CUDA_ONLY = {"check_finite", "sum_squares"}
 
 
 def public_functions(module):

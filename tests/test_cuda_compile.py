@@ -38,17 +38,19 @@ def signature(name, dtype):
     real = getattr(types, dtype)
     vector, matrix = types.Array(real, 1, "C"), types.Array(real, 2, "C")
     number, indices = types.int64, types.Array(types.int64, 1, "C")
+    mask = types.Array(types.uint8, 1, "C")
     return {
         "activation_forward": (matrix, number, number, matrix),
         "activation_backward": (matrix, matrix, number, number, matrix),
         "linear_forward": (matrix, matrix, vector, number, number, matrix, matrix),
         "linear_backward": (matrix, matrix, number, matrix),
         "weight_gradient": (matrix, matrix, number, number, matrix, vector),
-        "loss_and_gradient": (matrix, matrix, number, number, real, vector, matrix),
+        "loss_and_gradient": (matrix, matrix, number, number, vector, number, vector, matrix),
         "sum_losses": (vector, number, vector, number, indices),
         "check_finite": (vector, number, indices),
         "predict_rows": (matrix, number, number),
-        "update": (vector, vector, vector, vector, number, matrix, number, indices),
+        "update": (*[vector] * 4, mask, number, matrix, number, indices),
+        "sum_squares": (vector, mask, vector, number),
         "gather_rows": (matrix, indices, number, number, matrix),
     }[name]
 

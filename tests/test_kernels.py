@@ -110,6 +110,8 @@ def prefix(program, data, batches: int):
     """Run the first `batches` of the epoch on copies; return them."""
     part = data.copy()
     part.losses = part.losses[:batches]
+    if part.squares is not None:
+        part.squares = part.squares[:batches]
     program.epoch(*part.arguments())
     return part
 
@@ -117,21 +119,26 @@ def prefix(program, data, batches: int):
 SEEDS = st.integers(0, 2**16)
 
 
-def compare_epoch(build, problem, seed):
+def compare_epoch(build, problem, seed, **features):
     """Compare each batch, from the kernel's own parameters before it; return what was telling."""
-    data = sample(problem, seed)
+    data = sample(problem, seed, **features)
     checked = 0
     before = data
     for batch in range(problem.batches):
         after = prefix(build(problem), data, batch + 1)
         assert after.control.tolist() == [0, batch + 1, 0]
-        rows = data.order[batch * problem.batch_size :][: problem.batch_size]
-        oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows])
+        places = slice(batch * problem.batch_size, (batch + 1) * problem.batch_size)
+        rows = data.order[places]
+        factors = None if data.factors is None else data.factors[places]
+        oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows], factors)
         hyper = data.hyper[batch]
         parameters, state = tolerances.updated(
             problem, before.parameters, oracle.gradient, before.state, hyper
         )
         results = [(after.losses[batch : batch + 1], oracle.loss), (after.parameters, parameters)]
+        if data.squares is not None:
+            expected = tolerances.squares(problem, before.parameters)
+            results.append((after.squares[batch : batch + 1], expected))
         results += list(zip(after.state, state, strict=True))
         for actual, expected in results:
             if vacuous(expected) is None:
@@ -143,15 +150,17 @@ def compare_epoch(build, problem, seed):
     return checked
 
 
-def check_epoch(build, problem, seed):
-    assume(compare_epoch(build, problem, seed) >= problem.batches)
+def check_epoch(build, problem, seed, weighted, penalized):
+    checked = compare_epoch(build, problem, seed, weighted=weighted, penalized=penalized)
+    assume(checked >= problem.batches)
     build.informative += 1
     build.problems.add((problem.loss, problem.optimizer, problem.dtype, problem.reduction))
 
 
 def test_epoch_against_the_oracle(build):
     """Each batch, starting from the kernel's own parameters before it, so that no error grows."""
-    build.examine(check_epoch, 150, problem=problems(), seed=SEEDS)
+    features = {"weighted": st.booleans(), "penalized": st.booleans()}
+    build.examine(check_epoch, 200, problem=problems(), seed=SEEDS, **features)
     assert build.informative >= (100 if build.first else 25)
     losses, optimizers, dtypes, reductions = zip(*build.problems, strict=True)
     assert set(dtypes) == set(DTYPES) and set(reductions) == set(REDUCTIONS)
@@ -338,7 +347,7 @@ def torch_loss(problem, yhat, y):
             "absolute_error": lambda: F.l1_loss(yhat, y, reduction="none"),
             "huber": lambda: F.huber_loss(yhat, y, reduction="none"),
             "binary_cross_entropy": lambda: F.binary_cross_entropy(yhat, y, reduction="none"),
-            "half_poisson_deviance": lambda: yhat - y + torch.xlogy(y, y / yhat),
+            "half_poisson_deviance": lambda: yhat - y * yhat.log() - y + torch.xlogy(y, y),
             "poisson": lambda: F.poisson_nll_loss(
                 yhat, y, log_input=False, eps=0.0, reduction="none"
             ),

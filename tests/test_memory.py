@@ -69,7 +69,7 @@ def build(problem, fault):
     return program
 
 def run(problem, fault=None):
-    data = sample(problem, spare_rows=0)
+    data = sample(problem, spare_rows=0, weighted=True, penalized=True)
     for name, array in vars(data).items():
         if array.size:
             short = name == fault
@@ -92,8 +92,11 @@ def run(problem, fault=None):
     gradient, pulled = guarded(np.zeros_like(data.parameters)), guarded(np.zeros_like(X))
     program.forward(data.parameters, X, out)
     program.loss(y)
+    factors = guarded(data.factors[:rows])
+    program.loss(y, factors)
     program.backward(data.parameters, None, gradient, pulled)
     program.backward(data.parameters, out, gradient, pulled)
+    program.value_and_gradient(data.parameters, X, y, gradient, factors)
     program.value_and_gradient(data.parameters, X, y, gradient)
     program.update(data.parameters, gradient, data.state, guarded(data.hyper[:1]))
     program.predict(data.parameters, X, out, True)
@@ -166,8 +169,19 @@ def test_no_access_outside_any_array(child_environment, side, instruction_set, t
 
 SHORT = [
     *("inputs", "targets", "row_losses", "stored", "deltas", "input_delta", "predictions"),
-    *("slopes", "upstream", "scratch", "weights", "transposed", "biases", "identity", "zeros"),
-    *("tiles", "chain", "parameters", "state", "X", "y", "order"),
+    *(
+        "slopes",
+        "upstream",
+        "scratch",
+        "unit_squares",
+        "unused",
+        "weights",
+        "transposed",
+        "biases",
+        "identity",
+        "zeros",
+    ),
+    *("tiles", "chain", "parameters", "state", "X", "y", "order", "factors"),
     "row beyond the inputs",
 ]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, planning, steps
+from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, optimizers, planning
 from fastmlp.arrays import LARGEST_DOT, check_data, check_finite
 from fastmlp.errors import DomainError
 from fastmlp.machine import detect
@@ -43,11 +43,11 @@ def tables_made(monkeypatch):
     """Return the number of rows of each table of hyper-parameters that is computed."""
     counts = []
 
-    def counting(rule, settings, first, count, dtype):
+    def counting(rule, settings, first, count, dtype, penalty):
         counts.append(count)
-        return hyper_table(rule, settings, first, count, dtype)
+        return hyper_table(rule, settings, first, count, dtype, penalty)
 
-    monkeypatch.setattr(steps, "hyper_table", counting)
+    monkeypatch.setattr(optimizers, "hyper_table", counting)
     return counts
 
 

@@ -32,6 +32,8 @@ OF_RULE = {
     "sgd": SGD(0.1, weight_decay=0.01),
     "momentum": SGD(0.1, momentum=0.9),
     "nesterov": SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "velocity": SGD(0.1, momentum=0.9, rate_in_velocity=True),
+    "nesterov_velocity": SGD(0.1, momentum=0.9, nesterov=True, rate_in_velocity=True),
     "adam": Adam(0.01, weight_decay=0.01),
     "adamw": AdamW(0.01),
     "rmsprop": RMSprop(0.01),

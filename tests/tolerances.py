@@ -195,17 +195,18 @@ def _softmax_loss(problem: Problem, Z: Bounded, y: np.ndarray, unit: float):
     return Bounded(losses, loss_error), Bounded(slopes, slope_error)
 
 
-def loss_and_gradient(problem: Problem, A: Bounded, y) -> tuple[Bounded, Bounded]:
+def loss_and_gradient(problem: Problem, A: Bounded, y, factors=None) -> tuple[Bounded, Bounded]:
     """Return the batch's loss, as one element, and its gradient by what the loss rule reads."""
     precision = Precision(problem.dtype)
     y = np.asarray(y, dtype=np.float64)
     by_row = loss_rules()[problem.rule_code].by_row
     losses, slopes = (_softmax_loss if by_row else _element_loss)(problem, A, y, precision.unit)
-    scale = problem.scale(len(y))
-    total = (np.abs(losses.value) + losses.error).sum()
-    error = losses.error.sum() + precision.gamma(losses.value.size + 3) * total
-    loss = Bounded(np.array([losses.value.sum() * scale]), np.array([error * scale]))
-    return loss, precision.times(slopes, Bounded.exact(np.full_like(slopes.value, scale)))
+    scale = np.full(len(y), problem.scale(len(y))) if factors is None else np.asarray(factors)
+    scale = scale.astype(np.float64)[:, None]
+    total = (scale * (np.abs(losses.value) + losses.error)).sum()
+    error = (scale * losses.error).sum() + precision.gamma(losses.value.size + 3) * total
+    loss = Bounded(np.array([(losses.value * scale).sum()]), np.array([error]))
+    return loss, precision.times(slopes, Bounded.exact(slopes.value * 0 + scale))
 
 
 def backward(problem: Problem, parameters, passed: Forward, dA: Bounded, names) -> tuple:
@@ -238,11 +239,19 @@ class Step:
     input_gradient: Bounded
 
 
-def step(problem: Problem, parameters, X, y) -> Step:
+def squares(problem: Problem, parameters) -> Bounded:
+    """Return the sum of the squares of the weights, as one element."""
+    layers = parameter_layout(problem.sizes)
+    W = np.concatenate([parameters[layer.weight] for layer in layers]).astype(np.float64)
+    total = (W * W).sum(keepdims=True)
+    return Bounded(total, (W.size + RULE_ROUNDINGS) * Precision(problem.dtype).unit * total)
+
+
+def step(problem: Problem, parameters, X, y, factors=None) -> Step:
     """Return the oracle of one batch, `Program.value_and_gradient` and more."""
     with np.errstate(all="ignore"):
         passed = forward(problem, parameters, X)
-        loss, dA = loss_and_gradient(problem, passed.activations[-1], y)
+        loss, dA = loss_and_gradient(problem, passed.activations[-1], y, factors)
         names = problem.training_activations
         gradients = backward(problem, parameters, passed, dA, names)
     return Step(passed.outputs, loss, *gradients)

@@ -231,10 +231,10 @@ class Program(Protocol):
         `parameters` dtype[P] and `state` dtype[slots, P] are updated in place. `X` is
         dtype[n, in], `y` dtype[n, target_columns], `order` int64[rows] (indices into X),
         `hyper` dtype[batches, HYPER_WIDTH] (host); the loss of batch k goes to ``losses[k]`` (host,
-        dtype). `control` (host, int64[3]): the epoch ends before the next batch once ``control[STOP]``
-        is not 0; ``control[BATCHES]`` counts the finished ones; when a loss, or an activation or
-        gradient of a row, is not finite, ``control[STATUS]`` is that batch + 1, and it and all
-        later batches change nothing.
+        dtype). `control` (host, int64[3]): the epoch ends before the next batch once
+        ``control[STOP]`` is not 0; ``control[BATCHES]`` counts the finished ones; when a loss, or
+        an activation or gradient of a row, is not finite, ``control[STATUS]`` is that batch + 1,
+        and it and all later batches change nothing.
 
         `factors` (host, dtype[rows]) multiply the losses of the rows, in the order of the epoch,
         in place of the reduction's own factor. The sum of the squares of all weights, no biases, as

@@ -270,7 +270,8 @@ LOSSES = Table(
             "clipped_binary_cross_entropy",
             clipped_binary_cross_entropy,
             "binary_cross_entropy, each log that of a p in [eps, 1 - eps]",
-            prediction_domain=UNIT,
+            # Open: only what saturates as smoothly as the logit's own rule.
+            prediction_domain=Interval(0.0, 1.0, False, False),
             target_domain=UNIT,
             fused={"sigmoid": clipped_binary_cross_entropy_of_logit},
             metric="accuracy",

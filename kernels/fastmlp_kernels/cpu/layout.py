@@ -41,7 +41,7 @@ class Workspace(NamedTuple):
     slopes: np.ndarray
     upstream: np.ndarray
     scratch: np.ndarray
-    squares: np.ndarray
+    unit_squares: np.ndarray
 
 
 class Copies(NamedTuple):
@@ -156,7 +156,7 @@ class Layout:
             slopes=self._zeros(batch, problem.sizes[-1]),
             upstream=self._zeros(batch, problem.sizes[-1]),
             scratch=self._zeros(self.threads, self.panel, self.panel),
-            squares=np.zeros(sum(self._units()), dtype=np.float64),
+            unit_squares=np.zeros(sum(self._units()), dtype=np.float64),
         )
 
     def _copies(self) -> Copies:
@@ -240,7 +240,7 @@ class Layout:
             (tables.ZEROS, self.constants["zeros"]),
             (tables.SCALES, self.constants["scales"]),
             (tables.UNUSED, self.constants["unused"]),
-            (tables.UNIT_SQUARES, self.workspace.squares),
+            (tables.UNIT_SQUARES, self.workspace.unit_squares),
             (tables.MEETING, self.constants["meeting"]),
             (tables.CHAIN, self.chain),
             (tables.TILES, self.tiles),
@@ -254,7 +254,7 @@ class Layout:
         below = address(self.workspace.inputs)
         stored, delta = address(self.workspace.stored), address(self.workspace.deltas)
         weights, transposed, bias = (address(each) for each in self.copies)
-        squares = address(self.workspace.squares)
+        squares = address(self.workspace.unit_squares)
         layers = zip(
             self.chain,
             parameter_layout(self.problem.sizes),

@@ -1,0 +1,163 @@
+"""One epoch after another on one set of data: what every fit repeats, and no policy."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.arrays import Data
+from fastmlp.batches import batch_rows
+from fastmlp.interrupts import run_interruptibly
+from fastmlp.optimizers import Optimizer
+from fastmlp.parameters import TrainingState
+from fastmlp.planning import ANYWHERE, Programs, Where
+from fastmlp.steps import applied_batches
+from fastmlp.weighting import Weights, row_factors
+from fastmlp_kernels.problem import CONTROL_WORDS, STATUS
+
+Array = NDArray[Any]
+
+
+class Epoch(NamedTuple):
+    """What an epoch gave.
+
+    Attributes
+    ----------
+    losses, penalties : ndarray
+        float64[batches]: the reduced loss of each mini-batch, and its L2 penalty.
+    weights : ndarray
+        float64[batches]: what a mean over mini-batches weighs them by.
+    seconds : float
+    bad_batch : int
+        0, or the mini-batch, from 1, at which something was not finite: parameters and state are
+        then those after the one before.
+    finite : bool
+        Whether the parameters and the optimizer's state are. If not, `Trainer.undo` goes back.
+    """
+
+    losses: NDArray[np.float64]
+    penalties: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    seconds: float
+    bad_batch: int
+    finite: bool
+
+
+def all_finite(array: Array) -> bool:
+    """Return whether all elements are finite."""
+    # One pass where the sum is finite; one that is not may have overflowed.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(array.sum()) or bool(np.isfinite(array).all())
+
+
+class Trainer:
+    """Trains a state on a set of data, epoch by epoch. Building it plans and allocates.
+
+    Parameters
+    ----------
+    state : TrainingState
+    programs : Programs
+    data : Data
+    batch_size : int
+    rule : str
+        Of the optimizers that `run` will be given.
+    where : Where
+    weights : ndarray, optional
+        float64[rows], of the rows of the data.
+    l2 : float
+        ``l2 / 2`` times the sum of the squares of all weights, no biases, is added to the sum of
+        the losses of each mini-batch, before a mean divides it by the rows' weights.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        programs: Programs,
+        data: Data,
+        batch_size: int,
+        rule: str,
+        where: Where = ANYWHERE,
+        *,
+        weights: Weights | None = None,
+        l2: float = 0.0,
+    ) -> None:
+        self.state, self.data, self.weights, self.l2 = state, data, weights, l2
+        self.plan, self.program = programs.get(
+            len(data.X), batch_size, where, labels=data.labels, rule=rule
+        )
+        problem = self.plan.problem
+        self._rule = rule
+        self._sizes = batch_rows(problem.rows, batch_size)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        # The same arrays in every epoch: a program need not look again where they lie.
+        self._losses = np.zeros(problem.batches, dtype=problem.dtype)
+        self._squares = np.zeros(problem.batches) if l2 else None
+        self._control = np.zeros(CONTROL_WORDS, dtype=np.int64)
+
+    def prepare(self) -> None:
+        """Bring everything to the device, and compile or load what an epoch runs."""
+        state, to_device = self.state, self.program.to_device
+        state.prepare(self._rule, self.plan.problem.slots)
+        self._X, self._y = to_device(self.data.X), to_device(self.data.y)
+        self._parameters, self._slots = to_device(state.parameters), to_device(state.slots)
+        self._before = state.snapshot()
+        arrays = (self._parameters, self._slots, self._X, self._y)
+        self.program.prepare(*arrays, self.weights is not None, self._squares is not None)
+
+    def _factors(self, order: NDArray[np.int64]) -> tuple[Array | None, Any, NDArray[np.float64]]:
+        """Return the rows' factors, each batch's own, and what the batches weigh."""
+        problem, sizes = self.plan.problem, self._sizes.astype(np.float64)
+        if self.weights is None:
+            factor = np.ones(len(sizes)) if problem.reduction == "sum" else 1.0 / sizes
+            return None, factor, sizes
+        weights = self.weights[order]
+        factors, of_batch = row_factors(problem, weights, self._starts)
+        return factors, of_batch, np.add.reduceat(weights, self._starts)
+
+    def run(
+        self,
+        order: NDArray[np.int64],
+        optimizer: Optimizer,
+        waiting: Callable[[int], None] = lambda done: None,
+    ) -> Epoch:
+        """Train on the rows in an order; `waiting` is told how many batches are done, if long."""
+        state, program, control = self.state, self.program, self._control
+        problem = self.plan.problem
+        factors, of_batch, weights = self._factors(order)
+        penalty = self.l2 * of_batch
+        hyper = optimizer.hyper(state.steps + 1, problem.batches, problem.dtype, penalty)
+        state.save(self._before)
+        control.fill(0)
+        arrays = (self._parameters, self._slots, self._X, self._y, order, hyper, self._losses)
+
+        def work() -> None:
+            program.epoch(*arrays, control, factors, self._squares)
+
+        started = time.perf_counter()
+        try:
+            run_interruptibly(work, control, self.plan.seconds, waiting)
+        finally:
+            # Also after an interrupt: the state is then that of the last finished batch.
+            program.to_host(self._parameters, state.parameters)
+            program.to_host(self._slots, state.slots)
+            state.steps += applied_batches(control)
+        seconds = time.perf_counter() - started
+        penalties = np.zeros(problem.batches)
+        if self._squares is not None:
+            penalties = 0.5 * penalty * self._squares
+        finite = all_finite(state.parameters) and all_finite(state.slots)
+        losses = self._losses.astype(np.float64)
+        return Epoch(losses, penalties, weights, seconds, int(control[STATUS]), finite)
+
+    def undo(self) -> None:
+        """Go back to the parameters and the state from before the last epoch."""
+        self.state.restore(self._before)
+        # A device has copies of its own.
+        to_device = self.program.to_device
+        self._parameters, self._slots = (
+            to_device(self.state.parameters),
+            to_device(self.state.slots),
+        )
