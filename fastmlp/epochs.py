@@ -99,13 +99,18 @@ class Trainer:
 
     def prepare(self) -> None:
         """Bring everything to the device, and compile or load what an epoch runs."""
-        state, to_device = self.state, self.program.to_device
-        state.prepare(self._rule, self.plan.problem.slots)
+        self.state.prepare(self._rule, self.plan.problem.slots)
+        to_device = self.program.to_device
         self._X, self._y = to_device(self.data.X), to_device(self.data.y)
-        self._parameters, self._slots = to_device(state.parameters), to_device(state.slots)
-        self._before = state.snapshot()
+        self.upload()
+        self._before = self.state.snapshot()
         arrays = (self._parameters, self._slots, self._X, self._y)
         self.program.prepare(*arrays, self.weights is not None, self._squares is not None)
+
+    def upload(self) -> None:
+        """Bring the parameters and the state to the device: the host has changed them."""
+        self._parameters = self.program.to_device(self.state.parameters)
+        self._slots = self.program.to_device(self.state.slots)
 
     def _factors(self, order: NDArray[np.int64]) -> tuple[Array | None, Any, NDArray[np.float64]]:
         """Return the rows' factors, each batch's own, and what the batches weigh."""
