@@ -13,6 +13,7 @@ from fastmlp.version import VERSION
 if TYPE_CHECKING:
     from fastmlp import datasets as datasets
     from fastmlp import errors as errors
+    from fastmlp import sklearn as sklearn
     from fastmlp.errors import CallOrderError as CallOrderError
     from fastmlp.errors import DeviceError as DeviceError
     from fastmlp.errors import DomainError as DomainError
@@ -63,6 +64,8 @@ _NAMES_OF = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 _SUBMODULES = ("datasets", "errors")
+# Not in `__all__`: it needs scikit-learn, and a star import is not to.
+_OPTIONAL_SUBMODULES = ("sklearn",)
 
 # Names that are not bound until they are used cannot be listed by a literal.
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # noqa: PLE0604
@@ -75,7 +78,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    elif name in _SUBMODULES:
+    elif name in _SUBMODULES or name in _OPTIONAL_SUBMODULES:
         value = importlib.import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
