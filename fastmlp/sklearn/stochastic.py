@@ -81,7 +81,7 @@ def split_rows(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Split:
     return Split(*kept, *aside)
 
 
-def choose_batch_size(asked: Any, rows: int) -> int:
+def choose_batch_size(asked: Any, rows: int) -> Any:
     """Return the rows of a mini-batch, at most all."""
     if asked == "auto":
         return min(DEFAULT_BATCH, rows)
@@ -90,7 +90,8 @@ def choose_batch_size(asked: Any, rows: int) -> int:
             "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
             stacklevel=2,
         )
-    return int(np.clip(asked, 1, rows))
+    # Left an integer of NumPy: in float32 it decides that scikit-learn sums losses in float64.
+    return np.clip(asked, 1, rows)
 
 
 def run_epochs(
