@@ -1,8 +1,10 @@
 """What of an estimator the kernels can run, where, and one line in the log for what they cannot."""
 
 import logging
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from scipy.sparse import issparse
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
 from sklearn.utils._openmp_helpers import (
@@ -13,6 +15,7 @@ from sklearn.utils._openmp_helpers import (
 from fastmlp.errors import DomainError, look_up
 from fastmlp.machine import detect
 from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.problem import DTYPES
 
 logger = logging.getLogger("fastmlp")
 
@@ -66,9 +69,14 @@ def beyond_scikit_learn(estimator: Any) -> str | None:
     """Return the argument that scikit-learn's own code cannot run, or None."""
     if estimator.optimizer is not None:
         return f"optimizer: got {estimator.optimizer!r}"
-    if not isinstance(estimator.activation, str) or estimator.activation not in NAME_OF:
+    if not is_scikit_learns(estimator.activation):
         return f"activation: got {estimator.activation!r}"
     return None
+
+
+def is_scikit_learns(activation: Any) -> bool:
+    """Return whether scikit-learn's own code takes this value of the argument."""
+    return isinstance(activation, str) and activation in NAME_OF
 
 
 def training_refusal(estimator: Any, X: Any) -> str | None:
@@ -94,6 +102,13 @@ def prediction_refusal(estimator: Any, X: Any) -> str | None:
         return "the input is sparse"
     if estimator.out_activation_ not in OUTPUTS:
         return f"the output activation is {estimator.out_activation_!r}"
+    coefs = estimator.coefs_
+    dtype = np.result_type(X, *coefs)
+    if dtype.name not in DTYPES:
+        return f"a prediction is computed in {dtype}"
+    sizes = [X.shape[1], *(each.shape[-1] for each in coefs)]
+    if [each.shape for each in coefs] != list(pairwise(sizes)):
+        return "the shapes of coefs_ do not fit together"
     return None
 
 

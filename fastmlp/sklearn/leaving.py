@@ -4,7 +4,12 @@ import copy
 from typing import Any
 
 from fastmlp.errors import DomainError
-from fastmlp.sklearn.acceleration import NAME_OF, hidden_activations, scikit_learn_activation
+from fastmlp.sklearn.acceleration import (
+    NAME_OF,
+    hidden_activations,
+    is_scikit_learns,
+    scikit_learn_activation,
+)
 from fastmlp.sklearn.optimizers import KernelOptimizer
 
 
@@ -33,8 +38,8 @@ def scikit_learn_twin(estimator: Any, plain: type, additions: tuple[str, ...]) -
 
 def _plain_activation(estimator: Any) -> str:
     activation = estimator.activation
-    if isinstance(activation, str) and activation in NAME_OF:
-        return activation
+    if is_scikit_learns(activation):
+        return str(activation)
     layers = 1 if isinstance(activation, str) else len(activation)
     found = scikit_learn_activation(hidden_activations(activation, layers))
     if found is None:
