@@ -59,7 +59,8 @@ def run(words: list[str], by_module: bool) -> int:
             runpy.run_path(words[0], run_name="__main__")
     except Exception as error:
         # A program's traceback begins in the program.
-        sys.excepthook(type(error), error, inside(error.__traceback__))
+        trace = inside(error.__traceback__)
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
         return 1
     return 0
 

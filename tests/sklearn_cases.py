@@ -27,7 +27,7 @@ def data(kind, dtype="float64", rows=ROWS, seed=0):
     X = generator.normal(size=(rows, INPUTS))
     Z = np.tanh(X @ generator.normal(size=(INPUTS, 4))) + 0.1 * generator.normal(size=(rows, 4))
     if kind == "binary":
-        y = np.array(["no", "yes"])[(Z[:, 0] > 0).astype(int)]
+        y = np.where(Z[:, 0] > 0, 7, 2)
     elif kind == "multiclass":
         y = np.argmax(Z, axis=1) * 3 - 1
     elif kind == "multilabel":
@@ -105,3 +105,24 @@ def check_same_optimizer(ours, theirs, dtype):
                 close(one, two, STATE_TOLERANCE[dtype], name)
         else:
             assert mine == other, name
+
+
+class RecordingEngine:
+    """An engine that computes nothing: what it is asked for is what is tested."""
+
+    made: list = []
+    reason = None
+
+    @staticmethod
+    def refusal(estimator, X, y, sample_weight, batch_size):
+        return RecordingEngine.reason
+
+    def __init__(self, estimator, X, y, sample_weight, batch_size):
+        self.estimator, self.rows, self.batch_size = estimator, len(X), batch_size
+        self.orders = []
+        self.made.append(self)
+
+    def epoch(self, order):
+        assert order.dtype == np.int64
+        self.orders.append(order.copy())
+        return 1.0 / len(self.orders)

@@ -18,33 +18,12 @@ from fastmlp.errors import DeviceError
 from fastmlp.machine import detect
 from fastmlp.sklearn import EpochEnd, MLPClassifier, MLPRegressor, acceleration, engine
 from fastmlp.sklearn.optimizers import KernelOptimizer
-from tests.sklearn_cases import check_same, close, data, pair
+from tests.sklearn_cases import RecordingEngine, check_same, close, data, pair
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.usefixtures("one_blas_thread"),
 ]
-
-
-class RecordingEngine:
-    """An engine that computes nothing: what it is asked for is what is tested."""
-
-    made: list = []
-    reason = None
-
-    @staticmethod
-    def refusal(estimator, X, y, sample_weight, batch_size):
-        return RecordingEngine.reason
-
-    def __init__(self, estimator, X, y, sample_weight, batch_size):
-        self.estimator, self.rows, self.batch_size = estimator, len(X), batch_size
-        self.orders = []
-        self.made.append(self)
-
-    def epoch(self, order):
-        assert order.dtype == np.int64
-        self.orders.append(order.copy())
-        return 1.0 / len(self.orders)
 
 
 @pytest.fixture

@@ -42,8 +42,12 @@ pytestmark = [
 
 
 # With no list of expected failures: scikit-learn's own estimators have none either.
+CHECKS = parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100)]).mark
+
+
+# In scikit-learn 1.7 they are a generator, of which pytest warns.
 @pytest.mark.filterwarnings("default")
-@parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100)])
+@pytest.mark.parametrize(CHECKS.args[0], list(CHECKS.args[1]), ids=CHECKS.kwargs["ids"])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 

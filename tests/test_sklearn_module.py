@@ -16,7 +16,10 @@ from fastmlp.sklearn import MLPClassifier, MLPRegressor, patch
 MODULE = "sklearn.neural_network.tests.test_mlp"
 FEWEST_TESTS = 40
 
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_blas_thread")]
+pytestmark = [
+    pytest.mark.filterwarnings("default", "ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.usefixtures("one_blas_thread"),
+]
 
 
 def load():

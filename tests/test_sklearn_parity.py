@@ -117,6 +117,15 @@ def test_sample_weights(kind, dtype, name):
     assert abs(unweighted.loss_ - ours.loss_) > 1e-3 * ours.loss_
 
 
+def test_labels_that_are_strings():
+    # Not with early stopping, in which scikit-learn 1.7 cannot score them.
+    X, y = data("multiclass")
+    y = np.array(["none", "some", "many", "all"])[np.unique(y, return_inverse=True)[1]]
+    ours, theirs = (each.fit(X, y) for each in pair("multiclass", **ALL_EPOCHS))
+    check_same(ours, theirs, "float64")
+    check_predictions(ours, theirs, X, "float64")
+
+
 def test_float64_weights_of_float32_rows():
     weights = np.random.default_rng(5).uniform(0.1, 3.0, len(data("multiclass")[0]))
     ours, theirs, *_ = fit_both("multiclass", "float32", weights)

@@ -25,7 +25,7 @@ class Engine(Protocol):
         Of bool for classifiers: one column, or one a class.
     sample_weight : ndarray (rows,) or None
     batch_size : int
-        At most the number of rows.
+        At most the number of rows; NumPy's integer where the user gave one.
     """
 
     def __init__(
