@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastmlp import datasets as datasets
     from fastmlp import errors as errors
     from fastmlp import schedules as schedules
+    from fastmlp import sklearn as sklearn
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
     from fastmlp.errors import CallOrderError as CallOrderError
@@ -67,6 +68,8 @@ _NAMES_OF = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 _SUBMODULES = ("datasets", "errors", "schedules")
+# Not in `__all__`: it needs scikit-learn, and a star import is not to.
+_OPTIONAL_SUBMODULES = ("sklearn",)
 
 # Names that are not bound until they are used cannot be listed by a literal.
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # noqa: PLE0604
@@ -79,7 +82,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    elif name in _SUBMODULES:
+    elif name in _SUBMODULES or name in _OPTIONAL_SUBMODULES:
         value = importlib.import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

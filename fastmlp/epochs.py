@@ -160,9 +160,4 @@ class Trainer:
     def undo(self) -> None:
         """Go back to the parameters and the state from before the last epoch."""
         self.state.restore(self._before)
-        # A device has copies of its own.
-        to_device = self.program.to_device
-        self._parameters, self._slots = (
-            to_device(self.state.parameters),
-            to_device(self.state.slots),
-        )
+        self.upload()

@@ -32,3 +32,11 @@ def child_environment():
 def child_python():
     """Return the interpreter that runs the tests."""
     return sys.executable
+
+
+@pytest.fixture
+def one_blas_thread():
+    """Keep BLAS from waking threads for products of a few rows: with others at work they wait."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield

@@ -1,0 +1,46 @@
+"""scikit-learn's multilayer perceptrons on fastmlp's kernels.
+
+`MLPClassifier` and `MLPRegressor` take scikit-learn's parameters and keep its attributes. They
+are imported from here, or put in the place of scikit-learn's by `patch`; ``python -m
+fastmlp.accel script.py`` runs a program patched. Whatever is not accelerated runs on
+scikit-learn's own code, and the logger "fastmlp" says why, once a reason.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastmlp.sklearn.requirement import require_scikit_learn
+
+if TYPE_CHECKING:
+    from fastmlp.sklearn.callbacks import EpochEnd as EpochEnd
+    from fastmlp.sklearn.estimators import MLPClassifier as MLPClassifier
+    from fastmlp.sklearn.estimators import MLPRegressor as MLPRegressor
+    from fastmlp.sklearn.patching import patch as patch
+    from fastmlp.sklearn.patching import unpatch as unpatch
+
+_MODULE_OF = {
+    "MLPClassifier": "estimators",
+    "MLPRegressor": "estimators",
+    "EpochEnd": "callbacks",
+    "patch": "patching",
+    "unpatch": "patching",
+}
+
+# Names that are not bound until they are used cannot be listed by a literal.
+__all__ = list(_MODULE_OF)  # noqa: PLE0605
+
+require_scikit_learn()
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: scikit-learn's networks load slowly."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

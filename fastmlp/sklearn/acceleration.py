@@ -1,0 +1,126 @@
+"""What of an estimator the kernels can run, where, and one line in the log for what they cannot."""
+
+import logging
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
+from sklearn.utils._openmp_helpers import (
+    _openmp_effective_n_threads,
+    _openmp_parallelism_enabled,
+)
+
+from fastmlp.errors import DomainError, look_up
+from fastmlp.machine import detect
+from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.problem import DTYPES
+
+logger = logging.getLogger("fastmlp")
+
+# scikit-learn's hidden activations, by fastmlp's names.
+NAME_OF = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
+OUTPUTS = {
+    "identity": ("half_squared_error", "identity"),
+    "softmax": ("softmax_cross_entropy", "identity"),
+    "logistic": ("binary_cross_entropy", "sigmoid"),
+    "exp": ("poisson", "exp"),
+}
+# The parts of scikit-learn's step: a subclass that changes one wants it to be used.
+STEP_HOOKS = ("_backprop", "_forward_pass", "_compute_loss_grad")
+
+_said: set[str] = set()
+
+
+def say_once(reason: str) -> None:
+    """Log once a process why something runs on scikit-learn's own code."""
+    if reason not in _said:
+        _said.add(reason)
+        logger.info("scikit-learn's own code runs: %s", reason)
+
+
+def hidden_activations(activation: Any, layers: int) -> tuple[str, ...]:
+    """Return fastmlp's name of the activation of each hidden layer."""
+    if isinstance(activation, str):
+        return (_name_of("activation", activation),) * layers
+    given = list(activation)
+    if len(given) != layers:
+        raise DomainError(
+            f"activation: got {len(given)} names, wanted {layers}, one for each hidden layer"
+        )
+    return tuple(_name_of(f"activation[{i}]", each) for i, each in enumerate(given))
+
+
+def _name_of(argument: str, name: Any) -> str:
+    known = NAME_OF.get(name, name) if isinstance(name, str) else name
+    return str(look_up(argument, ACTIVATIONS, known).name)
+
+
+def scikit_learn_activation(names: tuple[str, ...]) -> str | None:
+    """Return scikit-learn's name for hidden layers that are all alike, or None if it has none."""
+    for own, ours in NAME_OF.items():
+        if all(name == ours for name in names):
+            return own
+    return None
+
+
+def beyond_scikit_learn(estimator: Any) -> str | None:
+    """Return the argument that scikit-learn's own code cannot run, or None."""
+    if estimator.optimizer is not None:
+        return f"optimizer: got {estimator.optimizer!r}"
+    if not is_scikit_learns(estimator.activation):
+        return f"activation: got {estimator.activation!r}"
+    return None
+
+
+def is_scikit_learns(activation: Any) -> bool:
+    """Return whether scikit-learn's own code takes this value of the argument."""
+    return isinstance(activation, str) and activation in NAME_OF
+
+
+def training_refusal(estimator: Any, X: Any) -> str | None:
+    """Return why no kernel of fastmlp trains this estimator on `X`, or None."""
+    if issparse(X):
+        return "the input is sparse"
+    for name in STEP_HOOKS:
+        own = getattr(BaseMultilayerPerceptron, name)
+        if getattr(type(estimator), name) is not own:
+            return f"{type(estimator).__name__} overrides {name}"
+    if estimator.out_activation_ not in OUTPUTS:
+        return f"the output activation is {estimator.out_activation_!r}"
+    if estimator.solver == "sgd" and estimator.optimizer is None and estimator.momentum == 1:
+        return "the momentum is 1"
+    if any(each.dtype != X.dtype for each in [*estimator.coefs_, *estimator.intercepts_]):
+        return f"the parameters are not of the dtype of X, {X.dtype}"
+    return None
+
+
+def prediction_refusal(estimator: Any, X: Any) -> str | None:
+    """Return why no kernel of fastmlp predicts for `X`, or None."""
+    if issparse(X):
+        return "the input is sparse"
+    if estimator.out_activation_ not in OUTPUTS:
+        return f"the output activation is {estimator.out_activation_!r}"
+    coefs = estimator.coefs_
+    dtype = np.result_type(X, *coefs)
+    if dtype.name not in DTYPES:
+        return f"a prediction is computed in {dtype}"
+    sizes = [X.shape[1], *(each.shape[-1] for each in coefs)]
+    if [each.shape for each in coefs] != list(pairwise(sizes)):
+        return "the shapes of coefs_ do not fit together"
+    return None
+
+
+def threads_of(estimator: Any) -> int | None:
+    """Return the most threads that an estimator may use; None for all that the process may.
+
+    Without a number of its own it keeps to what scikit-learn's loops keep to: ``OMP_NUM_THREADS``,
+    which joblib sets for its workers, and limits set by threadpoolctl.
+    """
+    if estimator.threads is not None:
+        return int(estimator.threads)
+    if not _openmp_parallelism_enabled():
+        return None
+    allowed = int(_openmp_effective_n_threads(None, only_physical_cores=False))
+    return allowed if allowed < detect().cores else None

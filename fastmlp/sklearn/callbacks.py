@@ -1,0 +1,132 @@
+"""Who hears of epochs: plain callables, and scikit-learn's callbacks where there are any."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+try:
+    from sklearn.callback import CallbackSupportMixin as CallbackSupportMixin
+except ImportError:  # before scikit-learn 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Nothing: this scikit-learn has no callbacks."""
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What a callback is told after an epoch.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Finished epochs and mini-batches of this fit.
+    loss : float
+        Of the epoch, as in `loss_curve_`.
+    validation_score : float or None
+        With ``early_stopping=True``, of the rows set aside.
+    learning_rate : float
+        Of the epoch's last step (scikit-learn's Adam includes its correction of the bias).
+    seconds : float
+        Since the fit began.
+    estimator : object
+        The estimator as it now is: the next epoch changes it.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    validation_score: float | None
+    learning_rate: float
+    seconds: float
+    estimator: Any
+
+
+class FitTask:
+    """A fit as scikit-learn's callbacks see it: a task with one subtask an epoch.
+
+    Without such callbacks it does nothing. It must begin inside `fit`, which scikit-learn has
+    wrapped already: a wrapper of our own would end it twice.
+    """
+
+    def __init__(
+        self, estimator: Any, X: Any, y: Any, sample_weight: Any, name: str, subtasks: int
+    ) -> None:
+        self._estimator = estimator
+        self._context: Any = None
+        self._epoch: Any = None
+        if not hasattr(estimator, "_skl_callbacks"):
+            return
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        # Labels as the user wrote them, made when somebody asks for them.
+        self._told = {"X": X, "y": lambda: estimator._targets_of(y), "metadata": metadata}
+        self._context = estimator._init_callback_context(task_name=name, max_subtasks=subtasks)
+        self._context.call_on_fit_task_begin(estimator=estimator, **self._told)
+
+    def begin_epoch(self) -> None:
+        """Tell that an epoch begins."""
+        if self._context is not None:
+            self._epoch = self._context.subcontext(task_name="epoch")
+            self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._told)
+
+    def end_epoch(self) -> bool:
+        """Tell that it has ended; return whether somebody wants to stop."""
+        if self._epoch is None:
+            return False
+        ended, self._epoch = self._epoch, None
+        return bool(
+            ended.call_on_fit_task_end(
+                estimator=self._estimator, reconstruction_attributes=self._snapshot, **self._told
+            )
+        )
+
+    def end(self) -> None:
+        """Tell that the fit has ended."""
+        if self._context is not None:
+            self._context.call_on_fit_task_end(
+                estimator=self._estimator, reconstruction_attributes=self._snapshot, **self._told
+            )
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            name: [each.copy() for each in getattr(self._estimator, name)]
+            for name in ("coefs_", "intercepts_")
+        }
+
+
+class Listeners:
+    """Everybody who hears of the epochs of a fit.
+
+    Parameters
+    ----------
+    task : FitTask
+    batches : int
+        Mini-batches of an epoch.
+    """
+
+    def __init__(self, estimator: Any, task: FitTask, batches: int) -> None:
+        self._estimator, self._task, self._batches = estimator, task, batches
+        self._start = time.perf_counter()
+
+    def begin_epoch(self) -> None:
+        """Tell that an epoch begins."""
+        self._task.begin_epoch()
+
+    def end_epoch(self, learning_rate: float) -> bool:
+        """Tell all that an epoch has ended; return whether one of them wants to stop."""
+        stop = self._task.end_epoch()
+        estimator = self._estimator
+        if estimator.callbacks:
+            scores = estimator.validation_scores_
+            event = EpochEnd(
+                epoch=estimator.n_iter_,
+                step=estimator.n_iter_ * self._batches,
+                loss=float(estimator.loss_),
+                validation_score=float(scores[-1]) if scores else None,
+                learning_rate=float(learning_rate),
+                seconds=time.perf_counter() - self._start,
+                estimator=estimator,
+            )
+            # All of them are called, whatever the first ones answer.
+            answers = [callback(event) for callback in estimator.callbacks]
+            stop = stop or any(bool(answer) for answer in answers)
+        return stop
