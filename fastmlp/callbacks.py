@@ -47,7 +47,8 @@ Callback = Callable[[EpochEnd], object]
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     """Return callables; None stands for none of them, and one may stand alone."""
-    given = () if callbacks is None else (callbacks,) if callable(callbacks) else tuple(callbacks)
+    given = () if callbacks is None else callbacks
+    given = tuple(given) if isinstance(given, list | tuple) else (given,)
     for each in given:
         if not callable(each):
             raise DTypeError(

@@ -19,7 +19,7 @@ from fastmlp.sklearn.acceleration import (
     say_once,
     threads_of,
 )
-from fastmlp_kernels.problem import parameter_layout
+from fastmlp_kernels.problem import Problem, parameter_layout
 
 Array = NDArray[Any]
 
@@ -36,6 +36,7 @@ class Network:
         # Estimators are asked from several threads, and a program is one thread's at a time.
         self._lock = threading.Lock()
         self._made_for: tuple[Any, ...] | None = None
+        self._trains: Problem | None = None
 
     def outputs(self, estimator: Any, X: Array) -> Array | None:
         """Return the outputs (rows, outputs), or None if they are left to scikit-learn."""
@@ -62,6 +63,12 @@ class Network:
             result = steps.predict(self._parameters, self._programs, inputs, sizes[-1], where)
         # With an overflow, scikit-learn's own numbers and warnings.
         return result if must or np.isfinite(result).all() else None
+
+    def programs_to_train(self, problem: Problem) -> Programs:
+        """Return the programs of a network to train: those of the last time if it is the same."""
+        if self._trains != problem:
+            self._trains, self._training_programs = problem, Programs(problem)
+        return self._training_programs
 
     def _make(self, sizes: tuple[int, ...], activation: Any, output: str, dtype: str) -> None:
         loss, last = OUTPUTS[output]

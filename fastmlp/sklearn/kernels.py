@@ -1,0 +1,178 @@
+"""Epochs of scikit-learn's estimators on fastmlp's kernels."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.arrays import Data, writable
+from fastmlp.batches import batch_rows
+from fastmlp.epochs import Epoch, Trainer
+from fastmlp.optimizers import SGD, Adam, Optimizer
+from fastmlp.parameters import TrainingState, aligned_zeros, bias_views, weight_views
+from fastmlp.planning import Where, make_problem
+from fastmlp.sklearn.acceleration import hidden_activations, threads_of
+from fastmlp.sklearn.engine import ScikitLearnEngine
+from fastmlp.sklearn.optimizers import KernelOptimizer
+from fastmlp_kernels.algebra import OPTIMIZERS
+from fastmlp_kernels.problem import Problem, parameter_layout
+
+Array = NDArray[Any]
+
+# Output activation to the loss as scikit-learn computes it, and fastmlp's activation.
+TRAINED = {
+    "identity": ("half_squared_error", "identity"),
+    "softmax": ("clipped_softmax_cross_entropy", "identity"),
+    "logistic": ("clipped_binary_cross_entropy", "sigmoid"),
+    "exp": ("half_poisson_deviance", "exp"),
+}
+
+
+def solver_of(optimizer: Any) -> Optimizer:
+    """Return fastmlp's optimizer that steps as one of scikit-learn's does, as it now stands."""
+    if isinstance(optimizer, KernelOptimizer):
+        return optimizer.optimizer
+    if hasattr(optimizer, "velocities"):
+        look_ahead = optimizer.nesterov and optimizer.momentum > 0
+        rate, momentum = optimizer.learning_rate, optimizer.momentum
+        return SGD(rate, momentum, bool(look_ahead), rate_in_velocity=True)
+    return Adam(
+        optimizer.learning_rate_init,
+        optimizer.beta_1,
+        optimizer.beta_2,
+        optimizer.epsilon,
+        epsilon_hat=True,
+    )
+
+
+class KernelEngine:
+    """An `Engine`: the estimator's parameters and optimizer state become views of flat vectors."""
+
+    @staticmethod
+    def refusal(
+        estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
+    ) -> str | None:
+        """Return why it cannot run this fit, or None."""
+        if estimator.out_activation_ == "exp" and (y < 0).any():
+            return "a target of the Poisson loss is negative"
+        return None
+
+    def __init__(
+        self, estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
+    ) -> None:
+        self._estimator = estimator
+        self._own = ScikitLearnEngine(estimator, X, y, sample_weight, batch_size)
+        sizes = (X.shape[1], *(each.shape[0] for each in estimator.intercepts_))
+        loss, last = TRAINED[estimator.out_activation_]
+        hidden = hidden_activations(estimator.activation, len(sizes) - 2)
+        # Gradients are sums over outputs and means over rows, whatever scikit-learn's losses are.
+        problem = make_problem(sizes, [*hidden, last], loss, X.dtype, "batch_mean")
+        self._rows = batch_rows(len(X), int(batch_size))
+        mean_of_outputs = estimator.out_activation_ == "identity"
+        self._scale = 1.0 / sizes[-1] if mean_of_outputs else 1.0
+        self._weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+        self._adopt_parameters(problem)
+        self._trainer = Trainer(
+            self._state,
+            estimator._network.programs_to_train(problem),
+            training_data(X, y, estimator.out_activation_),
+            int(batch_size),
+            solver_of(estimator._optimizer).rule,
+            Where(device=estimator.device, threads=threads_of(estimator)),
+            weights=self._weights,
+            l2=float(estimator.alpha),
+        )
+        self._adopt_state()
+        self._trainer.prepare()
+
+    def _adopt_parameters(self, problem: Problem) -> None:
+        """Make `coefs_` and `intercepts_` views of one flat vector, which holds their values."""
+        estimator = self._estimator
+        self._layout = parameter_layout(problem.sizes)
+        flat = aligned_zeros((problem.parameter_count,), problem.dtype)
+        for views, name in (
+            (weight_views(flat, self._layout), "coefs_"),
+            (bias_views(flat, self._layout), "intercepts_"),
+        ):
+            for view, values in zip(views, getattr(estimator, name), strict=True):
+                view[...] = values
+            setattr(estimator, name, views)
+        self._state = TrainingState(flat, 0)
+
+    def _views(self, flat: Array) -> list[Array]:
+        return [*weight_views(flat, self._layout), *bias_views(flat, self._layout)]
+
+    def _adopt_state(self) -> None:
+        """Make the optimizer's state views of ours; scikit-learn replaces it in its own steps."""
+        optimizer, state = self._estimator._optimizer, self._state
+        rule = solver_of(optimizer).rule
+        state.prepare(rule, OPTIMIZERS[rule].slots)
+        if isinstance(optimizer, KernelOptimizer):
+            if optimizer.slots is not None:
+                state.slots[...] = optimizer.slots
+            optimizer.slots, state.steps = state.slots, optimizer.steps
+            return
+        state.steps = getattr(optimizer, "t", 0)
+        names = ("velocities",) if hasattr(optimizer, "velocities") else ("ms", "vs")
+        for name, slot in zip(names, state.slots, strict=False):
+            views = self._views(slot)
+            for view, values in zip(views, getattr(optimizer, name), strict=True):
+                view[...] = values
+            setattr(optimizer, name, views)
+
+    def _report_state(self) -> None:
+        """Tell the optimizer how many steps it has taken."""
+        optimizer, steps = self._estimator._optimizer, self._state.steps
+        if isinstance(optimizer, KernelOptimizer):
+            optimizer.steps = steps
+            optimizer.learning_rate = float(np.max(optimizer.optimizer.rates(steps - 1, 1)))
+        elif hasattr(optimizer, "t"):
+            optimizer.t = steps
+            root = np.sqrt(1 - optimizer.beta_2**steps)
+            optimizer.learning_rate = (
+                optimizer.learning_rate_init * root / (1 - optimizer.beta_1**steps)
+            )
+
+    def epoch(self, order: NDArray[np.int64]) -> Any:
+        """Train on every mini-batch of the rows in this order; return scikit-learn's `loss_`.
+
+        An epoch that meets a number that is not finite is scikit-learn's own: its losses,
+        parameters and warnings are then what its users get.
+        """
+        if self._weights is not None and not self._weighs_every_batch(order):
+            return self._epoch_of_scikit_learn(order)
+        before = self._state.steps
+        try:
+            epoch = self._trainer.run(order, solver_of(self._estimator._optimizer))
+        finally:
+            if self._state.steps > before:
+                self._report_state()
+        if epoch.bad_batch or not epoch.finite:
+            self._trainer.undo()
+            self._report_state()
+            return self._epoch_of_scikit_learn(order)
+        return self._loss(epoch)
+
+    def _weighs_every_batch(self, order: NDArray[np.int64]) -> bool:
+        starts = np.cumsum(self._rows) - self._rows
+        return bool((np.add.reduceat(self._weights[order], starts) != 0).all())
+
+    def _epoch_of_scikit_learn(self, order: NDArray[np.int64]) -> Any:
+        loss = self._own.epoch(order)
+        self._adopt_state()
+        self._trainer.upload()
+        return loss
+
+    def _loss(self, epoch: Epoch) -> Any:
+        # scikit-learn weighs mini-batches by their rows, also where rows have weights.
+        losses = epoch.losses * self._scale + epoch.penalties
+        return (losses * self._rows).sum() / self._rows.sum()
+
+
+def training_data(X: Array, y: Array, output: str) -> Data:
+    """Return scikit-learn's checked arrays as the kernels want them."""
+    inputs = np.require(X, None, ["C", "A"])
+    inputs = inputs if inputs.flags.writeable else writable(inputs)
+    if output == "softmax":
+        return Data(inputs, y.argmax(axis=1).astype(X.dtype)[:, None], True)
+    return Data(inputs, np.require(y, X.dtype, ["C", "A", "W"]), False)
