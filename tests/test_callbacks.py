@@ -152,9 +152,14 @@ def test_bad_settings_of_early_stopping():
         EarlyStopping(monitor="los")
 
 
-@pytest.mark.parametrize(
-    "copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
-)
+COPIES = {
+    "itself": lambda model: model,
+    "a deep copy": copy.deepcopy,
+    "unpickled": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("optimizer", [Adam(0.01), SGD(ExponentialDecay(0.1, 0.9), momentum=0.9)])
 def test_a_fit_goes_on_where_one_stopped(optimizer, copied):
     """Stopped by a callback, copied, and resumed: the bits of a fit in one piece."""

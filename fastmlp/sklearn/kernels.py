@@ -139,7 +139,8 @@ class KernelEngine:
         An epoch that meets a number that is not finite is scikit-learn's own: its losses,
         parameters and warnings are then what its users get.
         """
-        if self._weights is not None and not self._weighs_every_batch(order):
+        if self._has_batch_without_weight(order):
+            # scikit-learn divides by zero there, and says so.
             return self._epoch_of_scikit_learn(order)
         before = self._state.steps
         try:
@@ -153,9 +154,11 @@ class KernelEngine:
             return self._epoch_of_scikit_learn(order)
         return self._loss(epoch)
 
-    def _weighs_every_batch(self, order: NDArray[np.int64]) -> bool:
+    def _has_batch_without_weight(self, order: NDArray[np.int64]) -> bool:
+        if self._weights is None:
+            return False
         starts = np.cumsum(self._rows) - self._rows
-        return bool((np.add.reduceat(self._weights[order], starts) != 0).all())
+        return bool((np.add.reduceat(self._weights[order], starts) == 0).any())
 
     def _epoch_of_scikit_learn(self, order: NDArray[np.int64]) -> Any:
         loss = self._own.epoch(order)
