@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.compile import CPU_FLAGS, part
+from fastmlp_kernels.cpu import team as team_module
 from fastmlp_kernels.cpu.intrinsics import set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cpu.team import ARRIVED, GENERATION, MEETING_BYTES, meet, run_together
@@ -40,6 +41,14 @@ def trained(threads, seed=0):
 
 def members_alive():
     return [t.name for t in threading.enumerate() if t.name.startswith("fastmlp-")]
+
+
+def nobody_stays():
+    """Return whether all members leave by themselves."""
+    deadline = time.monotonic() + 30
+    while members_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return members_alive() == []
 
 
 def together(work, members):
@@ -103,7 +112,7 @@ def test_each_member_works_once_and_the_last_in_this_thread(members):
     run_together(lambda member: seen.append((member, threading.get_ident())), members)
     assert sorted(member for member, _ in seen) == list(range(members))
     assert dict(seen)[members - 1] == threading.get_ident()
-    assert members_alive() == []
+    assert nobody_stays()
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
@@ -118,7 +127,7 @@ def test_a_failure_in_any_member_reaches_the_caller(failing):
     with pytest.raises(ArithmeticError, match=f"planted in {failing}"):
         run_together(work, 3)
     assert sorted(done) == [member for member in range(3) if member != failing]
-    assert members_alive() == []
+    assert nobody_stays()
 
 
 @pytest.mark.parametrize("startable", [0, 1, 3])
@@ -143,7 +152,7 @@ def test_a_thread_that_cannot_be_started_fails_the_call_alone(monkeypatch, start
     for thread in started:
         thread.join(30)
         assert not thread.is_alive()
-    for name in vars(data):
+    for name in ("parameters", "state", "X", "y", "order", "hyper", "losses", "control"):
         assert getattr(data, name).tobytes() == getattr(before, name).tobytes(), name
     program.epoch(*data.arguments())
     found = data.parameters.tobytes() + data.state.tobytes() + data.losses.tobytes()
@@ -169,7 +178,80 @@ def test_teams_at_the_same_time_do_not_disturb_each_other():
         thread.join(120)
         assert not thread.is_alive()
     assert found == [[bits] * 5 for bits in alone]
-    assert members_alive() == []
+    assert nobody_stays()
+
+
+def test_members_stay_for_the_next_epoch_and_leave_after_a_while(monkeypatch):
+    """The same threads run epoch after epoch; later ones are new; the bits are always the same."""
+    monkeypatch.setattr(threading.Thread, "start", counted := Counting(threading.Thread.start))
+    expected = sample(PROBLEM)
+    single = FusedProgram(PROBLEM, team(1))
+    data, program = expected.copy(), FusedProgram(PROBLEM, team(3))
+    for _ in range(200):
+        single.epoch(*expected.arguments())
+        expected.control[:] = 0
+    for _ in range(200):
+        program.epoch(*data.arguments())
+        data.control[:] = 0
+    # Not 400: on a machine that is busy some leave between two epochs all the same.
+    assert 2 <= counted.calls < 200
+    assert data.parameters.tobytes() == expected.parameters.tobytes()
+    assert nobody_stays()
+    before = counted.calls
+    program.epoch(*data.arguments())
+    assert counted.calls == before + 2
+    assert nobody_stays()
+
+
+class Counting:
+    """A method that counts its calls."""
+
+    def __init__(self, method):
+        self.method, self.calls = method, 0
+
+    def __get__(self, owner, kind):
+        def call(*arguments):
+            self.calls += 1
+            return self.method(owner, *arguments)
+
+        return call
+
+
+def test_other_calls_between_two_epochs_do_not_disturb_who_stays():
+    data, alone = sample(PROBLEM), sample(PROBLEM)
+    program, single = FusedProgram(PROBLEM, team(3)), FusedProgram(PROBLEM, team(1))
+    rows = PROBLEM.batch_size
+    out, expected = (np.empty((rows, PROBLEM.sizes[-1]), PROBLEM.dtype) for _ in range(2))
+    for _ in range(50):
+        for made, arguments, result in ((program, data, out), (single, alone, expected)):
+            made.epoch(*arguments.arguments())
+            arguments.control[:] = 0
+            made.forward(arguments.parameters, arguments.X[:rows], result)
+        assert out.tobytes() == expected.tobytes()
+    assert data.parameters.tobytes() == alone.parameters.tobytes()
+
+
+def test_an_interrupt_between_keeping_and_running_lets_everybody_go(monkeypatch):
+    data, program = sample(PROBLEM), FusedProgram(PROBLEM, team(3))
+    before = data.copy()
+    keep = team_module.StayingTeam.keep
+
+    def interrupted(self, *arguments):
+        keep(self, *arguments)
+        raise KeyboardInterrupt
+
+    for staying in (False, True):
+        if staying:
+            program.epoch(*data.arguments())
+            data = before.copy()
+        monkeypatch.setattr(team_module.StayingTeam, "keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            program.epoch(*data.arguments())
+        monkeypatch.undo()
+        assert nobody_stays()
+        assert data.parameters.tobytes() == before.parameters.tobytes()
+    program.epoch(*data.arguments())
+    assert data.control[BATCHES] == PROBLEM.batches
 
 
 def long_epoch(batches):
@@ -195,7 +277,7 @@ def test_a_stopped_team_has_done_whole_batches(after):
         time.sleep(0)
     data.control[STOP] = 1
     fit.join(60)
-    assert not fit.is_alive() and members_alive() == []
+    assert not fit.is_alive() and nobody_stays()
     finished = int(data.control[BATCHES])
     assert after <= finished < problem.batches
     assert np.isfinite(data.losses[:finished]).all() and np.isnan(data.losses[finished:]).all()
@@ -224,11 +306,11 @@ print(json.dumps([digest(1), digest(4)]))
 """
 
 FORK = """
-def in_child():
+def in_child(work=lambda: digest(3)):
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.write(theirs, digest(3).encode())
+        os.write(theirs, work().encode())
         os._exit(0)
     os.close(theirs)
     with os.fdopen(ours) as pipe:
@@ -236,6 +318,15 @@ def in_child():
     assert os.waitpid(pid, 0)[1] == 0
     return found
 results = [digest(1), digest(3), in_child(), digest(3)]
+# With members that still stay for the parent's next epoch.
+data, program = cases.sample(cases.PROBLEM), cases.FusedProgram(cases.PROBLEM, cases.team(3))
+program.epoch(*data.arguments())
+data.control[:] = 0
+def again():
+    program.epoch(*data.arguments())
+    return hashlib.sha256(data.parameters.tobytes()).hexdigest()
+results_again = [in_child(again), again()]
+assert results_again[0] == results_again[1], results_again
 # And while another thread's team is at work.
 problem, data = cases.long_epoch(1_000_000)
 program = cases.FusedProgram(problem, cases.team(2))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fastmlp_kernels.algebra.activations import POSITIVE, REAL, Activation
+from fastmlp_kernels.algebra.activations import ACTIVATIONS, POSITIVE, REAL, Activation
 from fastmlp_kernels.algebra.constants import HALF, ONE, TWO, ZERO
 from fastmlp_kernels.algebra.elementary import epsilon, exp, log, log1p, log_epsilon, plus
 from fastmlp_kernels.algebra.tables import Interval, Table
@@ -339,10 +339,12 @@ class LossRule:
 
 
 def loss_rules() -> tuple[LossRule, ...]:
-    """Return every rule of the table in a fixed order: a rule's position is its code."""
+    """Return every rule that a network can have, in a fixed order: its position is its code."""
     rules = []
     for loss in LOSSES:
-        rules.append(LossRule(loss.name, loss.rule, loss.by_row))
+        accepted = {row.name for row in ACTIVATIONS if loss.refusal(row) is None}
+        if accepted != set(loss.fused):
+            rules.append(LossRule(loss.name, loss.rule, loss.by_row))
         rules += [
             LossRule(f"{loss.name}/{name}", rule, loss.by_row) for name, rule in loss.fused.items()
         ]

@@ -30,6 +30,7 @@ from fastmlp_kernels.cpu.tables import (
     BACKWARD,
     BATCH_SIZE,
     BATCHES,
+    BELLS,
     CHECK,
     COLUMNS,
     CONTROL,
@@ -98,7 +99,7 @@ from fastmlp_kernels.cpu.tables import (
     WORD_BYTES,
     A,
 )
-from fastmlp_kernels.cpu.team import meet, settle
+from fastmlp_kernels.cpu.team import BELL_BYTES, all_done, is_called, meet, ring, settle, stays
 from fastmlp_kernels.problem import BATCHES as FINISHED
 from fastmlp_kernels.problem import STATUS, STOP
 
@@ -361,9 +362,30 @@ def _learn(words, member, batch, rows):
 
 @kernel
 def run(words, member):
-    """Do what ``word(words, STAGES)`` asks for, as one member of the team; see `cpu.tables`."""
+    """Do what ``word(words, STAGES)`` asks for, as one member of the team; see `cpu.tables`.
+
+    A member of a team that stays does it for each call, until there has been none for a while.
+    """
+    last = word(words, MEMBERS) - 1
+    bells, done = word(words, BELLS), word(words, BELLS) + last * BELL_BYTES
     if word(words, PLACES):
         settle(word(words, PLACES), member, word(words, MEMBERS))
+    if not bells:
+        _stages(words, member)
+    elif member == last:
+        ring(bells, last)
+        _stages(words, member)
+        all_done(done, last)
+    else:
+        bell = bells + member * BELL_BYTES
+        while is_called(bell):
+            _stages(words, member)
+            if not stays(bell, done):
+                return
+
+
+@part
+def _stages(words, member):
     if word(words, STAGES) & PACK:
         _units(words, member, True, 0, 0)
         meet(word(words, MEETING), word(words, MEMBERS))

@@ -13,7 +13,7 @@ from fastmlp_kernels.cpu.machine_code import microkernels
 from fastmlp_kernels.cpu.microkernels import gradient_name, product_name
 from fastmlp_kernels.cpu.simd import InstructionSet
 from fastmlp_kernels.cpu.tables import address
-from fastmlp_kernels.cpu.team import MASK_BYTES, MEETING_BYTES
+from fastmlp_kernels.cpu.team import BELL_BYTES, MASK_BYTES, MEETING_BYTES
 from fastmlp_kernels.problem import Problem, parameter_layout
 
 # Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient: the
@@ -93,6 +93,7 @@ class Layout:
             "scales": self._zeros(2),
             "unused": np.zeros(1, dtype=np.float64),
             "meeting": self._bytes(MEETING_BYTES),
+            "bells": self._bytes(self.threads * BELL_BYTES).reshape(-1, BELL_BYTES),
             "places": self._bytes((self.threads + 1) * MASK_BYTES).reshape(-1, MASK_BYTES),
         }
         self._fill_words()

@@ -22,7 +22,7 @@ from fastmlp_kernels.cpu.tables import (
     UPSTREAM,
     address,
 )
-from fastmlp_kernels.cpu.team import choose_places, run_together
+from fastmlp_kernels.cpu.team import StayingTeam, choose_places, run_together
 from fastmlp_kernels.cpu.update import call_update, update, write_gradient
 from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem, parameter_layout
 
@@ -43,6 +43,7 @@ class FusedProgram(Layout):
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
         self._weighted = False
+        self._team = StayingTeam(self.constants["bells"])
 
     def _keep(self, word: int, array: np.ndarray) -> None:
         """Point a word at an array that is passed again and again, and keep it alive."""
@@ -96,14 +97,33 @@ class FusedProgram(Layout):
         words = self.words
         words[tables.HALT] = 0
         threads = int(words[tables.MEMBERS])
-        places = self.constants["places"]
-        words[tables.PLACES] = 0
+        words[tables.BELLS] = 0
         if threads == 1:
+            words[tables.PLACES] = 0
             run(self.table, 0)
+        elif words[tables.STAGES] & UPDATE:
+            self._run_with_those_who_stay(threads)
         else:
-            if choose_places(places):
-                words[tables.PLACES] = address(places)
-            run_together(lambda member: run(self.table, member), threads)
+            self._choose_places()
+            run_together(self._take_part, threads)
+
+    def _run_with_those_who_stay(self, threads: int) -> None:
+        """Run with members that wait for a while afterwards, as another epoch may follow."""
+        self.words[tables.BELLS] = address(self.constants["bells"])
+        try:
+            self._team.keep(self._take_part, self._choose_places)
+            run(self.table, threads - 1)
+        except BaseException:
+            # An interrupt may come between the two.
+            self._team.dismiss()
+            raise
+
+    def _take_part(self, member: int) -> None:
+        run(self.table, member)
+
+    def _choose_places(self) -> None:
+        places = self.constants["places"]
+        self.words[tables.PLACES] = address(places) if choose_places(places) else 0
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """Return the array itself."""

@@ -20,6 +20,7 @@ WORD_BYTES = 8
     MEMBERS,  # threads of the team
     PLACES,  # address of the team's processors, or 0
     MEETING,  # address of its meeting place
+    BELLS,  # address of the bells of a team that stays, or 0
     HALT,  # set by member 0 for all: stop before the next batch
     CHAIN,  # address of the chain
     LAYERS,  # rows of the chain
@@ -96,7 +97,7 @@ WORD_BYTES = 8
     OUTPUT_SLOPE,
     CHECK,
     WORDS,
-) = range(77)
+) = range(78)
 
 # Columns of the chain, one row a layer.
 (
