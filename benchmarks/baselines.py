@@ -108,6 +108,9 @@ class Baseline:
         """Return the error after the first epoch; raise `Disagreement` if it is too large."""
         return validate(weights, expected, self.parameters())
 
+    def end(self) -> None:
+        """End what it has started besides its process."""
+
     def notes(self) -> dict[str, Any]:
         """Return what else goes on record about a validated case."""
         return {}

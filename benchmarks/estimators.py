@@ -138,6 +138,13 @@ class Estimator(Baseline):
         ]
         return "; ".join(dict.fromkeys(words)) or "unknown"
 
+    def end(self) -> None:
+        """End a search's processes, which would wait five minutes for more work."""
+        if self.entry.jobs > 1:
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Call the fitted estimator."""
         return self.fitted.predict(rows)

@@ -169,11 +169,15 @@ def serve(connection: Any, entry: Entry, environment: dict[str, str]) -> None:
     if hasattr(os, "sched_setaffinity"):
         processors = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, processors[: entry.processors])
+    if entry.jobs > 1 and hasattr(os, "setsid"):
+        # A group of their own, so that no process of a search outlives this one.
+        os.setsid()
     server = Server(entry)
     while True:
         try:
             name, arguments = connection.recv()
         except EOFError:
+            server.baseline.end()
             return
         try:
             answer = ("done", getattr(server, name)(*arguments))
@@ -241,7 +245,7 @@ class Worker:
     def close(self) -> None:
         """End the process and its pipe."""
         if not self.process.daemon:
-            # Only a process that ends by itself ends those that it has started.
+            # It hears of that, and ends those that it has started.
             self.connection.close()
             self.process.join(GRACE)
         self.stop()
@@ -250,6 +254,9 @@ class Worker:
     def stop(self) -> None:
         """End the process at once: it has nothing to save, and some libraries take seconds."""
         if self.process.is_alive():
+            if not self.process.daemon and hasattr(os, "killpg"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
             self.process.terminate()
             self.process.join()
 
