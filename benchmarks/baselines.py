@@ -23,19 +23,29 @@ from benchmarks.validation import flatten, validate
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to run a case: a provider with its settings; `chosen` if users get just that."""
+    """One way to run a case: a provider with its settings; `chosen` if users get just that.
+
+    With several `jobs`, a search's processes, the threads are those of each.
+    """
 
     provider: str
     device: str = "cpu"
     threads: int = 1
     kernel: str = ""
     chosen: bool = True
+    jobs: int = 1
+
+    @property
+    def processors(self) -> int:
+        """How many processors it may use."""
+        return self.threads * self.jobs
 
     @property
     def label(self) -> str:
         """A name for test ids and messages."""
         name = f"{self.provider}.{self.kernel or self.device}"
-        return f"{name}-{self.threads}".replace(" ", "_")
+        jobs = f"x{self.jobs}" if self.jobs > 1 else ""
+        return f"{name}-{self.threads}{jobs}".replace(" ", "_")
 
 
 class Baseline:
@@ -98,8 +108,15 @@ class Baseline:
         """Return the error after the first epoch; raise `Disagreement` if it is too large."""
         return validate(weights, expected, self.parameters())
 
-    def predict_row(self, row: np.ndarray) -> Any:
-        """Return the network's output for float32[1, in] as an array on the host."""
+    def end(self) -> None:
+        """End what it has started besides its process."""
+
+    def notes(self) -> dict[str, Any]:
+        """Return what else goes on record about a validated case."""
+        return {}
+
+    def predict(self, rows: np.ndarray) -> Any:
+        """Return the network's output for float32[rows, in] as an array on the host."""
         raise NotImplementedError
 
 
@@ -174,10 +191,10 @@ class Torch(Baseline):
         ]
         return flatten(pairs)
 
-    def predict_row(self, row: np.ndarray) -> np.ndarray:
+    def predict(self, rows: np.ndarray) -> np.ndarray:
         """Run the network without gradients."""
         with self.torch.inference_mode():
-            return self.network(self.torch.from_numpy(row).to(self.entry.device)).cpu().numpy()
+            return self.network(self.torch.from_numpy(rows).to(self.entry.device)).cpu().numpy()
 
 
 class TorchCompiled(Torch):
@@ -223,10 +240,10 @@ class TorchCompiled(Torch):
         self.forward = torch.compile(self.network, fullgraph=True, dynamic=False)
         return self.epoch
 
-    def predict_row(self, row: np.ndarray) -> np.ndarray:
+    def predict(self, rows: np.ndarray) -> np.ndarray:
         """Call the compiled forward pass; the first call compiles it."""
         with self.torch.inference_mode():
-            return self.forward(self.torch.from_numpy(row).to(self.entry.device)).cpu().numpy()
+            return self.forward(self.torch.from_numpy(rows).to(self.entry.device)).cpu().numpy()
 
     def train(self) -> None:
         """Take every step of an epoch."""
@@ -336,57 +353,6 @@ class Jax(Baseline):
         """Bring the weights to the host."""
         return flatten([(np.asarray(W), np.asarray(b)) for W, b in self.layers])
 
-    def predict_row(self, row: np.ndarray) -> np.ndarray:
+    def predict(self, rows: np.ndarray) -> np.ndarray:
         """Call the compiled forward pass."""
-        return np.asarray(self.forward(self.layers, row))
-
-
-class ScikitLearn(Baseline):
-    """scikit-learn: MLPRegressor.partial_fit, one epoch of mini-batches a call, no shuffling."""
-
-    module = "sklearn"
-    packages = ("scikit-learn",)
-    devices = ("cpu",)
-
-    def load(self) -> None:
-        """Import it and give its BLAS its threads."""
-        from sklearn.neural_network import MLPRegressor
-        from threadpoolctl import threadpool_limits
-
-        self.regressor = MLPRegressor
-        self.limits = threadpool_limits(self.entry.threads)
-
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
-        """Let it initialise itself on one batch, then replace the weights."""
-        self.network = self.regressor(
-            hidden_layer_sizes=case.sizes[1:-1],
-            activation="relu",
-            solver="sgd",
-            alpha=0.0,
-            batch_size=case.batch,
-            # It averages over rows and adds over outputs.
-            learning_rate_init=LEARNING_RATE / case.sizes[-1],
-            momentum=0.0,
-            nesterovs_momentum=False,
-            shuffle=False,
-            random_state=0,
-            n_iter_no_change=10**9,
-        )
-        # It warns of a column where it wants a vector.
-        y = data.y.ravel() if case.sizes[-1] == 1 else data.y
-        self.network.partial_fit(data.X[: case.batch], y[: case.batch])
-        self.network.coefs_ = [W.copy() for W, _ in weights]
-        self.network.intercepts_ = [b.copy() for _, b in weights]
-
-        def epoch() -> None:
-            self.network.partial_fit(data.X, y)
-
-        return epoch
-
-    def parameters(self) -> np.ndarray:
-        """Pair its weights with its biases."""
-        return flatten(list(zip(self.network.coefs_, self.network.intercepts_, strict=True)))
-
-    def predict_row(self, row: np.ndarray) -> np.ndarray:
-        """Call the network."""
-        return self.network.predict(row)
+        return np.asarray(self.forward(self.layers, rows))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 # These decide themselves how many of the threads they use.
-DECIDE_THEMSELVES = ("fastmlp.fit", "fastmlp.step")
+DECIDE_THEMSELVES = ("fastmlp.fit", "fastmlp.step", "fastmlp.sklearn")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Setting:
         Operations of a unit.
     memory : float
         MiB that building and a first epoch added at most; NaN where that is not known.
+    jobs : int
+        Processes, each with as many threads.
+    notes : dict
+        What else is on record, and the error that validation found.
     """
 
     provider: str
@@ -46,6 +50,8 @@ class Setting:
     flops: float
     memory: float
     turns: dict[int, list[float]]
+    jobs: int = 1
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> Spread:
@@ -58,7 +64,8 @@ class Setting:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         if self.provider in DECIDE_THEMSELVES and self.threads > 1:
             threads = f"at most {threads}"
-        return f"{self.provider} ({', '.join(filter(None, (self.kernel, threads)))})"
+        jobs = f"{self.jobs} jobs" if self.jobs > 1 else ""
+        return f"{self.provider} ({', '.join(filter(None, (self.kernel, jobs, threads)))})"
 
 
 def ratio(slower: Setting, faster: Setting) -> Spread:
@@ -163,7 +170,9 @@ def comparisons(document: dict[str, Any]) -> list[Comparison]:
         # In the small calls only fastmlp's own line has a goal.
         goal = max(about["goal"], facts[key][3] if key in facts else 0.0)
         facts[key] = (about["batch"], about["reason"], about["cases"], goal, about["against"])
-        which = (about["provider"], about["threads"], about["kernel"])
+        # Records of before searches were measured have neither jobs nor notes.
+        jobs = about.get("jobs", 1)
+        which = (about["provider"], about["threads"], about["kernel"], jobs)
         setting = groups.setdefault(key, {}).setdefault(
             which,
             Setting(
@@ -175,6 +184,8 @@ def comparisons(document: dict[str, Any]) -> list[Comparison]:
                 about["flops"],
                 about.get("added_memory_mib", float("nan")),
                 {},
+                jobs,
+                about.get("notes", {}) | {"error": about.get("error", float("nan"))},
             ),
         )
         seconds = [value / about["per"] for value in data]

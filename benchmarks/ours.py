@@ -80,11 +80,11 @@ class Fastmlp(Baseline):
         self.program.to_host(self.on_device, self.host)
         return self.host.astype(np.float64)
 
-    def predict_row(self, row: np.ndarray) -> np.ndarray:
+    def predict(self, rows: np.ndarray) -> np.ndarray:
         """Run the program on one row."""
         out = np.empty((1, self.program.problem.sizes[-1]), np.float32)
         on_device = self.program.to_device(out)
-        self.program.predict(self.on_device, self.program.to_device(row), on_device, True)
+        self.program.predict(self.on_device, self.program.to_device(rows), on_device, True)
         self.program.to_host(on_device, out)
         return out
 
@@ -127,9 +127,9 @@ class FastmlpFit(Fastmlp):
         """Return the model's flat vector."""
         return np.asarray(self.model.parameters, dtype=np.float64)
 
-    def predict_row(self, row: np.ndarray) -> np.ndarray:
+    def predict(self, rows: np.ndarray) -> np.ndarray:
         """Call the model."""
-        return self.model.predict(row, device=self.entry.device)
+        return self.model.predict(rows, device=self.entry.device)
 
 
 class FastmlpStep(FastmlpFit):

@@ -6,14 +6,20 @@ from benchmarks.baselines import (
     Baseline,
     Entry,
     Jax,
-    ScikitLearn,
     Torch,
     TorchCompiled,
     TorchGraph,
 )
 from benchmarks.cases import Case
+from benchmarks.estimators import (
+    AcceleratedEstimator,
+    Estimator,
+    ScikitLearn,
+    settings_of_estimators,
+)
 from benchmarks.ours import Fastmlp, FastmlpFit, FastmlpStep, choices
 from benchmarks.peak import Peak
+from benchmarks.whole_fits import WholeFit
 
 BASELINES: dict[str, type[Baseline]] = {
     "fastmlp": Fastmlp,
@@ -25,11 +31,13 @@ BASELINES: dict[str, type[Baseline]] = {
     "JAX": Jax,
     "scikit-learn": ScikitLearn,
     "FMA peak": Peak,
+    "fastmlp.sklearn": AcceleratedEstimator,
+    "sklearn.neural_network": Estimator,
 }
 
 
 def entries(
-    case: Case, devices: list[str], threads: list[int], providers: list[str]
+    case: Case | WholeFit, devices: list[str], threads: list[int], providers: list[str]
 ) -> list[Entry]:
     """Return every provider with every setting that is to be tried on a case."""
     found = []
@@ -40,11 +48,13 @@ def entries(
     return found
 
 
-def settings_of(name: str, case: Case, device: str, threads: list[int]) -> list[Entry]:
+def settings_of(name: str, case: Case | WholeFit, device: str, threads: list[int]) -> list[Entry]:
     """Return the settings in which a provider is tried on a case and a device."""
     if name == "fastmlp":
         ways = choices(case, device, threads)
         return [Entry(name, device, way.threads, way.kernel, way.chosen) for way in ways]
+    if issubclass(BASELINES[name], Estimator):
+        return settings_of_estimators(name, case, device, threads, name == "fastmlp.sklearn")
     # On a GPU one host thread submits the work.
     counts = threads if device == "cpu" else [1]
     if name in ("fastmlp.fit", "fastmlp.step"):

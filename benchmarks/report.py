@@ -16,68 +16,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import whole_fits_report
 from benchmarks.comparisons import (
     DECIDE_THEMSELVES,
     Comparison,
     Setting,
-    Spread,
     comparisons,
     ratio,
     spread,
 )
 from benchmarks.plot import draw
+from benchmarks.tables import (
+    NONE,
+    at_least,
+    at_most,
+    digits,
+    show_ratio,
+    show_share,
+    show_time,
+    table,
+    unit_of,
+)
 
 MOST_REGRET = 1.15
-NONE = "–"
-
-
-def unit_of(seconds: float) -> tuple[str, float]:
-    """Return the unit that suits a time, and how many of it are a second."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1:
-            return unit, factor
-    return "µs", 1e6
-
-
-def show_time(time: Spread) -> str:
-    """Return a time with its quartiles, in the unit that suits it."""
-    unit, factor = unit_of(time.median)
-    return f"{_digits(time, factor)} {unit}"
-
-
-def show_ratio(value: Spread | None) -> str:
-    """Return a ratio with its quartiles, or a dash."""
-    return NONE if value is None else f"**{value.median:.2f}** ({value.low:.2f}–{value.high:.2f})"
-
-
-def show_share(value: Spread | None) -> str:
-    """Return a part of the peak with its quartiles, or a dash."""
-    if value is None:
-        return NONE
-    return f"{value.median:.0%} ({value.low:.0%}–{value.high:.0%})"
-
-
-def at_least(goal: float, got: float | None) -> str:
-    """Return a goal and whether it is met, or a dash where there is no goal."""
-    verdict = "not measured" if got is None else "met" if got >= goal else "missed"
-    return f"at least {goal:g}: {verdict}" if goal else NONE
-
-
-def at_most(goal: float, got: float | None, unit: str = "", factor: float = 1.0) -> str:
-    """Return a goal and whether it is met, or a dash where there is no goal."""
-    verdict = "not measured" if got is None else "met" if got <= goal else "missed"
-    return f"at most {goal * factor:g}{unit}: {verdict}" if goal else NONE
-
-
-def _digits(value: Spread, factor: float) -> str:
-    low, median, high = (f"{part * factor:.3g}" for part in (value.low, value.median, value.high))
-    return f"{median} ({low}–{high})"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def side_by_side(found: list[Comparison]) -> str:
@@ -241,7 +202,7 @@ def peak_lines(found: list[Comparison]) -> str:
             rates.setdefault(peak.threads, []).extend(peak.flops / s / 1e9 for s in seconds)
     return "\n".join(
         f"- FMA peak of this machine in the same turns, float32, {threads} "
-        f"thread{'s' if threads > 1 else ''}: {_digits(spread(values), 1.0)} GFLOP/s"
+        f"thread{'s' if threads > 1 else ''}: {digits(spread(values), 1.0)} GFLOP/s"
         for threads, values in sorted(rates.items())
     )
 
@@ -280,7 +241,14 @@ def training_sections(found: list[Comparison]) -> list[str]:
     """Return the sections about the training suite."""
     reasons = {item.case: item.reason for item in found}
     why = "\n".join(f"- {case}: {reason}" for case, reason in reasons.items())
-    parts = ["## One training step", side_by_side(found), peak_lines(found), why]
+    parts = [
+        "## One training step",
+        "float32 unless another is named; every provider's parameters after one epoch agreed with "
+        "float64 before it was timed. Shapes marked as own were not tuned for.",
+        side_by_side(found),
+        peak_lines(found),
+        why,
+    ]
     if any(item.regret is not None for item in found):
         parts += [
             "## Threads and regret",
@@ -311,7 +279,9 @@ def sections(document: dict[str, Any]) -> list[str]:
     found = comparisons(document)
     training = [item for item in found if item.suite == "training"]
     variants = [item for item in found if item.suite.startswith("variants")]
-    small = [item for item in found if item not in training and item not in variants]
+    fits = [item for item in found if whole_fits_report.belongs(item)]
+    apart = [*training, *variants, *fits]
+    small = [item for item in found if item not in apart]
     parts = training_sections(training) if training else []
     if variants:
         parts += [
@@ -321,6 +291,7 @@ def sections(document: dict[str, Any]) -> list[str]:
         ]
     if small:
         parts += ["## Small calls and first calls", everybody(small), calls_beside_kernel(small)]
+    parts += whole_fits_report.sections(fits)
     return [part for part in parts if part]
 
 
@@ -329,10 +300,8 @@ def markdown(document: dict[str, Any]) -> str:
     parts = [
         "# fastmlp and its peers",
         "Medians, with quartiles in brackets; a ratio is the peer's time over fastmlp's in the "
-        "same turn, so above 1 fastmlp is faster. float32 unless another is named; every "
-        "provider's parameters after one epoch agreed with float64 before it was timed. Of each "
-        "peer the best number of threads counts, of fastmlp the one that it chooses. Shapes "
-        "marked as own were not tuned for.",
+        "same turn, so above 1 fastmlp is faster. Of each peer the best number of threads counts, "
+        "of fastmlp the one that it chooses.",
         machine_lines(document),
         *sections(document),
     ]

@@ -1,10 +1,11 @@
 """Compare fastmlp with its peers: ``python -m benchmarks.run``, or ``python3 dev.py bench``.
 
 Runs the pytest-benchmark suites in `benchmarks/suites` part by part: a case of the training suite,
-a kind of variants, the small calls. After each part the record is saved and its tables printed, so
-an end before the end (Ctrl-C, SIGTERM, a crash) loses at most the turns of one part. For a record
-the machine should have nothing else to do. ``--quick`` only shows that everything works: its
-figures mean nothing.
+a kind of variants, the small calls, a whole fit beside scikit-learn's, first fits. After each part
+the record is saved and its tables printed, so an end before the end (Ctrl-C, SIGTERM, a crash)
+loses at most the turns of one part. For a record the machine should have nothing else to do.
+``--cases`` alone leaves out the whole fits, ``--fits`` alone all but them. ``--quick`` only shows
+that everything works: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import cases, record, report
+from benchmarks import cases, record, report, whole_fits
 from benchmarks.baselines import Entry
 from benchmarks.workers import Failed, Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK = {"passes": "2", "turn-seconds": "0", "steps": "3", "threads": "1"}
-SUITES = ("training", "variants", "overhead")
+FITS = ("fits", "first_fits")
+SUITES = ("training", "variants", "overhead", *FITS)
 
 
 class Listener:
@@ -93,6 +95,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     names = ", ".join(case.name for case in cases.CASES)
     parser.add_argument("--quick", action="store_true", help="show that it works; no figures")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"some of: {names}")
+    fits = ", ".join(case.name for case in whole_fits.WHOLE_FITS)
+    parser.add_argument("--fits", nargs="+", metavar="FIT", help=f"some of: {fits}")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="fastmlp, PyTorch, ...")
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES, help="all")
     parser.add_argument("--device", choices=("cpu", "cuda", "both"), default="both")
@@ -103,6 +107,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     try:
         for name in options.cases or ():
             cases.find(name)
+        for name in options.fits or ():
+            whole_fits.find(name)
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -112,6 +118,13 @@ def parts(options: argparse.Namespace) -> list[Part]:
     """Return the parts of a run, in their order."""
     every = cases.QUICK_CASES if options.quick else [case.name for case in cases.CASES]
     names = options.cases or every
+    every_fit = whole_fits.QUICK if options.quick else [fit.name for fit in whole_fits.WHOLE_FITS]
+    fits = options.fits or every_fit
+    left_out = set()
+    if options.cases and not options.fits:
+        left_out = set(FITS)
+    elif options.fits and not options.cases:
+        left_out = set(SUITES) - set(FITS)
     kinds = [
         kind
         for kind in cases.KINDS
@@ -123,8 +136,11 @@ def parts(options: argparse.Namespace) -> list[Part]:
             Part("variants", (("kinds", kind), ("cases", ",".join(names)))) for kind in kinds
         ],
         "overhead": [Part("overhead")],
+        "fits": [Part("fits", (("fits", name),)) for name in fits],
+        "first_fits": [Part("first_fits")] if whole_fits.FIRST in fits else [],
     }
-    return [part for suite in SUITES if suite in options.suites for part in found[suite]]
+    wanted = [suite for suite in SUITES if suite in options.suites and suite not in left_out]
+    return [part for suite in wanted for part in found[suite]]
 
 
 def pytest_options(options: argparse.Namespace, part: Part) -> dict[str, str]:

@@ -15,26 +15,27 @@ from dataclasses import dataclass
 from benchmarks.baselines import Entry
 from benchmarks.cases import Case, Variants
 from benchmarks.providers import BASELINES, chosen_alone, entries
+from benchmarks.whole_fits import WholeFit
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the command line asks for."""
 
-    cases: list[Case]
+    cases: list[Case] | list[WholeFit]
     devices: list[str]
     threads: list[int]
     providers: list[str]
     passes: int
     seconds: float
 
-    def entries(self, case: Case, suite: str) -> list[Entry]:
+    def entries(self, case: Case | WholeFit, suite: str) -> list[Entry]:
         """Return what is tried on a case in a suite."""
         names = [name for name in self.providers if suite in BASELINES[name].suites]
         return entries(case, self.devices, self.threads, names)
 
 
-Competitor = tuple[Case, Entry]
+Competitor = tuple[Case | WholeFit, Entry]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Measurement:
         What the report holds the result against; 0 if there is nothing.
     """
 
-    case: Case
+    case: Case | WholeFit
     entry: Entry
     number: int
     everyone: tuple[Competitor, ...]
@@ -83,7 +84,7 @@ def in_turns(settings: Settings, suite: str = "training") -> list[Measurement]:
     found = []
     for case in settings.cases:
         everyone = tuple((case, entry) for entry in settings.entries(case, suite))
-        goal = case.target if suite == "training" else 0.0
+        goal = case.target if suite in ("training", "fits") else 0.0
         found += [
             Measurement(*competitor, number, everyone, goal)
             for competitor, number in round_robin(everyone, case.passes(settings.passes))

@@ -12,19 +12,22 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.baselines import Entry
 from benchmarks.cases import Case
+from benchmarks.outcomes import expected_outcome
 from benchmarks.providers import BASELINES
 from benchmarks.turns import Competitor, Measurement
 from benchmarks.validation import Disagreement, expected_parameters
+from benchmarks.whole_fits import WholeFit
+from fastmlp.errors import MissingPackageError
 from fastmlp.machine import count_cores
 
 PATIENCE = 900.0
@@ -32,6 +35,10 @@ PATIENCE = 900.0
 
 SETTLE = 0.01
 """Seconds before a timing in which the last provider's threads stop spinning."""
+
+
+GRACE = 20.0
+"""Seconds in which a worker that has processes of its own may end them."""
 
 
 class Missing(Exception):
@@ -94,7 +101,7 @@ class Server:
     def __init__(self, entry: Entry) -> None:
         self.baseline = BASELINES[entry.provider](entry)
 
-    def prepare(self, case: Case, expected: np.ndarray) -> dict[str, float]:
+    def prepare(self, case: Case | WholeFit, expected: Any) -> dict[str, Any]:
         """Prepare a case and validate its first epoch."""
         reason = self.baseline.available()
         if reason is not None:
@@ -112,7 +119,8 @@ class Server:
         # What is here now stays: a collection before each timing shall not walk through libraries.
         gc.collect()
         gc.freeze()
-        return {"error": error, "added_memory_mib": added, "flops": flops, "per": per}
+        about = {"error": error, "added_memory_mib": added, "flops": flops, "per": per}
+        return about | {"notes": self.baseline.notes()}
 
     def epoch(self, count: int = 1) -> float:
         """Return the seconds of one epoch, `count` of which are timed together."""
@@ -124,18 +132,19 @@ class Server:
         time.sleep(SETTLE)
         return timed(every_epoch) / count
 
-    def predict_row(self, calls: int) -> float:
-        """Return the seconds of predicting one row, each call another one."""
-        rows = [self.data.X[i % len(self.data.X)][None] for i in range(calls)]
-        predict = self.baseline.predict_row
-        predict(rows[0])
+    def predict(self, calls: int, rows: int = 1) -> float:
+        """Return the seconds of predicting some rows, each call other ones."""
+        starts = [i % (len(self.data.X) - rows + 1) for i in range(calls)]
+        several = [self.data.X[start : start + rows] for start in starts]
+        predict = self.baseline.predict
+        predict(several[0])
 
-        def every_row() -> None:
-            for row in rows:
-                predict(row)
+        def every_call() -> None:
+            for each in several:
+                predict(each)
 
         time.sleep(SETTLE)
-        return timed(every_row) / calls
+        return timed(every_call) / calls
 
     def import_time(self) -> float:
         """Return the seconds of importing the library into a process that has only NumPy."""
@@ -159,12 +168,16 @@ def serve(connection: Any, entry: Entry, environment: dict[str, str]) -> None:
     os.environ.update(environment, OMP_NUM_THREADS=str(entry.threads))
     if hasattr(os, "sched_setaffinity"):
         processors = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, processors[: entry.threads])
+        os.sched_setaffinity(0, processors[: entry.processors])
+    if entry.jobs > 1 and hasattr(os, "setsid"):
+        # A group of their own, so that no process of a search outlives this one.
+        os.setsid()
     server = Server(entry)
     while True:
         try:
             name, arguments = connection.recv()
         except EOFError:
+            server.baseline.end()
             return
         try:
             answer = ("done", getattr(server, name)(*arguments))
@@ -180,6 +193,25 @@ def serve(connection: Any, entry: Entry, environment: dict[str, str]) -> None:
         connection.send(answer)
 
 
+_STARTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def untuned() -> Iterator[None]:
+    """Start processes in here as most machines would: without settings of OpenBLAS.
+
+    Some machines narrow it to the kernels of an old processor, for the sake of other programs. It
+    would compute with those here too, and scikit-learn would be slower than its users see it.
+    """
+    with _STARTING:
+        names = [name for name in os.environ if name.startswith("OPENBLAS_")]
+        taken = {name: os.environ.pop(name) for name in names}
+        try:
+            yield
+        finally:
+            os.environ.update(taken)
+
+
 class Worker:
     """The parent's end of a worker."""
 
@@ -187,10 +219,12 @@ class Worker:
         # Spawned, not forked: thread pools and CUDA contexts do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
+        # A search starts processes of its own, which a daemon may not.
         self.process = context.Process(
-            target=serve, args=(other, entry, environment or {}), daemon=True
+            target=serve, args=(other, entry, environment or {}), daemon=entry.jobs == 1
         )
-        self.process.start()
+        with untuned():
+            self.process.start()
         other.close()
 
     def ask(self, name: str, *arguments: Any) -> Any:
@@ -210,14 +244,42 @@ class Worker:
 
     def close(self) -> None:
         """End the process and its pipe."""
+        if not self.process.daemon:
+            # It hears of that, and ends those that it has started.
+            self.connection.close()
+            self.process.join(GRACE)
         self.stop()
         self.connection.close()
 
     def stop(self) -> None:
         """End the process at once: it has nothing to save, and some libraries take seconds."""
         if self.process.is_alive():
+            if not self.process.daemon and hasattr(os, "killpg"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
             self.process.terminate()
             self.process.join()
+
+
+def oracle(case: Case | WholeFit) -> Any:
+    """Return what everybody who is timed on a case must come to."""
+    if isinstance(case, WholeFit):
+        return expected_outcome(case)
+    return expected_parameters(case, case.data(), case.initial_weights())
+
+
+def caches(folder: str) -> dict[str, str]:
+    """Return an environment in which compilers keep what they have compiled in a folder."""
+    return {"NUMBA_CACHE_DIR": f"{folder}/numba", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
+
+
+def fresh(entry: Entry, environment: dict[str, str], *request: Any) -> Any:
+    """Return a worker's answer; its process has imported none of the libraries before."""
+    worker = Worker(entry, environment)
+    try:
+        return worker.ask(*request)
+    finally:
+        worker.close()
 
 
 class Pool:
@@ -225,10 +287,10 @@ class Pool:
 
     def __init__(self) -> None:
         self.everyone: tuple[Competitor, ...] = ()
-        self.workers: dict[Competitor, tuple[Worker, dict[str, float]]] = {}
+        self.workers: dict[Competitor, tuple[Worker, dict[str, Any]]] = {}
         self.refusals: dict[Competitor, Exception] = {}
 
-    def worker(self, measurement: Measurement) -> tuple[Worker, dict[str, float]]:
+    def worker(self, measurement: Measurement) -> tuple[Worker, dict[str, Any]]:
         """Return a worker that has validated its case, and what it said of it."""
         if measurement.everyone != self.everyone:
             self.close()
@@ -243,10 +305,13 @@ class Pool:
 
     def open(self, everyone: tuple[Competitor, ...]) -> None:
         """Start every worker and validate it: nothing is timed yet, so several do so at a time."""
-        expected = {
-            case: expected_parameters(case, case.data(), case.initial_weights())
-            for case in dict.fromkeys(case for case, _ in everyone)
-        }
+        expected = {}
+        for case in dict.fromkeys(case for case, _ in everyone):
+            try:
+                expected[case] = oracle(case)
+            except MissingPackageError as error:
+                without = [competitor for competitor in everyone if competitor[0] == case]
+                self.refusals |= dict.fromkeys(without, Missing(str(error)))
         started: list[Worker] = []
 
         def prepare(competitor: Competitor) -> None:

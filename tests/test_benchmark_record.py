@@ -36,7 +36,8 @@ def test_a_run_has_a_part_for_each_case_and_kind():
     names = [part.name for part in run.parts(run.parse([]))]
     assert names[: len(cases.CASES)] == [f"training {case.name}" for case in cases.CASES]
     assert [name.split()[1] for name in names if name.startswith("variants")] == list(cases.KINDS)
-    assert names[-1] == "overhead"
+    assert names.index("overhead") == names.index("fits breast-cancer") - 1
+    assert names[-2:] == ["fits grid-search", "first_fits"]
     few = [part.name for part in run.parts(run.parse(["--cases", "2-20-5", "64-64-10"]))]
     kinds = "variants activation 2-20-5,64-64-10"
     assert few == ["training 2-20-5", "training 64-64-10", kinds, "overhead"]

@@ -239,7 +239,7 @@ def test_peers_train_the_same_network(name, module):
             pytest.skip(str(error))
         assert answer["error"] < validation.TOLERANCE
         assert worker.ask("epoch") > 0
-        assert worker.ask("predict_row", 2) > 0
+        assert worker.ask("predict", 2) > 0
     finally:
         worker.close()
 
@@ -298,8 +298,8 @@ def test_what_is_not_installed_is_missing_with_its_reason(monkeypatch):
 def test_a_provider_that_raises_or_dies_is_a_failure_and_no_end():
     worker = workers.Worker(OURS)
     try:
-        with pytest.raises(workers.Failed, match="predict_row: AttributeError"):
-            worker.ask("predict_row", 1)  # nothing was prepared
+        with pytest.raises(workers.Failed, match="predict: AttributeError"):
+            worker.ask("predict", 1)  # nothing was prepared
         assert worker.ask("import_time") > 0
         worker.process.kill()
         with pytest.raises(workers.Failed, match="died"):

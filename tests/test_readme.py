@@ -1,15 +1,18 @@
-"""Every Python snippet of the README, in order, in a fresh interpreter, as a reader pastes them."""
+"""Every Python snippet of a page, in order, in a fresh interpreter, as a reader pastes them."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_snippets_run_as_pasted(tmp_path):
-    text = (ROOT / "README.md").read_text()
+def run_snippets(page, tmp_path):
+    """Run the snippets of a page of the repository; return what they printed."""
+    text = (ROOT / page).read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(snippets) >= 5
     environment_path = f"{ROOT}:{ROOT / 'kernels'}"
@@ -21,7 +24,21 @@ def test_snippets_run_as_pasted(tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_snippets_run_as_pasted(tmp_path):
+    printed = run_snippets("README.md", tmp_path).stdout
     # The two deliberate mistakes say what was wrong with what.
-    assert "binary_cross_entropy is defined for predictions in [0, 1]" in result.stdout
-    assert re.search(r"X: got .*5.*wanted .*8", result.stdout)
-    assert "cpu.fused" in result.stdout
+    assert "binary_cross_entropy is defined for predictions in [0, 1]" in printed
+    assert re.search(r"X: got .*5.*wanted .*8", printed)
+    assert "cpu.fused" in printed
+
+
+def test_the_guide_to_scikit_learn_runs_as_pasted(tmp_path):
+    pytest.importorskip("fastmlp.sklearn", reason="scikit-learn is not installed")
+    result = run_snippets("docs/scikit-learn.md", tmp_path)
+    # What falls back says so; what was patched is fastmlp's; what left is scikit-learn's.
+    assert "scikit-learn's own code runs: the solver is 'lbfgs'" in result.stderr
+    assert "fastmlp.sklearn.estimators" in result.stdout
+    assert "sklearn.neural_network._multilayer_perceptron" in result.stdout

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from benchmarks import cases
+from benchmarks import cases, whole_fits
 from benchmarks.providers import BASELINES
 from benchmarks.turns import Measurement, Settings, in_turns, variants_in_turns
 from benchmarks.validation import Disagreement
@@ -32,6 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     # Not one thread per processor: what small networks gain from many threads is a loss.
     threads = ",".join(str(n) for n in (1, 2) if n <= count_cores())
     group.addoption("--cases", default=names, help="names, with commas between them")
+    fits = ",".join(case.name for case in whole_fits.WHOLE_FITS)
+    group.addoption("--fits", default=fits, help="names of whole fits, with commas between them")
     kinds = ",".join(cases.KINDS)
     group.addoption("--kinds", default=kinds, help="what variants differ in")
     group.addoption("--devices", default="cpu,cuda", help="cpu, cuda or both")
@@ -84,6 +88,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             few = [cases.find(SMALL_CALLS).with_steps(1)]
             turns = max(1, settings.passes // 3)
             settings = replace(settings, cases=few, threads=[1], passes=turns)
+        elif suite == "fits":
+            settings = replace(settings, cases=read_fits(metafunc.config))
+        elif suite == "first_fits":
+            turns = max(1, settings.passes // 3)
+            first = [whole_fits.find(whole_fits.FIRST)]
+            settings = replace(settings, cases=first, passes=turns)
         found = in_turns(settings, suite)
     metafunc.parametrize("measurement", found, ids=[item.label for item in found])
 
@@ -101,6 +111,22 @@ def read_variants(config: pytest.Config, settings: Settings) -> list[cases.Varia
         for row in cases.VARIANTS
         if row.kind in kinds and row.plain.name in steps
     ]
+
+
+def read_fits(config: pytest.Config) -> list[whole_fits.WholeFit]:
+    """Return the chosen fits; an unknown name ends the run."""
+    try:
+        return [whole_fits.find(name) for name in config.getoption("fits").split(",") if name]
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+@pytest.fixture(scope="session")
+def cache_folder() -> Iterator[str]:
+    """Return a folder for the disk caches of compilers that nobody has written to."""
+    folder = tempfile.mkdtemp()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +166,7 @@ def turn(benchmark: Any, measurement: Measurement) -> Callable[..., None]:
             version=version(provider.packages[0]),
             device=entry.device,
             threads=entry.threads,
+            jobs=entry.jobs,
             kernel=entry.kernel,
             chosen=entry.chosen,
             goal=measurement.goal,
@@ -165,7 +192,7 @@ def take_rounds(benchmark: Any, target: Callable[[], None], rounds: int) -> None
 
 
 @pytest.fixture
-def prepared(pool: Pool, measurement: Measurement) -> tuple[Any, dict[str, float]]:
+def prepared(pool: Pool, measurement: Measurement) -> tuple[Any, dict[str, Any]]:
     """Return the validated worker; skip what is missing, fail what disagrees, each once."""
     known = (measurement.case, measurement.entry) in REPORTED
     REPORTED.add((measurement.case, measurement.entry))
@@ -181,7 +208,7 @@ def prepared(pool: Pool, measurement: Measurement) -> tuple[Any, dict[str, float
 
 @pytest.fixture
 def epochs(
-    measurement: Measurement, prepared: tuple[Any, dict[str, float]], turn: Any, settings: Settings
+    measurement: Measurement, prepared: tuple[Any, dict[str, Any]], turn: Any, settings: Settings
 ) -> Callable[[str], None]:
     """Return what times whole epochs under the name of a suite."""
     worker, about = prepared
@@ -191,7 +218,7 @@ def epochs(
             name,
             lambda: CLOCK.advance(worker.ask("epoch")),
             rounds_of(settings, about["seconds"]),
-            **{word: about[word] for word in ("per", "flops", "error", "added_memory_mib")},
+            **{word: value for word, value in about.items() if word != "seconds"},
         )
 
     return take

@@ -4,12 +4,11 @@ For fastmlp the calls are those of its users; its bare kernel stands beside one 
 `fit` and `step` add to it can be read off.
 """
 
-import shutil
 import tempfile
 
 import pytest
 
-from benchmarks.workers import CLOCK, Worker
+from benchmarks.workers import CLOCK, caches, fresh
 
 CALLS = 50
 ROWS = 200
@@ -49,27 +48,6 @@ def only_with_a_role(name, measurement):
         pytest.skip("another call of fastmlp is measured here")
 
 
-@pytest.fixture(scope="session")
-def cache_folder():
-    """A folder for the disk caches of compilers that nobody has written to."""
-    folder = tempfile.mkdtemp()
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def caches(folder):
-    return {"NUMBA_CACHE_DIR": f"{folder}/numba", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
-
-
-def fresh(entry, environment, *request):
-    """Return a worker's seconds; its process has imported none of the libraries before."""
-    worker = Worker(entry, environment)
-    try:
-        return worker.ask(*request)
-    finally:
-        worker.close()
-
-
 @pytest.mark.benchmark(timer=CLOCK.now)
 def test_one_batch(prepared, single):
     worker, _ = prepared
@@ -80,7 +58,7 @@ def test_one_batch(prepared, single):
 def test_one_row(measurement, prepared, single):
     only_with_a_role("one row", measurement)
     worker, _ = prepared
-    single("one row", lambda: CLOCK.advance(worker.ask("predict_row", ROWS)), 3)
+    single("one row", lambda: CLOCK.advance(worker.ask("predict", ROWS)), 3)
 
 
 @pytest.mark.benchmark(timer=CLOCK.now)
