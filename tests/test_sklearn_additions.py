@@ -16,7 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 import fastmlp
 from fastmlp.errors import DeviceError
 from fastmlp.machine import detect
-from fastmlp.sklearn import EpochEnd, MLPClassifier, MLPRegressor, acceleration, engine
+from fastmlp.sklearn import EpochEnd, MLPClassifier, MLPRegressor, acceleration, dispatch
 from fastmlp.sklearn.optimizers import KernelOptimizer
 from tests.sklearn_cases import RecordingEngine, check_same, close, data, pair
 
@@ -30,7 +30,7 @@ pytestmark = [
 def recording(monkeypatch):
     monkeypatch.setattr(RecordingEngine, "made", [])
     monkeypatch.setattr(RecordingEngine, "reason", None)
-    monkeypatch.setattr(engine, "ENGINES", (RecordingEngine,))
+    monkeypatch.setattr(dispatch, "ENGINES", (RecordingEngine,))
     return RecordingEngine
 
 

@@ -15,7 +15,7 @@ import sklearn.neural_network
 import fastmlp
 from fastmlp import accel
 from fastmlp.errors import MissingPackageError
-from fastmlp.sklearn import MLPClassifier, MLPRegressor, engine, patch, requirement, unpatch
+from fastmlp.sklearn import MLPClassifier, MLPRegressor, dispatch, patch, requirement, unpatch
 from tests.sklearn_cases import (
     CLASSIFIED,
     PLAIN,
@@ -118,7 +118,7 @@ def test_to_sklearn_of_an_unfitted_estimator():
 
 
 def test_to_sklearn_of_what_scikit_learn_has_under_another_name(monkeypatch):
-    monkeypatch.setattr(engine, "ENGINES", (RecordingEngine,))
+    monkeypatch.setattr(dispatch, "ENGINES", (RecordingEngine,))
     X, y = data("multiclass")
     for activation in ("sigmoid", ["logistic", "sigmoid"]):
         ours = MLPClassifier((5, 4), activation, max_iter=1, optimizer=fastmlp.AdamW()).fit(X, y)

@@ -9,7 +9,8 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
 from sklearn.exceptions import ConvergenceWarning
 
-from fastmlp.sklearn import engine
+from fastmlp.sklearn import dispatch
+from fastmlp.sklearn.engine import ScikitLearnEngine
 from tests.sklearn_cases import (
     CLASSIFIED,
     PREDICTION_TOLERANCE,
@@ -134,6 +135,32 @@ def test_float64_weights_of_float32_rows():
     check_same(ours, theirs, "float32")
 
 
+@pytest.mark.parametrize("kind", ["multiclass", "regression"])
+def test_a_batch_that_weighs_nothing(kind):
+    X, y = data(kind)
+    weights = np.where(np.arange(len(X)) < 32, 0.0, 1.0)
+    for each in pair(kind, shuffle=False):
+        with pytest.raises(ZeroDivisionError, match="Weights sum to zero"):
+            each.fit(X, y, weights)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CLASSIFIED)
+def test_losses_of_outputs_that_are_certain(kind, dtype):
+    """scikit-learn keeps probabilities a rounding away from 0 and 1 in the loss, and only there."""
+    X, y = data(kind, dtype)
+    starts = {"warm_start": True, "max_iter": 1, "shuffle": False, "activation": "identity"}
+    ours, theirs = pair(kind, **starts, solver="sgd", learning_rate_init=1e-9, alpha=0)
+    for each in (ours, theirs):
+        each.fit(X, y)
+        # Wrong, and sure of it.
+        each.coefs_ = [weights * np.asarray(300, dtype) for weights in each.coefs_]
+        each.fit(X, y)
+    limit = -np.log(np.finfo(dtype).eps)
+    assert 0.1 * limit < theirs.loss_ < 5 * limit
+    check_same(ours, theirs, dtype)
+
+
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
@@ -234,6 +261,16 @@ def test_what_is_warned_of():
     assert said[0] == said[1] and [kind for kind, _ in said[0]] == [UserWarning, ConvergenceWarning]
 
 
+@pytest.mark.skipif(not dispatch.ENGINES, reason="only scikit-learn's arithmetic trains")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_none_of_these_settings_needs_scikit_learns_arithmetic(kind, dtype, monkeypatch):
+    monkeypatch.setattr(ScikitLearnEngine, "epoch", None)
+    for settings in SETTINGS.values():
+        ours, _ = pair(kind, **{**settings, "max_iter": 1})
+        ours.fit(*data(kind, dtype))
+
+
 class Interruption:
     """Ctrl-C in the second batch of the third epoch, wherever scikit-learn's step runs."""
 
@@ -248,7 +285,7 @@ class Interruption:
 
 
 def test_an_interrupt_keeps_what_was_learnt(monkeypatch):
-    monkeypatch.setattr(engine, "ENGINES", ())
+    monkeypatch.setattr(dispatch, "ENGINES", ())
     fitted = []
     for each in pair("multiclass", **ALL_EPOCHS):
         each._backprop = Interruption(each, at=12)
@@ -271,7 +308,7 @@ def test_training_that_diverges(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_engine_of_scikit_learn_gives_the_same_bits(kind, monkeypatch):
-    monkeypatch.setattr(engine, "ENGINES", ())
+    monkeypatch.setattr(dispatch, "ENGINES", ())
     ours, theirs, *_ = fit_both(kind, "float32", max_iter=6)
     assert ours.loss_curve_ == theirs.loss_curve_
     assert type(ours.loss_) is type(theirs.loss_)

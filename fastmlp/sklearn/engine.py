@@ -6,9 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import _safe_indexing, gen_batches
 
-from fastmlp.errors import DomainError
-from fastmlp.sklearn.acceleration import beyond_scikit_learn, say_once, training_refusal
-
 Array = NDArray[Any]
 
 
@@ -41,7 +38,7 @@ class Engine(Protocol):
         """
 
 
-class KernelEngine(Engine, Protocol):
+class SelectiveEngine(Engine, Protocol):
     """An engine that cannot run everything."""
 
     @staticmethod
@@ -83,33 +80,3 @@ class ScikitLearnEngine:
             total += loss * (batch.stop - batch.start)
             estimator._optimizer.update_params(parameters, [*weights, *biases])
         return total / rows
-
-
-# Those that are tried before scikit-learn's own arithmetic, in this order.
-ENGINES: tuple[type[KernelEngine], ...] = ()
-
-
-def make_engine(
-    estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
-) -> Engine:
-    """Return the engine for a fit: the first that takes it, or scikit-learn's own.
-
-    Raises
-    ------
-    DomainError
-        If only a kernel could run it, and none does.
-    """
-    arguments = (estimator, X, y, sample_weight, batch_size)
-    reason = training_refusal(estimator, X)
-    if reason is None:
-        for engine in ENGINES:
-            reason = engine.refusal(*arguments)
-            if reason is None:
-                return engine(*arguments)
-    beyond = beyond_scikit_learn(estimator)
-    if beyond is not None:
-        reason = reason or "no kernel trains it"
-        raise DomainError(f"{beyond}, wanted one that scikit-learn has, as {reason}")
-    if reason is not None:
-        say_once(reason)
-    return ScikitLearnEngine(*arguments)

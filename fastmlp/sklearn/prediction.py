@@ -57,11 +57,9 @@ class Network:
                 self._make(*wanted)
             for view, values in zip(self._views, [*coefs, *intercepts], strict=True):
                 view[...] = values
-            # A kernel's maximum of NaN and 0 may be 0, where NumPy's is NaN.
-            if not (must or np.isfinite(self._parameters).all()):
-                return None
             result = steps.predict(self._parameters, self._programs, inputs, sizes[-1], where)
-        # With an overflow, scikit-learn's own numbers and warnings.
+        # Of parameters that are not finite, or with an overflow: scikit-learn's own numbers and
+        # warnings.
         return result if must or np.isfinite(result).all() else None
 
     def programs_to_train(self, problem: Problem) -> Programs:

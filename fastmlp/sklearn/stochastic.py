@@ -14,7 +14,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import shuffle
 
 from fastmlp.sklearn.callbacks import FitTask, Listeners
-from fastmlp.sklearn.engine import Engine, make_engine
+from fastmlp.sklearn.dispatch import make_engine
+from fastmlp.sklearn.engine import Engine
 from fastmlp.sklearn.optimizers import prepare_optimizer
 
 # The rows of a mini-batch when the user leaves it to the library: scikit-learn's number.
