@@ -114,10 +114,10 @@ class SGD(Optimizer):
     @property
     def rule(self) -> str:
         """The name of its row in the table of optimizers: it depends on the momentum."""
-        if self.momentum == 0:
-            return "sgd"
         if self.rate_in_velocity:
             return "nesterov_velocity" if self.nesterov else "velocity"
+        if self.momentum == 0:
+            return "sgd"
         return "nesterov" if self.nesterov else "momentum"
 
     @property

@@ -18,7 +18,7 @@ from fastmlp_kernels.algebra import (
     hyper_table,
     loss_rules,
 )
-from fastmlp_kernels.algebra.optimizers import RULE_START
+from fastmlp_kernels.algebra.optimizers import RULE_NUMBERS, RULE_START
 from fastmlp_kernels.compile import cpu_function
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import DTYPES, Problem
@@ -208,7 +208,7 @@ def test_optimizer_keeps_float32(row):
 
     for scalar in SIZES.values():
         dispatcher = cpu_function(call)
-        dispatcher.compile((scalar,) * 4 + (types.UniTuple(scalar, 6),))
+        dispatcher.compile((scalar,) * 4 + (types.UniTuple(scalar, RULE_NUMBERS),))
         assert dispatcher.nopython_signatures[0].return_type == types.UniTuple(scalar, 3)
         if scalar == types.float32:
             assert not double_arithmetic(dispatcher.inspect_llvm(dispatcher.signatures[0]))
@@ -734,8 +734,9 @@ def test_bias_correction_survives_float32():
     """1 - 0.999^t in float32 would lose most of its digits at t = 1; it is computed in float64."""
     table = hyper_table(OPTIMIZERS["adam"], SETTINGS["adam"], 1, 2, "float32")
     assert table.dtype == np.float32 and table.shape == (2, HYPER_WIDTH)
-    assert table[0, RULE_START + 3] == pytest.approx(1 / math.sqrt(1 - 0.999), rel=1e-7)
+    assert table[0, RULE_START + 5] == pytest.approx(1 / math.sqrt(1 - 0.999), rel=1e-7)
     assert table[1, RULE_START] == pytest.approx(0.01 / (1 - 0.9**2), rel=1e-7)
+    assert table[0, RULE_START + 4] == pytest.approx(1 - 0.999, rel=1e-7)
 
 
 VARIANCES = {

@@ -99,7 +99,7 @@ def adam(fault, parameters, g, state, hyper):
     decay = np.empty_like(parameters)
     for layer in parameter_layout(PROBLEM.sizes):
         decay[layer.weight], decay[layer.bias] = hyper[WEIGHT_DECAY], hyper[BIAS_DECAY]
-    rate, beta1, beta2, correction, epsilon, _ = hyper[RULE_START:]
+    rate, beta1, _, beta2, _, correction, epsilon, _ = hyper[RULE_START:]
     if fault == "first moment not corrected":
         rate = rate * np.float32(1 - 0.9**STEP_NUMBER)
     if fault == "second moment not corrected":
@@ -148,7 +148,7 @@ def run(fault):
     data = sample(PROBLEM, seed=5, spare_rows=0)
     hyper = data.hyper[0].copy()
     hyper[RULE_START] = 0.01 / (1 - 0.9**STEP_NUMBER)
-    hyper[RULE_START + 3] = (1 - 0.999**STEP_NUMBER) ** -0.5
+    hyper[RULE_START + 5] = (1 - 0.999**STEP_NUMBER) ** -0.5
     state = np.abs(np.random.default_rng(1).normal(0, 0.1, data.state.shape)).astype(np.float32)
     oracle = tolerances.step(PROBLEM, data.parameters, data.X, data.y)
     expected = tolerances.updated(PROBLEM, data.parameters, oracle.gradient, state, hyper)

@@ -130,8 +130,8 @@ def test_labels_that_are_strings():
 def test_float64_weights_of_float32_rows():
     weights = np.random.default_rng(5).uniform(0.1, 3.0, len(data("multiclass")[0]))
     ours, theirs, *_ = fit_both("multiclass", "float32", weights)
-    # The state of the biases is then of float64, in scikit-learn too.
-    assert [each.dtype for each in theirs._optimizer.ms][-1] == "float64"
+    # The state of the biases is then of float64 in scikit-learn, and of float32 here.
+    assert [each._optimizer.ms[-1].dtype for each in (theirs, ours)] == ["float64", "float32"]
     check_same(ours, theirs, "float32")
 
 

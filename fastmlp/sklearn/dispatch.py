@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 from fastmlp.errors import DomainError
 from fastmlp.sklearn.acceleration import beyond_scikit_learn, say_once, training_refusal
 from fastmlp.sklearn.engine import Engine, ScikitLearnEngine, SelectiveEngine
+from fastmlp.sklearn.kernels import KernelEngine
 
 Array = NDArray[Any]
 
 # Those that are tried before scikit-learn's own arithmetic, in this order.
-ENGINES: tuple[type[SelectiveEngine], ...] = ()
+ENGINES: tuple[type[SelectiveEngine], ...] = (KernelEngine,)
 
 
 def make_engine(

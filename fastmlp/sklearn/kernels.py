@@ -15,7 +15,7 @@ from fastmlp.sklearn.acceleration import hidden_activations, threads_of
 from fastmlp.sklearn.engine import ScikitLearnEngine
 from fastmlp.sklearn.optimizers import KernelOptimizer
 from fastmlp_kernels.algebra import OPTIMIZERS
-from fastmlp_kernels.problem import Problem, parameter_layout
+from fastmlp_kernels.problem import parameter_layout
 
 Array = NDArray[Any]
 
@@ -33,9 +33,9 @@ def solver_of(optimizer: Any) -> Optimizer:
     if isinstance(optimizer, KernelOptimizer):
         return optimizer.optimizer
     if hasattr(optimizer, "velocities"):
-        look_ahead = optimizer.nesterov and optimizer.momentum > 0
         rate, momentum = optimizer.learning_rate, optimizer.momentum
-        return SGD(rate, momentum, bool(look_ahead), rate_in_velocity=True)
+        look_ahead = bool(optimizer.nesterov and momentum > 0)
+        return SGD(rate, momentum, look_ahead, rate_in_velocity=True)
     return Adam(
         optimizer.learning_rate_init,
         optimizer.beta_1,
@@ -46,7 +46,12 @@ def solver_of(optimizer: Any) -> Optimizer:
 
 
 class KernelEngine:
-    """An `Engine`: the estimator's parameters and optimizer state become views of flat vectors."""
+    """An `Engine` on the kernels.
+
+    The parameters are trained as one flat vector, and copied to the estimator's own arrays after
+    each epoch: users may hold on to those, or edit them between two calls. The optimizer's state
+    becomes views of flat vectors, as scikit-learn itself replaces it at every step.
+    """
 
     @staticmethod
     def refusal(
@@ -71,7 +76,9 @@ class KernelEngine:
         mean_of_outputs = estimator.out_activation_ == "identity"
         self._scale = 1.0 / sizes[-1] if mean_of_outputs else 1.0
         self._weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
-        self._adopt_parameters(problem)
+        self._layout = parameter_layout(sizes)
+        self._state = TrainingState(aligned_zeros((problem.parameter_count,), X.dtype), 0)
+        self._take_parameters()
         self._trainer = Trainer(
             self._state,
             estimator._network.programs_to_train(problem),
@@ -85,22 +92,21 @@ class KernelEngine:
         self._adopt_state()
         self._trainer.prepare()
 
-    def _adopt_parameters(self, problem: Problem) -> None:
-        """Make `coefs_` and `intercepts_` views of one flat vector, which holds their values."""
-        estimator = self._estimator
-        self._layout = parameter_layout(problem.sizes)
-        flat = aligned_zeros((problem.parameter_count,), problem.dtype)
-        for views, name in (
-            (weight_views(flat, self._layout), "coefs_"),
-            (bias_views(flat, self._layout), "intercepts_"),
-        ):
-            for view, values in zip(views, getattr(estimator, name), strict=True):
-                view[...] = values
-            setattr(estimator, name, views)
-        self._state = TrainingState(flat, 0)
-
     def _views(self, flat: Array) -> list[Array]:
         return [*weight_views(flat, self._layout), *bias_views(flat, self._layout)]
+
+    def _pairs(self) -> Any:
+        """Return our view and scikit-learn's array of each parameter."""
+        own = [*self._estimator.coefs_, *self._estimator.intercepts_]
+        return zip(self._views(self._state.parameters), own, strict=True)
+
+    def _take_parameters(self) -> None:
+        for ours, theirs in self._pairs():
+            ours[...] = theirs
+
+    def _give_parameters(self) -> None:
+        for ours, theirs in self._pairs():
+            theirs[...] = ours
 
     def _adopt_state(self) -> None:
         """Make the optimizer's state views of ours; scikit-learn replaces it in its own steps."""
@@ -120,8 +126,9 @@ class KernelEngine:
                 view[...] = values
             setattr(optimizer, name, views)
 
-    def _report_state(self) -> None:
-        """Tell the optimizer how many steps it has taken."""
+    def _report(self) -> None:
+        """Give the estimator its parameters, and tell the optimizer how many steps it has taken."""
+        self._give_parameters()
         optimizer, steps = self._estimator._optimizer, self._state.steps
         if isinstance(optimizer, KernelOptimizer):
             optimizer.steps = steps
@@ -145,13 +152,15 @@ class KernelEngine:
         before = self._state.steps
         try:
             epoch = self._trainer.run(order, solver_of(self._estimator._optimizer))
-        finally:
+        except BaseException:
+            # An interrupt: the batches that were finished count.
             if self._state.steps > before:
-                self._report_state()
+                self._report()
+            raise
         if epoch.bad_batch or not epoch.finite:
             self._trainer.undo()
-            self._report_state()
             return self._epoch_of_scikit_learn(order)
+        self._report()
         return self._loss(epoch)
 
     def _has_batch_without_weight(self, order: NDArray[np.int64]) -> bool:
@@ -162,6 +171,7 @@ class KernelEngine:
 
     def _epoch_of_scikit_learn(self, order: NDArray[np.int64]) -> Any:
         loss = self._own.epoch(order)
+        self._take_parameters()
         self._adopt_state()
         self._trainer.upload()
         return loss

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastmlp_kernels.algebra.constants import ONE
 from fastmlp_kernels.algebra.tables import Table
 
 # Columns of a table of hyper-parameters: both decays, then the rule's own numbers.
 WEIGHT_DECAY, BIAS_DECAY, RULE_START = 0, 1, 2
-RULE_NUMBERS = 6
+RULE_NUMBERS = 8
 HYPER_WIDTH = RULE_START + RULE_NUMBERS
 
 
@@ -56,7 +55,7 @@ class OptimizerRule:
 
 
 def sgd(p, g, m, v, h):
-    rate, _, _, _, _, _ = h
+    rate = h[0]
     return p - rate * g, m, v
 
 
@@ -65,25 +64,25 @@ def sgd_hyper(s, step):
 
 
 def momentum(p, g, m, v, h):
-    rate, keep, _, _, _, _ = h
+    rate, keep = h[:2]
     m = keep * m + g
     return p - rate * m, m, v
 
 
 def nesterov(p, g, m, v, h):
-    rate, keep, _, _, _, _ = h
+    rate, keep = h[:2]
     m = keep * m + g
     return p - rate * (g + keep * m), m, v
 
 
 def velocity(p, g, m, v, h):
-    rate, keep, _, _, _, _ = h
+    rate, keep = h[:2]
     m = keep * m - rate * g
     return p + m, m, v
 
 
 def nesterov_velocity(p, g, m, v, h):
-    rate, keep, _, _, _, _ = h
+    rate, keep = h[:2]
     m = keep * m - rate * g
     return p + (keep * m - rate * g), m, v
 
@@ -93,26 +92,30 @@ def momentum_hyper(s, step):
 
 
 def adam(p, g, m, v, h):
-    rate, beta1, beta2, correction, epsilon, _ = h
-    m = beta1 * m + (ONE - beta1) * g
-    v = beta2 * v + (ONE - beta2) * g * g
+    rate, beta1, rest1, beta2, rest2, correction, epsilon, _ = h
+    m = beta1 * m + rest1 * g
+    v = beta2 * v + rest2 * g * g
     return p - rate * m / (math.sqrt(v) * correction + epsilon), m, v
 
 
 def adamw(p, g, m, v, h):
-    rate, beta1, beta2, correction, epsilon, shrink = h
-    m = beta1 * m + (ONE - beta1) * g
-    v = beta2 * v + (ONE - beta2) * g * g
+    rate, beta1, rest1, beta2, rest2, correction, epsilon, shrink = h
+    m = beta1 * m + rest1 * g
+    v = beta2 * v + rest2 * g * g
     return p * shrink - rate * m / (math.sqrt(v) * correction + epsilon), m, v
 
 
 def adam_hyper(s, step):
-    rate = s["learning_rate"] / (1 - s["beta1"] ** step)
-    root = np.sqrt(1 - s["beta2"] ** step)
+    beta1, beta2 = s["beta1"], s["beta2"]
+    rate = s["learning_rate"] / (1 - beta1**step)
+    root = np.sqrt(1 - beta2**step)
+    # 1 - 0.999 in float32 is wrong by 1.3e-5, and by so much the second moment of the first steps
+    # would be: a fit in float32 then strays ten times as far from one in float64.
+    betas = (beta1, 1 - beta1, beta2, 1 - beta2)
     if s.get("epsilon_hat"):
         # Kingma and Ba's efficient form (section 2): the epsilon is beside the raw root of v.
-        return rate * root, s["beta1"], s["beta2"], 1.0, s["epsilon"]
-    return rate, s["beta1"], s["beta2"], 1 / root, s["epsilon"]
+        return rate * root, *betas, 1.0, s["epsilon"]
+    return rate, *betas, 1 / root, s["epsilon"]
 
 
 def adamw_hyper(s, step):
@@ -120,17 +123,17 @@ def adamw_hyper(s, step):
 
 
 def rmsprop(p, g, m, v, h):
-    rate, keep, epsilon, _, _, _ = h
-    m = keep * m + (ONE - keep) * g * g
+    rate, keep, rest, epsilon = h[:4]
+    m = keep * m + rest * g * g
     return p - rate * g / (math.sqrt(m) + epsilon), m, v
 
 
 def rmsprop_hyper(s, step):
-    return s["learning_rate"], s["decay"], s["epsilon"]
+    return s["learning_rate"], s["decay"], 1 - s["decay"], s["epsilon"]
 
 
 def adagrad(p, g, m, v, h):
-    rate, epsilon, _, _, _, _ = h
+    rate, epsilon = h[:2]
     m = m + g * g
     return p - rate * g / (math.sqrt(m) + epsilon), m, v
 

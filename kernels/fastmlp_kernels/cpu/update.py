@@ -88,6 +88,8 @@ def _numbers(hyper, decay):
             hyper[RULE_START + 3],
             hyper[RULE_START + 4],
             hyper[RULE_START + 5],
+            hyper[RULE_START + 6],
+            hyper[RULE_START + 7],
         ),
     )
 

@@ -50,6 +50,8 @@ def update(parameters, gradient, first, second, biases, rule, hyper, batch, stat
         hyper[batch, RULE_START + 3],
         hyper[batch, RULE_START + 4],
         hyper[batch, RULE_START + 5],
+        hyper[batch, RULE_START + 6],
+        hyper[batch, RULE_START + 7],
     )
     decay = hyper[batch, BIAS_DECAY] if biases[i] != 0 else hyper[batch, WEIGHT_DECAY]
     slope = gradient[i] + decay * parameters[i]
