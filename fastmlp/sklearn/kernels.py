@@ -76,6 +76,8 @@ class KernelEngine:
         mean_of_outputs = estimator.out_activation_ == "identity"
         self._scale = 1.0 / sizes[-1] if mean_of_outputs else 1.0
         self._weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+        self._solver: Optimizer | None = None
+        self._rate: float | None = None
         self._layout = parameter_layout(sizes)
         self._state = TrainingState(aligned_zeros((problem.parameter_count,), X.dtype), 0)
         self._take_parameters()
@@ -151,7 +153,7 @@ class KernelEngine:
             return self._epoch_of_scikit_learn(order)
         before = self._state.steps
         try:
-            epoch = self._trainer.run(order, solver_of(self._estimator._optimizer))
+            epoch = self._trainer.run(order, self._solver_now())
         except BaseException:
             # An interrupt: the batches that were finished count.
             if self._state.steps > before:
@@ -162,6 +164,15 @@ class KernelEngine:
             return self._epoch_of_scikit_learn(order)
         self._report()
         return self._loss(epoch)
+
+    def _solver_now(self) -> Optimizer:
+        """Return fastmlp's optimizer; one that has not changed is not made and checked again."""
+        theirs = self._estimator._optimizer
+        # Adam's is that of its last step, and its own concern.
+        rate = theirs.learning_rate if hasattr(theirs, "velocities") else None
+        if self._solver is None or rate != self._rate:
+            self._solver, self._rate = solver_of(theirs), rate
+        return self._solver
 
     def _has_batch_without_weight(self, order: NDArray[np.int64]) -> bool:
         if self._weights is None:
