@@ -480,6 +480,10 @@ def test_clipped_cross_entropies_are_those_of_clipped_probabilities(name, labels
         value = FusedProgram(problem).value_and_gradient(parameters, X, y, gradient)
         gap = (1 if binary else 2) * np.float64(logit)
         losses = [np.logaddexp(0, -gap), np.logaddexp(0, gap)]
+        if binary:
+            # What is left of 1 - p in this dtype.
+            p = 1 / (1 + np.exp(np.dtype(dtype).type(-abs(gap))))
+            losses = [-np.log(p), -np.log(np.maximum(1 - p, eps))]
         total = sum(np.clip(losses, -np.log1p(-eps), -np.log(eps))) * (2 if binary else 1)
         assert value == pytest.approx(total, rel=4 * eps, abs=4 * eps)
         # Right in one row and wrong in the other: sigmoid(gap) - 1 and sigmoid(gap).

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from fastmlp_kernels.algebra.activations import ACTIVATIONS, POSITIVE, REAL, Activation
 from fastmlp_kernels.algebra.constants import HALF, ONE, TWO, ZERO
-from fastmlp_kernels.algebra.elementary import epsilon, exp, log, log1p, log_epsilon, plus
+from fastmlp_kernels.algebra.elementary import epsilon, exp, log, log1p, log_epsilon, plus, sigmoid
 from fastmlp_kernels.algebra.tables import Interval, Table
 
 
@@ -130,11 +130,12 @@ def clipped_binary_cross_entropy(prediction, target):
 
 
 def clipped_binary_cross_entropy_of_logit(logit, target):
-    e = exp(-abs(logit))
-    tail, large = log1p(e), ONE / (ONE + e)
-    loss = target * clipped(tail - min(logit, ZERO))
-    loss += (ONE - target) * clipped(tail + max(logit, ZERO))
-    return loss, (large if logit >= ZERO else e * large) - target
+    # By way of the probability, also where it is rounded so near to 1 that its distance from 1 has
+    # lost its digits: the logit's own loss, which has not, is up to 2e-4 away from scikit-learn's
+    # for inputs that are not scaled.
+    p = sigmoid(logit)
+    inside = min(max(p, epsilon(p)), ONE - epsilon(p))
+    return -target * log(inside) - (ONE - target) * log(ONE - inside), p - target
 
 
 def poisson(prediction, target):
