@@ -26,6 +26,7 @@ from fastmlp_kernels.cpu.linear import (
     weight_gradient,
 )
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
+from fastmlp_kernels.cpu.skipping import column_lists, forget_row_lists, row_lists
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
     BATCH_SIZE,
@@ -193,7 +194,7 @@ def _backward(words, first, last):
 
 
 @part
-def _rows(words, start, scale, first, last):
+def _rows(words, member, start, scale, first, last):
     """Do the first phase for a block of rows; return the largest magnitude met."""
     stages, shared = word(words, STAGES), word(words, COLUMNS)
     seen = 0
@@ -206,7 +207,8 @@ def _rows(words, start, scale, first, last):
         for layer in range(shared, word(words, LAYERS)):
             row = layer_row(words, layer)
             block = (first, last, 0, panels_of(words, word(row, FAN_OUT)))
-            seen = max(seen, linear_forward(words, layer, word(row, INPUT), block))
+            lists = column_lists(words, member, layer)
+            seen = max(seen, linear_forward(words, layer, word(row, INPUT), block, lists))
     if stages & OUTPUT:
         _output(words, start, first, last)
     if stages & LOSS:
@@ -238,7 +240,7 @@ def _first_layer(words, member, start, rows):
     begin, end = panels * member // members, panels * (member + 1) // members
     for first in range(0, rows, word(words, ROW_BLOCK)):
         block = (first, min(first + word(words, ROW_BLOCK), rows), begin, end)
-        seen = max(seen, linear_forward(words, 0, inputs, block))
+        seen = max(seen, linear_forward(words, 0, inputs, block, column_lists(words, member, 0)))
     return seen
 
 
@@ -279,7 +281,8 @@ def _units(words, member, packing, rows, hyper):
                     pack_unit(words, layer, i, j, transposed)
                 elif mine:
                     updates = transposed and (stages & UPDATE) != 0
-                    weight_gradient(words, layer, i, j, left, rows, hyper, updates, scratch)
+                    lists = row_lists(words, member, layer)
+                    weight_gradient(words, layer, i, j, left, rows, hyper, updates, scratch, lists)
 
 
 @part
@@ -312,12 +315,13 @@ def _batch(words, member, batch):
     begin = min(rows, word(words, BATCH_SIZE) * member // members)
     end = min(rows, word(words, BATCH_SIZE) * (member + 1) // members)
     seen = 0
+    forget_row_lists(words, member)
     if word(words, COLUMNS):
         seen = _first_layer(words, member, start, rows)
         meet(word(words, MEETING), members)
     for first in range(begin, end, word(words, ROW_BLOCK)):
         last = min(first + word(words, ROW_BLOCK), end)
-        seen = max(seen, _rows(words, start, scale, first, last))
+        seen = max(seen, _rows(words, member, start, scale, first, last))
     if seen >= word(words, LARGEST):
         atomic_store(control + STATUS * WORD_BYTES, batch + 1)
     if not stages & (LOSS | GRADIENT):

@@ -7,6 +7,13 @@ import numpy as np
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.cpu import tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.listed_tiles import (
+    COLUMN_ENTRY_BYTES,
+    HEADER_BYTES,
+    ROW_ENTRY_BYTES,
+    listed_gradient_name,
+    listed_product_name,
+)
 from fastmlp_kernels.cpu.loss import loss_and_gradient, losses_per_row, sum_losses
 from fastmlp_kernels.cpu.machine_code import microkernels
 from fastmlp_kernels.cpu.microkernels import gradient_name, product_name
@@ -40,6 +47,8 @@ class Workspace(NamedTuple):
     slopes: np.ndarray
     upstream: np.ndarray
     scratch: np.ndarray
+    column_lists: np.ndarray
+    row_lists: np.ndarray
 
 
 class Copies(NamedTuple):
@@ -62,6 +71,20 @@ def row_capacity(batch_size: int, target: InstructionSet) -> int:
     """
     tallest = target.row_tiles[0]
     return tallest + -(-max(0, batch_size - tallest) // 32) * 32
+
+
+def most_tiles(rows: int, target: InstructionSet) -> int:
+    """Return the most tiles that any block of up to some rows takes."""
+
+    def tiles(count: int) -> int:
+        found = 0
+        for height in target.row_tiles:
+            found, count = found + count // height, count % height
+        return found
+
+    # One tallest tile less, and the most that the rest can take.
+    tallest = target.row_tiles[0]
+    return max(tiles(count) for count in range(max(0, rows - tallest), rows + 1))
 
 
 class Layout:
@@ -132,6 +155,17 @@ class Layout:
         """Return the elements that a matrix of activations takes."""
         return _padded(units, self.panel) * self.capacity
 
+    def _list_bytes(self) -> tuple[int, int, int, int]:
+        """Return the bytes of a list and of all of a thread's: those of k, and those of rows."""
+        problem = self.problem
+        one = HEADER_BYTES + _padded(problem.sizes[0], self.panel) * COLUMN_ENTRY_BYTES
+        # Pages of lists that no epoch writes take no memory.
+        share = problem.batch_size if self.columns else -(-problem.batch_size // self.threads)
+        # In whole words, as the next one begins with a word.
+        rows = HEADER_BYTES + _padded(problem.batch_size * ROW_ENTRY_BYTES, HEADER_BYTES)
+        tiles = self.panel // self.target.feature_tile
+        return one, most_tiles(share, self.target) * one, rows, HEADER_BYTES + tiles * rows
+
     def _workspace(self) -> Workspace:
         problem, batch = self.problem, self.problem.batch_size
         kept = zip(problem.sizes[1:], problem.keeps_input, strict=True)
@@ -148,6 +182,8 @@ class Layout:
             slopes=self._zeros(batch, problem.sizes[-1]),
             upstream=self._zeros(batch, problem.sizes[-1]),
             scratch=self._zeros(self.threads, self.panel, self.panel),
+            column_lists=self._bytes(self.threads * self._list_bytes()[1]).view(self.dtype),
+            row_lists=self._bytes(self.threads * self._list_bytes()[3]).view(self.dtype),
         )
 
     def _copies(self) -> Copies:
@@ -163,7 +199,12 @@ class Layout:
     def _fill_words(self) -> None:
         words, problem, target = self.words, self.problem, self.target
         tallest = target.row_tiles[0]
+        column_list, column_lists, row_list, row_lists = self._list_bytes()
         sizes = {
+            tables.COLUMN_LIST_BYTES: column_list,
+            tables.COLUMN_LISTS_STRIDE: column_lists,
+            tables.ROW_LIST_BYTES: row_list,
+            tables.ROW_LISTS_STRIDE: row_lists,
             tables.MEMBERS: 1,
             tables.PACKED: 1,
             tables.LAYERS: len(self.chain),
@@ -192,7 +233,14 @@ class Layout:
         code = microkernels(self.target, dtype)
         self.tiles = np.array(
             [
-                (rows, code[product_name(rows, 1)], code[product_name(rows, 2)])
+                (
+                    rows,
+                    *(
+                        code[name(rows, v)]
+                        for name in (product_name, listed_product_name)
+                        for v in (1, 2)
+                    ),
+                )
                 for rows in self.target.row_tiles
             ],
             dtype=np.int64,
@@ -205,6 +253,10 @@ class Layout:
         words[tables.GRADIENT_SINGLE] = code[gradient_name(1, 2)]
         words[tables.GRADIENT_NARROW] = code[gradient_name(self.target.feature_tile, 1)]
         words[tables.GRADIENT_WIDE] = code[gradient_name(self.target.feature_tile, 2)]
+        words[tables.LIST_COLUMNS] = code["list_columns"]
+        words[tables.LIST_ROWS] = code["list_rows"]
+        words[tables.LISTED_GRADIENT_NARROW] = code[listed_gradient_name(1)]
+        words[tables.LISTED_GRADIENT_WIDE] = code[listed_gradient_name(2)]
         words[tables.CHECK] = activation_forward("identity", dtype)
         words[tables.LOSS_RULE] = loss_and_gradient(problem.rule, dtype)
         words[tables.SUM_LOSSES] = sum_losses(dtype)
@@ -225,6 +277,8 @@ class Layout:
             (tables.PREDICTIONS, self.workspace.predictions),
             (tables.SLOPES, self.workspace.slopes),
             (tables.SCRATCH, self.workspace.scratch),
+            (tables.COLUMN_LISTS, self.workspace.column_lists),
+            (tables.ROW_LISTS, self.workspace.row_lists),
             (tables.IDENTITY, self.constants["identity"]),
             (tables.ZEROS, self.constants["zeros"]),
             (tables.SCALES, self.constants["scales"]),

@@ -3,6 +3,7 @@
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.cpu.intrinsics import call, word
 from fastmlp_kernels.cpu.microkernels import DIRECT_VECTORS
+from fastmlp_kernels.cpu.skipping import listed_product, listed_sum
 from fastmlp_kernels.cpu.tables import (
     BIAS,
     CHAIN,
@@ -129,7 +130,7 @@ def _direct(words, row, first, last):
 
 
 @part
-def linear_forward(words, layer, left, block):
+def linear_forward(words, layer, left, block, lists):
     """Compute ``Z = A W + b`` and ``f(Z)`` of a block of rows; return the largest |Z| as bits.
 
     Parameters
@@ -143,6 +144,8 @@ def linear_forward(words, layer, left, block):
     block : (int, int, int, int)
         First and last row, first and last panel of columns; all panels where the layer has one
         output, or is not packed.
+    lists : int
+        Address of this thread's lists of k, or 0 for a product with all of them.
 
     Notes
     -----
@@ -159,6 +162,9 @@ def linear_forward(words, layer, left, block):
         depth = 0
     elif not word(words, PACKED):
         _direct(words, row, first, last)
+        depth = 0
+    elif lists:
+        listed_product(words, row, left, block, lists)
         depth = 0
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
         count = min(word(words, DEPTH_BLOCK), depth - start)
@@ -294,7 +300,7 @@ def _sum_unit(words, tile, left, right, rows, features, scratch):
 
 
 @part
-def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
+def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch, lists):
     """Compute a unit of ``dW = A^T dZ`` (and of ``db``), and finish it: an update, or a store.
 
     Parameters
@@ -313,6 +319,8 @@ def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
         Whether the transposed copy of the weights is kept up to date.
     scratch : int
         Address of a square of a panel's width, of this thread's own.
+    lists : int
+        Address of this thread's lists of rows, or 0 for a sum over all of them.
 
     Notes
     -----
@@ -333,8 +341,11 @@ def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
         copy = word(row, TRANSPOSED) + i * word(row, TRANSPOSED_STRIDE) * item
         _apply(words, offset, scratch, copy, 1, features, features, hyper)
     else:
-        tile = GRADIENT_NARROW if columns <= word(words, LANES) else GRADIENT_WIDE
-        _sum_unit(words, word(words, tile), left, right, rows, features, scratch)
+        if lists:
+            listed_sum(words, i, left, right, (rows, features, columns), scratch, lists)
+        else:
+            tile = GRADIENT_NARROW if columns <= word(words, LANES) else GRADIENT_WIDE
+            _sum_unit(words, word(words, tile), left, right, rows, features, scratch)
         copy = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
         _apply(words, offset, scratch, copy, features, columns, word(row, FAN_OUT), hyper)
         if transposed:

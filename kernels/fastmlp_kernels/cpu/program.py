@@ -41,6 +41,8 @@ class FusedProgram(Layout):
         self._costs = self.unit_costs()
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
+        # What epochs skip; `prepare` sets it.
+        self.skips = 0
 
     def _keep(self, word: int, array: np.ndarray) -> None:
         """Point a word at an array that is passed again and again, and keep it alive."""
@@ -67,6 +69,7 @@ class FusedProgram(Layout):
         columns = self.columns and threads > 1 and stages & UPDATE != 0
         words[: tables.PLACES] = stages, threads
         words[tables.COLUMNS] = columns
+        words[tables.SKIPS] = self.skips if stages & UPDATE else 0
         words[tables.UNIT_COST] = max(1, sum(self._costs[columns:]))
         words[tables.BATCH_SIZE : tables.BATCHES + 1] = problem.batch_size, *sizes
         words[tables.SEQUENTIAL] = stages & UPDATE == 0
