@@ -164,7 +164,7 @@ class Layout:
         # In whole words, as the next one begins with a word.
         rows = HEADER_BYTES + _padded(problem.batch_size * ROW_ENTRY_BYTES, HEADER_BYTES)
         tiles = self.panel // self.target.feature_tile
-        return one, most_tiles(share, self.target) * one, rows, HEADER_BYTES + tiles * rows
+        return one, most_tiles(share, self.target) * one, rows, tiles * rows + HEADER_BYTES
 
     def _workspace(self) -> Workspace:
         problem, batch = self.problem, self.problem.batch_size

@@ -7,6 +7,7 @@ from fastmlp_kernels.cpu.activation import activation_backward, activation_forwa
 from fastmlp_kernels.cpu.fused import point_at, run
 from fastmlp_kernels.cpu.layout import Layout
 from fastmlp_kernels.cpu.loss import predict_rows
+from fastmlp_kernels.cpu.sampling import choose_skips
 from fastmlp_kernels.cpu.simd import instruction_set
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
@@ -104,7 +105,11 @@ class FusedProgram(Layout):
             out[...] = array
 
     def prepare(self, parameters, state, X, y):
-        """See `Program.prepare`: compile what an epoch needs, and run nothing."""
+        """See `Program.prepare`: compile what an epoch needs, look at X, and run nothing.
+
+        Epochs then skip zeros where that pays for this X. They may be given any other.
+        """
+        self.skips = choose_skips(self.problem, self.target, X)
         update(self.problem.optimizer, self.problem.dtype, self.panel)
         for word, array in ((tables.X, X), (tables.Y, y)):
             point_at(self.table, word, id(array))

@@ -67,7 +67,13 @@ def forget_row_lists(words, member):
     """Mark a member's lists of rows as those of no panel: its inputs are another batch's."""
     lists = row_lists(words, member, 0)
     if lists:
-        set_word(lists, 0, -1)
+        set_word(_listed_panel(words, lists), 0, -1)
+
+
+@part
+def _listed_panel(words, lists):
+    """Return the address of the word behind a member's lists of rows: whose panel's they are."""
+    return lists + word(words, ROW_LISTS_STRIDE) - WORD_BYTES
 
 
 @part
@@ -166,8 +172,8 @@ def listed_sum(words, i, left, right, sizes, scratch, lists):
     scratch : int
         Address of the square that is written.
     lists : int
-        Address of this thread's lists of rows: a word, the panel that they describe, and a list for
-        each tile of its features. They are written where they describe another.
+        Address of this thread's lists of rows: one for each tile of a panel's features, and a word,
+        the panel that they describe. They are written where they describe another.
 
     Notes
     -----
@@ -177,16 +183,16 @@ def listed_sum(words, i, left, right, sizes, scratch, lists):
     """
     rows, features, columns = sizes
     size, block = word(words, ROW_LIST_BYTES), word(words, SUM_BLOCK)
-    own = lists + WORD_BYTES
-    if word(lists, 0) != i:
-        call(word(words, LIST_ROWS), (left, rows, own, size))
-        set_word(lists, 0, i)
+    described = _listed_panel(words, lists)
+    if word(described, 0) != i:
+        call(word(words, LIST_ROWS), (left, rows, lists, size))
+        set_word(described, 0, i)
     item, panel, height = word(words, ITEM), word(words, PANEL), word(words, FEATURE_TILE)
     narrow = columns <= word(words, LANES)
     tile = word(words, LISTED_GRADIENT_NARROW if narrow else LISTED_GRADIENT_WIDE)
     for start in range(0, rows, block):
         for m in range(0, features, height):
-            here = own + m // height * size
+            here = lists + m // height * size
             count = min(block, word(here, 0) - start)
             out = scratch + m * panel * item
             begin, step = (word(words, ZEROS), 0) if start == 0 else (out, panel)
