@@ -30,7 +30,7 @@ def skipped_shares(X: np.ndarray, height: int, features: int) -> tuple[float, fl
 
     Notes
     -----
-    The rows of a tile are spread over all of X: a batch is a random choice, and X may be sorted.
+    The rows of a tile are a random choice from all of X, as a batch's are; always the same one.
     """
     rows, inputs = X.shape
     height = min(height, rows)
@@ -38,9 +38,9 @@ def skipped_shares(X: np.ndarray, height: int, features: int) -> tuple[float, fl
     if X[: height * (rows // height) : rows // height].all():
         return 0.0, 0.0
     tiles = max(1, min(SAMPLED_TILES, rows // height, SAMPLED_ELEMENTS // (height * inputs)))
-    step = rows // (tiles * height)
-    nonzero = X[: step * tiles * height : step] != 0
-    columns = nonzero.reshape(height, tiles, inputs).any(axis=0).mean()
+    chosen = np.random.default_rng(0).permutation(tiles * height) * rows // (tiles * height)
+    nonzero = X[chosen] != 0
+    columns = nonzero.reshape(tiles, height, inputs).any(axis=1).mean()
     starts = np.arange(0, inputs, features)
     return 1 - columns, 1 - np.logical_or.reduceat(nonzero, starts, axis=1).mean()
 
