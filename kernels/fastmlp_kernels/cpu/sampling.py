@@ -13,8 +13,8 @@ from fastmlp_kernels.problem import Problem
 LIST_COST = 1.0
 # A walk is slower than a dense sum by up to 2 % whatever its lists cost (same measurement).
 SMALLEST_SHARE = 0.05
-# Tiles of rows and elements that are looked at: half a millisecond of a fit, and up to 80 us where the
-# first tile has no zero.
+# Tiles of rows and elements that are looked at: half a millisecond of a fit, and up to 80 us where
+# the first tile has no zero.
 SAMPLED_TILES = 16
 SAMPLED_ELEMENTS = 2**18
 
