@@ -9,6 +9,7 @@ operations whoever computes it: the result does not depend on the number of thre
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.compile import kernel, part
+from fastmlp_kernels.cpu.columns import first_layer, own_inputs, panel_owner
 from fastmlp_kernels.cpu.gather import (
     collect_rows,
     copy_block,
@@ -49,7 +50,6 @@ from fastmlp_kernels.cpu.tables import (
     INPUT_GRADIENT,
     INPUT_GRADIENT_ROWS,
     INPUTS,
-    INPUTS_STRIDE,
     ITEM,
     KEEPS_OUTPUT,
     KEPT,
@@ -221,30 +221,6 @@ def _rows(words, member, start, scale, first, last):
 
 
 @part
-def _own_inputs(words, member):
-    """Return the address of a member's panels of X: its own where the first layer is shared."""
-    return word(words, INPUTS) + member * word(words, COLUMNS) * word(words, INPUTS_STRIDE)
-
-
-@part
-def _first_layer(words, member, start, rows):
-    """Compute a member's columns of the first layer for all rows; return the largest magnitude.
-
-    Where the first layer's weights are larger than its rows, sharing its columns instead of its
-    rows keeps each weight in the cache of the one thread that reads and updates it.
-    """
-    members = word(words, MEMBERS)
-    inputs = _own_inputs(words, member)
-    seen = gather_rows(words, start, 0, rows, inputs)
-    panels = panels_of(words, word(layer_row(words, 0), FAN_OUT))
-    begin, end = panels * member // members, panels * (member + 1) // members
-    for first in range(0, rows, word(words, ROW_BLOCK)):
-        block = (first, min(first + word(words, ROW_BLOCK), rows), begin, end)
-        seen = max(seen, linear_forward(words, 0, inputs, block, column_lists(words, member, 0)))
-    return seen
-
-
-@part
 def unit_cost(words, layer, i, j):
     """Return the vectors of a unit's tiles: what a row of its weight gradient costs."""
     row, panel = layer_row(words, layer), word(words, PANEL)
@@ -268,7 +244,7 @@ def _units(words, member, packing, rows, hyper):
         if packing and not word(words, PACKED) and word(row, FAN_OUT) > 1:
             inputs = 1  # for the biases alone
         shared = layer == 0 and word(words, COLUMNS) != 0
-        left = _own_inputs(words, member) if shared else word(row, INPUT)
+        left = own_inputs(words, member) if shared else word(row, INPUT)
         transposed = layer > 0 or (stages & INPUT_GRADIENT) != 0
         for i in range(inputs):
             for j in range(outputs):
@@ -283,12 +259,6 @@ def _units(words, member, packing, rows, hyper):
                     updates = transposed and (stages & UPDATE) != 0
                     lists = row_lists(words, member, layer)
                     weight_gradient(words, layer, i, j, left, rows, hyper, updates, scratch, lists)
-
-
-@part
-def panel_owner(j, panels, members):
-    """Return the member whose share of the panels, as `_first_layer` makes it, holds panel j."""
-    return ((j + 1) * members - 1) // panels
 
 
 @part
@@ -317,7 +287,7 @@ def _batch(words, member, batch):
     seen = 0
     forget_row_lists(words, member)
     if word(words, COLUMNS):
-        seen = _first_layer(words, member, start, rows)
+        seen = first_layer(words, member, start, rows)
         meet(word(words, MEETING), members)
     for first in range(begin, end, word(words, ROW_BLOCK)):
         last = min(first + word(words, ROW_BLOCK), end)
