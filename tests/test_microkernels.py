@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.cpu import machine_code
+from fastmlp_kernels.cpu.listed_tiles import (
+    emit_listed_product,
+    listed_gradient_name,
+    listed_product_name,
+)
 from fastmlp_kernels.cpu.microkernels import (
     DIRECT_VECTORS,
     emit_product,
@@ -308,6 +313,179 @@ def test_copies_report_the_largest_magnitude(code, special):
         assert (seen >= largest) == (special is not None and not np.isfinite(special))
 
 
+# Words and halves that no list can hold.
+LIST_CANARY = 0x7BADBADBADBADBAD
+PATTERNS = ("random", "nothing", "everything", "rows", "columns", "last")
+
+
+def with_zeros(code, pattern, rows, columns):
+    """Return small integers with zeros of either sign in a pattern."""
+    A = code.integers(rows, columns)
+    A[A == 0] = 1
+    if pattern == "random":
+        A[code.random.random(A.shape) < 0.8] = 0
+    elif pattern == "nothing":
+        A[:] = 0
+    elif pattern == "rows":
+        A[code.random.random(rows) < 0.5] = 0
+    elif pattern == "columns":
+        A[:, code.random.random(columns) < 0.5] = 0
+    elif pattern == "last":
+        A[:-1], A[:, :-1] = 0, 0
+    A[(A == 0) & (code.random.random(A.shape) < 0.5)] = -0.0
+    return A
+
+
+def zero_padded(code, A, rows=None):
+    """Return panels as a gather leaves them: zeros beyond the last column, NaN below the rows."""
+    panels = code.panels(A, rows)
+    panels[-1, : len(A), (A.shape[1] - 1) % code.panel + 1 :] = 0
+    return panels
+
+
+def list_memory(capacity):
+    """Return room for a list of words, and the memory around it."""
+    memory = np.full(capacity + 1 + 2 * MARGIN, LIST_CANARY, np.int64)
+    return memory[MARGIN : MARGIN + 1 + capacity], memory
+
+
+def listed_columns(code, left, height, rows):
+    """List the columns of the first rows of panels; return the entries and a check of the rest."""
+    panels = len(left)
+    out, memory = list_memory(panels * code.panel)
+    arguments = (left, height * code.panel, panels, rows, out)
+    count = code.call("list_columns", *arguments)
+    assert count == out[0] and np.all(memory[:MARGIN] == LIST_CANARY)
+    assert np.all(memory[-MARGIN:] == LIST_CANARY)
+    return out[1 : 1 + count]
+
+
+def listed_rows(code, panel, rows):
+    """List the rows of each tile of features of a panel; return the entries of each."""
+    tiles, words = code.panel // code.target.feature_tile, 1 + (rows + 1) // 2
+    out, memory = list_memory(tiles * words - 1)
+    code.call("list_rows", panel, rows, out, 8 * words)
+    assert np.all(memory[:MARGIN] == LIST_CANARY) and np.all(memory[-MARGIN:] == LIST_CANARY)
+    lists = out.reshape(tiles, words)
+    return [each[1:].view(np.uint32)[: each[0]] for each in lists]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_lists_of_columns_are_those_with_a_nonzero(code, pattern):
+    for rows, depth in itertools.product(code.target.row_tiles, DEPTHS):
+        A = with_zeros(code, pattern, rows, depth)
+        height = rows + 5
+        found = listed_columns(code, zero_padded(code, A, height), height, rows)
+        k = np.flatnonzero((A != 0).any(axis=0))
+        left = k // code.panel * height * code.panel + k % code.panel
+        assert np.array_equal(found & 0xFFFFFFFF, left), (rows, depth)
+        assert np.array_equal(found >> 32, k * code.panel), (rows, depth)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_lists_of_rows_are_those_with_a_nonzero(code, pattern):
+    features = code.target.feature_tile
+    for rows, columns in itertools.product(DEPTHS, (1, code.panel - 1, code.panel)):
+        A = with_zeros(code, pattern, rows, columns)
+        lists = listed_rows(code, zero_padded(code, A), rows)
+        for m, found in enumerate(lists):
+            tile = A[:, m * features : (m + 1) * features]
+            expected = np.flatnonzero((tile != 0).any(axis=1)) * code.panel
+            assert np.array_equal(found, expected), (rows, columns, m)
+
+
+def test_only_zeros_are_left_out(code):
+    """Either zero is one; the smallest number, an infinity and a NaN are not."""
+    tiny = np.finfo(code.dtype).smallest_subnormal
+    values = [0.0, -0.0, tiny, -tiny, np.inf, -np.inf, np.nan, 1.0]
+    for k, lane in itertools.product(range(len(values)), (0, code.lanes, code.panel - 1)):
+        A = np.zeros((1, code.panel), code.dtype)
+        A[0, lane] = values[k]
+        counts = [len(each) for each in listed_rows(code, code.panels(A), 1)]
+        found = listed_columns(code, code.panels(A), 1, 1)
+        assert sum(counts) == len(found) == (k > 1), values[k]
+        assert k < 2 or counts[lane // code.target.feature_tile] == 1
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", INITIAL)
+def test_listed_products_are_exact(code, kind, pattern):
+    """What is left out is not even read: the weights are NaN there."""
+    for (rows, vectors), depth in itertools.product(tiles(code), DEPTHS):
+        columns = vectors * code.lanes
+        A, B = with_zeros(code, pattern, rows, depth), code.integers(depth, columns)
+        left, right = zero_padded(code, A, rows + 5), code.panels(B)
+        right[0, ~(A != 0).any(axis=0)] = np.nan
+        entries = listed_columns(code, left, rows + 5, rows)
+        out, memory = code.filled((rows, code.panel), CANARY)
+        initial, stride, values = initial_rows(code, kind, rows, columns, out)
+        name = listed_product_name(rows, vectors)
+        code.call(name, left, right, entries, len(entries), initial, stride, out)
+        assert np.array_equal(out[:, :columns], A @ B + values), (name, depth)
+        assert not out[:, columns:].any() and untouched(memory, out), (name, depth)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", INITIAL)
+def test_listed_weight_gradients_are_exact(code, kind, pattern):
+    features, item = code.target.feature_tile, code.dtype.itemsize
+    for vectors, rows in itertools.product((1, 2), DEPTHS):
+        columns = vectors * code.lanes
+        A, B = with_zeros(code, pattern, rows, code.panel), code.integers(rows, columns)
+        left = code.panels(A)
+        for m, entries in enumerate(listed_rows(code, left, rows)):
+            right, tile = code.panels(B), A[:, m * features : (m + 1) * features]
+            right[0, ~(tile != 0).any(axis=1)] = np.nan
+            out, memory = code.filled((features, code.panel), CANARY)
+            initial, stride, values = initial_rows(code, kind, features, columns, out)
+            start, name = left.ctypes.data + m * features * item, listed_gradient_name(vectors)
+            code.call(name, start, right, entries, len(entries), initial, stride, out)
+            assert np.array_equal(out[:, :columns], tile.T @ B + values), (name, rows)
+            assert np.all(out[:, columns:] == CANARY) and untouched(memory, out), (name, rows)
+
+
+def test_listed_tiles_have_the_bits_of_dense_ones(code):
+    depth, item = 100, code.dtype.itemsize
+    zeros = np.zeros(code.panel, code.dtype)
+    B = code.panels(code.random.normal(0, 1, (depth, code.panel)).astype(code.dtype))
+    for rows, vectors in tiles(code):
+        A = code.random.normal(0, 1, (rows, depth)) * (code.random.random((rows, depth)) < 0.2)
+        left = zero_padded(code, A.astype(code.dtype))
+        dense, listed = np.empty((2, rows, code.panel), code.dtype)
+        stride = rows * code.panel
+        code.call(product_name(rows, vectors), left, stride, B, depth, zeros, 0, dense)
+        entries = listed_columns(code, left, rows, rows)
+        assert len(entries) < depth
+        name = listed_product_name(rows, vectors)
+        code.call(name, left, B, entries, len(entries), zeros, 0, listed)
+        assert dense.tobytes() == listed.tobytes() and dense.any(), (rows, vectors)
+    features, A = code.target.feature_tile, code.random.normal(0, 1, (depth, code.panel))
+    left = code.panels((A * (code.random.random(A.shape) < 0.1)).astype(code.dtype))
+    for m, entries in enumerate(listed_rows(code, left, depth)):
+        assert len(entries) < depth
+        start = left.ctypes.data + m * features * item
+        for vectors in (1, 2):
+            dense, listed = np.zeros((2, features, code.panel), code.dtype)
+            code.call(gradient_name(features, vectors), start, B, depth, zeros, 0, dense)
+            name = listed_gradient_name(vectors)
+            code.call(name, start, B, entries, len(entries), zeros, 0, listed)
+            assert dense.tobytes() == listed.tobytes() and dense.any(), (m, vectors)
+
+
+def test_a_listed_product_has_one_zero(code):
+    """The sign of a zero would tell which rows shared a tile: how many threads there were."""
+    for rows, vectors in tiles(code):
+        columns = vectors * code.lanes
+        left, right = (
+            np.zeros((1, rows, code.panel), code.dtype),
+            code.panels(code.integers(9, columns)),
+        )
+        out = np.full((rows, code.panel), CANARY, code.dtype)
+        bias = np.full(code.panel, -0.0, code.dtype)
+        code.call(listed_product_name(rows, vectors), left, right, left, 0, bias, 0, out)
+        assert not out.any() and not np.signbit(out).any(), (rows, vectors)
+
+
 def test_no_function_is_left_out(code):
     for test in (
         test_sums_of_columns_are_exact,
@@ -319,6 +497,8 @@ def test_no_function_is_left_out(code):
         test(code)
     test_products_are_exact(code, "one row")
     test_weight_gradients_are_exact(code, "one row")
+    test_listed_products_are_exact(code, "one row", "random")
+    test_listed_weight_gradients_are_exact(code, "one row", "random")
     assert code.called == set(code.addresses) and len(code.called) >= 11
     assert all(code.addresses.values())
 
@@ -368,20 +548,21 @@ def test_no_register_is_spilled(target, dtype):
     assert spills(text, names, architecture) == {}
 
 
+@pytest.mark.parametrize("emit", [emit_product, emit_listed_product])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "target", [each for each in INSTRUCTION_SETS if each.triple], ids=lambda target: target.name
 )
-def test_a_tile_that_is_too_tall_is_seen_to_spill(monkeypatch, target, dtype):
+def test_a_tile_that_is_too_tall_is_seen_to_spill(monkeypatch, target, dtype, emit):
     """The search above finds what it searches."""
     rows = 20
+    name = {emit_product: product_name, emit_listed_product: listed_product_name}[emit](rows, 2)
 
     def too_tall(target, dtype):
         emitter = Emitter(target, dtype)
-        emit_product(emitter, rows, 2)
+        emit(emitter, rows, 2)
         return emitter
 
     monkeypatch.setattr(machine_code, "emit_all", too_tall)
     text = machine_code.assembly(target, dtype)
-    name = product_name(rows, 2)
     assert spills(text, [name], architecture_of(target))[name] > 10

@@ -9,6 +9,7 @@ operations whoever computes it: the result does not depend on the number of thre
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.compile import kernel, part
+from fastmlp_kernels.cpu.columns import first_layer, own_inputs, panel_owner
 from fastmlp_kernels.cpu.gather import (
     collect_rows,
     copy_block,
@@ -26,6 +27,7 @@ from fastmlp_kernels.cpu.linear import (
     weight_gradient,
 )
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
+from fastmlp_kernels.cpu.skipping import column_lists, forget_row_lists, row_lists
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
     BATCH_SIZE,
@@ -50,7 +52,6 @@ from fastmlp_kernels.cpu.tables import (
     INPUT_GRADIENT,
     INPUT_GRADIENT_ROWS,
     INPUTS,
-    INPUTS_STRIDE,
     ITEM,
     KEEPS_OUTPUT,
     KEPT,
@@ -201,7 +202,7 @@ def _backward(words, first, last):
 
 
 @part
-def _rows(words, start, scale, first, last):
+def _rows(words, member, start, scale, first, last):
     """Do the first phase for a block of rows; return the largest magnitude met."""
     stages, shared = word(words, STAGES), word(words, COLUMNS)
     seen = 0
@@ -214,7 +215,8 @@ def _rows(words, start, scale, first, last):
         for layer in range(shared, word(words, LAYERS)):
             row = layer_row(words, layer)
             block = (first, last, 0, panels_of(words, word(row, FAN_OUT)))
-            seen = max(seen, linear_forward(words, layer, word(row, INPUT), block))
+            lists = column_lists(words, member, layer)
+            seen = max(seen, linear_forward(words, layer, word(row, INPUT), block, lists))
     if stages & OUTPUT:
         _output(words, start, first, last)
     if stages & LOSS:
@@ -223,30 +225,6 @@ def _rows(words, start, scale, first, last):
         _upstream(words, first, last)
     if stages & BACKWARD:
         seen = max(seen, _backward(words, first, last))
-    return seen
-
-
-@part
-def _own_inputs(words, member):
-    """Return the address of a member's panels of X: its own where the first layer is shared."""
-    return word(words, INPUTS) + member * word(words, COLUMNS) * word(words, INPUTS_STRIDE)
-
-
-@part
-def _first_layer(words, member, start, rows):
-    """Compute a member's columns of the first layer for all rows; return the largest magnitude.
-
-    Where the first layer's weights are larger than its rows, sharing its columns instead of its
-    rows keeps each weight in the cache of the one thread that reads and updates it.
-    """
-    members = word(words, MEMBERS)
-    inputs = _own_inputs(words, member)
-    seen = gather_rows(words, start, 0, rows, inputs)
-    panels = panels_of(words, word(layer_row(words, 0), FAN_OUT))
-    begin, end = panels * member // members, panels * (member + 1) // members
-    for first in range(0, rows, word(words, ROW_BLOCK)):
-        block = (first, min(first + word(words, ROW_BLOCK), rows), begin, end)
-        seen = max(seen, linear_forward(words, 0, inputs, block))
     return seen
 
 
@@ -274,7 +252,7 @@ def _units(words, member, packing, rows, hyper):
         if packing and not word(words, PACKED) and word(row, FAN_OUT) > 1:
             inputs = 1  # for the biases alone
         shared = layer == 0 and word(words, COLUMNS) != 0
-        left = _own_inputs(words, member) if shared else word(row, INPUT)
+        left = own_inputs(words, member) if shared else word(row, INPUT)
         transposed = layer > 0 or (stages & INPUT_GRADIENT) != 0
         for i in range(inputs):
             for j in range(outputs):
@@ -287,13 +265,8 @@ def _units(words, member, packing, rows, hyper):
                     pack_unit(words, layer, i, j, transposed)
                 elif mine:
                     updates = transposed and (stages & UPDATE) != 0
-                    weight_gradient(words, layer, i, j, left, rows, hyper, updates, scratch)
-
-
-@part
-def panel_owner(j, panels, members):
-    """Return the member whose share of the panels, as `_first_layer` makes it, holds panel j."""
-    return ((j + 1) * members - 1) // panels
+                    lists = row_lists(words, member, layer)
+                    weight_gradient(words, layer, i, j, left, rows, hyper, updates, scratch, lists)
 
 
 @part
@@ -320,12 +293,13 @@ def _batch(words, member, batch):
     begin = min(rows, word(words, BATCH_SIZE) * member // members)
     end = min(rows, word(words, BATCH_SIZE) * (member + 1) // members)
     seen = 0
+    forget_row_lists(words, member)
     if word(words, COLUMNS):
-        seen = _first_layer(words, member, start, rows)
+        seen = first_layer(words, member, start, rows)
         meet(word(words, MEETING), members)
     for first in range(begin, end, word(words, ROW_BLOCK)):
         last = min(first + word(words, ROW_BLOCK), end)
-        seen = max(seen, _rows(words, start, scale, first, last))
+        seen = max(seen, _rows(words, member, start, scale, first, last))
     if seen >= word(words, LARGEST):
         atomic_store(control + STATUS * WORD_BYTES, batch + 1)
     if not stages & (LOSS | GRADIENT):

@@ -4,6 +4,7 @@ from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.cpu.intrinsics import call, word
 from fastmlp_kernels.cpu.microkernels import DIRECT_VECTORS
+from fastmlp_kernels.cpu.skipping import listed_product, listed_sum
 from fastmlp_kernels.cpu.tables import (
     BIAS,
     CHAIN,
@@ -132,7 +133,7 @@ def _direct(words, row, first, last):
 
 
 @part
-def linear_forward(words, layer, left, block):
+def linear_forward(words, layer, left, block, lists):
     """Compute ``Z = A W + b`` and ``f(Z)`` of a block of rows; return the largest |Z| as bits.
 
     Parameters
@@ -146,6 +147,8 @@ def linear_forward(words, layer, left, block):
     block : (int, int, int, int)
         First and last row, first and last panel of columns; all panels where the layer has one
         output, or is not packed.
+    lists : int
+        Address of this thread's lists of k, or 0 for a product with all of them.
 
     Notes
     -----
@@ -162,6 +165,9 @@ def linear_forward(words, layer, left, block):
         depth = 0
     elif not word(words, PACKED):
         _direct(words, row, first, last)
+        depth = 0
+    elif lists:
+        listed_product(words, row, left, block, lists)
         depth = 0
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
         count = min(word(words, DEPTH_BLOCK), depth - start)
@@ -297,7 +303,7 @@ def _sum_unit(words, tile, left, right, rows, features, scratch):
 
 
 @part
-def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
+def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch, lists):
     """Compute a unit of ``dW = A^T dZ`` (and of ``db``), and finish it: an update, or a store.
 
     Parameters
@@ -316,6 +322,8 @@ def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
         Whether the transposed copy of the weights is kept up to date.
     scratch : int
         Address of a square of a panel's width, of this thread's own.
+    lists : int
+        Address of this thread's lists of rows, or 0 for a sum over all of them.
 
     Notes
     -----
@@ -340,8 +348,11 @@ def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch):
         tile = (offset, scratch, copy, 1, features, features)
         _apply(words, tile, hyper, weight_decay, squares)
     else:
-        product = GRADIENT_NARROW if columns <= word(words, LANES) else GRADIENT_WIDE
-        _sum_unit(words, word(words, product), left, right, rows, features, scratch)
+        if lists:
+            listed_sum(words, i, left, right, (rows, features, columns), scratch, lists)
+        else:
+            product = GRADIENT_NARROW if columns <= word(words, LANES) else GRADIENT_WIDE
+            _sum_unit(words, word(words, product), left, right, rows, features, scratch)
         copy = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
         tile = (offset, scratch, copy, features, columns, word(row, FAN_OUT))
         _apply(words, tile, hyper, weight_decay, squares)

@@ -11,13 +11,40 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from fastmlp_kernels.compile import DIGEST_BYTES, cache_folder, stamp
-from fastmlp_kernels.cpu.microkernels import emit_all
-from fastmlp_kernels.cpu.simd import InstructionSet, host_instruction_sets
+from fastmlp_kernels.cpu import listed_tiles
+from fastmlp_kernels.cpu import microkernels as dense
+from fastmlp_kernels.cpu.simd import (
+    VECTORS_PER_PANEL,
+    Emitter,
+    InstructionSet,
+    host_instruction_sets,
+)
 
 logger = logging.getLogger("fastmlp")
 
 # Execution engines own the code: dropped, they take it away from under the addresses.
 _engines: list[llvm.ExecutionEngine] = []
+
+
+def emit_all(target: InstructionSet, dtype: str) -> Emitter:
+    """Return an emitter that holds every microkernel for an instruction set and dtype."""
+    e = Emitter(target, dtype)
+    for vectors in range(1, VECTORS_PER_PANEL + 1):
+        for rows in target.row_tiles:
+            dense.emit_product(e, rows, vectors)
+            listed_tiles.emit_listed_product(e, rows, vectors)
+        dense.emit_gradient(e, target.feature_tile, vectors)
+        listed_tiles.emit_listed_gradient(e, vectors)
+    dense.emit_gradient(e, 1, VECTORS_PER_PANEL)
+    dense.emit_dot_rows(e)
+    if target.masks:
+        dense.emit_direct(e)
+    dense.emit_column_sum(e)
+    dense.emit_transpose(e)
+    dense.emit_copy_rows(e)
+    listed_tiles.emit_list_columns(e)
+    listed_tiles.emit_list_rows(e)
+    return e
 
 
 def target_machine(target: InstructionSet) -> llvm.TargetMachine:
@@ -32,7 +59,7 @@ def target_machine(target: InstructionSet) -> llvm.TargetMachine:
 
 
 def optimized_module(target: InstructionSet, dtype: str) -> tuple[llvm.ModuleRef, list[str]]:
-    """Return the module of `microkernels` with its stack slots turned into registers."""
+    """Return the module of all microkernels with its stack slots turned into registers."""
     emitter = emit_all(target, dtype)
     machine = target_machine(target)
     module = llvm.parse_assembly(str(emitter.module))
@@ -101,7 +128,7 @@ def _store(path: Path, code: bytes, names: list[str]) -> None:
 
 @functools.cache
 def microkernels(target: InstructionSet, dtype: str) -> dict[str, int]:
-    """Return the addresses of every function of `microkernels`, by name."""
+    """Return the addresses of every microkernel, by name."""
     code, names = _cached_object(target, dtype)
     machine = target_machine(target)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)

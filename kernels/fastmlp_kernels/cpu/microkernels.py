@@ -14,7 +14,7 @@ bit of the result.
 
 from llvmlite import ir
 
-from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter, InstructionSet
+from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
 # Iterations of the sum in one pass of its loop: hides the loop's own instructions.
 UNROLL = 4
@@ -32,7 +32,7 @@ def gradient_name(rows: int, vectors: int) -> str:
     return f"gradient_{rows}x{vectors}"
 
 
-def _multiply_rows(e: Emitter, rows: int, vectors: int, left_at, left, right, totals) -> None:
+def multiply_rows(e: Emitter, rows: int, vectors: int, left_at, left, right, totals) -> None:
     """Emit one k: `rows` broadcasts times `vectors` vectors, added to the totals."""
     base = e.get(right)
     values = [e.load(base, v * e.lanes) for v in range(vectors)]
@@ -51,7 +51,7 @@ def _sum_over(e: Emitter, rows: int, vectors: int, strides, left, right, totals,
     with e.repeat(fours):
         for step in range(UNROLL):
             right_now = e.variable(e.address(e.get(right), step * e.panel))
-            _multiply_rows(
+            multiply_rows(
                 e,
                 rows,
                 vectors,
@@ -63,12 +63,13 @@ def _sum_over(e: Emitter, rows: int, vectors: int, strides, left, right, totals,
         e.advance(left, UNROLL * of_step)
         e.advance(right, UNROLL * e.panel)
     with e.repeat(e.builder.and_(count, e.word(UNROLL - 1))):
-        _multiply_rows(e, rows, vectors, lambda m: m * of_row, left, right, totals)
+        multiply_rows(e, rows, vectors, lambda m: m * of_row, left, right, totals)
         e.advance(left, of_step)
         e.advance(right, e.panel)
 
 
-def _load_totals(e: Emitter, rows: int, vectors: int, initial, initial_stride) -> list:
+def load_totals(e: Emitter, rows: int, vectors: int, initial, initial_stride) -> list:
+    """Emit the start of a tile: a variable for each of its vectors, with its initial value."""
     totals = []
     for m in range(rows):
         start = e.address(initial, e.builder.mul(initial_stride, e.word(m)))
@@ -76,10 +77,21 @@ def _load_totals(e: Emitter, rows: int, vectors: int, initial, initial_stride) -
     return totals
 
 
-def _store_totals(e: Emitter, totals: list, out) -> None:
+def store_totals(e: Emitter, totals: list, out) -> None:
+    """Emit the end of a tile: its variables, written to rows of a panel."""
     for m, row in enumerate(totals):
         for v, slot in enumerate(row):
             e.store(e.get(slot, e.vector), out, m * e.panel + v * e.lanes)
+
+
+def fill_narrow(e: Emitter, totals: list, vectors: int) -> list:
+    """Return a tile's variables and zeros for the vectors of a panel that it leaves out.
+
+    A narrow tile leaves no stale half behind: activations work on whole panels, in place, and what
+    they make of their own old results may overflow.
+    """
+    zero = e.variable(ir.Constant(e.vector, [0.0] * e.lanes))
+    return [row + [zero] * (VECTORS_PER_PANEL - vectors) for row in totals]
 
 
 def emit_product(e: Emitter, rows: int, vectors: int) -> None:
@@ -102,7 +114,7 @@ def emit_product(e: Emitter, rows: int, vectors: int) -> None:
     """
     arguments = e.begin(product_name(rows, vectors), 7)
     left, panel_stride, right, count, initial, initial_stride, out = arguments
-    totals = _load_totals(e, rows, vectors, initial, initial_stride)
+    totals = load_totals(e, rows, vectors, initial, initial_stride)
     left_slot, right_slot, rest = e.variable(left), e.variable(right), e.variable(count)
     panel = e.word(e.panel)
     # Rounded up: the last panel of k may be a part of one.
@@ -113,10 +125,7 @@ def emit_product(e: Emitter, rows: int, vectors: int) -> None:
         _sum_over(e, rows, vectors, (e.panel, 1), left_slot, right_slot, totals, here)
         e.put(left_slot, e.address(start, panel_stride))
         e.put(rest, e.builder.sub(e.get(rest), here))
-    # A narrow tile leaves no stale half behind: activations work on whole panels, in place, and
-    # what they make of their own old results may overflow.
-    zero = e.variable(ir.Constant(e.vector, [0.0] * e.lanes))
-    _store_totals(e, [row + [zero] * (VECTORS_PER_PANEL - vectors) for row in totals], out)
+    store_totals(e, fill_narrow(e, totals, vectors), out)
     e.end()
 
 
@@ -186,10 +195,10 @@ def emit_gradient(e: Emitter, rows: int, vectors: int) -> None:
     multiply-adds an element, rows ascending.
     """
     left, right, count, initial, initial_stride, out = e.begin(gradient_name(rows, vectors), 6)
-    totals = _load_totals(e, rows, vectors, initial, initial_stride)
+    totals = load_totals(e, rows, vectors, initial, initial_stride)
     slots = e.variable(left), e.variable(right)
     _sum_over(e, rows, vectors, (1, e.panel), *slots, totals, count)
-    _store_totals(e, totals, out)
+    store_totals(e, totals, out)
     e.end()
 
 
@@ -204,7 +213,7 @@ def emit_column_sum(e: Emitter) -> None:
         for v, slot in enumerate(totals):
             e.put(slot, e.builder.fadd(e.get(slot, e.vector), e.load(start, v * e.lanes)))
         e.advance(source, e.panel)
-    _store_totals(e, [totals], out)
+    store_totals(e, [totals], out)
     e.end()
 
 
@@ -357,20 +366,3 @@ def emit_dot_rows(e: Emitter) -> None:
         e.advance(row_left, e.panel)
         e.advance(row_out, e.panel)
     e.end()
-
-
-def emit_all(target: InstructionSet, dtype: str) -> Emitter:
-    """Return an emitter that holds every function of this file for an instruction set and dtype."""
-    e = Emitter(target, dtype)
-    for vectors in range(1, VECTORS_PER_PANEL + 1):
-        for rows in target.row_tiles:
-            emit_product(e, rows, vectors)
-        emit_gradient(e, target.feature_tile, vectors)
-    emit_gradient(e, 1, VECTORS_PER_PANEL)
-    emit_dot_rows(e)
-    if target.masks:
-        emit_direct(e)
-    emit_column_sum(e)
-    emit_transpose(e)
-    emit_copy_rows(e)
-    return e

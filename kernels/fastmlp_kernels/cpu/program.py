@@ -8,6 +8,7 @@ from fastmlp_kernels.cpu.activation import activation_backward, activation_forwa
 from fastmlp_kernels.cpu.fused import point_at, run
 from fastmlp_kernels.cpu.layout import Layout
 from fastmlp_kernels.cpu.loss import loss_and_gradient, predict_rows
+from fastmlp_kernels.cpu.sampling import choose_skips
 from fastmlp_kernels.cpu.simd import instruction_set
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
@@ -43,7 +44,9 @@ class FusedProgram(Layout):
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
         self._weighted = False
-        self._team = StayingTeam(self.constants["bells"])
+        self._team: StayingTeam | None = None
+        # What epochs skip; `prepare` sets it.
+        self.skips = 0
 
     def _keep(self, word: int, array: np.ndarray) -> None:
         """Point a word at an array that is passed again and again, and keep it alive."""
@@ -81,6 +84,7 @@ class FusedProgram(Layout):
         columns = self.columns and threads > 1 and stages & UPDATE != 0
         words[: tables.PLACES] = stages, threads
         words[tables.COLUMNS] = columns
+        words[tables.SKIPS] = self.skips if stages & UPDATE else 0
         words[tables.UNIT_COST] = max(1, sum(self._costs[columns:]))
         words[tables.BATCH_SIZE : tables.BATCHES + 1] = problem.batch_size, *sizes
         words[tables.SEQUENTIAL] = stages & UPDATE == 0
@@ -109,13 +113,15 @@ class FusedProgram(Layout):
 
     def _run_with_those_who_stay(self, threads: int) -> None:
         """Run with members that wait for a while afterwards, as another epoch may follow."""
-        self.words[tables.BELLS] = address(self.constants["bells"])
+        bells = self.constants["bells"]
+        self.words[tables.BELLS] = address(bells)
+        team = self._team = self._team or StayingTeam(bells)
         try:
-            self._team.keep(self._take_part, self._choose_places)
+            team.keep(self._take_part, self._choose_places)
             run(self.table, threads - 1)
         except BaseException:
             # An interrupt may come between the two.
-            self._team.dismiss()
+            team.dismiss()
             raise
 
     def _take_part(self, member: int) -> None:
@@ -135,7 +141,11 @@ class FusedProgram(Layout):
             out[...] = array
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
-        """See `Program.prepare`: compile what an epoch needs, and run nothing."""
+        """See `Program.prepare`: compile what an epoch needs, look at X, and run nothing.
+
+        Epochs then skip zeros where that pays for this X. They may be given any other.
+        """
+        self.skips = choose_skips(self.problem, self.target, X)
         update(self.problem.optimizer, self.problem.dtype, self.panel, penalized)
         loss_and_gradient(self.problem.rule, self.problem.dtype, weighted)
         for word, array in ((tables.X, X), (tables.Y, y)):

@@ -38,6 +38,7 @@ WORD_BYTES = 8
     ROWS,  # of the epoch
     BATCHES,
     COLUMNS,  # 1: the team shares the columns of the first layer, each with its own X in panels
+    SKIPS,  # lists that the first layer's products walk: bits below
     PACKED,  # 0: only biases and single columns are in panels
     SEQUENTIAL,  # 1: rows in their own order, X and OUT advancing by whole batches
     INPUT_COLUMNS,
@@ -73,6 +74,12 @@ WORD_BYTES = 8
     INPUT_DELTA,
     SCRATCH,
     SCRATCH_STRIDE,
+    COLUMN_LISTS,
+    COLUMN_LISTS_STRIDE,  # bytes from a member's lists to the next's
+    COLUMN_LIST_BYTES,
+    ROW_LISTS,
+    ROW_LISTS_STRIDE,
+    ROW_LIST_BYTES,
     ZEROS,
     SCALES,
     FACTORS,  # of each row of the epoch, in its order; 0: one of SCALES for all rows
@@ -88,6 +95,10 @@ WORD_BYTES = 8
     GRADIENT_NARROW,
     GRADIENT_WIDE,
     COLUMN_SUM,
+    LIST_COLUMNS,
+    LIST_ROWS,
+    LISTED_GRADIENT_NARROW,
+    LISTED_GRADIENT_WIDE,
     LOSS_RULE,
     SUM_LOSSES,
     SUM_SQUARES,
@@ -97,7 +108,11 @@ WORD_BYTES = 8
     OUTPUT_SLOPE,
     CHECK,
     WORDS,
-) = range(78)
+) = range(89)
+
+# What SKIPS holds, one bit each: the forward product over lists of k, the weight gradient over
+# lists of rows.
+SKIPS_COLUMNS, SKIPS_ROWS = 1, 2
 
 # Columns of the chain, one row a layer.
 (
@@ -122,7 +137,7 @@ WORD_BYTES = 8
 ) = range(18)
 
 # Columns of the tiles, one row a height, the largest first.
-TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_COLUMNS = range(4)
+TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_LISTED_NARROW, TILE_LISTED_WIDE, TILE_COLUMNS = range(6)
 
 
 def address(array: np.ndarray) -> int:
