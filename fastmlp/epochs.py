@@ -46,11 +46,19 @@ class Epoch(NamedTuple):
     finite: bool
 
 
-def all_finite(array: Array) -> bool:
-    """Return whether all elements are finite."""
+# Steps whose hyper-parameters are computed together, at most: a table costs as much as several
+# steps of a small network, whatever its length.
+STEPS_AHEAD = 4096
+
+
+def all_finite(*arrays: Array) -> bool:
+    """Return whether all elements of all arrays are finite."""
     # One pass where the sum is finite; one that is not may have overflowed.
     with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(array.sum()) or bool(np.isfinite(array).all())
+        return all(
+            math.isfinite(np.add.reduce(each, axis=None)) or bool(np.isfinite(each).all())
+            for each in arrays
+        )
 
 
 class Trainer:
@@ -96,6 +104,10 @@ class Trainer:
         self._losses = np.zeros(problem.batches, dtype=problem.dtype)
         self._squares = np.zeros(problem.batches) if l2 else None
         self._control = np.zeros(CONTROL_WORDS, dtype=np.int64)
+        sizes = self._sizes.astype(np.float64)
+        self._even = np.ones(len(sizes)) if problem.reduction == "sum" else 1.0 / sizes, sizes
+        self._optimizer: Optimizer | None = None
+        self._ahead, self._first_ahead = np.zeros((0, 0)), 0
 
     def prepare(self) -> None:
         """Bring everything to the device, and compile or load what an epoch runs."""
@@ -114,13 +126,28 @@ class Trainer:
 
     def _factors(self, order: NDArray[np.int64]) -> tuple[Array | None, Any, NDArray[np.float64]]:
         """Return the rows' factors, each batch's own, and what the batches weigh."""
-        problem, sizes = self.plan.problem, self._sizes.astype(np.float64)
         if self.weights is None:
-            factor = np.ones(len(sizes)) if problem.reduction == "sum" else 1.0 / sizes
-            return None, factor, sizes
+            return None, *self._even
         weights = self.weights[order]
-        factors, of_batch = row_factors(problem, weights, self._starts)
+        factors, of_batch = row_factors(self.plan.problem, weights, self._starts)
         return factors, of_batch, np.add.reduceat(weights, self._starts)
+
+    def _hyper(self, optimizer: Optimizer, penalty: NDArray[np.float64]) -> Array:
+        """Return the hyper-parameters of the next epoch, computed ahead where that can be."""
+        count, step = len(penalty), self.state.steps + 1
+        dtype = self.plan.problem.dtype
+        if self.weights is not None and self.l2:
+            # The penalty of a mini-batch depends on its rows.
+            return optimizer.hyper(step, count, dtype, penalty)
+        start = step - self._first_ahead
+        same = optimizer is self._optimizer
+        if not (same and 0 <= start <= len(self._ahead) - count):
+            # Those of one epoch at first: an optimizer that is new each time pays for no more.
+            steps = min(2 * len(self._ahead), max(STEPS_AHEAD, count)) if same else count
+            epochs = max(1, steps // count)
+            self._ahead = optimizer.hyper(step, epochs * count, dtype, np.tile(penalty, epochs))
+            self._optimizer, self._first_ahead, start = optimizer, step, 0
+        return self._ahead[start : start + count]
 
     def run(
         self,
@@ -133,7 +160,7 @@ class Trainer:
         problem = self.plan.problem
         factors, of_batch, weights = self._factors(order)
         penalty = self.l2 * of_batch
-        hyper = optimizer.hyper(state.steps + 1, problem.batches, problem.dtype, penalty)
+        hyper = self._hyper(optimizer, penalty)
         state.save(self._before)
         control.fill(0)
         arrays = (self._parameters, self._slots, self._X, self._y, order, hyper, self._losses)
@@ -153,7 +180,7 @@ class Trainer:
         penalties = np.zeros(problem.batches)
         if self._squares is not None:
             penalties = 0.5 * penalty * self._squares
-        finite = all_finite(state.parameters) and all_finite(state.slots)
+        finite = all_finite(state.parameters, state.slots)
         losses = self._losses.astype(np.float64)
         return Epoch(losses, penalties, weights, seconds, int(control[STATUS]), finite)
 

@@ -75,6 +75,7 @@ class KernelEngine:
         self._rows = batch_rows(len(X), int(batch_size))
         mean_of_outputs = estimator.out_activation_ == "identity"
         self._scale = 1.0 / sizes[-1] if mean_of_outputs else 1.0
+        self._shares = self._rows / self._rows.sum()
         self._weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
         self._solver: Optimizer | None = None
         self._rate: float | None = None
@@ -190,7 +191,7 @@ class KernelEngine:
     def _loss(self, epoch: Epoch) -> Any:
         # scikit-learn weighs mini-batches by their rows, also where rows have weights.
         losses = epoch.losses * self._scale + epoch.penalties
-        return (losses * self._rows).sum() / self._rows.sum()
+        return (losses * self._shares).sum()
 
 
 def training_data(X: Array, y: Array, output: str) -> Data:
