@@ -150,8 +150,8 @@ class Machine:
     cpu_bytes : float
         Bytes a second that one core moves in the passes over activations and parameters.
     cpu_step_seconds, cpu_barrier_seconds, cpu_thread_seconds : float
-        What a mini-batch costs beside its arithmetic, a meeting of the team, and starting and
-        joining one thread.
+        What a mini-batch costs beside its arithmetic, a meeting of the team, and having a thread
+        that stays for the next epoch take part in it.
     cuda_missing : str or None
         Why no GPU can be used; None when one can.
     gpu : str
@@ -174,7 +174,7 @@ class Machine:
     cpu_bytes: float = 4e10
     cpu_step_seconds: float = 4e-7
     cpu_barrier_seconds: float = 3e-6
-    cpu_thread_seconds: float = 2e-4
+    cpu_thread_seconds: float = 1e-5
     cuda_missing: str | None = "no GPU was looked for"
     gpu: str = ""
     gpu_flops: float = 4e12

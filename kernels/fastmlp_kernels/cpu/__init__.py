@@ -1,6 +1,12 @@
 """CPU kernels. Importing this package imports no Numba: `build` does, when a program is made."""
 
+from dataclasses import replace
+
+from fastmlp_kernels.cpu.pace import CLOSE
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
+
+# What starting a thread costs, in wake-ups of one that stays: 0.2 ms here.
+STARTING = 20
 
 
 def _supports(problem: Problem, machine: Machine) -> str | None:
@@ -34,6 +40,26 @@ def best_threads(problem: Problem, machine: Machine) -> int:
     return min(
         range(1, machine.cores + 1), key=lambda count: epoch_seconds(problem, machine, count)
     )
+
+
+def close_threads(problem: Problem, machine: Machine) -> tuple[int, ...]:
+    """Return the best number of threads, then another whose predicted time is close to its.
+
+    The other is one thread, or the best of several where one is predicted to be best.
+    """
+    best = best_threads(problem, machine)
+    others = range(2, machine.cores + 1) if best == 1 else range(1, 2)
+    seconds = {count: epoch_seconds(problem, machine, count) for count in (best, *others)}
+    other = min(others, key=seconds.__getitem__, default=best)
+    if other == best or seconds[other] > CLOSE * seconds[best]:
+        return (best,)
+    return best, other
+
+
+def call_threads(problem: Problem, machine: Machine) -> int:
+    """Return the number of threads of a call that none like it need follow: they are started."""
+    started = replace(machine, cpu_thread_seconds=STARTING * machine.cpu_thread_seconds)
+    return best_threads(problem, started)
 
 
 def _cost(problem: Problem, machine: Machine) -> float:

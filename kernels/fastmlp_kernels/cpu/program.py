@@ -1,13 +1,16 @@
 """The `Program` of `cpu.fused`: the calls of the contract, each one run of some of its stages."""
 
+import time
+
 import numpy as np
 
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
-from fastmlp_kernels.cpu import best_threads, tables
+from fastmlp_kernels.cpu import call_threads, close_threads, tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.fused import point_at, run
 from fastmlp_kernels.cpu.layout import Layout
 from fastmlp_kernels.cpu.loss import loss_and_gradient, predict_rows
+from fastmlp_kernels.cpu.pace import Pace
 from fastmlp_kernels.cpu.sampling import choose_skips
 from fastmlp_kernels.cpu.simd import instruction_set
 from fastmlp_kernels.cpu.tables import (
@@ -37,7 +40,10 @@ class FusedProgram(Layout):
     def __init__(self, problem: Problem, machine: Machine | None = None) -> None:
         machine = Machine() if machine is None else machine
         target = instruction_set(machine.instruction_set)
-        super().__init__(problem, target, best_threads(problem, machine))
+        candidates = close_threads(problem, machine)
+        super().__init__(problem, target, max(candidates))
+        self._pace = Pace(candidates)
+        self._call_threads = min(call_threads(problem, machine), self.threads)
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
         self.one_loss = self._zeros(1)
         self._costs = self.unit_costs()
@@ -173,15 +179,17 @@ class FusedProgram(Layout):
         self._point_at_factors(factors)
         problem, words, sizes = self.problem, self.words, (len(order), len(losses))
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
-        penalized = squares is not None
-        if self._settle(("epoch", *sizes, penalized), stages, self.threads, sizes):
+        penalized, threads = squares is not None, self._pace.threads()
+        if self._settle(("epoch", *sizes, penalized, threads), stages, threads, sizes):
             rule = update(problem.optimizer, problem.dtype, self.panel, penalized)
             words[tables.FINISH] = rule
         words[tables.SQUARES_OUT] = 0
         if penalized:
             point_at(self.table, tables.SQUARES_OUT, id(squares))
         words[tables.TARGET] = words[tables.PARAMETERS]
+        started = time.perf_counter()
         self._run()
+        self._pace.took(time.perf_counter() - started)
 
     def _once(self, parameters: np.ndarray, stages: int, rows: int) -> None:
         """Set up a call on one batch of the caller's rows, in their own order."""
@@ -190,7 +198,7 @@ class FusedProgram(Layout):
         self._keep(tables.LOSSES, self.one_loss)
         self.control.fill(0)
         self._settled = ()
-        self._settle(("once",), stages, self.threads, (rows, 1))
+        self._settle(("once",), stages, self._call_threads, (rows, 1))
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""
@@ -202,7 +210,9 @@ class FusedProgram(Layout):
         direct = rows <= DIRECT_ROWS and self.target.masks
         stages = PACK | GATHER | FORWARD | OUTPUT
         sizes = (rows, -(-rows // problem.batch_size))
-        if self._settle(("predict", rows, link), stages, 1 if direct else self.threads, sizes):
+        if self._settle(
+            ("predict", rows, link), stages, 1 if direct else self._call_threads, sizes
+        ):
             words[tables.PACKED] = not direct
             words[tables.LINK] = predict_rows(problem.loss, problem.dtype) if link else 0
             output = problem.activations[-1]
