@@ -5,15 +5,16 @@
     python3 dev.py test    run the tests; further arguments go to pytest (test -k sheet)
     python3 dev.py bench   compare with PyTorch, JAX and scikit-learn
     python3 dev.py lint    ruff, mypy and import-linter
+    python3 dev.py oldest  the tests of fastmlp.sklearn beside the oldest scikit-learn it supports
     python3 dev.py setup   install everything the commands above need, and nothing more
 
 Options:
     --here    use this Python, install nothing (a machine that has everything, or no network)
     --peers   with test: also install PyTorch and JAX, so that the comparisons with them run
 
-The first run makes .venv and installs into it; a later one starts at once, until pyproject.toml
-changes. A command that some optional package is missing for says so in one line and goes on;
-`setup` tries those packages again.
+The first run makes .venv (`oldest`: .venv-oldest) and installs into it; a later one starts at once,
+until pyproject.toml changes. A command that some optional package is missing for says so in one
+line and goes on; `setup` tries those packages again.
 """
 
 from __future__ import annotations
@@ -29,18 +30,28 @@ from pathlib import Path
 
 OLDEST_PYTHON = (3, 11)
 ROOT = Path(__file__).resolve().parent
-ENVIRONMENT = ROOT / ".venv"
-STAMP = ENVIRONMENT / "fastmlp-installed.json"
+SCIKIT_LEARN_TESTS = sorted(map(str, ROOT.glob("tests/test_sklearn_*.py")))
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command as main; main()"
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command needs installed, and the Python invocations it is."""
+    """What a command needs installed, where, and the Python invocations it is."""
 
     steps: tuple[tuple[str, ...], ...]
     groups: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    environment: Path = ROOT / ".venv"
+
+    @property
+    def python(self) -> Path:
+        """The Python inside the environment."""
+        return self.environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def stamp(self) -> Path:
+        """The file that says what the environment holds."""
+        return self.environment / "fastmlp-installed.json"
 
 
 # "demo" is an extra of the package; the others are dependency groups.
@@ -57,6 +68,9 @@ COMMANDS = {
         ),
         ("lint",),
     ),
+    "oldest": Command(
+        (("-m", "pytest", *SCIKIT_LEARN_TESTS),), ("oldest",), environment=ROOT / ".venv-oldest"
+    ),
     "setup": Command((), ("test", "lint"), ("data", "demo", "cuda-compile", "peers")),
 }
 # Only files inside these packages are read, so what they depend on stays out.
@@ -67,17 +81,12 @@ class Failure(Exception):
     """A message for the user that ends the program."""
 
 
-def environment_python() -> Path:
-    """Return the path of the Python inside .venv."""
-    return ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def pip_command() -> list[str]:
-    """Return how to call pip for .venv: its own, or this Python's with --python."""
-    inner = [str(environment_python()), "-m", "pip"]
+def pip_command(python: Path) -> list[str]:
+    """Return how to call pip for an environment: its own, or this Python's with --python."""
+    inner = [str(python), "-m", "pip"]
     if subprocess.run([*inner, "--version"], capture_output=True).returncode == 0:
         return inner
-    outer = [sys.executable, "-m", "pip", "--python", str(environment_python())]
+    outer = [sys.executable, "-m", "pip", "--python", str(python)]
     if subprocess.run([*outer, "--version"], capture_output=True).returncode == 0:
         return outer
     raise Failure(
@@ -86,17 +95,18 @@ def pip_command() -> list[str]:
     )
 
 
-def make_environment() -> None:
-    """Create .venv, with pip in it where this Python can do that."""
-    if environment_python().exists():
+def make_environment(command: Command) -> None:
+    """Create an environment, with pip in it where this Python can do that."""
+    if command.python.exists():
         return
-    print("dev.py: making .venv", flush=True)
+    folder = command.environment
+    print(f"dev.py: making {folder.name}", flush=True)
     try:
         import ensurepip  # noqa: F401  Debian ships a Python without it
     except ImportError:
-        venv.create(ENVIRONMENT, with_pip=False, symlinks=os.name != "nt", clear=True)
+        venv.create(folder, with_pip=False, symlinks=os.name != "nt", clear=True)
     else:
-        venv.create(ENVIRONMENT, with_pip=True, symlinks=os.name != "nt", clear=True)
+        venv.create(folder, with_pip=True, symlinks=os.name != "nt", clear=True)
 
 
 def requirements(group: str) -> list[str]:
@@ -109,22 +119,22 @@ def requirements(group: str) -> list[str]:
     return list(groups[group])
 
 
-def install(groups: tuple[str, ...], optional: tuple[str, ...], retry: bool) -> None:
-    """Bring .venv to hold the package and the groups; skip what the stamp says is there."""
+def install(command: Command, optional: tuple[str, ...], retry: bool) -> None:
+    """Bring an environment to hold the package and its groups; skip what the stamp names."""
     content = (ROOT / "pyproject.toml").read_bytes()
     state = hashlib.sha256(content + str(ROOT).encode()).hexdigest()
     try:
-        done = json.loads(STAMP.read_text(encoding="utf-8"))
+        done = json.loads(command.stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         done = {}
-    if done.get("state") != state or not environment_python().exists():
+    if done.get("state") != state or not command.python.exists():
         done = {"state": state, "installed": [], "skipped": []}
-    make_environment()
+    make_environment(command)
 
-    wanted = [group for group in ("package", *groups) if group not in done["installed"]]
+    wanted = [group for group in ("package", *command.groups) if group not in done["installed"]]
     tried = [] if retry else done["skipped"]
     extra = [group for group in optional if group not in done["installed"] and group not in tried]
-    pip = pip_command() if wanted or extra else []
+    pip = pip_command(command.python) if wanted or extra else []
     if wanted:
         names = [name for group in wanted if group != "package" for name in requirements(group)]
         package = ["--editable", str(ROOT)] if "package" in wanted else []
@@ -141,7 +151,7 @@ def install(groups: tuple[str, ...], optional: tuple[str, ...], retry: bool) -> 
             done["skipped"] = [name for name in done["skipped"] if name != group]
         elif group not in done["skipped"]:
             done["skipped"].append(group)
-    STAMP.write_text(json.dumps(done, indent=1), encoding="utf-8")
+    command.stamp.write_text(json.dumps(done, indent=1), encoding="utf-8")
     for group in optional:
         if group in done["skipped"]:
             names = ", ".join(requirements(group))
@@ -201,8 +211,8 @@ def main(arguments: list[str]) -> int:
     if here:
         return run(command, sys.executable, rest, here=True)
     optional = command.optional + (("peers",) if peers and "peers" not in command.optional else ())
-    install(command.groups, optional, retry=name == "setup")
-    return run(command, str(environment_python()), rest, here=False)
+    install(command, optional, retry=name == "setup")
+    return run(command, str(command.python), rest, here=False)
 
 
 if __name__ == "__main__":
