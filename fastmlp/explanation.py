@@ -8,7 +8,7 @@ from fastmlp.machine_file import stored_constants
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.planning import ONLY_BY_NAME, Plan, check_threads, machine_with, plan, readable_time
 from fastmlp_kernels.algebra import LOSSES
-from fastmlp_kernels.cpu import best_threads, epoch_seconds
+from fastmlp_kernels.cpu import best_threads, close_threads, epoch_seconds
 from fastmlp_kernels.cuda import launches
 from fastmlp_kernels.problem import Machine, Problem
 
@@ -98,7 +98,9 @@ class Explanation:
         predicted = [
             f"{readable_time(each)} on {count}" for each, count in zip(times, counts, strict=True)
         ]
-        return f"threads: {self.threads} of {cores}; predicted {', '.join(predicted)}"
+        line = f"threads: {self.threads} of {cores}; predicted {', '.join(predicted)}"
+        others = close_threads(self.plan.problem, self.machine)[1:]
+        return line + "".join(f"; a fit tries {other} too and keeps the faster" for other in others)
 
     def __repr__(self) -> str:
         return str(self)

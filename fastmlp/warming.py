@@ -114,17 +114,15 @@ def exercise(program: Program, problem: Problem) -> None:
     X = array(problem.rows, problem.sizes[0], value=0.5)
     # In the domain of every loss: class 0, or two classes that are as likely.
     y = array(problem.rows, columns, value=0.0 if problem.labels else 1 / columns)
-    program.prepare(parameters, state, X, y)
-    program.epoch(
-        parameters,
-        state,
-        X,
-        y,
-        np.arange(problem.rows, dtype=np.int64),
-        np.full((problem.batches, HYPER_WIDTH), 1e-3, dtype=dtype),
-        np.zeros(problem.batches, dtype=dtype),
-        np.zeros(CONTROL_WORDS, dtype=np.int64),
-    )
+    order = np.arange(problem.rows, dtype=np.int64)
+    hyper = np.full((problem.batches, HYPER_WIDTH), 1e-3, dtype=dtype)
+    losses = np.zeros(problem.batches, dtype=dtype)
+    # Without weights and a penalty, then with both.
+    factors, squares = np.full(problem.rows, 1e-3, dtype=dtype), np.zeros(problem.batches)
+    for given in ((None, None), (factors, squares)):
+        program.prepare(parameters, state, X, y, *(each is not None for each in given))
+        control = np.zeros(CONTROL_WORDS, dtype=np.int64)
+        program.epoch(parameters, state, X, y, order, hyper, losses, control, *given)
     batch, targets = X[:BATCH_SIZE], y[:BATCH_SIZE]
     outputs = array(BATCH_SIZE, problem.sizes[-1])
     program.forward(parameters, batch, outputs)

@@ -1,8 +1,12 @@
 """The number of threads of an epoch: by prediction, and by trial where predictions are close."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from fastmlp import MLP, explain
+from fastmlp.machine import detect
 from fastmlp_kernels.cpu import best_threads, call_threads, close_threads, epoch_seconds
 from fastmlp_kernels.cpu.pace import CLOSE, REVIEW, TRIAL, Pace
 from fastmlp_kernels.cpu.program import FusedProgram
@@ -73,6 +77,20 @@ def test_candidates_are_those_with_close_predictions():
                 assert seconds[0] > CLOSE * min(seconds)
             seen.add((len(found), best == 1))
     assert {(1, True), (1, False), (2, True), (2, False)} <= seen
+
+
+def test_explain_says_what_a_fit_will_try():
+    machine = detect()
+    asked = {}
+    for width in (8, 64, 100, 256, 1024):
+        model = MLP([64, width, 10])
+        said = str(explain(model, batch_size=64, rows=448, threads=3))
+        template = replace(model.template, batch_size=64, rows=448)
+        found = close_threads(template, replace(machine, cores=3))
+        asked[len(found)] = said
+        if len(found) == 2:
+            assert f"a fit tries {found[1]} too and keeps the faster" in said
+    assert "a fit tries" not in asked[1] and set(asked) == {1, 2}
 
 
 def test_a_call_that_starts_threads_wants_more_work_for_them():
