@@ -392,7 +392,12 @@ def test_the_stamp_sees_a_row_added_by_a_user(child_environment):
 def test_the_kernels_that_python_calls_are_cached():
     """And they close over nothing: a dispatcher in a closure hashes anew in each process."""
     kernels = cached_kernels()
-    assert set(kernels) == {("fused", "run"), ("fused", "point_at"), ("update", "call_update")}
+    assert set(kernels) == {
+        ("fused", "run"),
+        ("fused", "point_at"),
+        ("team", "change_bell"),
+        ("update", "call_update"),
+    }
     for key, dispatcher in kernels.items():
         assert not dispatcher.py_func.__closure__, key
 

@@ -26,7 +26,7 @@ from fastmlp_kernels.cpu.tables import (
     UPSTREAM,
     address,
 )
-from fastmlp_kernels.cpu.team import StayingTeam, choose_places, run_together
+from fastmlp_kernels.cpu.team import StayingTeam, choose_places, compile_team, run_together
 from fastmlp_kernels.cpu.update import call_update, update, write_gradient
 from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem, parameter_layout
 
@@ -51,6 +51,7 @@ class FusedProgram(Layout):
         self._settled: tuple = ()
         self._weighted = False
         self._team: StayingTeam | None = None
+        compile_team()
         # What epochs skip; `prepare` sets it.
         self.skips = 0
 

@@ -1,6 +1,7 @@
 """A team of threads that run one compiled call together and meet at a spinning barrier."""
 
 import ctypes
+import functools
 import os
 import sys
 import threading
@@ -232,24 +233,28 @@ def ring(bells, members):
         atomic_add(bells + member * BELL_BYTES, CALLED - KEPT)
 
 
-@kernel
-def keep(bell):
-    """Keep a member for the next call; return whether it is still there."""
-    return atomic_add(bell, KEPT) < GONE
+# What a caller does with a bell: keep a member that is there, keep one that is about to start, give
+# up one that could not be started, and let go one that is not needed.
+KEEP, START, GIVE_UP, DISMISS = range(4)
 
 
 @kernel
-def set_bell(bell, value):
-    """Write a bell that nobody listens to."""
-    atomic_store(bell, value)
+def change_bell(bell, change):
+    """Do one of the above; return whether the member is there, or for `DISMISS` whether it left."""
+    if change == KEEP:
+        return atomic_add(bell, KEPT) < GONE
+    if change == DISMISS:
+        if atomic_load(bell) == KEPT:
+            atomic_add(bell, DISMISSED - KEPT)
+        return atomic_load(bell) != DISMISSED
+    atomic_store(bell, KEPT if change == START else GONE)
+    return change == START
 
 
-@kernel
-def dismiss(bell):
-    """Let a member go that was kept and not called; return whether it has left."""
-    if atomic_load(bell) == KEPT:
-        atomic_add(bell, DISMISSED - KEPT)
-    return atomic_load(bell) != DISMISSED
+@functools.cache
+def compile_team() -> None:
+    """Compile what `StayingTeam` calls, or load it: a later shape is not to."""
+    change_bell(np.zeros(1, np.int64).ctypes.data, GIVE_UP)
 
 
 class StayingTeam:
@@ -293,7 +298,7 @@ class StayingTeam:
             self._words[:-1], self._words[-1] = GONE, 0
             self._process = os.getpid()
         try:
-            missing = [pair for pair in enumerate(self._bells) if not keep(pair[1])]
+            missing = [pair for pair in enumerate(self._bells) if not change_bell(pair[1], KEEP)]
             if missing:
                 before_start()
             for member, bell in missing:
@@ -305,17 +310,17 @@ class StayingTeam:
     def dismiss(self) -> None:
         """Let everybody go who was kept and has not been called, and wait until they have left."""
         # A thread that has just been started looks at the tables first: they must not change yet.
-        while not all([dismiss(bell) for bell in self._bells]):
+        while not all([change_bell(bell, DISMISS) for bell in self._bells]):
             time.sleep(DISMISSAL_SECONDS)
 
     def _start(self, work: Callable[[int], None], member: int, bell: int) -> None:
-        set_bell(bell, KEPT)
+        change_bell(bell, START)
         name = f"fastmlp-{member}"
         thread = threading.Thread(target=work, args=(member,), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
-            set_bell(bell, GONE)
+            change_bell(bell, GIVE_UP)
             raise RuntimeError(
                 f"threads: got {len(self._bells) + 1}, wanted no more than the system starts "
                 f"({error}); threads=1 needs none"
