@@ -160,7 +160,7 @@ def check_epoch(build, problem, seed, weighted, penalized):
 def test_epoch_against_the_oracle(build):
     """Each batch, starting from the kernel's own parameters before it, so that no error grows."""
     features = {"weighted": st.booleans(), "penalized": st.booleans()}
-    build.examine(check_epoch, 200, problem=problems(), seed=SEEDS, **features)
+    build.examine(check_epoch, 300, problem=problems(), seed=SEEDS, **features)
     assert build.informative >= (100 if build.first else 25)
     losses, optimizers, dtypes, reductions = zip(*build.problems, strict=True)
     assert set(dtypes) == set(DTYPES) and set(reductions) == set(REDUCTIONS)
