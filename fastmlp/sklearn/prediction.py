@@ -43,15 +43,17 @@ class Network:
         coefs, intercepts = estimator.coefs_, estimator.intercepts_
         dtype = np.result_type(X, *coefs)
         sizes = (X.shape[1], *(each.shape[-1] for each in coefs))
-        # Read-only inputs would be another type to compiled code.
-        inputs = np.require(X, dtype, ["C", "A"])
-        inputs = inputs if inputs.flags.writeable else writable(inputs)
+        inputs = X
+        if X.dtype != dtype or not X.flags.carray:
+            # Read-only inputs would be another type to compiled code.
+            inputs = np.require(X, dtype, ["C", "A"])
+            inputs = inputs if inputs.flags.writeable else writable(inputs)
         where = Where(device=estimator.device, threads=threads_of(estimator))
         activation = estimator.activation
         must = not is_scikit_learns(activation)
         if not isinstance(activation, str):
             activation = tuple(activation)
-        wanted = (sizes, activation, estimator.out_activation_, dtype.name)
+        wanted = (sizes, activation, estimator.out_activation_, dtype)
         with self._lock:
             if self._made_for != wanted:
                 self._make(*wanted)
@@ -68,7 +70,7 @@ class Network:
             self._trains, self._training_programs = problem, Programs(problem)
         return self._training_programs
 
-    def _make(self, sizes: tuple[int, ...], activation: Any, output: str, dtype: str) -> None:
+    def _make(self, sizes: tuple[int, ...], activation: Any, output: str, dtype: Any) -> None:
         loss, last = OUTPUTS[output]
         hidden = hidden_activations(activation, len(sizes) - 2)
         problem = make_problem(sizes, [*hidden, last], loss, dtype, "mean")

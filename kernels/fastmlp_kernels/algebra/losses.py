@@ -8,6 +8,7 @@ rule in terms of the pre-activation (for the sigmoid under cross-entropy the der
 ``sigmoid(z) - y``, and no logit overflows it); any other pair goes through the activation's slope.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -339,6 +340,7 @@ class LossRule:
         return self.rule if self.by_row else row_of_element(self.rule)
 
 
+@functools.cache
 def loss_rules() -> tuple[LossRule, ...]:
     """Return every rule that a network can have, in a fixed order: its position is its code."""
     rules = []
