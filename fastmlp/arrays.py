@@ -135,17 +135,23 @@ def refuse_first(bad: Array, values: Array, argument: str, wanted: str) -> None:
 
 def check_finite(array: Array, argument: str) -> None:
     """Refuse NaN and infinity."""
+    if not all_finite(array):
+        refuse_first(~np.isfinite(array), array, argument, "finite numbers")
+
+
+def all_finite(array: Array) -> bool:
+    """Return whether all elements are finite."""
     # A sum that is finite has only finite terms: one pass, no memory. One that is not may have
     # overflowed, so the exact test decides.
     if array.size <= LARGEST_DOT:
         # Not `dot`, which warns when it overflows.
         if math.isfinite(np.vdot(array, array)):
-            return
+            return True
     else:
         with np.errstate(over="ignore", invalid="ignore"):
-            if math.isfinite(array.sum()):
-                return
-    refuse_first(~np.isfinite(array), array, argument, "finite numbers")
+            if math.isfinite(np.add.reduce(array, axis=None)):
+                return True
+    return bool(np.isfinite(array).all())
 
 
 def convert(array: Array, dtype: DType, argument: str) -> Array:

@@ -1,6 +1,5 @@
 """One epoch after another on one set of data: what every fit repeats, and no policy."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data
+from fastmlp.arrays import Data, all_finite
 from fastmlp.batches import batch_rows
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
@@ -49,16 +48,6 @@ class Epoch(NamedTuple):
 # Steps whose hyper-parameters are computed together, at most: a table costs as much as several
 # steps of a small network, whatever its length.
 STEPS_AHEAD = 4096
-
-
-def all_finite(*arrays: Array) -> bool:
-    """Return whether all elements of all arrays are finite."""
-    # One pass where the sum is finite; one that is not may have overflowed.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return all(
-            math.isfinite(np.add.reduce(each, axis=None)) or bool(np.isfinite(each).all())
-            for each in arrays
-        )
 
 
 class Trainer:
@@ -157,7 +146,6 @@ class Trainer:
     ) -> Epoch:
         """Train on the rows in an order; `waiting` is told how many batches are done, if long."""
         state, program, control = self.state, self.program, self._control
-        problem = self.plan.problem
         factors, of_batch, weights = self._factors(order)
         penalty = self.l2 * of_batch
         hyper = self._hyper(optimizer, penalty)
@@ -177,10 +165,8 @@ class Trainer:
             program.to_host(self._slots, state.slots)
             state.steps += applied_batches(control)
         seconds = time.perf_counter() - started
-        penalties = np.zeros(problem.batches)
-        if self._squares is not None:
-            penalties = 0.5 * penalty * self._squares
-        finite = all_finite(state.parameters, state.slots)
+        penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
+        finite = all_finite(state.parameters) and all_finite(state.slots)
         losses = self._losses.astype(np.float64)
         return Epoch(losses, penalties, weights, seconds, int(control[STATUS]), finite)
 

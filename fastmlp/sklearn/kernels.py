@@ -81,6 +81,7 @@ class KernelEngine:
         self._rate: float | None = None
         self._layout = parameter_layout(sizes)
         self._state = TrainingState(aligned_zeros((problem.parameter_count,), X.dtype), 0)
+        self._ours = self._views(self._state.parameters)
         self._take_parameters()
         self._trainer = Trainer(
             self._state,
@@ -101,7 +102,7 @@ class KernelEngine:
     def _pairs(self) -> Any:
         """Return our view and scikit-learn's array of each parameter."""
         own = [*self._estimator.coefs_, *self._estimator.intercepts_]
-        return zip(self._views(self._state.parameters), own, strict=True)
+        return zip(self._ours, own, strict=True)
 
     def _take_parameters(self) -> None:
         for ours, theirs in self._pairs():
@@ -190,8 +191,7 @@ class KernelEngine:
 
     def _loss(self, epoch: Epoch) -> Any:
         # scikit-learn weighs mini-batches by their rows, also where rows have weights.
-        losses = epoch.losses * self._scale + epoch.penalties
-        return (losses * self._shares).sum()
+        return np.dot(epoch.losses * self._scale + epoch.penalties, self._shares)
 
 
 def training_data(X: Array, y: Array, output: str) -> Data:

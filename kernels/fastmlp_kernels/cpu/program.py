@@ -168,14 +168,14 @@ class FusedProgram(Layout):
             return
         for word, array in (
             (tables.PARAMETERS, parameters),
-            (tables.HYPER, hyper),
             (tables.LOSSES, losses),
             (tables.CONTROL, control),
         ):
             self._keep(word, array)
         self._keep_state(state)
         # The caller's data is not kept: a model would hold on to its last training set.
-        for word, array in ((tables.X, X), (tables.Y, y), (tables.ORDER, order)):
+        given = ((tables.X, X), (tables.Y, y), (tables.ORDER, order), (tables.HYPER, hyper))
+        for word, array in given:
             point_at(self.table, word, id(array))
         self._point_at_factors(factors)
         problem, words, sizes = self.problem, self.words, (len(order), len(losses))
