@@ -40,3 +40,11 @@ def one_blas_thread():
     threadpoolctl = pytest.importorskip("threadpoolctl")
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         yield
+
+
+@pytest.fixture
+def few_rows_too(monkeypatch):
+    """Have the kernels predict also the few rows that are left to scikit-learn."""
+    from fastmlp.sklearn import prediction
+
+    monkeypatch.setattr(prediction, "FEW_ROWS", 0)

@@ -22,7 +22,7 @@ from tests.sklearn_cases import RecordingEngine, check_same, close, data, pair
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
-    pytest.mark.usefixtures("one_blas_thread"),
+    pytest.mark.usefixtures("one_blas_thread", "few_rows_too"),
 ]
 
 

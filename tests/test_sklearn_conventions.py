@@ -38,7 +38,7 @@ from tests.sklearn_cases import (
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
-    pytest.mark.usefixtures("one_blas_thread"),
+    pytest.mark.usefixtures("one_blas_thread", "few_rows_too"),
 ]
 
 
@@ -51,6 +51,9 @@ CHECKS = parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_
 @pytest.mark.parametrize(CHECKS.args[0], list(CHECKS.args[1]), ids=CHECKS.kwargs["ids"])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
+
+
+FEW_ROWS = prediction.FEW_ROWS
 
 
 def fitted(kind="multiclass", dtype="float64", **settings):
@@ -172,6 +175,30 @@ def test_predictions_run_on_the_kernels(monkeypatch):
     assert ours.predict(X[:1]).shape == (1,)
     with pytest.raises(TypeError):
         ours.predict(csr_matrix(X))
+
+
+def test_a_few_rows_are_predicted_by_scikit_learn_without_a_word(monkeypatch, caplog):
+    ours, theirs, X, _ = fitted()
+    rows = np.resize(X, (FEW_ROWS, X.shape[1]))
+    monkeypatch.setattr(prediction, "FEW_ROWS", FEW_ROWS)
+    asked = []
+    original = prediction.steps.predict
+    monkeypatch.setattr(
+        prediction.steps, "predict", lambda *given: asked.append(given) or original(*given)
+    )
+    with caplog.at_level("INFO", logger="fastmlp"):
+        few = ours.predict_proba(rows[:-1])
+    assert not asked and not caplog.records
+    assert np.array_equal(few, theirs_with(ours, theirs).predict_proba(rows[:-1]))
+    many = ours.predict_proba(rows)
+    assert len(asked) == 1
+    close(many[:-1], few, PREDICTION_TOLERANCE, "probabilities")
+
+
+def theirs_with(ours, theirs):
+    """Return scikit-learn's estimator with our parameters."""
+    theirs.coefs_, theirs.intercepts_ = ours.coefs_, ours.intercepts_
+    return theirs
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -27,7 +27,7 @@ DTYPES = ("float64", "float32")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
-    pytest.mark.usefixtures("one_blas_thread"),
+    pytest.mark.usefixtures("one_blas_thread", "few_rows_too"),
 ]
 
 # No stopping before the last epoch.
