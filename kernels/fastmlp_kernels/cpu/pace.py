@@ -15,10 +15,10 @@ class Pace:
     """Chooses the threads of each epoch of a program by how long its earlier ones took.
 
     Results have the same bits on any number of threads, so that nothing but time depends on this.
-    Two processors of a virtual machine exchange a cache line in 90 ns where they share a cache and
-    in 400 ns where the host has put them on two dies, and it moves them from time to time: a step
-    of 64-100-10 at batch 200 in float64 then takes 41 or 88 us on two threads, and always 67 on one
-    (2-core AMD EPYC, 2026-11-24). No constant measured beforehand can tell.
+    Two processors of a virtual machine met in 90 ns for some minutes and in 400 ns for others,
+    presumably as the host had them on one die or on two: a step of 64-100-10 at batch 200 in
+    float64 took 41 or 88 us on two threads, and always 67 on one (2-core AMD EPYC, 2026-11-24). No
+    constant measured beforehand can tell.
 
     Parameters
     ----------
