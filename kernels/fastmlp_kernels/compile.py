@@ -296,6 +296,13 @@ def cuda_switch(functions: Sequence[types.FunctionType]) -> Callable:
     return cuda.jit(device=True, **CUDA_FLAGS)(select)
 
 
+def cuda_part(function: Callable) -> Any:
+    """Compile a part of CUDA kernels, which may itself wait for the threads of its block."""
+    from numba import cuda
+
+    return cuda.jit(device=True, **CUDA_FLAGS)(function)
+
+
 def cuda_kernel(function: Callable) -> Any:
     """Compile a CUDA kernel, to be launched as ``kernel[grid, block](...)``."""
     from numba import cuda

@@ -8,6 +8,7 @@ from numba import cuda
 
 from fastmlp_kernels.algebra import LOSSES, loss_rules
 from fastmlp_kernels.compile import cuda_kernel, cuda_switch
+from fastmlp_kernels.cuda.sums import block_sum
 from fastmlp_kernels.problem import STATUS
 
 
@@ -84,15 +85,7 @@ def build(threads: int) -> Any:
         for i in range(t, rows, threads):
             total += row_losses[i]
         partial[t] = total
-        cuda.syncthreads()
-        width = threads
-        while width > 1:
-            # Rounded up, so that any number of threads has a tree.
-            half = (width + 1) // 2
-            if t + half < width:
-                partial[t] += partial[t + half]
-            cuda.syncthreads()
-            width = half
+        block_sum(partial, t, threads)
         if t == 0:
             losses[batch] = partial[0]
             if not math.isfinite(partial[0]) and status[STATUS] == 0:

@@ -8,6 +8,7 @@ from numba import cuda
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
 from fastmlp_kernels.compile import cuda_kernel, cuda_switch
+from fastmlp_kernels.cuda.sums import block_sum
 from fastmlp_kernels.problem import STATUS
 
 _rule = cuda_switch([row.update for row in OPTIMIZERS])
@@ -93,14 +94,7 @@ def build(threads: int) -> Any:
             if biases[i] == 0:
                 total += parameters[i] * parameters[i]
         partial[t] = total
-        cuda.syncthreads()
-        width = threads
-        while width > 1:
-            half = (width + 1) // 2
-            if t + half < width:
-                partial[t] += partial[t + half]
-            cuda.syncthreads()
-            width = half
+        block_sum(partial, t, threads)
         if t == 0:
             squares[batch] = partial[0]
 
