@@ -182,7 +182,7 @@ class MLP(Network):
     ) -> float:
         """Take one training step on a batch, in one fused call; return the loss before it."""
         data = self._data(X, y)
-        weights = None if sample_weight is None else check_sample_weight(sample_weight, len(data.X))
+        weights = check_sample_weight(sample_weight, len(data.X))
         chosen = check_optimizer(optimizer)
         self._changed()
         batch = (len(data.X), data.labels, chosen.rule, self._where)
@@ -195,7 +195,7 @@ class MLP(Network):
     ) -> tuple[float, Gradients]:
         """Return the loss of a batch and its gradient; nothing is updated or accumulated."""
         data = self._data(X, y)
-        weights = None if sample_weight is None else check_sample_weight(sample_weight, len(data.X))
+        weights = check_sample_weight(sample_weight, len(data.X))
         flat = aligned_zeros(self.parameters.shape, self.dtype)
         where = (flat, self._where, weights)
         loss = steps.value_and_gradient(self.parameters, self._programs, data, *where)
@@ -225,7 +225,7 @@ class MLP(Network):
     def compute_loss(self, y: Any, *, sample_weight: Any = None) -> float:
         """Return the loss of the last `forward`, and keep its gradient for `backward`."""
         last = self._last_pass("compute_loss")
-        weights = None if sample_weight is None else check_sample_weight(sample_weight, len(last.X))
+        weights = check_sample_weight(sample_weight, len(last.X))
         targets, labels = check_targets(y, len(last.X), self.sizes[-1], self._loss, self.dtype)
         if labels != last.labels:
             # The program was built for the other kind of targets. The next guess is better.

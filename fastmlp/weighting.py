@@ -15,7 +15,8 @@ Weights = NDArray[np.float64]
 
 def check_weights(sample_weight: Any, class_weight: Any, data: Data) -> Weights | None:
     """Return one weight a row: the product of both kinds; None where none is given."""
-    given = [] if sample_weight is None else [check_sample_weight(sample_weight, len(data.X))]
+    by_row = check_sample_weight(sample_weight, len(data.X))
+    given = [] if by_row is None else [by_row]
     if class_weight is not None:
         given.append(class_weights(class_weight, data))
     if not given:
@@ -26,8 +27,10 @@ def check_weights(sample_weight: Any, class_weight: Any, data: Data) -> Weights 
     return weights
 
 
-def check_sample_weight(value: Any, rows: int) -> Weights:
-    """Return float64[rows], finite and none below zero."""
+def check_sample_weight(value: Any, rows: int) -> Weights | None:
+    """Return float64[rows], finite and none below zero; None stands for no weights."""
+    if value is None:
+        return None
     weights = host_array(value, "sample_weight").astype(np.float64)
     if weights.shape not in ((rows,), (rows, 1)):
         raise ShapeError(

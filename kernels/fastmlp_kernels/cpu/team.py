@@ -242,8 +242,14 @@ KEEP, START, GIVE_UP, DISMISS = range(4)
 def change_bell(bell, change):
     """Do one of the above; return whether the member is there, or for `DISMISS` whether it left."""
     if change == KEEP:
-        return atomic_add(bell, KEPT) < GONE
+        there = atomic_add(bell, KEPT) < GONE
+        if not there:
+            atomic_add(bell, -KEPT)
+        return there
     if change == DISMISS:
+        # A member that is about to leave sees that it was kept, and takes its leave back.
+        while atomic_load(bell) == GONE + KEPT:
+            pause()
         if atomic_load(bell) == KEPT:
             atomic_add(bell, DISMISSED - KEPT)
         return atomic_load(bell) != DISMISSED
