@@ -38,6 +38,10 @@ class MLP(Network):
     reduction : {"mean", "sum", "batch_mean"}
         Of the loss over a batch: the mean over all elements (over rows for a loss of whole rows),
         the sum, or the sum over outputs and mean over rows.
+    precision : {"float32", "tf32", "bfloat16"}
+        The coarsest rounding of the factors of matrix products that a kernel may use, as a GPU's
+        tensor cores do; sums, parameters and the optimizer's state stay float32. A permission: CPU
+        kernels are exact to float32 whatever it says.
     initializer : str or row, optional
         For all layers; by default each activation brings the one that suits it.
 

@@ -42,10 +42,11 @@ class Network:
         seed: int = 0,
         dtype: DTypeLike = "float32",
         reduction: str = "mean",
+        precision: str = "float32",
         initializer: Any = None,
     ) -> None:
         self.seed = check_integer(seed, "seed", 0, LARGEST_SEED)
-        self.template = make_problem(sizes, activations, loss, dtype, reduction)
+        self.template = make_problem(sizes, activations, loss, dtype, reduction, precision)
         self._loss = LOSSES[self.template.loss]
         if initializer is None:
             rows = [ACTIVATIONS[name] for name in self.activations]
@@ -90,6 +91,11 @@ class Network:
     def reduction(self) -> str:
         """How the loss of a batch is made of those of its rows."""
         return self.template.reduction
+
+    @property
+    def precision(self) -> str:
+        """The coarsest rounding that matrix products may use."""
+        return self.template.precision
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -165,10 +171,11 @@ class Network:
         self._pass = None
 
     def __repr__(self) -> str:
+        rounded = "" if self.precision == "float32" else f", precision={self.precision!r}"
         return (
             f"MLP({list(self.sizes)}, activations={list(self.activations)}, "
             f"loss={self.loss_name!r}, seed={self.seed}, dtype={self.dtype.name!r}, "
-            f"reduction={self.reduction!r})"
+            f"reduction={self.reduction!r}{rounded})"
         )
 
     def __getstate__(self) -> dict[str, Any]:

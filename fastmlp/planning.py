@@ -11,7 +11,7 @@ from fastmlp.arrays import check_integer
 from fastmlp.errors import DeviceError, DomainError, DTypeError, ShapeError, check_name, look_up
 from fastmlp.machine import detect
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
-from fastmlp_kernels.problem import DTYPES, REDUCTIONS, Kernel, Machine, Problem, Program
+from fastmlp_kernels.problem import DTYPES, PRECISIONS, REDUCTIONS, Kernel, Machine, Problem, Program
 from fastmlp_kernels.registry import KERNELS
 
 logger = logging.getLogger("fastmlp")
@@ -25,7 +25,9 @@ PROGRAMS_KEPT = 8
 _announced: set[str] = set()
 
 
-def make_problem(sizes: Any, activations: Any, loss: Any, dtype: Any, reduction: Any) -> Problem:
+def make_problem(
+    sizes: Any, activations: Any, loss: Any, dtype: Any, reduction: Any, precision: Any = "float32"
+) -> Problem:
     """Return the problem that the arguments of a model describe, for one row."""
     units = _check_sizes(sizes)
     rows = _check_activations(activations, len(units) - 1)
@@ -38,12 +40,19 @@ def make_problem(sizes: Any, activations: Any, loss: Any, dtype: Any, reduction:
         raise ShapeError(
             f"sizes: got 1 output with {row.name}, wanted one for each of >= 2 classes"
         )
+    computed = _check_dtype(dtype)
+    check_name("precision", precision, PRECISIONS)
+    if computed == "float64" and precision != "float32":
+        raise DTypeError(
+            f"precision: got {precision!r} with dtype 'float64', wanted dtype='float32' beside it"
+        )
     return Problem(
         sizes=units,
         activations=tuple(each.name for each in rows),
         loss=row.name,
         reduction=check_name("reduction", reduction, REDUCTIONS),
-        dtype=_check_dtype(dtype),
+        dtype=computed,
+        precision=precision,
         batch_size=1,
         rows=1,
     )

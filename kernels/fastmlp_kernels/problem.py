@@ -14,6 +14,8 @@ from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules,
 
 REDUCTIONS = ("mean", "sum", "batch_mean")
 DTYPES = ("float32", "float64")
+# What products of float32 matrices may round their factors to; sums are float32 in all three.
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 # The host's int64 words that a running epoch shares with its caller.
 STOP, BATCHES, STATUS = 0, 1, 2
@@ -60,6 +62,12 @@ class Problem:
         Rows of a full mini-batch; no larger than `rows`.
     rows : int
         Rows of an epoch.
+    precision : str
+        One of `PRECISIONS`: the coarsest rounding that a kernel may use in products of float32
+        matrices. A permission: a kernel may be more exact, and float64 is never rounded.
+    members : int
+        Networks of this shape that are trained side by side on the same rows, each in an order of
+        its own.
     """
 
     sizes: tuple[int, ...]
@@ -71,6 +79,8 @@ class Problem:
     labels: bool = False
     batch_size: int = 32
     rows: int = 32
+    precision: str = "float32"
+    members: int = 1
 
     @property
     def batches(self) -> int:
@@ -79,7 +89,7 @@ class Problem:
 
     @property
     def parameter_count(self) -> int:
-        """Length of the flat parameter vector."""
+        """Length of the flat parameter vector of one network."""
         return parameter_layout(self.sizes)[-1].bias.stop
 
     @property
@@ -127,7 +137,7 @@ class Problem:
         products = sum(layer.fan_in * layer.fan_out for layer in layers)
         # Forward and weight gradient for every layer, backward-data for all but the first.
         backward = products - layers[0].fan_in * layers[0].fan_out
-        return 2.0 * self.rows * (2 * products + backward)
+        return 2.0 * self.members * self.rows * (2 * products + backward)
 
     def scale(self, rows: int) -> float:
         """Return the factor of the loss and its gradient on a batch of `rows` rows."""
@@ -156,8 +166,21 @@ class Machine:
         Why no GPU can be used; None when one can.
     gpu : str
         The GPU's name, or "".
-    gpu_flops, gpu_launch_seconds, gpu_copy_bytes : float
-        Its rate in our kernels, the host's cost of a launch, and bytes a second to and from it.
+    gpu_capability : tuple of int
+        Its compute capability, as (9, 0).
+    gpu_processors, gpu_shared_bytes : int
+        Its multiprocessors, and the shared memory that a block of threads may have.
+    gpu_flops, gpu_tf32_flops, gpu_bfloat16_flops : float
+        Floating-point operations a second in large products, by precision; float32 without tensor
+        cores.
+    gpu_bytes : float
+        Bytes a second to and from its memory.
+    gpu_launch_seconds, gpu_node_seconds : float
+        A launch by the host, and one of a captured graph.
+    gpu_meeting_seconds : float
+        What all threads of a block wait for one another.
+    gpu_copy_bytes, gpu_copy_seconds : float
+        Bytes a second from and to the host, and what a copy of nothing takes.
     instruction_set : str
         Name of the vector instructions that CPU kernels use; "" for the best that are here.
 
@@ -177,9 +200,18 @@ class Machine:
     cpu_thread_seconds: float = 1e-5
     cuda_missing: str | None = "no GPU was looked for"
     gpu: str = ""
-    gpu_flops: float = 4e12
-    gpu_launch_seconds: float = 2e-5
+    gpu_capability: tuple[int, int] = (7, 5)
+    gpu_processors: int = 40
+    gpu_shared_bytes: int = 65536
+    gpu_flops: float = 4e13
+    gpu_tf32_flops: float = 3e14
+    gpu_bfloat16_flops: float = 6e14
+    gpu_bytes: float = 2e12
+    gpu_launch_seconds: float = 6e-6
+    gpu_node_seconds: float = 2e-6
+    gpu_meeting_seconds: float = 5e-8
     gpu_copy_bytes: float = 1e10
+    gpu_copy_seconds: float = 1e-5
     instruction_set: str = ""
 
 
@@ -239,6 +271,11 @@ class Program(Protocol):
         `factors` (host, dtype[rows]) multiply the losses of the rows, in the order of the epoch,
         in place of the reduction's own factor. The sum of the squares of all weights, no biases, as
         they were before batch k, goes to ``squares[k]`` (host, float64[batches]).
+
+        With more than one member every array but `X` and `y` has one more axis, the first:
+        parameters dtype[members, P], state dtype[members, slots, P], order int64[members, rows],
+        hyper dtype[members, batches, HYPER_WIDTH], losses dtype[members, batches], control
+        int64[members, 3], and so on. Members stop and fail each for themselves.
         """
 
     def forward(self, parameters: Any, X: Any, out: Any) -> None:
