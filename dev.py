@@ -4,6 +4,7 @@
     python3 dev.py demo    train on real data and print a table
     python3 dev.py test    run the tests; further arguments go to pytest (test -k sheet)
     python3 dev.py bench   compare with PyTorch, JAX and scikit-learn
+    python3 dev.py gpu     check and measure everything that needs an NVIDIA GPU (see docs/gpu.md)
     python3 dev.py lint    ruff, mypy and import-linter
     python3 dev.py oldest  the tests of fastmlp.sklearn beside the oldest scikit-learn it supports
     python3 dev.py setup   install everything the commands above need, and nothing more
@@ -59,6 +60,7 @@ COMMANDS = {
     "demo": Command((("-m", "benchmarks.demo"),), optional=("data", "demo")),
     "test": Command((("-m", "pytest"),), ("test",), ("data", "cuda-compile")),
     "bench": Command((("-m", "benchmarks.run"),), ("test",), ("data", "peers")),
+    "gpu": Command((("-m", "benchmarks.gpu"),), ("test",), ("cuda-compile", "peers")),
     "lint": Command(
         (
             ("-m", "ruff", "check", "."),

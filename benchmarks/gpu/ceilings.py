@@ -1,0 +1,264 @@
+"""Ceilings of this GPU and host, each measured: what costs are predicted from, what times face.
+
+``constants`` holds them under the names of `fastmlp_kernels.problem.Machine`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.steps import Context, Skipped
+
+LAUNCHES = 2000
+NODES = 1000
+MEETINGS = 20000
+GRID_MEETINGS = 2000
+PRODUCT = 4096
+MEBIBYTE = 2**20
+
+
+def run(context: Context) -> None:
+    """Measure one after the other; what cannot be measured here does not hide the rest."""
+    context.attempt("launch", launch_costs)
+    context.attempt("block_barrier", block_barrier)
+    context.attempt("grid_barrier", grid_barrier)
+    context.attempt("copies", host_copies)
+    products = context.attempt("products", products_by_torch, context.quick)
+    context.attempt("memory", memory_copy)
+    context.attempt("graph_node", graph_node)
+    context.attempt("tensor_core_loop", tensor_core_loop)
+    context.keep("constants", constants(context.results))
+    if products and "skipped" in products:
+        print("  without PyTorch no product was measured", flush=True)
+
+
+def constants(found: dict[str, Any]) -> dict[str, float]:
+    """Return the fields of `Machine` that these measurements give.
+
+    A launch of ours passes several arrays, so it costs what one of eight does. Data reach the GPU
+    from ordinary memory, so copies are those that are not pinned.
+    """
+    pairs = {
+        "gpu_flops": ("products", "float32"),
+        "gpu_tf32_flops": ("products", "tf32"),
+        "gpu_bfloat16_flops": ("products", "bfloat16"),
+        "gpu_bytes": ("memory", "bytes_per_second"),
+        "gpu_launch_seconds": ("launch", "8_arrays"),
+        "gpu_node_seconds": ("graph_node", "seconds"),
+        "gpu_meeting_seconds": ("block_barrier", "256_threads"),
+        "gpu_copy_bytes": ("copies", "to_device_bytes_per_second"),
+        "gpu_copy_seconds": ("copies", "smallest_seconds"),
+    }
+    values = {name: (found.get(part) or {}).get(key) for name, (part, key) in pairs.items()}
+    return {name: float(value) for name, value in values.items() if value}
+
+
+def best_of(repeats: int, function: Callable[[], float]) -> float:
+    """Return the median of several measurements, after one that warms up."""
+    function()
+    return float(np.median([function() for _ in range(repeats)]))
+
+
+def launch_costs() -> dict[str, float]:
+    """Return host seconds of enqueuing a kernel that does nothing, by its number of arrays."""
+    from numba import cuda
+
+    def empty():
+        return
+
+    def one(a):
+        return
+
+    def eight(a, b, c, d, e, f, g, h):
+        return
+
+    array = cuda.to_device(np.zeros(8, np.float32))
+    found = {}
+    for name, function, count in (("empty", empty, 0), ("1_array", one, 1), ("8_arrays", eight, 8)):
+        kernel, arguments = cuda.jit(function), (array,) * count
+
+        def several(kernel: Any = kernel, arguments: tuple[Any, ...] = arguments) -> float:
+            cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(LAUNCHES):
+                kernel[1, 32](*arguments)
+            cuda.synchronize()
+            return (time.perf_counter() - started) / LAUNCHES
+
+        found[name] = best_of(3, several)
+    return found
+
+
+def timed_on_device(launch: Callable[[], None]) -> float:
+    """Return the seconds between two events around a launch."""
+    from numba import cuda
+
+    first, last = cuda.event(), cuda.event()
+    first.record()
+    launch()
+    last.record()
+    last.synchronize()
+    return cuda.event_elapsed_time(first, last) / 1e3
+
+
+def block_barrier() -> dict[str, float]:
+    """Return the seconds of a barrier of a block, by its number of threads."""
+    from numba import cuda
+
+    @cuda.jit
+    def meet(count, out):
+        for _ in range(count):
+            cuda.syncthreads()
+        out[0] = count
+
+    out = cuda.to_device(np.zeros(1, np.int64))
+    found = {}
+    for threads in (128, 256, 512, 1024):
+
+        def extra(threads: int = threads) -> float:
+            many = timed_on_device(lambda: meet[1, threads](MEETINGS, out))
+            few = timed_on_device(lambda: meet[1, threads](1, out))
+            return (many - few) / MEETINGS
+
+        found[f"{threads}_threads"] = best_of(3, extra)
+    return found
+
+
+def grid_barrier() -> dict[str, float]:
+    """Return the seconds of a barrier of a cooperative grid, by its number of blocks."""
+    from numba import cuda
+
+    @cuda.jit
+    def meet(count, out):
+        grid = cuda.cg.this_grid()
+        for _ in range(count):
+            grid.sync()
+        out[cuda.grid(1)] = count
+
+    processors = cuda.get_current_device().MULTIPROCESSOR_COUNT
+    out = cuda.to_device(np.zeros(processors * 256, np.int64))
+    found = {}
+    for blocks in sorted({1, 16, processors // 2, processors}):
+
+        def extra(blocks: int = blocks) -> float:
+            many = timed_on_device(lambda: meet[blocks, 256](GRID_MEETINGS, out))
+            few = timed_on_device(lambda: meet[blocks, 256](1, out))
+            return (many - few) / GRID_MEETINGS
+
+        found[f"{blocks}_blocks"] = best_of(3, extra)
+    return found
+
+
+def host_copies() -> dict[str, float]:
+    """Return bytes a second between host and device, and the seconds of the smallest copy."""
+    from numba import cuda
+
+    size = 64 * MEBIBYTE
+    ordinary, pinned = np.zeros(size, np.uint8), cuda.pinned_array(size, np.uint8)
+    pinned[:] = 0
+    ordinary[:] = 1
+    device = cuda.device_array(size, np.uint8)
+    small, small_device = np.zeros(1, np.float32), cuda.device_array(1, np.float32)
+
+    def seconds(copy: Callable[[], Any]) -> float:
+        cuda.synchronize()
+        started = time.perf_counter()
+        copy()
+        cuda.synchronize()
+        return time.perf_counter() - started
+
+    times = {
+        "to_device": lambda: device.copy_to_device(ordinary),
+        "to_device_pinned": lambda: device.copy_to_device(pinned),
+        "to_host": lambda: device.copy_to_host(ordinary),
+        "to_host_pinned": lambda: device.copy_to_host(pinned),
+    }
+    found = {
+        f"{name}_bytes_per_second": size / best_of(3, lambda copy=copy: seconds(copy))
+        for name, copy in times.items()
+    }
+    found["smallest_seconds"] = best_of(
+        20, lambda: seconds(lambda: small_device.copy_to_host(small))
+    )
+    return found
+
+
+def torch_on_gpu() -> Any:
+    """Return PyTorch with its GPU, or say why not."""
+    try:
+        import torch
+    except ImportError as error:
+        raise Skipped("PyTorch is not installed") from error
+    if not torch.cuda.is_available():
+        raise Skipped("PyTorch sees no GPU")
+    return torch
+
+
+def torch_seconds(torch: Any, function: Callable[[], Any], repeats: int) -> float:
+    """Return the median seconds of a call on the device, by events."""
+
+    def once() -> float:
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        function()
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3
+
+    return best_of(repeats, once)
+
+
+def products_by_torch(quick: bool) -> dict[str, float]:
+    """Return operations a second of a large product of random matrices, by precision."""
+    torch = torch_on_gpu()
+    size = PRODUCT // 4 if quick else PRODUCT
+    found = {}
+    for name, dtype in (("float32", "float32"), ("tf32", "float32"), ("bfloat16", "bfloat16")):
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        kind = getattr(torch, dtype)
+        A, B = (torch.randn(size, size, device="cuda").to(kind) for _ in range(2))
+        out = torch.empty(size, size, device="cuda", dtype=kind)
+
+        def several(A: Any = A, B: Any = B, out: Any = out) -> None:
+            for _ in range(10):
+                torch.mm(A, B, out=out)
+
+        found[name] = 10 * 2.0 * size**3 / torch_seconds(torch, several, 5)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return found
+
+
+def memory_copy() -> dict[str, float]:
+    """Return bytes a second of a copy within the device's memory, read and written."""
+    torch = torch_on_gpu()
+    free, _ = torch.cuda.mem_get_info()
+    size = min(1024 * MEBIBYTE, free // 4)
+    source = torch.zeros(size, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    seconds = torch_seconds(torch, lambda: target.copy_(source), 10)
+    return {"bytes_per_second": 2 * size / seconds, "bytes": size}
+
+
+def graph_node() -> dict[str, float]:
+    """Return the seconds of a node of a captured graph: tiny kernels, one after the other."""
+    torch = torch_on_gpu()
+    number = torch.zeros(1, device="cuda")
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        number.add_(1)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(NODES):
+            number.add_(1)
+    return {"seconds": torch_seconds(torch, graph.replay, 10) / NODES, "nodes": NODES}
+
+
+def tensor_core_loop() -> dict[str, float]:
+    """Return operations a second of mma.sync on registers alone: the ceiling of our own tiles."""
+    from benchmarks.gpu import instructions
+
+    return instructions.peak()

@@ -1,0 +1,97 @@
+"""CPU beside GPU: where the GPU begins to win, and what `auto` would have chosen.
+
+Every kernel of fastmlp on a ladder of widths and batch sizes, an epoch each with its data in place.
+Regret is the time of the kernel that dispatch chooses over that of the fastest: once with the
+constants that dispatch has, once with those that `ceilings` has just measured.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.cases import GpuCase, choose
+from benchmarks.gpu.ours import Fastmlp, kernels_for, problem
+from benchmarks.gpu.steps import Context, describe
+
+WIDTHS = (16, 64, 256, 1024)
+BATCHES = (32, 512, 8192)
+LONGEST = 4e11
+"""Operations of an epoch on the CPU that are not waited for."""
+EPOCH_FLOPS = 4e9
+REPEATS = 3
+
+
+def ladder(quick: bool) -> list[GpuCase]:
+    """Return networks of two equal hidden layers, from narrow to wide and from few rows to many."""
+    found = []
+    for width in WIDTHS[:2] if quick else WIDTHS:
+        for batch in BATCHES[:2] if quick else BATCHES:
+            sizes = (width, width, width, 8)
+            case = GpuCase("-".join(map(str, sizes)), sizes, batch, 1, "a ladder", 1.0)
+            steps = int(np.clip(EPOCH_FLOPS / case.flops_per_step, 1, 4 if quick else 100))
+            found.append(replace(case, steps=steps))
+    return found
+
+
+def run(context: Context) -> None:
+    """Time every kernel of both devices on each rung, then on the named cases."""
+    constants = context.result_of("ceilings").get("constants") or {}
+    named = choose(context.options.get("cases"), context.quick)
+    for case in (*ladder(context.quick), *named):
+        if context.left() <= 1:
+            context.keep("unfinished", f"no time was left from {case.title} on")
+            return
+        context.attempt(case.title, beside, case, constants, context.device)
+
+
+def beside(case: GpuCase, constants: dict[str, float], device: str = "cuda") -> dict[str, Any]:
+    """Return the seconds of a step by each kernel, and what dispatch makes of it."""
+    found: dict[str, Any] = {
+        "sizes": list(case.sizes),
+        "batch": case.batch,
+        "members": case.members,
+        "seconds": {},
+        "failed": {},
+    }
+    flops = case.flops_per_step * case.steps
+    for place in dict.fromkeys(("cpu", device)):
+        for name in kernels_for(case, place):
+            if place == "cpu" and flops > LONGEST:
+                found["failed"][name] = "too long for a CPU"
+                continue
+            try:
+                found["seconds"][name] = step_seconds(case, place, name)
+            except Exception as error:
+                found["failed"][name] = describe(error)
+    found["auto"] = chosen(case, {})
+    found["auto_measured"] = chosen(case, constants)
+    best = min(found["seconds"].values(), default=None)
+    for key in ("auto", "auto_measured"):
+        took = found["seconds"].get(found[key])
+        found[f"regret_{key}"] = took / best if took and best else None
+    return found
+
+
+def step_seconds(case: GpuCase, device: str, kernel: str) -> float:
+    """Return the median seconds of a step of a kernel, after an epoch that warms up."""
+    provider = Fastmlp(device, kernel)
+    epoch = provider.prepare(case, case.data(), case.member_weights())
+    epoch()
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        epoch()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times)) / case.steps
+
+
+def chosen(case: GpuCase, constants: dict[str, float]) -> str:
+    """Return the kernel that dispatch chooses with these constants of the GPU."""
+    from fastmlp.machine import detect
+    from fastmlp.planning import plan
+
+    return plan(problem(case), "auto", machine=replace(detect(), **constants)).kernel.name
