@@ -15,9 +15,10 @@ from benchmarks.cases import CASES as NAMED
 from benchmarks.cases import LEARNING_RATE, Case, Data, Weights
 from benchmarks.validation import Disagreement, flatten
 
-# Of how far the epoch moved a layer's parameters. float32 is as on the CPU. With products in bfloat16
-# PyTorch and JAX have lost 0.007 to 0.08 on these networks (on a CPU, the large ones with batches of
-# 1,024, 2026-11-24); tf32 has three bits more. A wrong factor, rate or bias is off by half or more.
+# Of how far the epoch moved a layer's parameters. float32 is as on the CPU. With products in
+# bfloat16 PyTorch and JAX have lost 0.007 to 0.08 on these networks (on a CPU, the large ones with
+# batches of 1,024; 2026-11-24), and tf32 has three bits more. A wrong factor, rate or bias is off
+# by half or more.
 TOLERANCES = {"float32": 1e-2, "tf32": 2.5e-2, "bfloat16": 2e-1}
 
 
