@@ -5,10 +5,13 @@ Not collected by itself: see `test_cuda`. In the simulator the warp's instructio
 
 import numpy as np
 import pytest
-from numba import cuda
+from numba import cuda, types
 
-from fastmlp_kernels.cuda import emulation
-from tests.cuda_device import MARKS, normal
+from fastmlp_kernels.compile import cuda_kernel, simulated
+from fastmlp_kernels.cuda import emulation, fragments, intrinsics
+from fastmlp_kernels.cuda.products import Epilogues
+from fastmlp_kernels.cuda.tensor_linear import build, conversions
+from tests.cuda_device import MARKS, generator, launch, normal
 from tests.cuda_tensor_kernels import PRECISIONS, kernel, products
 from tests.tolerances import Bounded, Precision, compare
 
@@ -21,7 +24,7 @@ SINGLE = Precision("float32")
 GUARD = 8
 # Rows, fan_in, fan_out, threads: one tile; several and a part of one, fewer warps than tiles and
 # more (low tiles); widths that fill no instruction.
-SHAPES = [(32, 32, 32, 32), (64, 40, 33, 32), (32, 7, 50, 128), (64, 72, 10, 96)]
+SHAPES = [(32, 32, 32, 32), (64, 40, 33, 32), (32, 7, 50, 128), (64, 39, 10, 96)]
 
 
 class Image:
@@ -116,3 +119,179 @@ def test_weight_gradient(precision, shape):
     oracle = SINGLE.product(exact_A.T, exact_dZ)
     oracle = Bounded(oracle.value + 2, oracle.error + 2 * SINGLE.unit * (np.abs(oracle.value) + 2))
     checked(image, "weight_gradient", precision, shape, oracle, words, start=2)
+
+
+def near_ties(dropped):
+    """Return float32 numbers of all kinds, at and beside ties of their dropped bits; one is NaN."""
+    highs = generator(dropped).integers(0, 2**32 >> dropped, 40).astype(np.uint32)
+    last = np.array([0, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0xFFC00001], np.uint32) >> dropped
+    highs = np.concatenate([highs, last])
+    half = 1 << dropped - 1
+    tails = np.array([0, 1, half - 1, half, half + 1, 2 * half - 1], np.uint32)
+    return ((highs << dropped)[:, None] + tails).ravel().view(np.float32)
+
+
+def convert(function, values, dtype):
+    """Return what a kernel makes of each value."""
+
+    @cuda_kernel
+    def conversion(x, out):
+        k = cuda.grid(1)
+        if k < out.shape[0]:
+            out[k] = function(x[k])
+
+    out = np.zeros(len(values), dtype)
+    launch(conversion, -(-len(values) // 64), 64, values, out)
+    return out
+
+
+def same(found, wanted):
+    """Return whether two arrays of numbers are the same bits, where not both are NaN."""
+    both = np.isnan(found) & np.isnan(wanted)
+    return ((found.view(np.uint32) == wanted.view(np.uint32)) | both).all()
+
+
+def test_conversion_to_bfloat16_and_back():
+    x = near_ties(16)
+    to_operand, to_number = conversions("bfloat16")
+    found = convert(to_number, convert(to_operand, x, np.uint16), np.float32)
+    assert same(found, emulation.bfloat16_values(emulation.bfloat16_bits(x)))
+    bits = np.arange(0, 1 << 16, 97 if simulated() else 1).astype(np.uint16)
+    assert same(convert(to_number, bits, np.float32), emulation.bfloat16_values(bits))
+
+
+def test_conversion_to_tf32():
+    x = near_ties(13)
+    to_operand, to_number = conversions("tf32")
+    rounded = convert(to_operand, x, np.float32)
+    assert same(rounded, emulation.tf32_values(x))
+    assert same(convert(to_number, rounded, np.float32), rounded)
+
+
+def test_a_pair_of_bfloat16_has_its_first_in_the_low_half():
+    @cuda_kernel
+    def pair(x, out):
+        k = cuda.grid(1)
+        if k < out.shape[0]:
+            out[k] = intrinsics.to_bfloat16_pair(x[2 * k], x[2 * k + 1])
+
+    x = normal((12,), np.float32)
+    out = np.zeros(6, np.uint32)
+    launch(pair, 1, 32, x, out)
+    assert np.array_equal(out.view(np.uint16), emulation.bfloat16_bits(x))
+
+
+def test_loads_and_stores_of_four():
+    @cuda_kernel
+    def move(x, out, bits):
+        shared = cuda.shared.array(0, types.float32)
+        t = cuda.threadIdx.x
+        a, b, c, d = intrinsics.load4(x, 4 * t)
+        intrinsics.store4(shared, 4 * (31 - t), (d, c, b, a))
+        cuda.syncthreads()
+        intrinsics.store4(out, 4 * t, intrinsics.load4(shared, 4 * t))
+        bits[t] = intrinsics.load_bits(shared, 4 * t + 1)
+
+    x = normal((128,), np.float32)
+    held = [cuda.to_device(each) for each in (x, np.zeros_like(x), np.zeros(32, np.uint32))]
+    move[1, 32, 0, 512](*held)
+    assert np.array_equal(held[1].copy_to_host(), x[::-1])
+    assert np.array_equal(held[2].copy_to_host(), x[::-1].copy().view(np.uint32)[1::4])
+
+
+@cuda_kernel
+def copy_two_groups(x, out, early):
+    shared = cuda.shared.array(0, types.float32)
+    t = cuda.threadIdx.x
+    for k in range(8):
+        shared[8 * t + k] = -1
+    intrinsics.copy_async_16(shared, 8 * t, x, 8 * t)
+    intrinsics.copy_async_commit()
+    intrinsics.copy_async_16(shared, 8 * t + 4, x, 8 * t + 4)
+    intrinsics.copy_async_commit()
+    intrinsics.copy_async_wait(1)
+    early[t] = shared[8 * t + 4]
+    out[8 * t] = shared[8 * t]
+    intrinsics.copy_async_wait(0)
+    for k in range(1, 8):
+        out[8 * t + k] = shared[8 * t + k]
+
+
+def test_asynchronous_copies_arrive_when_they_are_waited_for():
+    x = normal((256,), np.float32)
+    held = [cuda.to_device(each) for each in (x, np.zeros_like(x), np.zeros(32, np.float32))]
+    copy_two_groups[1, 32, 0, 1024](*held)
+    assert np.array_equal(held[1].copy_to_host(), x)
+    if simulated():
+        # A reader that does not wait gets what was there before; a GPU promises nothing.
+        assert (held[2].copy_to_host() == -1).all()
+
+
+@cuda_kernel
+def transposed_eights(image, out):
+    shared = cuda.shared.array(0, types.float32)
+    t = cuda.threadIdx.x
+    for k in range(4):
+        shared[4 * t + k] = image[4 * t + k]
+    cuda.syncthreads()
+    plain = intrinsics.load_matrix_x4(shared, 4 * t)
+    turned = intrinsics.load_matrix_x4_transposed(shared, 4 * t)
+    for q in range(4):
+        out[4 * t + q] = plain[q]
+        out[128 + 4 * t + q] = turned[q]
+
+
+def test_matrix_loads():
+    halves = np.arange(256, dtype=np.uint16)
+    held = [cuda.to_device(each) for each in (halves.view(np.float32), np.zeros(256, np.uint32))]
+    transposed_eights[1, 32, 0, 512](*held)
+    found = held[1].copy_to_host().view(np.uint16).reshape(2, 32, 4, 2)
+    matrices = halves.reshape(4, 8, 8)
+    for lane in range(32):
+        row, column = fragments.matrix_row(lane), fragments.matrix_column(lane)
+        assert np.array_equal(found[0, lane], matrices[:, row, column : column + 2])
+        assert np.array_equal(found[1, lane], matrices[:, column : column + 2, row])
+
+
+def test_blocks_of_part_warps_and_unknown_precisions_are_refused():
+    epilogues = Epilogues(None, None, None)
+    with pytest.raises(ValueError, match="threads: got 48, wanted a multiple of 32"):
+        build(48, "tf32", epilogues)
+    with pytest.raises(ValueError, match="precision: got 'float16', wanted one of"):
+        build(32, "float16", epilogues)
+
+
+if simulated():
+    # What the emulation sees and a GPU would not.
+
+    @cuda_kernel
+    def load_by(shared_words, lanes, place):
+        shared = cuda.shared.array(0, types.float32)
+        if cuda.threadIdx.x < lanes:
+            intrinsics.load_matrix_x4(shared, place)
+
+    @cuda_kernel
+    def load_or_other(turned):
+        shared = cuda.shared.array(0, types.float32)
+        if cuda.threadIdx.x < turned:
+            intrinsics.load_matrix_x4_transposed(shared, 0)
+        else:
+            intrinsics.load_matrix_x4(shared, 0)
+
+    def test_a_lane_that_stays_away_is_an_error(monkeypatch):
+        monkeypatch.setattr(emulation, "PATIENCE", 0.3)
+        with pytest.raises(RuntimeError, match="load_matrix_x4: got 31 lanes of a warp, wanted 32"):
+            load_by[1, 32, 0, 512](0, 31, 0)
+
+    def test_lanes_in_two_instructions_are_an_error():
+        with pytest.raises(RuntimeError, match="got lanes in .*, wanted all in one"):
+            load_or_other[1, 32, 0, 512](7)
+
+    @pytest.mark.parametrize("place", [2, -4, 128])
+    def test_a_matrix_row_out_of_place_is_an_error(place):
+        with pytest.raises(ValueError, match="wanted 4 elements inside, aligned"):
+            load_by[1, 32, 0, 512](0, 32, place)
+
+    def test_part_of_a_warp_is_an_error():
+        with pytest.raises(ValueError, match="wanted whole warps"):
+            load_by[1, 40, 0, 512](0, 40, 0)

@@ -13,7 +13,7 @@ NAMES = ("forward", "backward", "weight_gradient")
 OPERANDS = {"bfloat16": types.uint16, "tf32": types.float32}
 # What the words of a kernel say: where the result begins and how long its rows are, `layer`, then
 # the arguments of the product from the offset of its first factor on.
-RESULT, PITCH, LAYER, FIRST = 0, 1, 2, 3
+RESULT, PITCH, LAYER = 0, 1, 2
 
 
 @cuda_part
@@ -60,10 +60,11 @@ def _forward(product, threads, operand):
         numbers = cuda.shared.array(0, types.float32)
         t = cuda.threadIdx.x
         load(image, numbers, t, threads)
-        layer, A, A_stride, W, W_stride = words[2], words[3], words[4], words[5], words[6]
+        told = (words[RESULT], words[PITCH])
+        layer, A, A_stride, W, W_stride = words[LAYER], words[3], words[4], words[5], words[6]
         b, rows, fan_in, fan_out = words[7], words[8], words[9], words[10]
         product(
-            operands, numbers, words, layer, A, A_stride, W, W_stride, b, rows, fan_in, fan_out, t
+            operands, numbers, told, layer, A, A_stride, W, W_stride, b, rows, fan_in, fan_out, t
         )
         save(image, numbers, t, threads)
 
@@ -77,10 +78,11 @@ def _backward(product, threads, operand):
         numbers = cuda.shared.array(0, types.float32)
         t = cuda.threadIdx.x
         load(image, numbers, t, threads)
-        layer, dZ, dZ_stride, W, W_stride = words[2], words[3], words[4], words[5], words[6]
+        told = (words[RESULT], words[PITCH])
+        layer, dZ, dZ_stride, W, W_stride = words[LAYER], words[3], words[4], words[5], words[6]
         rows, fan_in, fan_out = words[7], words[8], words[9]
         product(
-            operands, numbers, words, layer, dZ, dZ_stride, W, W_stride, rows, fan_in, fan_out, t
+            operands, numbers, told, layer, dZ, dZ_stride, W, W_stride, rows, fan_in, fan_out, t
         )
         save(image, numbers, t, threads)
 

@@ -28,6 +28,18 @@ from fastmlp_kernels.cuda.tensor_tiles import (
 )
 
 
+def _form(precision: str) -> Form:
+    if precision not in FORMS:
+        raise ValueError(f"precision: got {precision!r}, wanted one of {sorted(FORMS)}")
+    return FORMS[precision]
+
+
+def conversions(precision: str) -> tuple[Any, Any]:
+    """Return `to_operand` and `to_number` of the products: for epilogues, which come before."""
+    form = _form(precision)
+    return form.to_operand, form.to_number
+
+
 @functools.cache
 def build(threads: int, precision: str, epilogues: Epilogues) -> BlockProducts:
     """Return the products for blocks of `threads`.
@@ -42,9 +54,7 @@ def build(threads: int, precision: str, epilogues: Epilogues) -> BlockProducts:
     """
     if threads % LANES or threads < LANES:
         raise ValueError(f"threads: got {threads}, wanted a multiple of {LANES}")
-    if precision not in FORMS:
-        raise ValueError(f"precision: got {precision!r}, wanted one of {sorted(FORMS)}")
-    form, warps = FORMS[precision], threads // LANES
+    form, warps = _form(precision), threads // LANES
     return BlockProducts(
         forward=_either(_forward, warps, form, epilogues.forward),
         backward=_either(_backward, warps, form, epilogues.backward),
