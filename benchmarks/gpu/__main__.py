@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         "cases": options.cases,
         "precisions": options.precisions,
     }
-    steps.sequence(options.steps or steps.names(), told, record, path, options.minutes * 60)
+    wanted = [step for step in steps.STEPS if step.name in (options.steps or steps.names())]
+    steps.sequence(wanted, told, record, path, options.minutes * 60)
     print(f"\nRecord: {path}")
     for step in steps.STEPS:
         if step.name in record["steps"]:

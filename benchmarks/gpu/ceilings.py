@@ -57,7 +57,7 @@ def constants(found: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value}
 
 
-def best_of(repeats: int, function: Callable[[], float]) -> float:
+def median_of(repeats: int, function: Callable[[], float]) -> float:
     """Return the median of several measurements, after one that warms up."""
     function()
     return float(np.median([function() for _ in range(repeats)]))
@@ -67,18 +67,16 @@ def launch_costs() -> dict[str, float]:
     """Return host seconds of enqueuing a kernel that does nothing, by its number of arrays."""
     from numba import cuda
 
-    def empty():
-        return
-
-    def one(a):
-        return
-
-    def eight(a, b, c, d, e, f, g, h):
-        return
+    from benchmarks.gpu import ceiling_kernels as kernels
 
     array = cuda.to_device(np.zeros(8, np.float32))
     found = {}
-    for name, function, count in (("empty", empty, 0), ("1_array", one, 1), ("8_arrays", eight, 8)):
+    rows = (
+        ("empty", kernels.empty, 0),
+        ("1_array", kernels.one, 1),
+        ("8_arrays", kernels.eight, 8),
+    )
+    for name, function, count in rows:
         kernel, arguments = cuda.jit(function), (array,) * count
 
         def several(kernel: Any = kernel, arguments: tuple[Any, ...] = arguments) -> float:
@@ -89,7 +87,7 @@ def launch_costs() -> dict[str, float]:
             cuda.synchronize()
             return (time.perf_counter() - started) / LAUNCHES
 
-        found[name] = best_of(3, several)
+        found[name] = median_of(3, several)
     return found
 
 
@@ -109,12 +107,9 @@ def block_barrier() -> dict[str, float]:
     """Return the seconds of a barrier of a block, by its number of threads."""
     from numba import cuda
 
-    @cuda.jit
-    def meet(count, out):
-        for _ in range(count):
-            cuda.syncthreads()
-        out[0] = count
+    from benchmarks.gpu import ceiling_kernels as kernels
 
+    meet = cuda.jit(kernels.meet_block)
     out = cuda.to_device(np.zeros(1, np.int64))
     found = {}
     for threads in (128, 256, 512, 1024):
@@ -124,7 +119,7 @@ def block_barrier() -> dict[str, float]:
             few = timed_on_device(lambda: meet[1, threads](1, out))
             return (many - few) / MEETINGS
 
-        found[f"{threads}_threads"] = best_of(3, extra)
+        found[f"{threads}_threads"] = median_of(3, extra)
     return found
 
 
@@ -132,13 +127,9 @@ def grid_barrier() -> dict[str, float]:
     """Return the seconds of a barrier of a cooperative grid, by its number of blocks."""
     from numba import cuda
 
-    @cuda.jit
-    def meet(count, out):
-        grid = cuda.cg.this_grid()
-        for _ in range(count):
-            grid.sync()
-        out[cuda.grid(1)] = count
+    from benchmarks.gpu import ceiling_kernels as kernels
 
+    meet = cuda.jit(kernels.meet_grid)
     processors = cuda.get_current_device().MULTIPROCESSOR_COUNT
     out = cuda.to_device(np.zeros(processors * 256, np.int64))
     found = {}
@@ -149,7 +140,7 @@ def grid_barrier() -> dict[str, float]:
             few = timed_on_device(lambda: meet[blocks, 256](1, out))
             return (many - few) / GRID_MEETINGS
 
-        found[f"{blocks}_blocks"] = best_of(3, extra)
+        found[f"{blocks}_blocks"] = median_of(3, extra)
     return found
 
 
@@ -178,10 +169,10 @@ def host_copies() -> dict[str, float]:
         "to_host_pinned": lambda: device.copy_to_host(pinned),
     }
     found = {
-        f"{name}_bytes_per_second": size / best_of(3, lambda copy=copy: seconds(copy))
+        f"{name}_bytes_per_second": size / median_of(3, lambda copy=copy: seconds(copy))
         for name, copy in times.items()
     }
-    found["smallest_seconds"] = best_of(
+    found["smallest_seconds"] = median_of(
         20, lambda: seconds(lambda: small_device.copy_to_host(small))
     )
     return found
@@ -209,7 +200,7 @@ def torch_seconds(torch: Any, function: Callable[[], Any], repeats: int) -> floa
         last.synchronize()
         return first.elapsed_time(last) / 1e3
 
-    return best_of(repeats, once)
+    return median_of(repeats, once)
 
 
 def products_by_torch(quick: bool) -> dict[str, float]:

@@ -23,6 +23,7 @@ from benchmarks.validation import Disagreement
 
 AT_ONCE = ("fastmlp", "PyTorch", "JAX")
 COMPILED = ("fastmlp", "PyTorch compile")
+TUNED = ("fastmlp", "PyTorch max-autotune")
 PASSES = 7
 TURN_SECONDS = 0.03
 MOST_EPOCHS = 200
@@ -42,8 +43,8 @@ class Row:
     @property
     def name(self) -> str:
         """Its name in the record."""
-        compiled = " compiled" if "PyTorch compile" in self.families else ""
-        return f"{self.case.title}{compiled}"
+        beside = {COMPILED: ", compiled", TUNED: ", tuned"}
+        return f"{self.case.title}{beside.get(self.families, '')}"
 
 
 def rows(cases: list[GpuCase], precisions: list[str], quick: bool) -> list[Row]:
@@ -51,7 +52,7 @@ def rows(cases: list[GpuCase], precisions: list[str], quick: bool) -> list[Row]:
     order = [name for name in ("float32", "bfloat16", "tf32") if name in precisions]
     found = [
         Row(replace(case, precision=name), families)
-        for families in (AT_ONCE, COMPILED)
+        for families in (AT_ONCE, COMPILED, TUNED)
         for name in order
         for case in cases
     ]

@@ -1,7 +1,8 @@
 """Kernels of one warp around each instruction of `fastmlp_kernels.cuda.intrinsics`.
 
 They pick elements by the plain index functions of `fragments`, which is what is to be shown: that a
-lane's registers are the elements that those functions say.
+lane's registers are the elements that those functions say. Numba is imported at the top: the
+simulator finds `cuda` among a kernel's globals alone.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import cuda, uint16
+
+from fastmlp_kernels.compile import cuda_function, cuda_kernel, cuda_part
+from fastmlp_kernels.cuda import fragments, intrinsics
 
 
-def multiplying(fragments: Any, intrinsics: Any) -> dict[str, Any]:
+def multiplying() -> dict[str, Any]:
     """Return a kernel for each product of fragments: D = A B + C, all row-major, flat."""
     return {
-        "bfloat16": _multiplying_bfloat16(fragments, intrinsics),
-        "tf32": _multiplying_tf32(fragments, intrinsics),
+        "bfloat16": _multiplying_bfloat16(),
+        "tf32": _multiplying_tf32(),
     }
 
 
-def _multiplying_bfloat16(fragments: Any, intrinsics: Any) -> Any:
-    from numba import cuda
-
-    from fastmlp_kernels.compile import cuda_function, cuda_kernel, cuda_part
-
+def _multiplying_bfloat16() -> Any:
     left_row, left_pair = map(cuda_function, (fragments.left_row, fragments.left_column_bfloat16))
     right_pair = cuda_function(fragments.right_row_bfloat16)
     right_column = cuda_function(fragments.right_column)
@@ -62,23 +63,19 @@ def _multiplying_bfloat16(fragments: Any, intrinsics: Any) -> Any:
     return kernel
 
 
-def _multiplying_tf32(fragments: Any, intrinsics: Any) -> Any:
-    from numba import cuda
-
-    from fastmlp_kernels.compile import cuda_function, cuda_kernel, cuda_part
-
+def _multiplying_tf32() -> Any:
     left_row, left_column = map(cuda_function, (fragments.left_row, fragments.left_column_tf32))
     right_row, right_column = map(cuda_function, (fragments.right_row_tf32, fragments.right_column))
     sum_row, sum_column = map(cuda_function, (fragments.sum_row, fragments.sum_column))
-    multiply, bits_of = intrinsics.mma_tf32, intrinsics.bits_of
+    multiply, load_bits = intrinsics.mma_tf32, intrinsics.load_bits
 
     @cuda_part
     def left(A, lane, r):
-        return bits_of(A[left_row(lane, r) * 8 + left_column(lane, r)])
+        return load_bits(A, left_row(lane, r) * 8 + left_column(lane, r))
 
     @cuda_part
     def right(B, lane, r):
-        return bits_of(B[right_row(lane, r) * 8 + right_column(lane, r)])
+        return load_bits(B, right_row(lane, r) * 8 + right_column(lane, r))
 
     @cuda_part
     def sums(C, lane, r):
@@ -97,12 +94,8 @@ def _multiplying_tf32(fragments: Any, intrinsics: Any) -> Any:
     return kernel
 
 
-def moving(fragments: Any, intrinsics: Any) -> dict[str, Any]:
+def moving() -> dict[str, Any]:
     """Return a kernel for each instruction that moves or converts."""
-    from numba import cuda, uint16
-
-    from fastmlp_kernels.compile import cuda_function, cuda_kernel
-
     load, load_transposed = intrinsics.load_matrix_x4, intrinsics.load_matrix_x4_transposed
     copy_async, commit, wait = (
         intrinsics.copy_async_16,
@@ -110,8 +103,8 @@ def moving(fragments: Any, intrinsics: Any) -> dict[str, Any]:
         intrinsics.copy_async_wait,
     )
     to_bfloat16, from_bfloat16 = intrinsics.to_bfloat16, intrinsics.from_bfloat16
-    to_pair, to_tf32, bits_of = intrinsics.to_bfloat16_pair, intrinsics.to_tf32, intrinsics.bits_of
-    load4, store4 = intrinsics.load4, intrinsics.store4
+    to_pair, to_tf32 = intrinsics.to_bfloat16_pair, intrinsics.to_tf32
+    load_bits, load4, store4 = intrinsics.load_bits, intrinsics.load4, intrinsics.store4
     address_down = cuda_function(fragments.address_down)
 
     @cuda_kernel
@@ -146,7 +139,7 @@ def moving(fragments: Any, intrinsics: Any) -> dict[str, Any]:
             single[k] = from_bfloat16(half[k])
             pairs[k] = to_pair(values[k], values[half.size - 1 - k])
             rounded[k] = to_tf32(values[k])
-            bits[k] = bits_of(values[k])
+            bits[k] = load_bits(values, k)
 
     @cuda_kernel
     def four(source, out):
@@ -164,11 +157,6 @@ def moving(fragments: Any, intrinsics: Any) -> dict[str, Any]:
 
 def peak_kernel(name: str) -> Any:
     """Return a kernel of nothing but independent products; its result keeps them alive."""
-    from numba import cuda
-
-    from fastmlp_kernels.compile import cuda_kernel
-    from fastmlp_kernels.cuda import intrinsics
-
     multiply = {"tf32": intrinsics.mma_tf32, "bfloat16": intrinsics.mma_bfloat16}[name]
 
     @cuda_kernel

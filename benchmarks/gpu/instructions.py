@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.instruction_kernels import moving, multiplying, peak_kernel
 from benchmarks.gpu.steps import Context, Skipped
 
 LANES = 32
@@ -37,10 +36,10 @@ def run(context: Context) -> None:
 def kernels() -> dict[str, Any]:
     """Return the kernels; the module with the instructions is imported here."""
     try:
-        from fastmlp_kernels.cuda import fragments, intrinsics
+        from benchmarks.gpu.instruction_kernels import moving, multiplying
     except ImportError as error:
         raise Skipped(f"fastmlp has no intrinsics ({error})") from error
-    return {**multiplying(fragments, intrinsics), **moving(fragments, intrinsics)}
+    return {**multiplying(), **moving()}
 
 
 def launch(name: str, *arguments: Any) -> None:
@@ -198,7 +197,7 @@ def conversions(count: int = 256) -> dict[str, Any]:
     same("to_tf32", rounded, tf32_numbers(values))
     # Of a NaN any bits will do.
     kept = ~np.isnan(values)
-    same("bits_of", bits[kept], values.view(np.uint32)[kept])
+    same("load_bits", bits[kept], values.view(np.uint32)[kept])
     return {"numbers": count}
 
 
@@ -225,16 +224,16 @@ def peak() -> dict[str, float]:
     """Return operations a second of mma.sync on registers, by precision, all multiprocessors."""
     from numba import cuda
 
-    from benchmarks.gpu.ceilings import best_of, timed_on_device
+    from benchmarks.gpu.ceilings import median_of, timed_on_device
+    from benchmarks.gpu.instruction_kernels import peak_kernel
 
-    kernels()
     _needs_tensor_cores(simulated=False)
     blocks, threads = 4 * cuda.get_current_device().MULTIPROCESSOR_COUNT, 256
     out = cuda.to_device(np.zeros(blocks * threads, np.float32))
     found = {}
     for name, depth in (("tf32", 8), ("bfloat16", 16)):
         kernel = peak_kernel(name)
-        seconds = best_of(
+        seconds = median_of(
             3, lambda kernel=kernel: timed_on_device(lambda: kernel[blocks, threads](LOOPS, out))
         )
         products = blocks * threads / LANES * LOOPS * ACCUMULATORS

@@ -13,23 +13,22 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.gpu.steps import STEPS, Context, Skipped, describe, missing_gpu, read
+from benchmarks.gpu.steps import Context, Skipped, describe, missing_gpu, read
 
 
 def main(arguments: list[str]) -> int:
     """Run one step in this process."""
-    name, options, record, file, seconds = arguments
-    (step,) = [step for step in STEPS if step.name == name]
+    module, needs_gpu, options, record, file, seconds = arguments
     before = read(Path(record)) or {"steps": {}}
     context = Context(
         json.loads(options), before["steps"], time.monotonic() + float(seconds), Path(file)
     )
     context.options["record"] = record
     try:
-        reason = missing_gpu() if step.needs_gpu else None
+        reason = missing_gpu() if int(needs_gpu) else None
         if reason is not None:
             raise Skipped(reason)
-        importlib.import_module(f"benchmarks.gpu.{name}").run(context)
+        importlib.import_module(module).run(context)
     except Skipped as reason:
         context.save("skipped", str(reason))
         return 0

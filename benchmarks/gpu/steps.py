@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,20 @@ class Step:
         Its budget; what earlier steps did not use is added.
     needs_gpu : bool
         Whether it is skipped on a machine without a GPU.
+    module : str
+        Its module, if that is not in this package.
     """
 
     name: str
     title: str
     seconds: float
     needs_gpu: bool = True
+    module: str = ""
+
+    @property
+    def imported(self) -> str:
+        """The module with ``run(context)``."""
+        return self.module or f"benchmarks.gpu.{self.name}"
 
 
 # 470 seconds of the 480 that the whole may take; the last one always has its share.
@@ -213,8 +221,9 @@ def run_step(step: Step, options: dict[str, Any], record: Path, seconds: float) 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "step.json"
-        command = [sys.executable, "-m", "benchmarks.gpu.step_process", step.name]
-        command += [json.dumps(options), str(record), str(file), str(seconds)]
+        command = [sys.executable, "-m", "benchmarks.gpu.step_process"]
+        command += [step.imported, str(int(step.needs_gpu)), json.dumps(options)]
+        command += [str(record), str(file), str(seconds)]
         # A session of its own: whatever it has started can be ended with it.
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True)
         try:
@@ -253,16 +262,20 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def sequence(
-    wanted: list[str], options: dict[str, Any], record: dict[str, Any], path: Path, limit: float
+    wanted: Sequence[Step],
+    options: dict[str, Any],
+    record: dict[str, Any],
+    path: Path,
+    limit: float,
 ) -> None:
-    """Run the steps that are wanted; the record is on the disk after each."""
+    """Run the steps; the record is on the disk after each."""
     deadline = time.monotonic() + limit
-    waiting = [step for step in STEPS if step.name in wanted]
+    waiting = list(wanted)
+    scale = min(1.0, limit / sum(step.seconds for step in wanted))
     while waiting:
         step = waiting.pop(0)
-        # What is left beside the budgets of those that follow, which an early end makes longer.
+        # What is left beside the budgets of those that follow: an early end leaves them its time.
         budgets = sum(each.seconds for each in waiting)
-        scale = min(1.0, limit / sum(each.seconds for each in STEPS if each.name in wanted))
         seconds = deadline - time.monotonic() - budgets * scale
         print(f"\n{step.title}: at most {max(seconds, 0):.0f} s", flush=True)
         if seconds < 1:
