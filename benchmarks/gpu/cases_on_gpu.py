@@ -67,8 +67,10 @@ def run_pytest(command: list[str], seconds: float) -> dict[str, Any]:
 
 def summary(text: str, code: int | None) -> dict[str, Any]:
     """Return what pytest's last lines say; only passed tests and no others are a pass."""
-    counts = re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected)", text)
-    said = ", ".join(f"{number} {kind}" for number, kind in counts[-5:])
+    # compute-sanitizer writes below it, and what a test prints may look like it.
+    lines = [line for line in text.splitlines() if re.search(r"\d+ \w+.* in [\d.]+s", line)]
+    counts = re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected)", "".join(lines[-1:]))
+    said = ", ".join(f"{number} {kind}" for number, kind in counts)
     if code is None:
         return {"passed": False, "summary": "cut off", "output": text[-TAIL:]}
     found = {kind for _, kind in counts}
