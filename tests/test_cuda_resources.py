@@ -136,7 +136,8 @@ def test_compiling_leaves_the_current_device_as_it_was():
     [
         # By hand, from the table of compute capabilities.
         (HOPPER, 32, 256, 0, 8),  # 2048 threads
-        (HOPPER, 33, 256, 0, 6),  # 40 registers: 51 warps, 48 in whole quarters
+        (HOPPER, 33, 256, 0, 6),  # 40 registers: 51 warps
+        (HOPPER, 33, 96, 0, 16),  # 48 warps in whole quarters of a multiprocessor
         (HOPPER, 128, 256, 0, 2),
         (HOPPER, 255, 256, 0, 1),
         (HOPPER, 255, 512, 0, 0),  # 8 warps at a time, of 16
