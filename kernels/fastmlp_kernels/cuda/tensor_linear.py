@@ -19,6 +19,7 @@ from fastmlp_kernels.cuda.tensor_tiles import (
     FORMS,
     ROW_SUMS,
     Form,
+    hand_out,
     left_across,
     left_along,
     multiply_tile,
@@ -105,6 +106,15 @@ def _forward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     count = ROW_SUMS * height
 
     @cuda_part
+    def one(context, lane, s, value):
+        operands, numbers, words, layer, top, left, width = context
+        i, j = top + row_of(s, lane), left + column_of(s, lane)
+        if j < width:
+            epilogue(operands, numbers, words, layer, i, j, value)
+
+    hand = hand_out(height, one)
+
+    @cuda_part
     def forward_tiles(
         operands, numbers, words, layer, A, A_stride, W, W_stride, b, rows, fan_in, fan_out, t
     ):
@@ -139,13 +149,10 @@ def _forward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         while unit < units:
             top, left = top_of(unit), place * TILE
             for s in range(count):
-                j = left + column_of(s, lane)
-                sums[s] = numbers[b + j] if j < fan_out else np.float32(0)
+                # Beyond the width any number does, as nothing is made of it.
+                sums[s] = numbers[b + min(left + column_of(s, lane), fan_out - 1)]
             multiply(operands, A + top * A_stride, A_stride, W + left, W_stride, fan_in, sums, lane)
-            for s in range(count):
-                i, j = top + row_of(s, lane), left + column_of(s, lane)
-                if j < fan_out:
-                    epilogue(operands, numbers, words, layer, i, j, sums[s])
+            hand((operands, numbers, words, layer, top, left, fan_out), sums, lane)
             unit, place = next_tile(unit, place + warps, across)
 
     return forward_tiles
@@ -155,6 +162,15 @@ def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     multiply = multiply_tile(form, height, left_along(form, height), right_along(form))
     top_of, row_of, column_of = tile_places(height, fragments.in_order, form.backward_columns)
     count = ROW_SUMS * height
+
+    @cuda_part
+    def one(context, lane, s, value):
+        operands, numbers, words, layer, top, left, width = context
+        i, j = top + row_of(s, lane), left + column_of(s, lane)
+        if j < width:
+            epilogue(operands, numbers, words, layer, i, j, value)
+
+    hand = hand_out(height, one)
 
     @cuda_part
     def backward_tiles(
@@ -186,10 +202,7 @@ def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
                 sums[s] = np.float32(0)
             first, second = dZ + top * dZ_stride, W + left * W_stride
             multiply(operands, first, dZ_stride, second, W_stride, fan_out, sums, lane)
-            for s in range(count):
-                i, j = top + row_of(s, lane), left + column_of(s, lane)
-                if j < fan_in:
-                    epilogue(operands, numbers, words, layer, i, j, sums[s])
+            hand((operands, numbers, words, layer, top, left, fan_in), sums, lane)
             unit, place = next_tile(unit, place + warps, across)
 
     return backward_tiles
@@ -199,6 +212,15 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     multiply = multiply_tile(form, height, left_across(form, height), right_across(form))
     top_of, row_of, column_of = tile_places(height, form.gradient_rows, form.columns)
     count = ROW_SUMS * height
+
+    @cuda_part
+    def one(context, lane, s, value):
+        gradient, start, pitch, top, left, fan_in, fan_out = context
+        k, j = top + row_of(s, lane), left + column_of(s, lane)
+        if k < fan_in and j < fan_out:
+            epilogue(gradient, start + k * pitch + j, value)
+
+    hand = hand_out(height, one)
 
     @cuda_part
     def gradient_tiles(
@@ -231,10 +253,7 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
             for s in range(count):
                 sums[s] = np.float32(0)
             multiply(operands, A + top, A_stride, dZ + left, dZ_stride, rows, sums, lane)
-            for s in range(count):
-                k, j = top + row_of(s, lane), left + column_of(s, lane)
-                if k < fan_in and j < fan_out:
-                    epilogue(gradient, start + k * pitch + j, sums[s])
+            hand((gradient, start, pitch, top, left, fan_in, fan_out), sums, lane)
             unit, place = next_tile(unit, place + warps, across)
 
     return gradient_tiles
