@@ -283,6 +283,17 @@ if simulated():
         with pytest.raises(RuntimeError, match="load_matrix_x4: got 31 lanes of a warp, wanted 32"):
             load_by[1, 32, 0, 512](0, 31, 0)
 
+    @cuda_kernel
+    def load_twice(lanes):
+        shared = cuda.shared.array(0, types.float32)
+        intrinsics.load_matrix_x4(shared, 0)
+        if cuda.threadIdx.x < lanes:
+            intrinsics.load_matrix_x4(shared, 0)
+
+    def test_a_lane_that_has_ended_is_seen_at_once():
+        with pytest.raises(RuntimeError, match="load_matrix_x4: lane 31 ended: it returned"):
+            load_twice[1, 32, 0, 512](31)
+
     def test_lanes_in_two_instructions_are_an_error():
         with pytest.raises(RuntimeError, match="got lanes in .*, wanted all in one"):
             load_or_other[1, 32, 0, 512](7)

@@ -4,7 +4,8 @@ import functools
 
 from numba import cuda, types
 
-from fastmlp_kernels.compile import cuda_kernel, cuda_part
+from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
 from fastmlp_kernels.cuda import tensor_linear
 from fastmlp_kernels.cuda.products import Epilogues
 
@@ -104,3 +105,95 @@ def _weight_gradient(product, threads, operand):
         save(image, numbers, t, threads)
 
     return weight_gradient
+
+
+def layer_epilogues(precision, activations):
+    """Return epilogues as long as those of a network: a choice of rules, conversions, branches."""
+    to_operand, to_number = tensor_linear.conversions(precision)
+    value = cuda_switch([ACTIVATIONS[name].value for name in activations])
+    slope = cuda_switch([ACTIVATIONS[name].slope for name in activations])
+
+    @cuda_part
+    def forward(operands, numbers, words, last, i, j, z):
+        activation, out, out_stride, kept, kept_stride = words
+        numbers[kept + i * kept_stride + j] = z
+        a = value(activation, z)
+        if last == 0:
+            operands[out + i * out_stride + j] = to_operand(a)
+        else:
+            numbers[out + i * out_stride + j] = a
+
+    @cuda_part
+    def backward(operands, numbers, words, last, i, j, da):
+        activation, out, out_stride, kept, kept_stride = words
+        if last == 0:
+            x = to_number(operands[kept + i * kept_stride + j])
+        else:
+            x = numbers[kept + i * kept_stride + j]
+        operands[out + i * out_stride + j] = to_operand(da * slope(activation, x, x))
+
+    return Epilogues(forward, backward, add)
+
+
+def layer_kernel(precision, threads, activations):
+    """Return a kernel with all products of a layer, for the compiler alone."""
+    made = tensor_linear.build(threads, precision, layer_epilogues(precision, activations))
+    forward, backward, weight_gradient = made.forward, made.backward, made.weight_gradient
+    operand = OPERANDS[precision]
+
+    @cuda_kernel
+    def layers(gradient, words):
+        operands = cuda.shared.array(0, operand)
+        numbers = cuda.shared.array(0, types.float32)
+        t = cuda.threadIdx.x
+        A, A_stride, W, W_stride, b = words[0], words[1], words[2], words[3], words[4]
+        rows, fan_in, fan_out = words[5], words[6], words[7]
+        told = (words[8], words[9], words[10], words[11], words[12])
+        for last in range(words[13]):
+            forward(
+                operands,
+                numbers,
+                told,
+                last,
+                A,
+                A_stride,
+                W,
+                W_stride,
+                b,
+                rows,
+                fan_in,
+                fan_out,
+                t,
+            )
+            cuda.syncthreads()
+            weight_gradient(
+                operands,
+                gradient,
+                0,
+                fan_out,
+                A,
+                A_stride,
+                W,
+                W_stride,
+                rows,
+                fan_in,
+                fan_out,
+                t,
+            )
+            backward(
+                operands,
+                numbers,
+                told,
+                last,
+                A,
+                A_stride,
+                W,
+                W_stride,
+                rows,
+                fan_in,
+                fan_out,
+                t,
+            )
+            cuda.syncthreads()
+
+    return layers

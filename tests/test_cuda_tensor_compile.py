@@ -17,7 +17,7 @@ from numba.cuda import dispatcher
 from fastmlp_kernels.compile import cuda_kernel, simulated
 from fastmlp_kernels.cuda import intrinsics
 from fastmlp_kernels.cuda.products import TENSOR_CAPABILITY
-from tests.cuda_tensor_kernels import NAMES, PRECISIONS, kernel
+from tests.cuda_tensor_kernels import NAMES, PRECISIONS, kernel, layer_kernel
 from tests.test_cuda_compile import disassembler, double_precision, machine_code
 
 pytestmark = [
@@ -117,6 +117,19 @@ def test_a_product_is_tensor_instructions_without_spills(
         assert count(code, instruction) == times, instruction
     taken = registers((tmp_path / "kernel.cubin").read_bytes())
     assert len(taken) == 1 and 32 <= taken[0] <= MOST_REGISTERS
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_long_epilogues_leave_the_sums_in_registers(monkeypatch, precision, tmp_path):
+    device = SimpleNamespace(compute_capability=(9, 0))
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: device)
+    function = layer_kernel(precision, THREADS, ("relu", "tanh", "gelu", "identity")).py_func
+    ptx = cuda.compile_ptx(function, (FLOATS, WORDS), cc=(9, 0))[0]
+    assert double_precision(ptx) == []
+    assert "__local_depot" not in ptx
+    code = assembled(ptx, (9, 0), tmp_path)
+    assert not re.search(r"\b(LDL|STL)\b", code)
+    assert max(registers((tmp_path / "kernel.cubin").read_bytes())) <= MOST_REGISTERS
 
 
 def test_earlier_gpus_do_not_assemble_them(compiled, tmp_path):

@@ -18,7 +18,9 @@ from fastmlp_kernels.cuda import fragments
 from fastmlp_kernels.cuda.fragments import LANES, MATRIX_BYTES, MATRIX_ROWS
 
 # Seconds to wait for the other lanes: work between two instructions is milliseconds.
-PATIENCE = 60.0
+PATIENCE = 20.0
+# Seconds between two looks at whether a lane has ended.
+GLANCE = 0.2
 # Seconds that a Python thread may keep the interpreter while another waits for it. The simulator
 # polls its threads without a pause, and with Python's 5 ms each of 32 lanes would wait for that.
 SWITCH_INTERVAL = 2e-5
@@ -112,36 +114,56 @@ class Meeting:
     """Where the lanes of one warp meet, again and again."""
 
     def __init__(self) -> None:
+        self.threads: list = [None] * LANES
         self.left: list = [None] * LANES
         self.received: Any = None
         self.failure: str | None = None
-        self._work: Callable = tuple
-        self._barrier = threading.Barrier(LANES, self._compute)
+        self._rounds = 0
+        self._door = threading.Condition()
         sys.setswitchinterval(SWITCH_INTERVAL)
 
     def exchange(self, lane: int, name: str, held: Any, work: Callable) -> Any:
         """Leave `held`, and return this lane's row of ``work(what all lanes left)``."""
-        self.left[lane] = (name, held)
-        self._work = work
-        try:
-            self._barrier.wait(PATIENCE)
-        except threading.BrokenBarrierError:
-            came = sum(each is not None for each in self.left)
-            self.failure = self.failure or f"{name}: got {came} lanes of a warp, wanted {LANES}"
-        if self.failure:
-            raise RuntimeError(self.failure)
-        return self.received[lane]
+        with self._door:
+            self.threads[lane], self.left[lane] = threading.current_thread(), (name, held)
+            if all(each is not None for each in self.left):
+                self._compute(work)
+            else:
+                self._wait(name)
+            if self.failure:
+                raise RuntimeError(self.failure)
+            return self.received[lane]
 
-    def _compute(self) -> None:
+    def _wait(self, name: str) -> None:
+        mine, waited = self._rounds, 0.0
+        while self._rounds == mine and not self.failure:
+            if self._door.wait(GLANCE):
+                continue
+            waited += GLANCE
+            # The simulator may overlook that a thread has failed, and then waits for the others.
+            ended = [each for each in self.threads if each is not None and not each.is_alive()]
+            for each in ended:
+                why = each.exception[0] if each.exception else "it returned"
+                self._fail(f"{name}: lane {each.thread_id % LANES} ended: {why}")
+            if waited >= PATIENCE:
+                came = sum(each is not None for each in self.left)
+                self._fail(f"{name}: got {came} lanes of a warp, wanted {LANES}")
+
+    def _fail(self, why: str) -> None:
+        self.failure = self.failure or why
+        self._door.notify_all()
+
+    def _compute(self, work: Callable) -> None:
         names = {name for name, _ in self.left}
-        if len(names) > 1:
-            self.failure = f"{min(names)}: got lanes in {sorted(names)}, wanted all in one"
-            return
         try:
-            self.received = self._work([held for _, held in self.left])
+            if len(names) > 1:
+                raise ValueError(f"{min(names)}: got lanes in {sorted(names)}, wanted all in one")
+            self.received = work([held for _, held in self.left])
         except Exception as error:
             self.failure = str(error)
         self.left = [None] * LANES
+        self._rounds += 1
+        self._door.notify_all()
 
 
 _meetings: Any = weakref.WeakKeyDictionary()

@@ -19,6 +19,7 @@ from fastmlp_kernels.cuda.tensor_tiles import (
     FORMS,
     ROW_SUMS,
     Form,
+    hand_out,
     left_across,
     left_along,
     multiply_tile,
@@ -105,16 +106,40 @@ def _forward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     count = ROW_SUMS * height
 
     @cuda_part
-    def forward(
+    def one(context, lane, s, value):
+        operands, numbers, words, layer, top, left, width = context
+        i, j = top + row_of(s, lane), left + column_of(s, lane)
+        if j < width:
+            epilogue(operands, numbers, words, layer, i, j, value)
+
+    hand = hand_out(height, one)
+
+    @cuda_part
+    def forward_tiles(
         operands, numbers, words, layer, A, A_stride, W, W_stride, b, rows, fan_in, fan_out, t
     ):
-        """Hand every element of ``Z = A W + b`` to the epilogue (see `BlockProducts`).
+        """Hand every element of ``Z = A W + b`` to the epilogue, one tile after another.
 
-        Cost: ``2 rows fan_in fan_out`` flops with fan_in rounded up to 16 (tf32: 8) and fan_out to
-        32. A step of a tile of 32 rows is 8 instructions on 16 loads of 128 bytes a warp, one of
-        16 rows 4 on 12. Accuracy: products of operands are exact and sums float32, 16 (tf32: 8)
-        terms after another, ascending, the bias first; within a step as the machine sums. Source:
-        the derivation sheet, ``z = W x + b``.
+        Parameters
+        ----------
+        operands : operand dtype[:], shared memory
+            `A` [rows, fan_in] and `W` [fan_in, fan_out] lie there, padded (see `BlockProducts`).
+        numbers : float32[:], shared memory
+            ``numbers[b : b + fan_out]`` is read.
+        words, layer : of the epilogue
+        A, A_stride, W, W_stride, b, rows, fan_in, fan_out : int
+            `A`, `W` and the strides are multiples of 16 bytes, `rows` is one of 32.
+        t : int
+            Number of the thread in the block.
+
+        Notes
+        -----
+        Cost: ``2 rows fan_in fan_out`` flops, with fan_in rounded up to 16 (tf32: 8) and fan_out
+        to 32; a step of a tile of 32 rows is 8 instructions on 16 loads of 128 bytes, one of 16
+        rows 4 on 12. Aliasing: what the epilogue writes is neither factor nor `b`. Accuracy:
+        products of operands are exact, sums float32, 16 (tf32: 8) terms after another, ascending
+        from the bias on; within a step as the machine sums, so the error is at most ``2 (fan_in +
+        2) u (|A| |W| + |b|)``. Source: the derivation sheet, ``z = W x + b``.
         """
         sums = cuda.local.array(count, types.float32)
         lane = t % LANES
@@ -124,16 +149,13 @@ def _forward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         while unit < units:
             top, left = top_of(unit), place * TILE
             for s in range(count):
-                j = left + column_of(s, lane)
-                sums[s] = numbers[b + j] if j < fan_out else np.float32(0)
+                # Beyond the width any number does, as nothing is made of it.
+                sums[s] = numbers[b + min(left + column_of(s, lane), fan_out - 1)]
             multiply(operands, A + top * A_stride, A_stride, W + left, W_stride, fan_in, sums, lane)
-            for s in range(count):
-                i, j = top + row_of(s, lane), left + column_of(s, lane)
-                if j < fan_out:
-                    epilogue(operands, numbers, words, layer, i, j, sums[s])
+            hand((operands, numbers, words, layer, top, left, fan_out), sums, lane)
             unit, place = next_tile(unit, place + warps, across)
 
-    return forward
+    return forward_tiles
 
 
 def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
@@ -142,13 +164,32 @@ def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     count = ROW_SUMS * height
 
     @cuda_part
-    def backward(
+    def one(context, lane, s, value):
+        operands, numbers, words, layer, top, left, width = context
+        i, j = top + row_of(s, lane), left + column_of(s, lane)
+        if j < width:
+            epilogue(operands, numbers, words, layer, i, j, value)
+
+    hand = hand_out(height, one)
+
+    @cuda_part
+    def backward_tiles(
         operands, numbers, words, layer, dZ, dZ_stride, W, W_stride, rows, fan_in, fan_out, t
     ):
-        """Hand every element of ``dA = dZ W^T`` to the epilogue (see `BlockProducts`).
+        """Hand every element of ``dA = dZ W^T`` to the epilogue, one tile after another.
 
-        Cost and accuracy as in `_forward`, with fan_in and fan_out exchanged. Source: the chain
-        rule, ``dl/da = W dl/dz``.
+        Parameters
+        ----------
+        operands : operand dtype[:], shared memory
+            `dZ` [rows, fan_out] and `W` [fan_in, fan_out] lie there, padded.
+        numbers, words, layer : of the epilogue
+        dZ, dZ_stride, W, W_stride, rows, fan_in, fan_out, t : int
+            As in `_forward`.
+
+        Notes
+        -----
+        Cost and accuracy as in `_forward`, fan_in and fan_out exchanged. Aliasing: what the
+        epilogue writes is neither factor. Source: the chain rule, ``dl/da = W dl/dz``.
         """
         sums = cuda.local.array(count, types.float32)
         lane = t % LANES
@@ -161,13 +202,10 @@ def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
                 sums[s] = np.float32(0)
             first, second = dZ + top * dZ_stride, W + left * W_stride
             multiply(operands, first, dZ_stride, second, W_stride, fan_out, sums, lane)
-            for s in range(count):
-                i, j = top + row_of(s, lane), left + column_of(s, lane)
-                if j < fan_in:
-                    epilogue(operands, numbers, words, layer, i, j, sums[s])
+            hand((operands, numbers, words, layer, top, left, fan_in), sums, lane)
             unit, place = next_tile(unit, place + warps, across)
 
-    return backward
+    return backward_tiles
 
 
 def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
@@ -176,13 +214,34 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     count = ROW_SUMS * height
 
     @cuda_part
-    def weight_gradient(
+    def one(context, lane, s, value):
+        gradient, start, pitch, top, left, fan_in, fan_out = context
+        k, j = top + row_of(s, lane), left + column_of(s, lane)
+        if k < fan_in and j < fan_out:
+            epilogue(gradient, start + k * pitch + j, value)
+
+    hand = hand_out(height, one)
+
+    @cuda_part
+    def gradient_tiles(
         operands, gradient, start, pitch, A, A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t
     ):
-        """Hand every element of ``dW = A^T dZ`` to the epilogue (see `BlockProducts`).
+        """Hand every element of ``dW = A^T dZ`` to the epilogue, one tile after another.
 
-        Cost: ``2 rows fan_in fan_out`` flops with both widths rounded up to 32. Accuracy as in
-        `_forward`, rows ascending. Source: the derivation sheet, ``dl/dW = x dl/dz``.
+        Parameters
+        ----------
+        operands : operand dtype[:], shared memory
+            `A` [rows, fan_in] and `dZ` [rows, fan_out] lie there, padded.
+        gradient : float32[:], shared or global memory
+            The epilogue gets places ``start + k * pitch + j``, k < fan_in, j < fan_out.
+        start, pitch, A, A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t : int
+            As in `_forward`.
+
+        Notes
+        -----
+        Cost: ``2 rows fan_in fan_out`` flops with both widths rounded up to 32. Aliasing:
+        `gradient` overlaps neither factor. Accuracy as in `_forward`, rows ascending. Source: the
+        derivation sheet, ``dl/dW = x dl/dz``.
         """
         sums = cuda.local.array(count, types.float32)
         lane = t % LANES
@@ -194,10 +253,7 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
             for s in range(count):
                 sums[s] = np.float32(0)
             multiply(operands, A + top, A_stride, dZ + left, dZ_stride, rows, sums, lane)
-            for s in range(count):
-                k, j = top + row_of(s, lane), left + column_of(s, lane)
-                if k < fan_in and j < fan_out:
-                    epilogue(gradient, start + k * pitch + j, sums[s])
+            hand((gradient, start, pitch, top, left, fan_in, fan_out), sums, lane)
             unit, place = next_tile(unit, place + warps, across)
 
-    return weight_gradient
+    return gradient_tiles

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from numba import cuda, types
 
-from fastmlp_kernels.compile import cuda_function, cuda_part
+from fastmlp_kernels.compile import cuda_function, cuda_inlined, cuda_part
 from fastmlp_kernels.cuda import fragments, intrinsics
 from fastmlp_kernels.cuda.fragments import FRAGMENT_COLUMNS, FRAGMENT_ROWS, TILE
 
 # Registers of the four right fragments of a tile, and of the sums of one left fragment with them.
 RIGHT_REGISTERS, ROW_SUMS = 8, 16
+# Sums that an epilogue is called for before the others move up.
+GROUP = 8
 
 sum_row, sum_column = cuda_function(fragments.sum_row), cuda_function(fragments.sum_column)
 group, member = cuda_function(fragments.group), cuda_function(fragments.member)
@@ -110,7 +112,7 @@ def left_along(form: Form, height: int) -> Side:
     def start(stride, lane):
         return address_down(lane, stride, quarter)
 
-    @cuda_part
+    @cuda_inlined
     def load(operands, place, stride, registers):
         for m in range(height):
             found = intrinsics.load_matrix_x4(operands, place + FRAGMENT_ROWS * m * stride)
@@ -129,7 +131,7 @@ def left_across(form: Form, height: int) -> Side:
     def start(stride, lane):
         return address_across(lane, stride, 8)
 
-    @cuda_part
+    @cuda_inlined
     def load(operands, place, stride, registers):
         for m in range(height):
             found = intrinsics.load_matrix_x4_transposed(operands, place + FRAGMENT_ROWS * m)
@@ -140,7 +142,7 @@ def left_across(form: Form, height: int) -> Side:
 
 
 def _left_across_tf32(height: int) -> Side:
-    @cuda_part
+    @cuda_inlined
     def load(operands, place, stride, registers):
         for m in range(height):
             for r in range(4):
@@ -165,7 +167,7 @@ def right_along(form: Form) -> Side:
     def start(stride, lane):
         return address(lane, stride, quarter)
 
-    @cuda_part
+    @cuda_inlined
     def load(operands, place, stride, registers):
         for pair in range(2):
             at = place + 2 * FRAGMENT_COLUMNS * pair * stride
@@ -185,7 +187,7 @@ def right_across(form: Form) -> Side:
     def start(stride, lane):
         return address_down(lane, stride, 8)
 
-    @cuda_part
+    @cuda_inlined
     def load(operands, place, stride, registers):
         for pair in range(2):
             at = place + 2 * FRAGMENT_COLUMNS * pair
@@ -196,7 +198,7 @@ def right_across(form: Form) -> Side:
     return Side(start, load, False)
 
 
-@cuda_part
+@cuda_inlined
 def _right_across_tf32_load(operands, place, stride, registers):
     for n in range(4):
         for r in range(2):
@@ -216,7 +218,7 @@ def multiply_tile(form: Form, height: int, left_side: Side, right_side: Side) ->
     left_start, left_load, left_along = left_side
     right_start, right_load, right_along = right_side
 
-    @cuda_part
+    @cuda_inlined
     def multiply(operands, left, left_stride, right, right_stride, depth, sums, lane):
         a = cuda.local.array(left_registers, types.uint32)
         b = cuda.local.array(RIGHT_REGISTERS, types.uint32)
@@ -278,3 +280,30 @@ def tile_places(height: int, row_order: Any, column_order: Any) -> Places:
         return columns(FRAGMENT_COLUMNS * (s % ROW_SUMS // 4) + sum_column(lane, s & 3))
 
     return Places(top, row, column)
+
+
+def hand_out(height: int, one: Any) -> Any:
+    """Return ``hand_out(context, sums, lane)``, which calls ``one(context, lane, s, value)``.
+
+    For every sum of a tile, by its number. An epilogue is long, so there are eight copies of it and
+    not one for each sum; and as registers cannot be numbered, the sums move up by eight places
+    after each eight. Loops over an array of the thread's own must be short enough for the compiler
+    to unroll, or the array lies in local memory: hence the calls one by one.
+    """
+    count = ROW_SUMS * height
+
+    @cuda_inlined
+    def hand(context, sums, lane):
+        for s in range(0, count, GROUP):
+            one(context, lane, s, sums[0])
+            one(context, lane, s + 1, sums[1])
+            one(context, lane, s + 2, sums[2])
+            one(context, lane, s + 3, sums[3])
+            one(context, lane, s + 4, sums[4])
+            one(context, lane, s + 5, sums[5])
+            one(context, lane, s + 6, sums[6])
+            one(context, lane, s + 7, sums[7])
+            for k in range(count - GROUP):
+                sums[k] = sums[k + GROUP]
+
+    return hand
