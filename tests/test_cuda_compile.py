@@ -17,7 +17,10 @@ from benchmarks.cuda_compilation import (
     assemble,
     assembler_missing,
     compile_ptx,
+    disassembler,
+    disassembler_missing,
     double_precision,
+    listing,
     local_memory,
     resources,
 )
@@ -30,6 +33,13 @@ pytestmark = [
     pytest.mark.cuda_compile,
     pytest.mark.skipif(simulated(), reason="the simulator compiles nothing"),
 ]
+
+
+def machine_code(ptx, capability, folder):
+    """Assemble PTX, leave the machine code in a folder, and return its listing."""
+    cubin = assemble(ptx, capability).cubin
+    (folder / "kernel.cubin").write_bytes(cubin)
+    return listing(cubin)
 
 
 def compiled(name, dtype, capability):
@@ -83,3 +93,13 @@ def test_machine_code_has_no_spills(name, dtype, capability):
     found = resources(assemble(compiled(name, dtype, capability), capability).log)
     assert 0 < found.registers <= 128
     assert found.local_bytes == 0
+
+
+def test_the_listing_is_of_what_was_assembled(tmp_path):
+    reason = assembler_missing() or disassembler_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    assert disassembler() is not None
+    code = machine_code(compiled("gather_rows", "float32", (9, 0)), (9, 0), tmp_path)
+    assert "EXIT" in code and "sm_90" in code
+    assert (tmp_path / "kernel.cubin").read_bytes()[:4] == b"\x7fELF"

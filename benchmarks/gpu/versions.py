@@ -58,7 +58,6 @@ def run(context: Context) -> None:
     context.attempt("packages", packages)
     context.attempt("folders", folders)
     context.attempt("libraries", libraries)
-    context.attempt("cublasLt", own_cublas)
     context.attempt("compute_sanitizer", lambda: shutil.which("compute-sanitizer") or "none")
     reason = missing_gpu()
     if reason is not None:
@@ -67,6 +66,7 @@ def run(context: Context) -> None:
         return
     context.attempt("device", device)
     context.attempt("nvidia_smi", nvidia_smi)
+    context.attempt("cublasLt", own_cublas)
     context.attempt("torch", torch_sees)
     context.attempt("jax", jax_sees)
     context.attempt("machine", machine)
@@ -111,7 +111,11 @@ def own_cublas() -> str:
         from fastmlp_kernels.cuda import cublas
     except ImportError as error:
         raise Skipped(f"fastmlp has no binding of cuBLASLt ({error})") from error
-    return str(cublas.describe())
+    try:
+        found = cublas.connect()
+    except cublas.CublasError as error:
+        raise Skipped(str(error)) from error
+    return f"{found.library._name}, version {found.library.cublasLtGetVersion()}"
 
 
 def device() -> dict[str, Any]:
