@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from fastmlp_kernels.problem import DTYPES
+from fastmlp_kernels.problem import DTYPES, Machine, Problem
 
 
 class Compiled(NamedTuple):
@@ -82,7 +82,60 @@ def layered_signature(name: str, dtype: str) -> tuple[Any, ...]:
     }[name]
 
 
-GROUPS: dict[str, Callable[[], Iterator[Compiled]]] = {"cuda.layered": layered}
+# Dtype and precision.
+VARIANTS = {
+    "float32": ("float32", "float32"),
+    "tf32": ("float32", "tf32"),
+    "bfloat16": ("float32", "bfloat16"),
+    "float64": ("float64", "float32"),
+}
+HOPPER = Machine(gpu_capability=(9, 0), gpu_processors=132, gpu_shared_bytes=227 * 1024)
+
+
+def resident() -> Iterator[Compiled]:
+    """Yield the kernel of `cuda.resident` in each precision, for 64-64-10 with Adam."""
+    from fastmlp_kernels.cuda import resident as kernels
+    from fastmlp_kernels.cuda.chain import rows_in_use
+    from fastmlp_kernels.cuda.products import TENSOR_CAPABILITY
+    from fastmlp_kernels.cuda.resident_cost import THREADS, placement_of
+
+    for variant, (dtype, precision) in VARIANTS.items():
+        problem = Problem(
+            sizes=(64, 64, 10),
+            activations=("relu", "identity"),
+            loss="softmax_cross_entropy",
+            labels=True,
+            optimizer="adam",
+            dtype=dtype,
+            precision=precision,
+            batch_size=64,
+            rows=64,
+        )
+        found = placement_of(problem, HOPPER)
+        assert not isinstance(found, str), found
+        choice = kernels.Choice(
+            found.form,
+            THREADS,
+            rows_in_use(problem),
+            problem.optimizer,
+            accumulate=found.rows < problem.batch_size,
+            state_shared=found.state_shared,
+        )
+        yield Compiled(
+            "resident",
+            variant,
+            kernels.build(choice).py_func,
+            kernels.signature(found.form),
+            THREADS,
+            found.shared_bytes,
+            TENSOR_CAPABILITY if found.form.mixed or precision != "float32" else (7, 5),
+        )
+
+
+GROUPS: dict[str, Callable[[], Iterator[Compiled]]] = {
+    "cuda.layered": layered,
+    "cuda.resident": resident,
+}
 
 
 def compiled_kernels() -> Iterator[Compiled]:

@@ -287,6 +287,23 @@ def test_every_pass_begins_with_another_one():
     assert "".join(order) == "xyz" + "xyz" + "yzx" + "zxy"
 
 
+def test_what_is_far_behind_has_one_turn(monkeypatch):
+    monkeypatch.setattr(comparison, "LONG_SECONDS", 0.005)
+    wanted = expected(TOY, TOY.data(), TOY.member_weights())
+
+    class Uneven(Answers):
+        def ask(self, patience, name, *arguments):
+            answer = super().ask(patience, name, *arguments)
+            return 0.1 if name == "epochs" and arguments[0] == "slow" else answer
+
+    processes = {"a": Uneven({"slow": wanted, "fast": wanted})}
+    row = comparison.Row(TOY, ("a",))
+    found = comparison.measure(row, processes, comparison.Oracles(), 3, context())
+    slow, fast = found["entries"]
+    assert slow["turns"] == {0: 0.1} and len(fast["turns"]) == 3
+    assert report.ratio(slow, fast).median == pytest.approx(10)
+
+
 def test_a_wrong_kernel_of_ours_fails_the_step_and_a_wrong_peer_does_not():
     entries = [
         {"label": "JAX", "family": "JAX", "refused": "wrong"},

@@ -29,6 +29,8 @@ TURN_SECONDS = 0.03
 MOST_EPOCHS = 200
 PATIENCE = 45.0
 """Seconds that a family may take to prepare one way of a case: kernels are compiled in them."""
+LONG_SECONDS, FAR_BEHIND = 0.2, 8.0
+"""An epoch that takes longer, and so many times as long as the fastest, is timed once."""
 LEAST_SECONDS = 8.0
 """What has to be left for a row to be begun."""
 
@@ -174,30 +176,51 @@ def take_turns(
     entries: list[dict[str, Any]], processes: dict[str, Process], passes: int, context: Context
 ) -> None:
     """Add the seconds of an epoch, a turn each pass, to every entry."""
-
-    def ask(entry: dict[str, Any], count: int) -> float | None:
-        if "failed" in entry:
-            return None
-        try:
-            patience = min(PATIENCE, context.left())
-            return processes[entry["family"]].ask(patience, "epochs", entry["label"], count)
-        except (Failed, Skipped) as error:
-            entry["failed"] = describe(error)
-            return None
-
-    for entry in entries:
-        seconds = ask(entry, 1)
-        entry["epochs"] = count_of(seconds) if seconds else 1
-        entry["turns"] = {}
+    running = first_epochs(entries, processes, context)
     for number in range(passes):
         if context.left() < 0:
             break
         # Whoever follows a large working set finds the caches cold: not always the same one.
-        first = number % max(1, len(entries))
-        for entry in [*entries[first:], *entries[:first]]:
-            seconds = ask(entry, entry["epochs"])
+        first = number % max(1, len(running))
+        for entry in [*running[first:], *running[:first]]:
+            seconds = epochs(entry, entry["epochs"], processes, context)
             if seconds is not None:
                 entry["turns"][number] = seconds
+
+
+def first_epochs(
+    entries: list[dict[str, Any]], processes: dict[str, Process], context: Context
+) -> list[dict[str, Any]]:
+    """Choose how many epochs a turn has; return who takes turns.
+
+    What is far behind is told from one epoch: its turns would be most of a row's time.
+    """
+    found = {}
+    for entry in entries:
+        seconds = epochs(entry, 1, processes, context)
+        entry["epochs"] = count_of(seconds) if seconds else 1
+        entry["turns"] = {}
+        if seconds is not None:
+            found[entry["label"]] = seconds
+    limit = max(LONG_SECONDS, FAR_BEHIND * min(found.values(), default=0.0))
+    for entry in entries:
+        if found.get(entry["label"], 0.0) > limit:
+            entry["turns"][0] = found[entry["label"]]
+    return [entry for entry in entries if not entry["turns"]]
+
+
+def epochs(
+    entry: dict[str, Any], count: int, processes: dict[str, Process], context: Context
+) -> float | None:
+    """Return the seconds of an epoch of an entry, or None from its first failure on."""
+    if "failed" in entry:
+        return None
+    patience = min(PATIENCE, context.left())
+    try:
+        return processes[entry["family"]].ask(patience, "epochs", entry["label"], count)
+    except (Failed, Skipped) as error:
+        entry["failed"] = describe(error)
+        return None
 
 
 def count_of(seconds: float) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cases import Data
 from benchmarks.gpu.cases import GpuCase, choose
 from benchmarks.gpu.ours import Fastmlp, kernels_for, problem
 from benchmarks.gpu.steps import Context, describe
@@ -57,14 +58,14 @@ def beside(case: GpuCase, constants: dict[str, float], device: str = "cuda") -> 
         "seconds": {},
         "failed": {},
     }
-    flops = case.flops_per_step * case.steps
+    flops, data = case.flops_per_step * case.steps, case.data()
     for place in dict.fromkeys(("cpu", device)):
         for name in kernels_for(case, place):
             if place == "cpu" and flops > LONGEST:
                 found["failed"][name] = "too long for a CPU"
                 continue
             try:
-                found["seconds"][name] = step_seconds(case, place, name)
+                found["seconds"][name] = step_seconds(case, data, place, name)
             except Exception as error:
                 found["failed"][name] = describe(error)
     found["auto"] = chosen(case, {})
@@ -76,10 +77,10 @@ def beside(case: GpuCase, constants: dict[str, float], device: str = "cuda") -> 
     return found
 
 
-def step_seconds(case: GpuCase, device: str, kernel: str) -> float:
+def step_seconds(case: GpuCase, data: Data, device: str, kernel: str) -> float:
     """Return the median seconds of a step of a kernel, after an epoch that warms up."""
     provider = Fastmlp(device, kernel)
-    epoch = provider.prepare(case, case.data(), case.member_weights())
+    epoch = provider.prepare(case, data, case.member_weights())
     epoch()
     times = []
     for _ in range(REPEATS):
