@@ -330,6 +330,7 @@ def made_up_record():
     row = {"case": "64x4", "batch": 1000, "steps": 2, "precision": "float32", "sizes": [64, 16]}
     row |= {"flops_per_step": 3e9, "members": 1, "reason": "made up"}
     chosen = entry("fastmlp (cuda.a)", "ours", {"0": 2e-3, "1": 4e-3}, kernel="cuda.a", error=1e-5)
+    chosen["notes"] = {"products": "tiles"}
     slower = entry("fastmlp (cuda.b)", "ours", {"0": 1e-3, "1": 2e-3}, kernel="cuda.b", error=1e-5)
     eager = entry("PyTorch eager", "peer", {"0": 9e-3, "1": 9e-3}, error=1e-5)
     graph = entry("PyTorch graph", "peer", {"0": 6e-3, "1": 8e-3}, error=1e-5)
@@ -390,6 +391,7 @@ def test_the_tables_say_what_the_record_says():
     assert (
         "| cpu.fused: 4000 µs | cuda.a: 1000 µs | **4.00** | cuda.b: 2.00 | cuda.a: 1.00 |" in page
     )
+    assert "| 1e-05 | products: tiles |" in page
     assert "E  boom" in page
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,6 +164,15 @@ def refuses_members():
     return reference.supports(ours.problem(MEMBERS), Machine()) is not None
 
 
+def test_notes_say_where_products_come_from():
+    provider = ours.Fastmlp("cpu", "cpu.fused")
+    provider.program = SimpleNamespace(
+        products=SimpleNamespace(name="tiles", reason="cuBLASLt was not found"),
+        steps=SimpleNamespace(reason=""),
+    )
+    assert provider.notes() == {"products": "tiles, cuBLASLt was not found", "graphs": ""}
+
+
 def test_every_way_has_a_label_of_its_own():
     labels = [
         each["label"]
@@ -184,8 +194,9 @@ def process():
 
 def test_a_process_answers_times_and_survives_its_own_death(process):
     (kernel, fit) = process.ask(60, "ways", TOY)
-    got = process.ask(60, "prepare", TOY, kernel)
-    weights = TOY.member_weights()
+    answer = process.ask(60, "prepare", TOY, kernel)
+    assert answer["notes"] == {}
+    got, weights = answer["parameters"], TOY.member_weights()
     validate(TOY, weights, expected(TOY, TOY.data(), weights), got)
     assert 0 < process.ask(60, "epochs", kernel["label"], 3) < 1
     with pytest.raises(Failed, match="KeyError"):
@@ -228,7 +239,7 @@ class Answers:
             found = self.answers[arguments[1]["label"]]
             if isinstance(found, Exception):
                 raise found
-            return found
+            return {"parameters": found, "notes": {}}
         if name == "epochs" and arguments[0] == "dies":
             raise Failed("epochs: the process died")
         return self.seconds

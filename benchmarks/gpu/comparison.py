@@ -148,7 +148,7 @@ def prepare(process: Process, family: str, case: GpuCase, context: Context) -> l
     for way in ways:
         entry: dict[str, Any] = {**way, "family": family}
         try:
-            entry["parameters"] = process.ask(min(PATIENCE, context.left()), "prepare", case, way)
+            entry |= process.ask(min(PATIENCE, context.left()), "prepare", case, way)
         except (Failed, Skipped) as error:
             entry |= _kind(error)
             if process.process is None:

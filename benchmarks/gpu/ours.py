@@ -97,6 +97,22 @@ class Fastmlp(Provider):
         self.program.to_host(self.on_device, self.host)
         return self.host.astype(np.float64).reshape(self.members, -1)
 
+    def notes(self) -> dict[str, str]:
+        """Return what the program takes its products and its launches from, and why nothing better.
+
+        `cuda.layered` runs without cuBLASLt and without CUDA graphs too, only slower: a time means
+        nothing without knowing.
+        """
+        parts = {
+            "products": getattr(self.program, "products", None),
+            "graphs": getattr(self.program, "steps", None),
+        }
+        return {
+            name: ", ".join(filter(None, (getattr(part, "name", ""), part.reason)))
+            for name, part in parts.items()
+            if hasattr(part, "reason")
+        }
+
 
 class FastmlpFit(Provider):
     """fastmlp as its users call it: an epoch is a ``fit`` of NumPy arrays, with all its checks."""

@@ -13,8 +13,6 @@ import time
 import traceback
 from typing import Any
 
-import numpy as np
-
 from benchmarks.gpu.cases import GpuCase
 from benchmarks.gpu.steps import Skipped, describe
 
@@ -39,8 +37,8 @@ class Server:
         """Return every way in which the family runs a case."""
         return [way for each in self.providers for way in each.ways(case, self.device)]
 
-    def prepare(self, case: GpuCase, way: dict[str, Any]) -> np.ndarray:
-        """Run the first epoch; return the parameters after it, float64[members, P]."""
+    def prepare(self, case: GpuCase, way: dict[str, Any]) -> dict[str, Any]:
+        """Run the first epoch; return the parameters after it, float64[members, P], and notes."""
         (provider,) = [each for each in self.providers if each.name == way["provider"]]
         made = provider(self.device, way.get("kernel", ""))
         if not hasattr(self, "data") or self.data_of != case.name:
@@ -48,7 +46,7 @@ class Server:
         run = made.prepare(case, self.data, case.member_weights())
         run()
         self.runs[way["label"]] = run
-        return made.parameters()
+        return {"parameters": made.parameters(), "notes": made.notes()}
 
     def epochs(self, label: str, count: int) -> float:
         """Return the seconds of an epoch, `count` of which are timed together."""

@@ -45,6 +45,10 @@ class Provider:
         """Return float64[members, P], a member's as `benchmarks.validation.flatten` orders them."""
         raise NotImplementedError
 
+    def notes(self) -> dict[str, str]:
+        """Return what else goes on record: how it came to run as it did."""
+        return {}
+
 
 def way(provider: type[Provider], kernel: str = "", chosen: bool = True) -> dict[str, Any]:
     """Return a provider with its setting; `chosen` if users get just that."""

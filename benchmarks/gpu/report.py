@@ -139,9 +139,10 @@ def everybody_table(record: dict[str, Any]) -> str:
             )
             times = ratio(entry, ours) if took and ours else None
             error = f"{entry['error']:.1g}" if "error" in entry else NONE
+            said = "; ".join(f"{k}: {v}" for k, v in entry.get("notes", {}).items() if v)
             cells = [name, entry["label"], show_time(took) if took else why or NONE]
-            lines.append([*cells, show_ratio(times), error])
-    return table(["row", "by", "time of a step", "over fastmlp", "error"], lines)
+            lines.append([*cells, show_ratio(times), error, said])
+    return table(["row", "by", "time of a step", "over fastmlp", "error", "notes"], lines)
 
 
 def crossover_table(record: dict[str, Any]) -> str:
