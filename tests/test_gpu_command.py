@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import cases_on_gpu, ceilings, report, sanitizer, steps
+from benchmarks.gpu import ceilings, device_cases, report, steps
 from benchmarks.gpu.steps import Context, Skipped, Step
 from fastmlp.machine import find_gpu
 from fastmlp_kernels.problem import Machine
@@ -287,7 +287,7 @@ def test_constants_are_fields_of_the_machine():
     ],
 )
 def test_what_pytest_says(text, code, passed, said):
-    found = cases_on_gpu.summary(text, code)
+    found = device_cases.summary(text, code)
     assert (found["passed"], found["summary"]) == (passed, said)
     assert found["output"] == ("" if passed else text)
 
@@ -303,20 +303,20 @@ def test_pytest_runs_without_the_simulator_and_is_cut_off(tmp_path, monkeypatch)
     ask = [sys.executable, "-m", "pytest", "-q", str(file), "--rootdir", str(tmp_path), "-c"]
     ask.append(os.devnull)
     monkeypatch.setenv("NAP", "0")
-    assert cases_on_gpu.run_pytest(ask, 30.0)["summary"] == "2 passed"
+    assert device_cases.run_pytest(ask, 30.0)["summary"] == "2 passed"
     monkeypatch.setenv("NAP", "60")
-    found = cases_on_gpu.run_pytest(ask, 2.0)
+    found = device_cases.run_pytest(ask, 2.0)
     assert found["summary"] == "cut off" and found["code"] is None
 
 
-def test_the_sanitizer_takes_a_case_of_each_test():
+def test_a_quick_run_and_the_sanitizer_take_a_case_of_each_test():
     ids = ["a.py::test_x[1]", "a.py::test_x[2]", "a.py::test_y", "b.py::test_x[1]"]
     chosen = ["a.py::test_x[1]", "a.py::test_y", "b.py::test_x[1]"]
-    assert sanitizer.first_of_each(ids) == chosen
+    assert device_cases.first_of_each(ids) == chosen
 
 
 def test_every_file_of_cuda_cases_is_run():
-    names = {file.name for file in cases_on_gpu.case_files()}
+    names = {file.name for file in device_cases.case_files()}
     assert {"cuda_kernel_cases.py", "cuda_program_cases.py"} <= names
     assert all((ROOT / "tests" / name).exists() for name in names)
 
@@ -359,7 +359,7 @@ def made_up_record():
         "steps": {
             "versions": step({"device": {"name": "GPU of a test"}}),
             "ceilings": step({"products": products}),
-            "cases_on_gpu": step({"x": {"passed": False, "output": "E  boom"}}, "failed"),
+            "device_cases": step({"x": {"passed": False, "output": "E  boom"}}, "failed"),
             "comparison": step(
                 {
                     "64x4, 1000, float32": row | {"entries": [*ours, eager, graph, wrong]},

@@ -334,7 +334,7 @@ def test_rows_come_in_order_of_interest():
         "toy, 8, bfloat16",
         "toys, 8, bfloat16",
     ]
-    assert names[6] == "toy, 8, float32, compiled" and names[12] == "toy, 8, float32, tuned"
+    assert names[4] == "toy, 8, float32, compiled" and names[12] == "toy, 8, float32, tuned"
     assert len(set(names)) == len(names) == 18
     assert len(comparison.rows([TOY], ["tf32"], quick=True)) == 1
 

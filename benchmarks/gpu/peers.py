@@ -205,6 +205,9 @@ class TorchReduceOverhead(Torch):
         reason = compiler_missing(self.device)
         if reason is not None:
             raise Skipped(reason)
+        for part in self.layers:
+            # Or their graphs would begin with a copy of every parameter.
+            self.torch._dynamo.mark_static_address(part)
         self.compiled = self.torch.compile(
             self.loss, fullgraph=True, dynamic=False, mode="reduce-overhead"
         )

@@ -102,7 +102,8 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         arguments = (other, self.family, self.device)
-        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        # No daemon: that one could not start the processes in which PyTorch compiles.
+        self.process = context.Process(target=serve, args=arguments)
         self.process.start()
         other.close()
 

@@ -188,7 +188,7 @@ def steps_table(record: dict[str, Any]) -> str:
 def outputs(record: dict[str, Any]) -> str:
     """Return the ends of the outputs of tests that did not pass."""
     parts = []
-    for step in ("cases_on_gpu", "sanitizer"):
+    for step in ("device_cases", "sanitizer"):
         for name, found in results(record, step).items():
             if isinstance(found, dict) and found.get("output"):
                 parts.append(f"### {name}\n\n```text\n{found['output'].strip()}\n```")

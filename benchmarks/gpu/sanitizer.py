@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 import sys
 from typing import Any
 
-from benchmarks.gpu.cases_on_gpu import case_files, run_pytest
-from benchmarks.gpu.steps import ROOT, Context, Skipped
+from benchmarks.gpu.device_cases import case_files, collected, first_of_each, run_pytest
+from benchmarks.gpu.steps import Context, Skipped
 
 TOOLS = ("memcheck", "racecheck")
 FOUND = 9
@@ -40,18 +38,3 @@ def under(program: str, tool: str, file: Any, context: Context) -> dict[str, Any
     if answer["summary"] == "cut off":
         raise Skipped(f"cut off; {len(selection)} cases were chosen")
     return answer
-
-
-def collected(file: Any) -> list[str]:
-    """Return the ids of the cases of a file."""
-    command = [sys.executable, "-m", "pytest", str(file), "--collect-only", "-q"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    return [line for line in answer.stdout.splitlines() if "::" in line]
-
-
-def first_of_each(ids: list[str]) -> list[str]:
-    """Return the first case of each test function: every kernel once, in little time."""
-    found: dict[str, str] = {}
-    for each in ids:
-        found.setdefault(re.sub(r"\[.*", "", each), each)
-    return list(found.values())
