@@ -25,10 +25,12 @@ from fastmlp_kernels.cpu.tables import address
 from fastmlp_kernels.cpu.team import BELL_BYTES, MASK_BYTES, MEETING_BYTES
 from fastmlp_kernels.problem import Problem, parameter_layout
 
-# Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient: the
-# left operand then stays in the second cache, the right one near the first. Best of 56 to 224 rows,
-# 64 to 1024 k and 32 to 512 summed rows on 256-512-512-16 at batch 512, by at most 8 %
-# (2-core AMD EPYC, 32 KB and 1 MB of cache a core, 2026-11-23).
+# Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient.
+# 784-2048-2048-10 at batch 1024, on one thread and on two: 143 and 79 ms a step with 8 tiles and
+# 512 k, 130 and 72 with 13 and 2048, 128 and 70 with 19 and 2048: a result that is written once
+# saves more than a right operand that fits the first cache. 6000-64-10 loses 10 % of its forward
+# product with all of k in a block. No difference on 256-512-512-16 and 64-256-256-8 (Zen 5, 48 KB
+# and 1 MB of cache a core, 2026-11-24); summed rows from 128 to 512 are within 1 % of each other.
 ROW_BLOCK_TILES = 13
 DEPTH_BLOCK = 2048
 SUM_BLOCK = 256
