@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CASES = ("cuda_kernel_cases.py", "cuda_program_cases.py", "cuda_chain_cases.py")
+CASES = (
+    "cuda_kernel_cases.py",
+    "cuda_program_cases.py",
+    "cuda_chain_cases.py",
+    "cuda_resident_cases.py",
+)
 # Far fewer would mean that something was not collected.
 FEWEST_CASES = 150
 

@@ -105,3 +105,40 @@ def gather(threads: int, to_operand: Any) -> Any:
                 j -= columns
 
     return gather
+
+
+def store(threads: int, mixed: bool) -> Any:
+    """Return the copy of a network back to global memory."""
+
+    @cuda_part
+    def store(numbers, words, parameters, base, t):
+        """Copy a network's parameters to ``parameters[base:]``, as `load` took them.
+
+        Parameters
+        ----------
+        numbers : dtype[:], shared memory, read
+        words : int64[:]
+        parameters : dtype[:], written
+            Global memory.
+        base, t : int
+
+        Notes
+        -----
+        Cost: a write of each parameter.
+        """
+        if mixed:
+            for k in range(t, words[at.PARAMETERS], threads):
+                parameters[base + k] = numbers[word(words, at.MASTER) + k]
+        else:
+            for layer in range(word(words, at.LAYERS)):
+                first = HEAD + layer * LAYER_WORDS
+                fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
+                W, stride = word(words, first + at.W), word(words, first + at.W_STRIDE)
+                start, b = base + words[first + at.START], word(words, first + at.B)
+                for k in range(t, fan_in * fan_out, threads):
+                    row = (k & SMALL) // fan_out
+                    parameters[start + k] = numbers[W + row * stride + k - row * fan_out]
+                for j in range(t, fan_out, threads):
+                    parameters[start + fan_in * fan_out + j] = numbers[b + j]
+
+    return store

@@ -89,8 +89,7 @@ def _products(
     # Tensor cores need instructions that the module of the others does without.
     from fastmlp_kernels.cuda import tensor_linear
 
-    conversions = tensor_linear.FORMS[form.name]
-    epilogues = build_epilogues(conversions.to_operand, conversions.to_number, True)
+    epilogues = build_epilogues(*tensor_linear.conversions(form.name), True)
     return tensor_linear.build(threads, form.name, epilogues)
 
 

@@ -1,6 +1,6 @@
 """Offsets in shared memory, and how the compiler is told what it needs to know of them."""
 
-from fastmlp_kernels.compile import cuda_part
+from fastmlp_kernels.compile import cuda_part, simulated
 
 # An offset or a stride is not negative, and below 2^18, as no block has a megabyte. Said of each
 # number in so many words, the compiler drops Numba's test for an index from the end, and divides in
@@ -22,3 +22,7 @@ def multiple_of(count: int) -> int:
 def word(words, place):
     """Return a word of the table that is an offset or a width in shared memory."""
     return words[place] & SMALL
+
+
+# Of dynamic shared memory, where a load of 16 bytes may begin; the simulator has nothing to align.
+SHARED_ALIGNMENT = None if simulated() else 16

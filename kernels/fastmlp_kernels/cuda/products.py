@@ -6,6 +6,17 @@ multiply-adds) and `cuda.tensor_linear` (tensor cores) each build them.
 
 from typing import Any, NamedTuple
 
+# Of the GPU, for the instructions of `cuda.tensor_linear`: Ampere and after.
+TENSOR_CAPABILITY = (8, 0)
+
+
+def tensor_missing(capability: tuple[int, int]) -> str | None:
+    """Return why a GPU of this compute capability has no tensor products, or None."""
+    if tuple(capability) >= TENSOR_CAPABILITY:
+        return None
+    got, wanted = (".".join(map(str, each)) for each in (capability, TENSOR_CAPABILITY))
+    return f"capability: got {got}, wanted {wanted} or above for tf32 and bfloat16"
+
 
 class Epilogues(NamedTuple):
     """What becomes of each element of a product: device functions that the chain gives.
