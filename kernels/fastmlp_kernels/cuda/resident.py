@@ -164,7 +164,7 @@ def _train(choice: Choice, parts: Chain) -> Any:
     finite = block_update.finite(threads)
     weight_squares = block_update.weight_squares(threads, form.mixed)
     to_operand = parts.products.to_operand
-    update = block_update.update(
+    update = block_update.update_network(
         threads, choice.optimizer, to_operand, form.mixed, choice.accumulate
     )
     fetch, gradients = _fetch(choice, parts), _gradients(choice, parts)
