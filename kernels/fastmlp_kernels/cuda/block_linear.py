@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numba
 from numba import cuda
 
-from fastmlp_kernels.compile import cuda_part
+from fastmlp_kernels.compile import cuda_inlined, cuda_part
 from fastmlp_kernels.cuda.offsets import SMALL, multiple_of
 from fastmlp_kernels.cuda.products import BlockProducts, Epilogues
 
@@ -104,7 +104,7 @@ def _multiply_add(tile: Tile) -> Any:
     rows, columns, vector = tile
     aligned = multiple_of(vector)
 
-    @cuda_part
+    @cuda_inlined
     def multiply_add(operands, total, left_rows, right_rows, right_stride, terms):
         """Add `terms` products to each element of the tile `total`, in ascending order."""
         left = cuda.local.array((rows, VECTOR), total.dtype)
@@ -127,7 +127,7 @@ def _multiply_add_transposed(tile: Tile) -> Any:
     rows, columns, vector = tile
     aligned = multiple_of(vector)
 
-    @cuda_part
+    @cuda_inlined
     def multiply_add_transposed(operands, total, left_rows, right_rows, terms):
         """Add `terms` products to each element of the tile `total`, in ascending order."""
         left = cuda.local.array((rows, VECTOR), total.dtype)
@@ -149,7 +149,7 @@ def _finish(epilogue: Any, second: Any, tile: Tile) -> Any:
     """Return what becomes of a finished tile."""
     rows, columns, _ = tile
 
-    @cuda_part
+    @cuda_inlined
     def each(operands, numbers, words, layer, total, row, down, column, apart, width):
         """Give the elements of a tile to the epilogue, but for those beyond the last column."""
         for n in range(columns):
@@ -161,7 +161,7 @@ def _finish(epilogue: Any, second: Any, tile: Tile) -> Any:
     if second is None:
         return each
 
-    @cuda_part
+    @cuda_inlined
     def each_twice(operands, numbers, words, layer, total, row, down, column, apart, width):
         """Give them to both; a thread sees what it has written."""
         each(operands, numbers, words, layer, total, row, down, column, apart, width)
@@ -283,7 +283,7 @@ def _multiply_add_rows(tile: Tile) -> Any:
     high, columns, vector = tile
     heightened, grouped = multiple_of(min(vector, high)), multiple_of(min(vector, columns))
 
-    @cuda_part
+    @cuda_inlined
     def multiply_add_rows(operands, total, A_rows, A_stride, dZ_rows, dZ_stride, rows):
         """Add `rows` products to each element of the tile `total`, in ascending order."""
         right = cuda.local.array(columns, total.dtype)
