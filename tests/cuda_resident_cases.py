@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
+from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.placement import float_form, place
+from fastmlp_kernels.cuda.placement import TENSOR_FORMS, float_form, place
 from fastmlp_kernels.cuda.resident_program import ResidentProgram
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.cuda_device import MARKS, TILES
 from tests.samples import SETTINGS, Sample, sample
-from tests.tolerances import compare
+from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
 
@@ -119,6 +120,69 @@ def test_epoch(sizes, index, plain):
         for actual, expected in zip(after.state, state, strict=True):
             compare(actual, expected, "state")
         before = after
+
+
+@pytest.fixture
+def rounded_operands(monkeypatch):
+    """Widen the bounds by what else is read from rounded operands than factors of products.
+
+    The slopes of kept activations, and dZ in the gradient of a bias: its product with ones.
+    """
+
+    def sum_rows(precision, A):
+        total = precision.product(Bounded.exact(np.ones((1, len(A.value)))), A)
+        return Bounded(total.value[0], total.error[0])
+
+    def slope(row, Z, A, precision):
+        unit = precision.operand_unit
+        return plain_slope(
+            row, Z, Bounded(A.value, A.error * (1 + unit) + unit * np.abs(A.value)), precision
+        )
+
+    plain_slope = tolerances.slope_bound
+    monkeypatch.setattr(Precision, "sum_rows", sum_rows)
+    monkeypatch.setattr(tolerances, "slope_bound", slope)
+
+
+# Kept outputs and inputs, also of the last layer; the second in two tiles.
+TENSOR_PROBLEMS = [
+    Problem((4, 5, 3), ("tanh", "identity"), "squared_error"),
+    Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy"),
+    Problem((5, 2), ("gelu",), "squared_error"),
+]
+
+
+@pytest.mark.parametrize("precision", list(TENSOR_FORMS))
+@pytest.mark.parametrize("index", range(len(TENSOR_PROBLEMS)))
+def test_batches_on_tensor_cores(precision, index, rounded_operands):
+    """A step of plain descent shows the gradient."""
+    problem = TENSOR_PROBLEMS[index]
+    problem = dataclasses.replace(problem, precision=precision, batch_size=40, rows=44)
+    threads = 32
+    data = sample(problem, seed=1, weighted=True, penalized=True)
+    data.hyper[:, :RULE_START], data.hyper[:, RULE_START] = 0, 1
+    # Of few rows, of either tile: the terms of many cancel, and their bounds do not.
+    data.factors[2:37] = 0
+    form = TENSOR_FORMS[precision]
+    found = place(problem, form, threads, 1 << 20)
+    if index == 1:
+        found = place(problem, form, threads, found.shared_bytes - 1)
+        assert found.rows == 32
+    program = ResidentProgram(problem, tiles=TILES[0], placement=found, threads=threads)
+    before = data.copy()
+    data.losses = data.losses[:1]
+    run(program, data)
+    assert data.control.tolist() == [0, 1, 0]
+    rows = data.order[:40]
+    oracle = tolerances.step(
+        problem, before.parameters, data.X[rows], data.y[rows], data.factors[:40]
+    )
+    compare(data.losses, oracle.loss, "loss")
+    compare(data.squares[:1], tolerances.squares(problem, before.parameters), "squares")
+    moved = before.parameters.astype(np.float64) - data.parameters
+    sizes = np.abs(before.parameters) + np.abs(moved)
+    error = oracle.gradient.error + 2 * Precision(problem.dtype).unit * sizes
+    compare(moved, Bounded(oracle.gradient.value, error), "gradient")
 
 
 def stack(samples):
