@@ -11,7 +11,15 @@ from fastmlp.arrays import check_integer
 from fastmlp.errors import DeviceError, DomainError, DTypeError, ShapeError, check_name, look_up
 from fastmlp.machine import detect
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
-from fastmlp_kernels.problem import DTYPES, PRECISIONS, REDUCTIONS, Kernel, Machine, Problem, Program
+from fastmlp_kernels.problem import (
+    DTYPES,
+    PRECISIONS,
+    REDUCTIONS,
+    Kernel,
+    Machine,
+    Problem,
+    Program,
+)
 from fastmlp_kernels.registry import KERNELS
 
 logger = logging.getLogger("fastmlp")
