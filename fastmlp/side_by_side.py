@@ -1,13 +1,12 @@
 """Networks of one shape on one set of data, one epoch after another: what all of them repeat.
 
-`epochs` is the same for one network. Here nothing is done once a network and epoch but the drawing
-of its order: hyper-parameters are computed ahead, and all else is one array operation.
+`epochs` is the same for one network. Here nothing is done once a network and epoch: orders and
+hyper-parameters are made ahead, and all else is one operation on the arrays of all networks.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arrays import Data, all_finite
-from fastmlp.batches import batch_rows, epoch_order
+from fastmlp.batches import batch_rows
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
+from fastmlp.orders import Orders
 from fastmlp.parameters import TrainingState, aligned_zeros
-from fastmlp.planning import Programs, Where
+from fastmlp.planning import Programs, Where, machine_with
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import WEIGHT_DECAY
@@ -30,10 +30,9 @@ logger = logging.getLogger("fastmlp")
 Array = NDArray[Any]
 Count = NDArray[np.int64]
 
-# Steps of all networks whose hyper-parameters are computed together, and rows of all networks whose
-# orders are drawn together, at most: a few megabytes, and many epochs where an epoch is short.
+# Steps of all networks whose hyper-parameters are computed together, at most: a few megabytes, and
+# many epochs where an epoch is short.
 STEPS_AHEAD = 2**17
-ROWS_AHEAD = 2**18
 
 
 @dataclass(eq=False)
@@ -78,13 +77,14 @@ class MembersState:
     def member(self, index: int) -> TrainingState:
         """Return a copy of the state of one network."""
         state = TrainingState(
-            self.parameters[index].copy(),
+            self.parameters[index],
             self.seeds[index],
             epochs=int(self.epochs[index]),
             steps=int(self.steps[index]),
             rule=self.rule,
-            slots=self.slots[index].copy(),
+            slots=self.slots[index],
         )
+        # That makes the copy.
         state.realign()
         return state
 
@@ -99,77 +99,6 @@ class MembersState:
             aligned = aligned_zeros(array.shape, array.dtype)
             aligned[...] = array
             setattr(self, name, aligned)
-
-
-class Orders:
-    """The orders of the rows in the epochs of a fit: those of `epoch_order`, drawn ahead.
-
-    Parameters
-    ----------
-    seeds : sequence of int
-        Of the networks.
-    first : ndarray
-        int64[members]: the number of each network's first epoch.
-    rows, epochs : int
-        Rows of an epoch, and the epochs of the fit.
-    shuffle : bool
-    beside : bool
-        Whether a thread may draw while an epoch runs: an order takes about as long as ten steps of
-        a small network.
-    """
-
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        first: Count,
-        rows: int,
-        epochs: int,
-        *,
-        shuffle: bool,
-        beside: bool,
-    ) -> None:
-        self._seeds, self._first, self._rows = tuple(seeds), first.tolist(), rows
-        self._shuffle, self._left, self._beside = shuffle, epochs, beside
-        self._together = max(1, ROWS_AHEAD // (len(self._seeds) * rows))
-        self._begun = self._given = 0
-        self._chunk: Array = np.zeros((0, len(self._seeds), rows), dtype=np.int64)
-        self._drawer: ThreadPoolExecutor | None = None
-        self._coming: Future[Array] | None = None
-        if not shuffle:
-            self._chunk = np.tile(epoch_order(0, 0, rows, False), (1, len(self._seeds), 1))
-
-    def next(self) -> Array:
-        """Return int64[members, rows], to be read until the next call."""
-        if not self._shuffle:
-            return self._chunk[0]
-        if self._given == len(self._chunk):
-            self._chunk = self._coming.result() if self._coming else self._draw(*self._following())
-            self._given, self._coming = 0, None
-            if self._left and self._beside:
-                if self._drawer is None:
-                    self._drawer = ThreadPoolExecutor(1, thread_name_prefix="fastmlp-orders")
-                self._coming = self._drawer.submit(self._draw, *self._following())
-        self._given += 1
-        return self._chunk[self._given - 1]
-
-    def _following(self) -> tuple[int, int]:
-        """Return the first of the epochs that are drawn next, and how many."""
-        begin, count = self._begun, min(self._together, self._left)
-        self._begun, self._left = begin + count, self._left - count
-        return begin, count
-
-    def _draw(self, begin: int, count: int) -> Array:
-        orders = np.empty((count, len(self._seeds), self._rows), dtype=np.int64)
-        for epoch in range(count):
-            for member, (seed, first) in enumerate(zip(self._seeds, self._first, strict=True)):
-                number = first + begin + epoch
-                orders[epoch, member] = epoch_order(seed, number, self._rows, True)
-        return orders
-
-    def close(self) -> None:
-        """End the thread that draws."""
-        if self._drawer is not None:
-            self._drawer.shutdown(cancel_futures=True)
 
 
 class MembersEpoch(NamedTuple):
@@ -236,9 +165,9 @@ class MembersTrainer:
         )
         problem = self.plan.problem
         rows, shape = problem.rows, (problem.members, problem.batches)
-        beside = where.threads != 1
+        threads = machine_with(where.threads).cores
         self._orders = Orders(
-            state.seeds, state.epochs, rows, epochs, shuffle=shuffle, beside=beside
+            state.seeds, state.epochs, rows, epochs, shuffle=shuffle, threads=threads
         )
         sizes = batch_rows(rows, batch_size).astype(np.float64)
         firsts = batch_size * np.arange(problem.batches)

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import MLP, SGD, Adam, AdamW, Ensemble, RMSprop, planning, schedules, side_by_side
+from fastmlp import (
+    MLP,
+    SGD,
+    Adam,
+    AdamW,
+    Ensemble,
+    RMSprop,
+    orders,
+    planning,
+    schedules,
+    side_by_side,
+)
 from fastmlp.batches import epoch_order
 from fastmlp.errors import DomainError, DTypeError, NonFiniteTrainingError, ShapeError
 from fastmlp.machine import detect
@@ -151,7 +162,7 @@ def test_looking_ahead_changes_nothing(monkeypatch):
     optimizers = [Adam(0.01), Adam(0.02), Adam(schedules.CosineDecay(0.03, 40))]
     found = []
     for ahead in (1, 2 * 3 * 70, 10**6):
-        monkeypatch.setattr(side_by_side, "ROWS_AHEAD", ahead)
+        monkeypatch.setattr(orders, "ROWS_AHEAD", ahead)
         monkeypatch.setattr(side_by_side, "STEPS_AHEAD", ahead // 14)
         for threads in (1, 2):
             ensemble = ensemble_of(chain)
@@ -164,24 +175,26 @@ def test_looking_ahead_changes_nothing(monkeypatch):
     assert_same_member(ensemble, 2, model)
 
 
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("ahead", [1, 100, 10**6])
-def test_orders_are_those_of_each_network_s_seed_and_epoch(monkeypatch, beside, ahead):
-    monkeypatch.setattr(side_by_side, "ROWS_AHEAD", ahead)
-    first = np.array([0, 5, 2])
-    orders = side_by_side.Orders((3, 4, 9), first, 11, 6, shuffle=True, beside=beside)
+def test_orders_are_those_of_each_network_s_seed_and_epoch(monkeypatch, threads, ahead):
+    monkeypatch.setattr(orders, "ROWS_AHEAD", ahead)
+    first, seeds = np.array([0, 5, 2]), (3, 4, 2**64 - 1)
+    drawn = orders.Orders(seeds, first, 11, 7, shuffle=True, threads=threads)
     try:
-        for epoch in range(6):
-            found = orders.next()
+        for epoch in range(7):
+            found = drawn.next()
+            drawers = {each.name for each in threading.enumerate() if "orders" in each.name}
+            assert len(drawers) <= (min(threads, 3) if threads > 1 and ahead < 7 * 33 else 0)
             assert found.shape == (3, 11) and found.dtype == np.int64 and found.flags.c_contiguous
-            for member, seed in enumerate((3, 4, 9)):
+            for member, seed in enumerate(seeds):
                 expected = epoch_order(seed, int(first[member]) + epoch, 11, True)
                 np.testing.assert_array_equal(found[member], expected)
     finally:
-        orders.close()
-    still = side_by_side.Orders((3, 4), first, 11, 6, shuffle=False, beside=beside)
+        drawn.close()
+    still = orders.Orders((3, 4), first, 11, 6, shuffle=False, threads=threads)
     np.testing.assert_array_equal(still.next(), np.tile(np.arange(11), (2, 1)))
-    assert still.next() is not None
+    assert still.next() is still.next()
     assert not [each for each in threading.enumerate() if "orders" in each.name]
 
 
@@ -343,7 +356,7 @@ def test_one_network_that_fails_stops_alone(workers):
     assert len(ensemble.history) == 0 and np.isfinite(ensemble.parameters).all()
     again = pickle.loads(pickle.dumps(caught.value))
     assert again.members == (1, 3) and again.last_loss == caught.value.last_loss is not None
-    models, adam = [], Adam(schedules.ExponentialDecay(0.02, 0.9))
+    models, decaying = [], SGD(schedules.ExponentialDecay(0.02, 0.9), momentum=0.5)
     for member, optimizer in enumerate(optimizers):
         model = MLP(*chain, seed=member)
         model.fit(X, Y, epochs=1, batch_size=16, optimizer=SGD(0.01, momentum=0.5))
@@ -358,13 +371,14 @@ def test_one_network_that_fails_stops_alone(workers):
     # All go on, each with its own number of steps and of the epoch.
     for each in (*models, ensemble):
         each.parameters = np.clip(each.parameters, -1, 1)
-        each.fit(X, Y, epochs=2, batch_size=16, optimizer=adam)
+        each.fit(X, Y, epochs=2, batch_size=16, optimizer=decaying)
     for member, model in enumerate(models):
         assert_same_member(ensemble, member, model)
 
 
-def test_parameters_that_overflow_are_taken_back():
+def test_parameters_that_overflow_are_taken_back(monkeypatch):
     """In the last batch: only a look at all parameters sees it."""
+    monkeypatch.setattr(orders, "ROWS_AHEAD", 1)
     chain = TASKS["regression"][0]
     ensemble, model = ensemble_of(chain), MLP(*chain, seed=2)
     optimizers = [SGD(0.01), SGD(1e38), SGD(0.01)]
@@ -372,11 +386,13 @@ def test_parameters_that_overflow_are_taken_back():
     model.fit(X, Y, epochs=1, batch_size=70)
     before = ensemble.parameters.copy()
     with pytest.raises(NonFiniteTrainingError, match="1 of 3 networks .members 1;") as caught:
-        ensemble.fit(X, 1e3 * Y, epochs=1, batch_size=70, optimizer=optimizers)
+        ensemble.fit(X, 1e3 * Y, epochs=3, batch_size=70, optimizer=optimizers)
     model.fit(X, 1e3 * Y, epochs=1, batch_size=70, optimizer=optimizers[2])
     assert caught.value.members == (1,)
     np.testing.assert_array_equal(ensemble.parameters[1], before[1])
     np.testing.assert_array_equal(ensemble.parameters[2], model.parameters)
+    # The error holds on to the fit, whose thread has ended all the same.
+    assert not [each for each in threading.enumerate() if "orders" in each.name]
     assert ensemble.epochs_trained.tolist() == [2, 1, 2]
     assert ensemble._state.steps.tolist() == [2, 1, 2]
 

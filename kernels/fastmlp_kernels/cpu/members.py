@@ -16,7 +16,7 @@ from fastmlp_kernels.cpu import best_threads, tables
 from fastmlp_kernels.cpu.fused import run
 from fastmlp_kernels.cpu.intrinsics import atomic_add, atomic_load, set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.tables import CONTROL, HALT, WORD_BYTES, address
+from fastmlp_kernels.cpu.tables import CONTROL, WORD_BYTES, address
 from fastmlp_kernels.cpu.team import (
     BELL_BYTES,
     MASK_BYTES,
@@ -59,7 +59,6 @@ def _point_at(words, moves, network):
     for row in range(MOVING_WORDS):
         move = moves + row * MOVE_WORDS * WORD_BYTES
         set_word(words, word(move, INDEX), word(move, START) + network * word(move, STRIDE))
-    set_word(words, HALT, 0)
 
 
 @part
@@ -158,14 +157,6 @@ class SideBySideProgram(FusedProgram):
             none = array is None
             move[START:] = (0, 0) if none else (address(array), array.strides[0])
         self._next[0] = 0
-        try:
-            self._work()
-        finally:
-            for each in self._programs:
-                # Its words are now those of another network.
-                each.forget_arrays()
-
-    def _work(self) -> None:
         team = self._workers_team
         try:
             team.keep(self._train, self._choose_processors)

@@ -200,10 +200,6 @@ class FusedProgram(Layout):
         """Have epochs skip what another program has chosen for the same X."""
         self.skips, self._settled = skips, ()
 
-    def forget_arrays(self) -> None:
-        """Forget where the caller's arrays lie: somebody else has changed the words."""
-        self._kept.clear()
-
     def _once(self, parameters: np.ndarray, stages: int, rows: int) -> None:
         """Set up a call on one batch of the caller's rows, in their own order."""
         self._keep(tables.PARAMETERS, parameters)
