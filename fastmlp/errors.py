@@ -50,11 +50,14 @@ class NonFiniteTrainingError(FastMLPError, RuntimeError):
         Where it happened, counted from 1; None outside `fit`.
     last_loss : float or None
         The last finite loss of a batch, where there was one.
+    members : tuple of int
+        Of an ensemble: the networks that failed; the other attributes are those of the first.
     """
 
     epoch: int | None = None
     batch: int | None = None
     last_loss: float | None = None
+    members: tuple[int, ...] = ()
 
     @classmethod
     def at(

@@ -190,7 +190,7 @@ class ReferenceProgram:
 
 
 def _supports(problem: Problem, machine: Machine) -> str | None:
-    return None
+    return None if problem.members == 1 else "it trains one network at a time"
 
 
 def _cost(problem: Problem, machine: Machine) -> float:
