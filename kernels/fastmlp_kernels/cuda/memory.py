@@ -131,6 +131,10 @@ class DeviceMemory:
     def write(self, array: np.ndarray, held: Any) -> None:
         """Copy a host array into a device array of its shape, which any stream may then read."""
         if array.size > 0:
+            # An axis that `[:, None]` has added has a stride of 0, which Numba takes for a repeated
+            # one, and copies less.
+            if 0 in array.strides:
+                array = array.reshape(-1).reshape(array.shape)
             held.copy_to_device(array, stream=self.stream)
             self.traffic.add("to_device", array.nbytes)
             self.synchronize()
