@@ -52,18 +52,13 @@ def check_data(
 
     `there` says whether arrays on a GPU stay there: see `fastmlp.device_arrays`.
     """
-    inputs = found = None
     if there:
-        from fastmlp.device_arrays import matrix_there, targets_there
+        from fastmlp.device_arrays import check_data_there
 
-        inputs = matrix_there(X, sizes[0], dtype, f"{of}X")
-    if inputs is None:
-        inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
-    if there:
-        found = targets_there(y, len(inputs), sizes[-1], loss, dtype, f"{of}y")
-    if found is None:
-        found = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
-    return Data(inputs, *found)
+        return check_data_there(X, y, sizes, loss, dtype, of)
+    inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
+    targets, labels = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
+    return Data(inputs, targets, labels)
 
 
 def check_matrix(

@@ -8,7 +8,14 @@ the host for it.
 
 from typing import Any
 
-from fastmlp.arrays import PROBABILITY_SLACK, DType, lies_on_gpu
+from fastmlp.arrays import (
+    PROBABILITY_SLACK,
+    Data,
+    DType,
+    check_matrix,
+    check_targets,
+    lies_on_gpu,
+)
 from fastmlp.errors import DeviceError
 from fastmlp.machine import detect
 from fastmlp_kernels.algebra import Loss
@@ -28,8 +35,8 @@ def stays(device: str, kernel: str | None) -> bool:
     return there and detect().cuda_missing is None
 
 
-def as_device(value: Any, argument: str) -> Any:
-    """Return an array on the GPU as the kernels take it, without a copy."""
+def as_device(value: Any, argument: str) -> Any | None:
+    """Return an array on the GPU as kernels take it, without a copy; None if they cannot."""
     from fastmlp_kernels.cuda import foreign, memory
     from fastmlp_kernels.cuda.failures import DeviceFailure
 
@@ -39,6 +46,9 @@ def as_device(value: Any, argument: str) -> Any:
             return foreign.as_device(value, argument)
     except DeviceFailure as failure:
         raise DeviceError(str(failure)) from failure
+    except (TypeError, ValueError, BufferError):
+        # Of numbers that NumPy has no dtype for (bfloat16), or masked.
+        return None
 
 
 def all_within(array: Any, low: float, high: float, kind: int = 0) -> bool:
@@ -53,6 +63,19 @@ def are_probabilities(matrix: Any) -> bool:
     from fastmlp_kernels.cuda.checks import any_bad_sum
 
     return not any_bad_sum(matrix, PROBABILITY_SLACK)
+
+
+def check_data_there(
+    X: Any, y: Any, sizes: tuple[int, ...], loss: Loss, dtype: DType, of: str = ""
+) -> Data:
+    """Return checked inputs and targets as `check_data` does; what is right stays on the GPU."""
+    inputs = matrix_there(X, sizes[0], dtype, f"{of}X")
+    if inputs is None:
+        inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
+    targets = targets_there(y, len(inputs), sizes[-1], loss, dtype, f"{of}y")
+    if targets is None:
+        targets = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
+    return Data(inputs, *targets)
 
 
 def matrix_there(
@@ -97,6 +120,6 @@ def _usable(value: Any, dtype: DType, argument: str) -> Any | None:
     if not lies_on_gpu(value):
         return None
     array = as_device(value, argument)
-    if array.dtype != dtype or array.size == 0 or not array.is_c_contiguous():
+    if array is None or array.dtype != dtype or array.size == 0 or not array.is_c_contiguous():
         return None
     return array

@@ -15,7 +15,7 @@ from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import TrainingState
 from fastmlp.planning import ANYWHERE, Programs, Where
-from fastmlp.residency import guarded, home_of
+from fastmlp.residency import OnDevice, OnHost, guarded
 from fastmlp.steps import applied_batches
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Program
@@ -109,10 +109,15 @@ class Trainer:
     def prepare(self) -> None:
         """Bring everything to the device, and compile or load what an epoch runs."""
         self.state.prepare(self._rule, self.plan.problem.slots)
+        flags = self.weights is not None, self._squares is not None
+        if self.program.memory is None:
+            self._home: OnHost | OnDevice = OnHost(self.state)
+            home, self._X, self._y = self._home, self.data.X, self.data.y
+            self.program.prepare(home.parameters, home.slots, self._X, self._y, *flags)
+            return
         with guarded(self.plan.kernel.device, "fit"):
-            self._home = home_of(self.state, self.program)
+            self._home = OnDevice(self.state, self.program.memory)
             self._rows = self._stream()
-            flags = self.weights is not None, self._squares is not None
             for program, X, y in self._places():
                 program.prepare(self._home.parameters, self._home.slots, X, y, *flags)
 
@@ -208,29 +213,27 @@ class Trainer:
         penalty = self.l2 * of_batch
         hyper = self._hyper(optimizer, penalty)
         control.fill(0)
-        arrays = (order, hyper, self._losses, control, factors, self._squares)
-        run = self._run_here if program.memory is None else self._run_there
-        seconds, finite = run(arrays, waiting)
+        arrays: Any = (order, hyper, self._losses, control, factors, self._squares)
+        if program.memory is not None:
+            seconds, finite = self._run_there(arrays, waiting)
+        else:
+            home = self._home
+            held = (home.parameters, home.slots, self._X, self._y)
+
+            def work() -> None:
+                program.epoch(*held, *arrays)
+
+            home.keep()
+            started = time.perf_counter()
+            try:
+                run_interruptibly(work, control, self.plan.seconds, waiting)
+            finally:
+                # Also after an interrupt: the state is then that of the last finished batch.
+                self.state.steps += applied_batches(control)
+            seconds, finite = time.perf_counter() - started, home.is_finite()
         penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
         losses = self._losses.astype(np.float64)
         return Epoch(losses, penalties, weights, seconds, int(control[STATUS]), finite)
-
-    def _run_here(self, arrays: Any, waiting: Callable[[int], None]) -> tuple[float, bool]:
-        """Run an epoch on the host; return its seconds, and whether all is finite after it."""
-        home, control, program = self._home, self._control, self.program
-        held = (home.parameters, home.slots, self._X, self._y)
-
-        def work() -> None:
-            program.epoch(*held, *arrays)
-
-        home.keep()
-        started = time.perf_counter()
-        try:
-            run_interruptibly(work, control, self.plan.seconds, waiting)
-        finally:
-            # Also after an interrupt: the state is then that of the last finished batch.
-            self.state.steps += applied_batches(control)
-        return time.perf_counter() - started, home.is_finite()
 
     def _run_there(self, arrays: Any, waiting: Callable[[int], None]) -> tuple[float, bool]:
         """Run an epoch on a device; the host's arrays follow when they are needed, or at once."""

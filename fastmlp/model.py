@@ -168,8 +168,10 @@ class MLP(Network):
     ) -> Array:
         """Return the outputs (rows, outputs); class probabilities for a softmax loss."""
         sizes = self.template.sizes
-        where, there = self._place(self._asked(device, kernel, threads), X)
-        inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
+        where, inputs = self._asked(device, kernel, threads), None
+        if type(X) is not np.ndarray:
+            where, there = self._place(where, X)
+            inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
         if inputs is None:
             inputs = check_matrix(X, sizes[0], self.dtype, "X")
         return steps.predict(self._state.parameters, self._programs, inputs, sizes[-1], where)
@@ -197,11 +199,12 @@ class MLP(Network):
         self, X: Any, y: Any, optimizer: Optimizer | None = None, *, sample_weight: Any = None
     ) -> float:
         """Take one training step on a batch, in one fused call; return the loss before it."""
-        # Not by `_place`: its call alone would be seen in the time of a small step.
-        where, there = self._where, False
-        if type(X) is not np.ndarray:
-            where, there = self._place(where, X)
-        data = self._data(X, y, "", there)
+        # Without `_place` where nothing speaks for the GPU: its call is seen in a step's time.
+        if type(X) is np.ndarray:
+            where, data = self._where, self._data(X, y)
+        else:
+            where, there = self._place(self._where, X)
+            data = self._data(X, y, "", there)
         weights = check_sample_weight(sample_weight, len(data.X))
         chosen = check_optimizer(optimizer)
         self._changed()

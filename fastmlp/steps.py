@@ -92,12 +92,12 @@ class Step:
         hyper = self._numbers.of(optimizer, state.steps + 1)
         control.fill(0)
         factors = None if weights is None else batch_factors(self._problem, weights)
-        call = (self._order, hyper, self._losses, control, factors)
+        rest = (self._order, hyper, self._losses, control, factors)
         if self._copies:
-            self._take_there(state, data, call)
+            self._take_there(state, data, rest)
         else:
             try:
-                program.epoch(state.parameters, state.slots, data.X, data.y, *call)
+                program.epoch(state.parameters, state.slots, data.X, data.y, *rest)
             finally:
                 state.steps += applied_batches(control)
         loss = self._losses.item()
@@ -111,7 +111,7 @@ class Step:
             )
         return loss
 
-    def _take_there(self, state: TrainingState, data: Data, call: Any) -> None:
+    def _take_there(self, state: TrainingState, data: Data, rest: Any) -> None:
         """Take the step on a device, where parameters and state have stayed since the last one.
 
         They are copied to the host after every step: users hold views of the parameters, which no
@@ -124,7 +124,7 @@ class Step:
                 slots = resident(program, state.slots)
                 X, y = program.to_device(data.X), program.to_device(data.y)
                 try:
-                    program.epoch(parameters, slots, X, y, *call)
+                    program.epoch(parameters, slots, X, y, *rest)
                 finally:
                     state.steps += applied_batches(self._control)
                     written(program, state.parameters)
@@ -207,7 +207,7 @@ def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where
     plan, program = programs.get(capacity, min(capacity, CHUNK_ROWS), where)
     result = np.empty((rows, outputs), dtype=X.dtype)
     if program.memory is None:
-        program.predict(resident(program, parameters), X, result, True)
+        program.predict(parameters, X, result, True)
         return result
     with guarded(plan.kernel.device, "predict"):
         held = resident(program, parameters)

@@ -411,6 +411,8 @@ def test_arrays_on_the_gpu_of_another_form_are_converted(change):
         "layout": (cuda.to_device(np.asfortranarray(X)), labels),
         "labels": (cuda.to_device(X), cuda.to_device(labels)),
     }[change]
+    there = device_arrays.matrix_there(given[0], 2, model.dtype, "X")
+    assert (there is None) == (change != "labels")
     history = model.fit(*given, batch_size=4, epochs=1)
     expected.fit(X, labels, batch_size=4, epochs=1, **LAYERED)
     assert history.device == "cuda"
@@ -645,13 +647,19 @@ def test_a_lost_context_leaves_the_last_parameters_of_the_host(monkeypatch, back
     assert model.parameters.tobytes() == plain.parameters.tobytes()
 
 
-def test_a_lost_context_takes_back_a_step(monkeypatch):
+@pytest.mark.parametrize("where", ["epoch", "copy"])
+def test_a_lost_context_takes_back_a_step(monkeypatch, where):
     X, y = data()
     model = network()
     model._where = GPU
     model.step(X, y, Adam(0.02))
     before, steps = model.parameters.copy(), model._state.steps
-    monkeypatch.setattr(layered.LayeredProgram.func, "epoch", failing("CUDA_ERROR_LAUNCH_FAILED"))
+    place = {
+        "epoch": (layered.LayeredProgram.func, "epoch"),
+        # The step is taken, and what it gave does not reach the host.
+        "copy": (memory.DeviceMemory, "to_host"),
+    }[where]
+    monkeypatch.setattr(*place, failing("CUDA_ERROR_LAUNCH_FAILED"))
     with pytest.raises(DeviceLostError, match="step: got"):
         model.step(X, y, Adam(0.02))
     assert model.parameters.tobytes() == before.tobytes() and model._state.steps == steps

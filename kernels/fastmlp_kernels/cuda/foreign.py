@@ -1,7 +1,8 @@
 """Arrays of other libraries that lie on the GPU, seen without a copy.
 
-By ``__cuda_array_interface__`` (Numba, CuPy, PyTorch, JAX) or by DLPack, whose structures are read
-here: Numba reads them only to launch kernels.
+By DLPack (PyTorch, CuPy, JAX), whose structures are read here as Numba has no door for them, or by
+``__cuda_array_interface__``. DLPack first: its producer waits for what it has enqueued on streams
+of its own, which the other interface leaves to the consumer, and PyTorch's does not say.
 """
 
 import ctypes
@@ -108,6 +109,7 @@ def as_device(value: Any, argument: str) -> Any:
             f"{argument}: got an array on GPU {number}, wanted one on GPU {wanted}, where this "
             "thread computes: copy it there, or pass a NumPy array"
         )
-    if hasattr(value, "__cuda_array_interface__"):
-        return cuda.as_cuda_array(value)
-    return cuda.as_cuda_array(Capsule(value.__dlpack__(stream=LEGACY_STREAM)))
+    if hasattr(value, "__dlpack__"):
+        # A program's own stream waits for the legacy default stream by itself.
+        return cuda.as_cuda_array(Capsule(value.__dlpack__(stream=LEGACY_STREAM)))
+    return cuda.as_cuda_array(value)
