@@ -16,8 +16,8 @@ from fastmlp.arrays import (
     check_targets,
     lies_on_gpu,
 )
-from fastmlp.errors import DeviceError
 from fastmlp.machine import detect
+from fastmlp.residency import guarded
 from fastmlp_kernels.algebra import Loss
 
 
@@ -37,15 +37,12 @@ def stays(device: str, kernel: str | None) -> bool:
 
 def as_device(value: Any, argument: str) -> Any | None:
     """Return an array on the GPU as kernels take it, without a copy; None if they cannot."""
-    from fastmlp_kernels.cuda import foreign, memory
-    from fastmlp_kernels.cuda.failures import DeviceFailure
+    from fastmlp_kernels.cuda.foreign import as_device
 
+    # A tensor that records gradients refuses to be read.
     value = value.detach() if hasattr(value, "detach") else value
     try:
-        with memory.device_errors(argument):
-            return foreign.as_device(value, argument)
-    except DeviceFailure as failure:
-        raise DeviceError(str(failure)) from failure
+        return as_device(value, argument)
     except (TypeError, ValueError, BufferError):
         # Of numbers that NumPy has no dtype for (bfloat16), or masked.
         return None
@@ -69,13 +66,22 @@ def check_data_there(
     X: Any, y: Any, sizes: tuple[int, ...], loss: Loss, dtype: DType, of: str = ""
 ) -> Data:
     """Return checked inputs and targets as `check_data` does; what is right stays on the GPU."""
-    inputs = matrix_there(X, sizes[0], dtype, f"{of}X")
+    with guarded("cuda", f"{of}X"):
+        inputs = matrix_there(X, sizes[0], dtype, f"{of}X")
     if inputs is None:
         inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
-    targets = targets_there(y, len(inputs), sizes[-1], loss, dtype, f"{of}y")
+    with guarded("cuda", f"{of}y"):
+        targets = targets_there(y, len(inputs), sizes[-1], loss, dtype, f"{of}y")
     if targets is None:
         targets = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
     return Data(inputs, *targets)
+
+
+def inputs_there(X: Any, columns: int, dtype: DType) -> Any:
+    """Return checked inputs as `check_matrix` does; what is right stays on the GPU."""
+    with guarded("cuda", "X"):
+        inputs = matrix_there(X, columns, dtype, "X")
+    return check_matrix(X, columns, dtype, "X") if inputs is None else inputs
 
 
 def matrix_there(

@@ -271,12 +271,16 @@ class Trainer:
                 arrays: Any = (order, hyper, losses, control, factors, squares)
                 program.epoch(*held, self._X, self._y, *arrays)
                 return
+            # A chunk's own words: it is short, so a stop is heard soon enough between two of them.
+            own = np.zeros_like(control)
             with contextlib.closing(self._rows.chunks(order)) as chunks:
                 for chunk in chunks:
+                    if control[STOP]:
+                        return
                     count, first = len(chunk.order), chunk.batch
                     rows = slice(chunk.start, chunk.start + count)
                     steps = slice(first, first - (-count // self.plan.problem.batch_size))
-                    control[BATCHES] = 0
+                    own.fill(0)
                     self._by_rows[count].epoch(
                         *held,
                         chunk.X,
@@ -284,14 +288,13 @@ class Trainer:
                         chunk.order,
                         hyper[steps],
                         losses[steps],
-                        control,
+                        own,
                         None if factors is None else factors[rows],
                         None if squares is None else squares[steps],
                     )
-                    control[BATCHES] += first
-                    if control[STATUS]:
-                        control[STATUS] += first
-                    if control[STATUS] or control[STOP]:
+                    control[BATCHES] = first + own[BATCHES]
+                    if own[STATUS]:
+                        control[STATUS] = first + own[STATUS]
                         return
 
     def undo(self) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fastmlp import steps, training
 from fastmlp.arrays import check_data, check_integer, check_matrix, check_number, check_targets
 from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
-from fastmlp.device_arrays import follows, matrix_there, stays
+from fastmlp.device_arrays import follows, inputs_there, stays
 from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError
 from fastmlp.gradients import Gradients
 from fastmlp.history import History
@@ -168,11 +168,12 @@ class MLP(Network):
     ) -> Array:
         """Return the outputs (rows, outputs); class probabilities for a softmax loss."""
         sizes = self.template.sizes
-        where, inputs = self._asked(device, kernel, threads), None
+        where, there = self._asked(device, kernel, threads), False
         if type(X) is not np.ndarray:
             where, there = self._place(where, X)
-            inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
-        if inputs is None:
+        if there:
+            inputs = inputs_there(X, sizes[0], self.dtype)
+        else:
             inputs = check_matrix(X, sizes[0], self.dtype, "X")
         return steps.predict(self._state.parameters, self._programs, inputs, sizes[-1], where)
 

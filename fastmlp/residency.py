@@ -1,11 +1,11 @@
 """Where parameters and the optimizer's state live: on the host, and beside it on a GPU.
 
 The host's arrays are what users see, hold views of and write to, so they are the authority. A GPU's
-copy is a *twin*: it stays there between calls, and with it a copy on the host of what the two last
-had in common. Before the twin is used the host's array is compared with that copy: reading two
-arrays from the host's memory takes less than sending one over the bus, and needs no launch, and it
-sees every write, also one through a view that no method was told of. Only while a fit runs may the
-twin be *ahead*; whoever needs the host's array then calls `fetch`.
+copy is a *mirror*: it stays there between calls, and with it a copy on the host of what the two had
+in common last. Before the mirror is used the host's array is compared with that copy: reading two
+arrays from the host's memory takes less than sending one over the bus, and it sees every write,
+also one through a view that no method was told of. Only while a fit runs may the mirror be *ahead*;
+whoever needs the host's array then calls `fetch`.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ BACKUP_SECONDS = 1.0
 BACKUP_SHARE = 0.02
 
 
-class Twin:
+class Mirror:
     """The copy of a host array on a GPU. It holds no reference to the host's array itself."""
 
     def __init__(self, host: Array, memory: DeviceMemory) -> None:
@@ -65,43 +65,39 @@ def same_bits(first: Array, second: Array) -> bool:
 
 # Keyed by the identity of the host's array: a copy of a model has arrays of its own, and whoever
 # pickles one must not find device memory in it.
-_twins: dict[int, tuple[weakref.ref[Array], Twin]] = {}
+_mirrors: dict[int, tuple[weakref.ref[Array], Mirror]] = {}
 # Of a lost context: to free them would be a call to the driver that fails.
-_lost: list[Twin] = []
+_lost: list[Mirror] = []
 
 
-def twin_of(host: Array, memory: DeviceMemory) -> Twin:
-    """Return the twin of a host array; it lives as long as the array does."""
+def mirror_of(host: Array, memory: DeviceMemory) -> Mirror:
+    """Return the mirror of a host array; it lives as long as the array does."""
     key = id(host)
-    kept = _twins.get(key)
+    kept = _mirrors.get(key)
     if kept is not None and kept[0]() is host:
         return kept[1]
-    twin = Twin(host, memory)
-    _twins[key] = (weakref.ref(host, lambda _: _twins.pop(key, None)), twin)
-    return twin
+    mirror = Mirror(host, memory)
+    _mirrors[key] = (weakref.ref(host, lambda _: _mirrors.pop(key, None)), mirror)
+    return mirror
 
 
 def resident(program: Program, host: Array) -> Any:
     """Return parameters or state where a program computes; unchanged ones are not copied again."""
     memory = program.memory
     if memory is not None:
-        return twin_of(host, memory).current(host, memory)
-    # Trained on a GPU, read on the host. Without a GPU there are no twins.
-    if _twins and id(host) in _twins:
-        _twins[id(host)][1].fetch(host)
+        return mirror_of(host, memory).current(host, memory)
+    # Trained on a GPU, read on the host. Without a GPU there are no mirrors.
+    if _mirrors and id(host) in _mirrors:
+        _mirrors[id(host)][1].fetch(host)
     return host
 
 
-def written(program: Program, host: Array, copied: bool = True) -> None:
-    """Take note that a program has written to what `resident` returned.
-
-    `copied` says whether the host's array is to follow at once.
-    """
+def written(program: Program, host: Array) -> None:
+    """Bring the host's array up to date: a program has written to what `resident` returned."""
     if program.memory is not None:
-        twin = twin_of(host, program.memory)
-        twin.ahead = True
-        if copied:
-            twin.fetch(host, program.memory)
+        mirror = mirror_of(host, program.memory)
+        mirror.ahead = True
+        mirror.fetch(host, program.memory)
 
 
 def blank(program: Program, host: Array) -> Any:
@@ -120,8 +116,8 @@ def _translated(argument: str) -> Iterator[None]:
     except OutOfDeviceMemory as failure:
         raise DeviceMemoryError(str(failure)) from failure
     except DeviceLost as failure:
-        _lost.extend(twin for _, twin in _twins.values())
-        _twins.clear()
+        _lost.extend(mirror for _, mirror in _mirrors.values())
+        _mirrors.clear()
         raise DeviceLostError(str(failure)) from failure
     except DeviceFailure as failure:
         raise DeviceError(str(failure)) from failure
@@ -172,7 +168,7 @@ class OnHost:
 
 
 class OnDevice:
-    """A fit's parameters and state on a GPU: twins, ahead of the host until they are fetched."""
+    """A fit's parameters and state on a GPU: mirrors, ahead of the host until they are fetched."""
 
     lost = False
 
@@ -190,15 +186,15 @@ class OnDevice:
         pause = max(BACKUP_SECONDS, seconds / BACKUP_SHARE)
         self._due = time.monotonic() + pause
 
-    def _pairs(self) -> Iterator[tuple[Array, Twin]]:
+    def _pairs(self) -> Iterator[tuple[Array, Mirror]]:
         for host in (self._state.parameters, self._state.slots):
-            yield host, twin_of(host, self._memory)
+            yield host, mirror_of(host, self._memory)
 
     def upload(self) -> None:
         """Take up what the host has written."""
-        for _, twin in self._pairs():
-            twin.ahead = False
-        held = [twin.current(host, self._memory) for host, twin in self._pairs()]
+        for _, mirror in self._pairs():
+            mirror.ahead = False
+        held = [mirror.current(host, self._memory) for host, mirror in self._pairs()]
         self.parameters, self.slots = held
 
     def keep(self) -> None:
@@ -211,14 +207,14 @@ class OnDevice:
 
     def trained(self) -> None:
         """Take note of an epoch: the host's arrays are behind."""
-        for _, twin in self._pairs():
-            twin.ahead = True
+        for _, mirror in self._pairs():
+            mirror.ahead = True
 
     def fetch(self) -> None:
         """Bring the host's arrays up to date."""
         started = time.monotonic()
-        for host, twin in self._pairs():
-            twin.fetch(host, self._memory)
+        for host, mirror in self._pairs():
+            mirror.fetch(host, self._memory)
         self._note(time.monotonic() - started)
 
     def lose(self) -> None:

@@ -102,6 +102,23 @@ def test_every_copy_is_counted_with_its_bytes():
     assert device.traffic.since(before) == memory.Traffic(to_host=1, to_host_bytes=48)
 
 
+def test_copies_and_checks_go_on_the_stream_of_the_program():
+    class Stream(type(cuda.stream())):
+        waited = 0
+
+        def synchronize(self):
+            self.waited += 1
+
+    stream = Stream() if simulated() else cuda.stream()
+    device, host = memory.DeviceMemory(stream), np.arange(6, dtype=np.float32)
+    held, out = device.to_device(host), np.zeros_like(host)
+    device.copy(held, device.empty(6, np.float32))
+    device.to_host(held, out)
+    assert device.all_finite(held, held) and out.tobytes() == host.tobytes()
+    # A copy to or from the host is done when the call returns.
+    assert not simulated() or stream.waited == 3
+
+
 def test_nothing_is_copied_of_an_empty_array():
     device, empty = memory.DeviceMemory(), np.zeros((0, 5), np.float32)
     held = device.to_device(empty)
@@ -224,7 +241,7 @@ def test_parameters_that_overflow_are_seen_on_the_device():
 
 def test_callbacks_and_early_stopping_see_the_present_parameters():
     X, y = data()
-    seen, model, twin = [], network(), trainer(network(), X, y, rule="sgd")
+    seen, model, mirror = [], network(), trainer(network(), X, y, rule="sgd")
 
     def callback(event):
         seen.append(model.parameters.tobytes())
@@ -236,8 +253,8 @@ def test_callbacks_and_early_stopping_see_the_present_parameters():
     )  # fmt: skip
     expected = []
     for epoch in range(2):
-        twin.run(epoch_order(0, epoch, ROWS, True), SGD(8.0))
-        expected.append(twin.state.parameters.tobytes())
+        mirror.run(epoch_order(0, epoch, ROWS, True), SGD(8.0))
+        expected.append(mirror.state.parameters.tobytes())
     assert seen == expected
     # The first epoch was the best: at that rate the loss grows.
     assert model.history.best_epoch == 1
@@ -318,12 +335,12 @@ def test_a_write_through_a_view_is_seen(value):
     model, X, y, device = fitted()
     model.biases[0][1] = 0.0
     model.predict(X, **LAYERED)
-    twin = residency.twin_of(model.parameters, device)
+    mirror = residency.mirror_of(model.parameters, device)
     view = model.parameters[:]
     place = 2 * 3 + 1
     view[place] = value
-    assert twin.current(model.parameters, device)[place] == value
-    assert np.signbit(twin.current(model.parameters, device)[place]) == np.signbit(value)
+    assert mirror.current(model.parameters, device)[place] == value
+    assert np.signbit(mirror.current(model.parameters, device)[place]) == np.signbit(value)
     again = network()
     again.parameters = model.parameters
     assert model.predict(X, **LAYERED).tobytes() == again.predict(X, **LAYERED).tobytes()
@@ -344,26 +361,26 @@ def test_the_separate_parts_see_a_write_as_well():
     assert model.parameters.tobytes() == fresh.parameters.tobytes()
 
 
-def test_a_copy_of_a_model_has_a_twin_of_its_own():
+def test_a_copy_of_a_model_has_a_mirror_of_its_own():
     model, X, y, device = fitted()
     import copy
 
     other = copy.deepcopy(model)
     other.fit(X, y, epochs=1, batch_size=4, optimizer=Adam(0.02), **LAYERED)
-    first = residency.twin_of(model.parameters, device)
-    assert first is not residency.twin_of(other.parameters, device)
+    first = residency.mirror_of(model.parameters, device)
+    assert first is not residency.mirror_of(other.parameters, device)
     assert first.current(model.parameters, device).copy_to_host().tobytes() == (
         model.parameters.tobytes()
     )
 
 
-def test_a_twin_goes_with_its_array():
+def test_a_mirror_goes_with_its_array():
     model, *_ = fitted()
     key = id(model._state.parameters)
-    assert key in residency._twins
+    assert key in residency._mirrors
     del model
     gc.collect()
-    assert key not in residency._twins
+    assert key not in residency._mirrors
 
 
 def test_parameters_ahead_on_the_gpu_are_fetched_for_the_host():
@@ -371,7 +388,7 @@ def test_parameters_ahead_on_the_gpu_are_fetched_for_the_host():
     model = network()
     made = trainer(model, X, y, lazy=True)
     run(made)
-    there = residency.twin_of(model.parameters, made.program.memory).device.copy_to_host()
+    there = residency.mirror_of(model.parameters, made.program.memory).device.copy_to_host()
     assert there.tobytes() != model.parameters.tobytes()
     model.evaluate(X, y, device="cpu")
     assert there.tobytes() == model.parameters.tobytes()
@@ -624,6 +641,7 @@ def test_a_lost_context_leaves_the_last_parameters_of_the_host(monkeypatch, back
     assert "fit: got" in str(caught.value) and "context is lost" in str(caught.value)
     assert model.parameters.tobytes() == plain.parameters.tobytes()
     assert model._state.epochs == epochs and model._state.steps == 2 * epochs
+    there = cuda.to_device(X)
     # Every later call says the same, and touches no driver.
     monkeypatch.setattr(cuda, "to_device", failing("CUDA_ERROR_SOMETHING"))
     monkeypatch.setattr(cuda, "device_array", failing("CUDA_ERROR_SOMETHING"))
@@ -636,6 +654,8 @@ def test_a_lost_context_leaves_the_last_parameters_of_the_host(monkeypatch, back
         lambda: model.step(X, y, Adam(0.02)),
         lambda: model.value_and_grad(X, y),
         lambda: model.forward(X),
+        lambda: model.predict(there),
+        lambda: model.fit(there, y, **given),
     ):
         with pytest.raises(DeviceLostError) as again:
             call()

@@ -258,5 +258,14 @@ def test_an_array_is_taken_by_the_way_that_its_library_has(foreign, monkeypatch)
 def test_an_array_on_another_gpu_is_named(foreign, monkeypatch):
     monkeypatch.setattr(foreign, "here", lambda: 0)
     monkeypatch.setattr(foreign, "number_of", lambda value: 3)
-    with pytest.raises(DeviceError, match="y: got an array on GPU 3, wanted one on GPU 0"):
-        device_arrays.as_device(Held(Y), "y")
+    with pytest.raises(DeviceError, match="X: got an array on GPU 3, wanted one on GPU 0"):
+        check(Held(X), Y)
+
+
+def test_an_array_that_numba_has_no_dtype_for_goes_the_way_of_the_host(foreign, monkeypatch):
+    def refuses(value, argument):
+        raise TypeError("a DLPack array of kind 4 has no NumPy dtype")
+
+    monkeypatch.setattr(foreign, "as_device", refuses)
+    held = Held(X)
+    assert check(held, Y).X is X and held.copies == 1
