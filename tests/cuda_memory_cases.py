@@ -6,6 +6,7 @@ Not collected by itself: `test_cuda` runs this file, as it does `cuda_program_ca
 import functools
 import gc
 import math
+import time
 
 import numpy as np
 import pytest
@@ -514,22 +515,34 @@ def test_a_chunk_is_of_whole_batches(available, row_bytes, batch, largest, rows)
     assert streaming.chunk_rows(available, row_bytes, batch, largest) == rows
 
 
-def test_every_row_passes_once_in_the_order_of_the_epoch():
-    X, y = data(rows=15)
+def test_every_row_passes_once_in_the_order_of_the_epoch(monkeypatch):
+    X, y = data(rows=23)
     device = memory.DeviceMemory()
     rows = streaming.StreamedRows(device, X, y, 4, largest=8 * 16)
     assert rows.rows == 8
+    bring, brought = rows._bring, []
+
+    def noted(*arguments):
+        there = bring(*arguments)
+        brought.append(len(there[0]))
+        return there
+
+    monkeypatch.setattr(rows, "_bring", noted)
     for epoch in range(2):
-        order = np.random.default_rng(epoch).permutation(15)
+        order = np.random.default_rng(epoch).permutation(23)
         seen = []
+        brought.clear()
         for chunk in rows.chunks(order):
+            seen.append(len(chunk.order))
+            # The next chunk is on its way while this one is used: it must not lie in its place.
+            while len(brought) < min(3, len(seen) + 1):
+                time.sleep(0.001)
             part = order[chunk.start : chunk.start + len(chunk.order)]
             assert chunk.batch * 4 == chunk.start
             np.testing.assert_array_equal(chunk.order, np.arange(len(part)))
             np.testing.assert_array_equal(chunk.X.copy_to_host(), X[part])
             np.testing.assert_array_equal(chunk.y.copy_to_host(), y[part])
-            seen.append(len(part))
-        assert seen == [8, 7]
+        assert seen == brought == [8, 8, 7]
     assert device.traffic.to_device_bytes == 2 * (X.nbytes + y.nbytes)
 
 
@@ -600,7 +613,10 @@ def test_a_prediction_larger_than_the_memory_goes_in_pieces(monkeypatch):
     model = network()
     whole = model.predict(X, **LAYERED)
     monkeypatch.setattr(memory.DeviceMemory, "limit", 16 * 7)
+    _, program = next(iter(model._programs._kept.values()))
+    before = program.memory.traffic.copy()
     assert model.predict(X, **LAYERED).tobytes() == whole.tobytes()
+    assert program.memory.traffic.since(before).to_device == -(-15 // 7)
 
 
 # Errors -----------------------------------------------------------------------------------------
