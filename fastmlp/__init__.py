@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fastmlp.ensemble_history import EnsembleHistory as EnsembleHistory
     from fastmlp.errors import CallOrderError as CallOrderError
     from fastmlp.errors import DeviceError as DeviceError
+    from fastmlp.errors import DeviceLostError as DeviceLostError
+    from fastmlp.errors import DeviceMemoryError as DeviceMemoryError
     from fastmlp.errors import DomainError as DomainError
     from fastmlp.errors import DTypeError as DTypeError
     from fastmlp.errors import FastMLPError as FastMLPError
@@ -63,6 +65,8 @@ _NAMES_OF = {
         "DTypeError",
         "DomainError",
         "DeviceError",
+        "DeviceLostError",
+        "DeviceMemoryError",
         "UnknownNameError",
         "CallOrderError",
         "MissingPackageError",
