@@ -5,7 +5,7 @@ import pytest
 from numba import cuda
 
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.layered import Tiles
+from fastmlp_kernels.cuda.launches import SIMULATED_TILES, Tiles
 from tests.tolerances import compare
 
 # The simulator runs the scalar rules in plain Python, where NumPy warns of every NaN made on
@@ -15,9 +15,9 @@ MARKS = [
     pytest.mark.filterwarnings("ignore:Grid size"),
 ]
 
-# The simulator runs a Python thread for each CUDA thread. Neither number is a power of two, so
-# that nothing relies on one.
-TILES = [Tiles(tile=3, threads=5)] if simulated() else [Tiles(tile=3, threads=5), Tiles()]
+# The simulator runs a Python thread for each CUDA thread. Its blocks' numbers are no powers of two,
+# so that nothing relies on one.
+TILES = [SIMULATED_TILES] if simulated() else [SIMULATED_TILES, Tiles()]
 
 
 def generator(*seed):
@@ -44,8 +44,8 @@ def over(tiles, kernel, count, *arguments):
 
 
 def product(tiles, kernel, rows, columns, *arguments):
-    tile = tiles.tile
-    launch(kernel, (-(-rows // tile), -(-columns // tile)), (tile, tile), *arguments)
+    side, tile = tiles.side, tiles.tile
+    launch(kernel, (-(-rows // side), -(-columns // side)), (tile, tile), *arguments)
 
 
 def launch(kernel, grid, block, *arguments):

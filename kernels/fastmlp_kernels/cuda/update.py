@@ -8,6 +8,8 @@ from numba import cuda
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
 from fastmlp_kernels.compile import cuda_kernel, cuda_switch
+from fastmlp_kernels.cuda.bfloat16 import bfloat16_bits
+from fastmlp_kernels.cuda.gather import BATCH, UPDATED
 from fastmlp_kernels.cuda.sums import block_sum
 from fastmlp_kernels.problem import STATUS
 
@@ -15,7 +17,9 @@ _rule = cuda_switch([row.update for row in OPTIMIZERS])
 
 
 @cuda_kernel
-def update(parameters, gradient, first, second, biases, rule, hyper, batch, status):
+def update(
+    parameters, gradient, first, second, biases, rule, hyper, counter, status, places, rounded
+):
     """Apply one optimizer step to every parameter, unless training has stopped being finite.
 
     Parameters
@@ -30,10 +34,14 @@ def update(parameters, gradient, first, second, biases, rule, hyper, batch, stat
         Code of the row of OPTIMIZERS.
     hyper : dtype[batches, HYPER_WIDTH], read
         One row a step.
-    batch : int
-        The row of `hyper`.
+    counter : int64[2], read and written
+        The row of `hyper` is ``counter[UPDATED]``; ``counter[BATCH]`` becomes one more than it.
     status : int64[3], read
-        Nothing is written when ``status[STATUS]`` is not 0.
+        Nothing but the counter is written when ``status[STATUS]`` is not 0.
+    places : int32[P] or int32[0], read
+        Where in `rounded` each weight lies.
+    rounded : uint16[n] or uint16[0], written
+        Where it has elements, the new weights go there as bfloat16 too.
 
     Notes
     -----
@@ -41,6 +49,9 @@ def update(parameters, gradient, first, second, biases, rule, hyper, batch, stat
     4 to 8 memory accesses a parameter. Source: `algebra.optimizers`.
     """
     i = cuda.grid(1)
+    batch = counter[UPDATED]
+    if i == 0:
+        counter[BATCH] = batch + 1
     if i >= parameters.size or status[STATUS] != 0:
         return
     zero = parameters.dtype.type(0)
@@ -63,6 +74,8 @@ def update(parameters, gradient, first, second, biases, rule, hyper, batch, stat
         first[i] = m
     if i < second.size:
         second[i] = v
+    if rounded.size > 0 and biases[i] == 0:
+        rounded[places[i]] = bfloat16_bits(parameters[i])
 
 
 @functools.cache
@@ -70,8 +83,8 @@ def build(threads: int) -> Any:
     """Return `sum_squares` for one block of that many threads."""
 
     @cuda_kernel
-    def sum_squares(parameters, biases, squares, batch):
-        """Write the sum of the squares of all weights to ``squares[batch]``.
+    def sum_squares(parameters, biases, squares, counter):
+        """Write the sum of the squares of all weights to ``squares[counter[BATCH]]``.
 
         Parameters
         ----------
@@ -79,7 +92,7 @@ def build(threads: int) -> Any:
         biases : uint8[P], read
             1 where the parameter is a bias, which is left out.
         squares : dtype[batches], written
-        batch : int
+        counter : int64[2], read
 
         Notes
         -----
@@ -96,6 +109,6 @@ def build(threads: int) -> Any:
         partial[t] = total
         block_sum(partial, t, threads)
         if t == 0:
-            squares[batch] = partial[0]
+            squares[counter[BATCH]] = partial[0]
 
     return sum_squares
