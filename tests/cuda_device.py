@@ -50,12 +50,12 @@ def product(tiles, kernel, rows, columns, *arguments):
 
 def launch(kernel, grid, block, *arguments):
     held = {id(a): cuda.to_device(a) for a in arguments if isinstance(a, np.ndarray) and a.size}
-    empty = cuda.device_array(0, np.float32)
-    kernel[grid, block](
-        *(held.get(id(a), empty) if isinstance(a, np.ndarray) else a for a in arguments)
-    )
+    for a in arguments:
+        if isinstance(a, np.ndarray) and not a.size:
+            held[id(a)] = cuda.device_array(a.shape, a.dtype)
+    kernel[grid, block](*(held.get(id(a), a) for a in arguments))
     for argument in arguments:
-        if id(argument) in held:
+        if id(argument) in held and argument.size:
             held[id(argument)].copy_to_host(argument)
 
 

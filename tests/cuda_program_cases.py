@@ -62,13 +62,24 @@ def test_the_programs_have_the_methods_of_the_contract():
             assert list(here.parameters) == list(inspect.signature(method).parameters), name
 
 
+def arrays_of(products):
+    """Return what a library's products write for themselves."""
+    held = [getattr(products, "partial", None), products.rounded_weights]
+    if getattr(products, "roundings", None):
+        held += [*products.roundings.activations, products.roundings.delta]
+    return [array for array in held if array is not None and array.size > 0]
+
+
 class OnDevice:
     """A program whose arguments come from the host and go back there, its workspace poisoned."""
 
-    def __init__(self, problem, tiles):
-        self.program = LayeredProgram(problem, tiles)
-        for array in (*self.program.workspace, self.program.losses, self.program.one_loss):
-            array.copy_to_device(np.full(array.shape, np.nan, array.dtype))
+    def __init__(self, problem, tiles, **choices):
+        self.program = LayeredProgram(problem, tiles, **choices)
+        own = (self.program.losses, self.program.one_loss, self.program.squares)
+        for array in (*self.program.workspace, *own, *arrays_of(self.program.products)):
+            # As bfloat16, 0x7fc0 is a NaN.
+            value = 0x7FC0 if array.dtype == np.uint16 else np.nan
+            array.copy_to_device(np.full(array.shape, value, array.dtype))
 
     def call(self, name, *arrays, **others):
         device = [None if array is None else self.program.to_device(array) for array in arrays]
@@ -108,13 +119,17 @@ def problem(request):
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_epoch(tiles, problem, plain):
+    check_epoch(problem, lambda: OnDevice(problem, tiles), plain)
+
+
+def check_epoch(problem, make, plain):
     """Each batch, the last one smaller, from the kernel's own parameters before it."""
     data = before = sample(problem, seed=1, weighted=not plain, penalized=not plain)
     assert problem.batches == 2
     for batch in range(problem.batches):
         after = data.copy()
         after.losses = after.losses[: batch + 1]
-        OnDevice(problem, tiles).epoch(after)
+        make().epoch(after)
         assert after.control.tolist() == [0, batch + 1, 0]
         places = slice(4 * batch, 4 * batch + 4)
         rows, factors = data.order[places], None if plain else data.factors[places]
@@ -136,10 +151,14 @@ def test_epoch(tiles, problem, plain):
 
 
 def test_the_separate_parts(tiles, problem):
+    check_the_parts(problem, OnDevice(problem, tiles))
+
+
+def check_the_parts(problem, device):
+    """Every single call, against the oracle."""
     data, rows = sample(problem, seed=2), 3
     X, y, parameters = data.X[:rows], data.y[:rows], data.parameters
     oracle = tolerances.step(problem, parameters, X, y)
-    device = OnDevice(problem, tiles)
     outputs = problem.sizes[-1]
     out, dX = np.full((rows, outputs), np.nan, problem.dtype), np.full_like(X, np.nan)
     # One program keeps what `backward` needs between the calls.
@@ -165,9 +184,13 @@ def test_the_separate_parts(tiles, problem):
 
 def test_the_fused_step_equals_the_parts_and_the_epoch(tiles, problem):
     problem = dataclasses.replace(problem, rows=4)
+    check_the_fused_step(problem, OnDevice(problem, tiles))
+
+
+def check_the_fused_step(problem, device):
+    """One batch, in three ways: the same bits."""
     data = sample(problem, seed=3)
     X, y = data.X[data.order], data.y[data.order]
-    device = OnDevice(problem, tiles)
     gradient = np.full_like(data.parameters, np.nan)
     loss = device.call("value_and_gradient", data.parameters, X, y, gradient)
     again = np.zeros_like(gradient)

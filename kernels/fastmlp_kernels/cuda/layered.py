@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
-from fastmlp_kernels.cuda import products, workspace
+from fastmlp_kernels.cuda import matrix_products, workspace
 from fastmlp_kernels.cuda.gather import COUNTER_WORDS
 from fastmlp_kernels.cuda.graphs import Steps
 from fastmlp_kernels.cuda.launches import (
@@ -73,7 +73,7 @@ class LayeredProgram:
         self.remembered: list[tuple[Any, list]] = []
         self.workspace = workspace.allocate(problem)
         self.layers = workspace.layers_of(problem, self.workspace)
-        self.products = products.choose(
+        self.products = matrix_products.choose(
             problem,
             self.layers,
             self.launches,

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from numba import cuda
 
-from fastmlp_kernels.compile import cuda_kernel, cuda_part
+from fastmlp_kernels.compile import cuda_kernel, cuda_part, simulated
 from fastmlp_kernels.cuda.activation import IDENTITY, activation_slope, activation_value
 
 # Four words: a row of a slice begins where four of them can be read at once, and a column that is
 # written down does not fall into one memory bank.
 PAD = 4
+# So that a thread's neighbours are read as one vector; the simulator knows no alignment.
+VECTOR_BYTES = None if simulated() else 16
 
 
 class Products(NamedTuple):
@@ -32,18 +34,19 @@ class Products(NamedTuple):
 @functools.cache
 def build(tile: int, registers: int = 4, depth: int = 16) -> Products:
     """Return the products for blocks of (tile, tile) threads; see the module's docstring."""
-    loads = _loads(tile, registers, depth)
+    parts = _parts(tile, registers, depth)
     shape = (tile, registers, depth)
-    return Products(_forward(loads, *shape), _backward(loads, *shape), _gradient(loads, *shape))
+    return Products(_forward(parts, *shape), _backward(parts, *shape), _gradient(parts, *shape))
 
 
-class _Loads(NamedTuple):
+class _Parts(NamedTuple):
     along: Any
     across: Any
+    add: Any
 
 
-def _loads(tile: int, registers: int, depth: int) -> _Loads:
-    """Return the two ways to fill a slice, which both read neighbours in a row together."""
+def _parts(tile: int, registers: int, depth: int) -> _Parts:
+    """Return the two ways to fill a slice, which both read neighbours in a row, and its terms."""
     side, threads = tile * registers, tile * tile
     elements = side * depth
 
@@ -67,12 +70,33 @@ def _loads(tile: int, registers: int, depth: int) -> _Loads:
             inside = start + k < stop and first + n < end
             slice_[k, n] = M[first + n, start + k] if inside else zero
 
-    return _Loads(along, across)
+    @cuda_part
+    def add_term(total, left, right, k, row, column):
+        """Add term k of every element of a thread."""
+        for r in range(registers):
+            for c in range(registers):
+                total[r, c] += left[k, row + r] * right[k, column + c]
+
+    # Written out by fours: a loop's own instructions are as many as the multiply-adds of one term.
+    by_fours = depth - depth % 4
+
+    @cuda_part
+    def add(total, left, right, row, column):
+        """Add every term of a slice to a thread's elements, in order."""
+        for k in range(0, by_fours, 4):
+            add_term(total, left, right, k, row, column)
+            add_term(total, left, right, k + 1, row, column)
+            add_term(total, left, right, k + 2, row, column)
+            add_term(total, left, right, k + 3, row, column)
+        for k in range(by_fours, depth):
+            add_term(total, left, right, k, row, column)
+
+    return _Parts(along, across, add)
 
 
-def _forward(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
+def _forward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
     side, padded = tile * registers, tile * registers + PAD
-    load_along, load_across = loads.along, loads.across
+    load_along, load_across, add_slices = parts
 
     @cuda_kernel
     def linear_forward(A, W, b, activation, rows, Z, out):
@@ -99,8 +123,8 @@ def _forward(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
         does not depend on the rows beside it; error at most
         ``(fan_in + 1) u (|A| |W| + |b|)``. Source: the derivation sheet, ``z = W x + b``.
         """
-        left = cuda.shared.array((depth, padded), A.dtype)
-        right = cuda.shared.array((depth, padded), A.dtype)
+        left = cuda.shared.array((depth, padded), A.dtype, VECTOR_BYTES)
+        right = cuda.shared.array((depth, padded), A.dtype, VECTOR_BYTES)
         total = cuda.local.array((registers, registers), A.dtype)
         x, y = cuda.threadIdx.x, cuda.threadIdx.y
         t = y * tile + x
@@ -115,10 +139,7 @@ def _forward(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
             load_across(left, A, top, rows, start, fan_in, t)
             load_along(right, W, start_column, fan_out, start, fan_in, t)
             cuda.syncthreads()
-            for k in range(depth):
-                for r in range(registers):
-                    for c in range(registers):
-                        total[r, c] += left[k, y * registers + r] * right[k, x * registers + c]
+            add_slices(total, left, right, y * registers, x * registers)
             cuda.syncthreads()
         for r in range(registers):
             for c in range(registers):
@@ -134,9 +155,9 @@ def _forward(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
     return linear_forward
 
 
-def _backward(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
+def _backward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
     side, padded = tile * registers, tile * registers + PAD
-    load_across = loads.across
+    load_across, add_slices = parts.across, parts.add
 
     @cuda_kernel
     def linear_backward(dZ, W, rows, activation, Z, A, dA):
@@ -163,8 +184,8 @@ def _backward(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
         ``fan_out u |dZ| |W|^T``, and that of the slope. Source: the chain rule,
         ``dl/da = W dl/dz`` and ``dl/dz = dl/da f'(z)``.
         """
-        left = cuda.shared.array((depth, padded), dZ.dtype)
-        right = cuda.shared.array((depth, padded), dZ.dtype)
+        left = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
+        right = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
         total = cuda.local.array((registers, registers), dZ.dtype)
         x, y = cuda.threadIdx.x, cuda.threadIdx.y
         t = y * tile + x
@@ -178,10 +199,7 @@ def _backward(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
             load_across(left, dZ, top, rows, start, fan_out, t)
             load_across(right, W, start_column, fan_in, start, fan_out, t)
             cuda.syncthreads()
-            for k in range(depth):
-                for r in range(registers):
-                    for c in range(registers):
-                        total[r, c] += left[k, y * registers + r] * right[k, x * registers + c]
+            add_slices(total, left, right, y * registers, x * registers)
             cuda.syncthreads()
         for r in range(registers):
             for c in range(registers):
@@ -196,9 +214,9 @@ def _backward(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
     return linear_backward
 
 
-def _gradient(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
+def _gradient(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
     side, padded = tile * registers, tile * registers + PAD
-    load_along = loads.along
+    load_along, add_slices = parts.along, parts.add
 
     @cuda_kernel
     def weight_gradient(A, dZ, rows, accumulate, dW, db):
@@ -222,8 +240,8 @@ def _gradient(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
         multiply-adds an element, rows ascending; error at most ``rows u |A|^T |dZ|``. Source: the
         derivation sheet, ``dl/dW = x dl/dz``.
         """
-        left = cuda.shared.array((depth, padded), dZ.dtype)
-        right = cuda.shared.array((depth, padded), dZ.dtype)
+        left = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
+        right = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
         total = cuda.local.array((registers, registers), dZ.dtype)
         sums = cuda.local.array(registers, dZ.dtype)
         x, y = cuda.threadIdx.x, cuda.threadIdx.y
@@ -242,10 +260,7 @@ def _gradient(loads: _Loads, tile: int, registers: int, depth: int) -> Any:
             load_along(left, A, top, fan_in, start, rows, t)
             load_along(right, dZ, start_column, fan_out, start, rows, t)
             cuda.syncthreads()
-            for k in range(depth):
-                for r in range(registers):
-                    for c in range(registers):
-                        total[r, c] += left[k, y * registers + r] * right[k, x * registers + c]
+            add_slices(total, left, right, y * registers, x * registers)
             if sums_columns:
                 for k in range(depth):
                     for c in range(registers):
