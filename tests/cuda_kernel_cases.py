@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS, loss_rules
-from fastmlp_kernels.cuda.launches import build
+from fastmlp_kernels.cuda.launching import build
 from fastmlp_kernels.cuda.workspace import bias_mask
 from fastmlp_kernels.problem import DTYPES, Problem
 from fastmlp_kernels.reference import elementwise

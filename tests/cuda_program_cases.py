@@ -14,7 +14,8 @@ from fastmlp_kernels import problem as contract
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cpu import activation, gather, linear, loss, update
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cuda.launches import Kernels, build
+from fastmlp_kernels.cuda import KERNELS, launches
+from fastmlp_kernels.cuda.launching import Kernels, build
 from fastmlp_kernels.cuda.layered import LayeredProgram
 from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
@@ -203,6 +204,33 @@ def check_the_fused_step(problem, device):
     device.call("update", data.parameters, gradient, data.state, data.hyper)
     assert data.parameters.tobytes() == epoch.parameters.tobytes()
     assert data.state.tobytes() == epoch.state.tobytes()
+
+
+def count_launches(device):
+    """Return a list that grows by one at each launch of the program."""
+    held, plain = [], device.program.launches.grid
+
+    def grid(kernel, *arguments):
+        held.append(kernel)
+        plain(kernel, *arguments)
+
+    device.program.launches.grid = grid
+    return held
+
+
+def test_an_epoch_makes_as_many_launches_as_are_counted(tiles, problem):
+    device = OnDevice(problem, tiles, library=False, recorder=False)
+    held = count_launches(device)
+    device.epoch(sample(problem))
+    assert len(held) == launches(problem)
+
+
+def test_several_networks_are_refused(problem):
+    (kernel,) = KERNELS
+    machine = contract.Machine(cuda_missing=None)
+    assert kernel.supports(problem, machine) is None
+    several = dataclasses.replace(problem, members=2)
+    assert "one network at a time" in kernel.supports(several, machine)
 
 
 @pytest.mark.parametrize("link", [False, True])

@@ -22,7 +22,7 @@ from numba import cuda, types
 from numba.cuda import dispatcher
 
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.launches import Kernels, Tiles, build
+from fastmlp_kernels.cuda.launching import Kernels, Tiles, build
 from fastmlp_kernels.problem import DTYPES
 
 pytestmark = [

@@ -227,7 +227,10 @@ def test_where_the_library_is_looked_for_on_windows(folders, tmp_path, monkeypat
 
 
 def test_the_first_library_that_works_is_taken():
-    made = {"broken": RecordingCublasLt(failing={"cublasLtCreate": 8}), "whole": RecordingCublasLt()}
+    made = {
+        "broken": RecordingCublasLt(failing={"cublasLtCreate": 8}),
+        "whole": RecordingCublasLt(),
+    }
 
     def load(path):
         if path not in made:

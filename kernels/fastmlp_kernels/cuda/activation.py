@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS
-from fastmlp_kernels.compile import cuda_kernel, cuda_switch
+from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
 from fastmlp_kernels.cuda.bfloat16 import bfloat16_bits
 
 # Every thread of a launch takes the same branch.
@@ -113,6 +113,52 @@ def bias_and_activation(Z, b, activation, rows, out, rounded):
             rounded[i, j] = bfloat16_bits(a)
 
 
+@cuda_part
+def _slopes(Z, A, activation, rows, j, dZ, rounded):
+    """Turn dA into dZ in column `j` of `rows`, a range; return the sum."""
+    total = dZ.dtype.type(0)
+    for i in rows:
+        value = dZ[i, j]
+        if activation != IDENTITY:
+            value *= activation_slope(activation, Z[i, j], A[i, j])
+            dZ[i, j] = value
+        if rounded.size > 0:
+            rounded[i, j] = bfloat16_bits(value)
+        total += value
+    return total
+
+
+@cuda_part
+def _over_lanes(sums, total, x, y, lanes):
+    """Return to thread (x, 0) the sum of the totals of column x, in the order of the lanes."""
+    sums[y, x] = total
+    cuda.syncthreads()
+    if y == 0:
+        for lane in range(1, lanes):
+            total += sums[lane, x]
+    return total
+
+
+@cuda_part
+def _is_last(arrivals, place, blocks, flag, t):
+    """Return to every thread of a block whether it is the last of so many to come here.
+
+    What each block wrote before is then seen by the last one: it is fenced before the arrival is
+    counted, and again before anything is read.
+    """
+    cuda.threadfence()
+    cuda.syncthreads()
+    if t == 0:
+        flag[0] = cuda.atomic.add(arrivals, place, 1)
+    cuda.syncthreads()
+    last = flag[0] == blocks - 1
+    if last:
+        cuda.threadfence()
+        if t == 0:
+            arrivals[place] = 0
+    return last
+
+
 @functools.cache
 def build(columns: int, lanes: int) -> Any:
     """Return `slope_and_sums` for blocks of (columns, lanes) threads."""
@@ -151,48 +197,26 @@ def build(columns: int, lanes: int) -> Any:
         the scheme of the CUDA samples' threadFenceReduction.
         """
         sums = cuda.shared.array((lanes, columns), dZ.dtype)
-        is_last = cuda.shared.array(1, np.int32)
+        flag = cuda.shared.array(1, np.int32)
         x, y = cuda.threadIdx.x, cuda.threadIdx.y
         units, blocks = dZ.shape[1], cuda.gridDim.x
         j = cuda.blockIdx.y * columns + x
-        first = cuda.blockIdx.x * rows_of_a_block + y
+        top = cuda.blockIdx.x * rows_of_a_block
         total = dZ.dtype.type(0)
         if j < units:
-            for i in range(first, min(first + rows_of_a_block - y, rows), lanes):
-                value = dZ[i, j]
-                if activation != IDENTITY:
-                    value *= activation_slope(activation, Z[i, j], A[i, j])
-                    dZ[i, j] = value
-                if rounded.size > 0:
-                    rounded[i, j] = bfloat16_bits(value)
-                total += value
-        sums[y, x] = total
-        cuda.syncthreads()
+            mine = range(top + y, min(top + rows_of_a_block, rows), lanes)
+            total = _slopes(Z, A, activation, mine, j, dZ, rounded)
+        total = _over_lanes(sums, total, x, y, lanes)
         if y == 0 and j < units:
-            for lane in range(1, lanes):
-                total += sums[lane, x]
             partial[cuda.blockIdx.x * units + j] = total
-        # What was written is seen before the arrival is counted, and read after it was.
-        cuda.threadfence()
-        cuda.syncthreads()
-        if x == 0 and y == 0:
-            arrived = cuda.atomic.add(arrivals, cuda.blockIdx.y, 1)
-            is_last[0] = 1 if arrived == blocks - 1 else 0
-        cuda.syncthreads()
-        if is_last[0] == 0:
+        if not _is_last(arrivals, cuda.blockIdx.y, blocks, flag, y * columns + x):
             return
-        cuda.threadfence()
         total = dZ.dtype.type(0)
         if j < units:
             for block in range(y, blocks, lanes):
                 total += partial[block * units + j]
-        sums[y, x] = total
-        cuda.syncthreads()
+        total = _over_lanes(sums, total, x, y, lanes)
         if y == 0 and j < units:
-            for lane in range(1, lanes):
-                total += sums[lane, x]
             db[j] = db[j] + total if accumulate != 0 else total
-        if x == 0 and y == 0:
-            arrivals[cuda.blockIdx.y] = 0
 
     return slope_and_sums

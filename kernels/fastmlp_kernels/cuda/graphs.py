@@ -13,7 +13,7 @@ from typing import Any
 from numba import cuda
 
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.launches import Launches
+from fastmlp_kernels.cuda.launching import Launches
 
 # Recordings that are kept: training with and without a penalty, and another set of data.
 KEPT = 4
@@ -120,8 +120,8 @@ class Steps:
         Parameters
         ----------
         kind : tuple
-            What decides which kernels are launched. The first step of each kind is launched plainly,
-            so that no recording has to compile or load one.
+            What decides which kernels are launched. The first step of each kind is launched
+            plainly, so that no recording has to compile or load one.
         key : tuple
             What decides the arguments: addresses and shapes of the caller's arrays.
         held : sequence

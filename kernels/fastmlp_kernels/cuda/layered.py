@@ -16,7 +16,7 @@ from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
 from fastmlp_kernels.cuda import matrix_products, workspace
 from fastmlp_kernels.cuda.gather import COUNTER_WORDS
 from fastmlp_kernels.cuda.graphs import Steps
-from fastmlp_kernels.cuda.launches import (
+from fastmlp_kernels.cuda.launching import (
     Launches,
     Tiles,
     build,
@@ -219,9 +219,7 @@ class LayeredProgram:
         key = tuple((address(array), *array.shape) for array in held if array.size > 0)
         kind = (penalized, factors is None)
         size = self.problem.batch_size
-        enqueue = functools.partial(
-            self._batch, parameters, slots, X, y, size, factors, penalized
-        )
+        enqueue = functools.partial(self._batch, parameters, slots, X, y, size, factors, penalized)
         return functools.partial(self.steps.run, kind, key, held, enqueue)
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):

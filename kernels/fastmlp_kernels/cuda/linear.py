@@ -40,13 +40,19 @@ def build(tile: int, registers: int = 4, depth: int = 16) -> Products:
 
 
 class _Parts(NamedTuple):
+    """What the kernels share: two ways to fill a slice, its sums, and where they go."""
+
     along: Any
     across: Any
     add: Any
+    store: Any
 
 
 def _parts(tile: int, registers: int, depth: int) -> _Parts:
-    """Return the two ways to fill a slice, which both read neighbours in a row, and its terms."""
+    return _Parts(*_loads(tile, registers, depth), *_sums(registers, depth))
+
+
+def _loads(tile: int, registers: int, depth: int) -> tuple[Any, Any]:
     side, threads = tile * registers, tile * tile
     elements = side * depth
 
@@ -70,6 +76,10 @@ def _parts(tile: int, registers: int, depth: int) -> _Parts:
             inside = start + k < stop and first + n < end
             slice_[k, n] = M[first + n, start + k] if inside else zero
 
+    return along, across
+
+
+def _term(registers: int) -> Any:
     @cuda_part
     def add_term(total, left, right, k, row, column):
         """Add term k of every element of a thread."""
@@ -77,6 +87,11 @@ def _parts(tile: int, registers: int, depth: int) -> _Parts:
             for c in range(registers):
                 total[r, c] += left[k, row + r] * right[k, column + c]
 
+    return add_term
+
+
+def _sums(registers: int, depth: int) -> tuple[Any, Any]:
+    add_term = _term(registers)
     # Written out by fours: a loop's own instructions are as many as the multiply-adds of one term.
     by_fours = depth - depth % 4
 
@@ -91,12 +106,20 @@ def _parts(tile: int, registers: int, depth: int) -> _Parts:
         for k in range(by_fours, depth):
             add_term(total, left, right, k, row, column)
 
-    return _Parts(along, across, add)
+    @cuda_part
+    def store(total, out, i, j, rows, columns):
+        """Write a thread's elements to `out` from (i, j) on, where it has such rows and columns."""
+        for r in range(registers):
+            for c in range(registers):
+                if i + r < rows and j + c < columns:
+                    out[i + r, j + c] = total[r, c]
+
+    return add, store
 
 
 def _forward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
     side, padded = tile * registers, tile * registers + PAD
-    load_along, load_across, add_slices = parts
+    load_along, load_across, add_slices, store = parts
 
     @cuda_kernel
     def linear_forward(A, W, b, activation, rows, Z, out):
@@ -141,10 +164,7 @@ def _forward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
             cuda.syncthreads()
             add_slices(total, left, right, y * registers, x * registers)
             cuda.syncthreads()
-        for r in range(registers):
-            for c in range(registers):
-                if i + r < rows and j + c < fan_out:
-                    Z[i + r, j + c] = total[r, c]
+        store(total, Z, i, j, rows, fan_out)
         if activation != IDENTITY:
             # Each thread reads what it has just written: an activation in the loops above would
             # be in the code `registers` squared times.
@@ -157,7 +177,7 @@ def _forward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
 
 def _backward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
     side, padded = tile * registers, tile * registers + PAD
-    load_across, add_slices = parts.across, parts.add
+    load_across, add_slices, store = parts.across, parts.add, parts.store
 
     @cuda_kernel
     def linear_backward(dZ, W, rows, activation, Z, A, dA):
@@ -201,10 +221,7 @@ def _backward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
             cuda.syncthreads()
             add_slices(total, left, right, y * registers, x * registers)
             cuda.syncthreads()
-        for r in range(registers):
-            for c in range(registers):
-                if i + r < rows and j + c < fan_in:
-                    dA[i + r, j + c] = total[r, c]
+        store(total, dA, i, j, rows, fan_in)
         if activation != IDENTITY:
             for row in range(i, min(i + registers, rows)):
                 for column in range(j, min(j + registers, fan_in)):
@@ -214,9 +231,31 @@ def _backward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
     return linear_backward
 
 
+def _columns(registers: int, depth: int) -> tuple[Any, Any]:
+    @cuda_part
+    def begin(total, sums, dW, db, i, j, accumulate):
+        """Set a thread's sums to what is there, or to zero."""
+        fan_in, fan_out = dW.shape[0], dW.shape[1]
+        for c in range(registers):
+            held = accumulate != 0 and j + c < fan_out
+            sums[c] = db[j + c] if held else dW.dtype.type(0)
+            for r in range(registers):
+                total[r, c] = dW[i + r, j + c] if held and i + r < fan_in else dW.dtype.type(0)
+
+    @cuda_part
+    def add_rows(sums, right, column):
+        """Add every row of a slice to a thread's sums of columns, in order."""
+        for k in range(depth):
+            for c in range(registers):
+                sums[c] += right[k, column + c]
+
+    return begin, add_rows
+
+
 def _gradient(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
     side, padded = tile * registers, tile * registers + PAD
-    load_along, add_slices = parts.along, parts.add
+    load_along, add_slices, store = parts.along, parts.add, parts.store
+    begin, add_rows = _columns(registers, depth)
 
     @cuda_kernel
     def weight_gradient(A, dZ, rows, accumulate, dW, db):
@@ -250,28 +289,18 @@ def _gradient(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
         i, j = top + y * registers, start_column + x * registers
         fan_in, fan_out = dW.shape[0], dW.shape[1]
         sums_columns = cuda.blockIdx.x == 0 and y == 0
-        zero = dZ.dtype.type(0)
-        for c in range(registers):
-            held = accumulate != 0 and j + c < fan_out
-            sums[c] = db[j + c] if held and sums_columns else zero
-            for r in range(registers):
-                total[r, c] = dW[i + r, j + c] if held and i + r < fan_in else zero
+        begin(total, sums, dW, db, i, j, accumulate)
         for start in range(0, rows, depth):
             load_along(left, A, top, fan_in, start, rows, t)
             load_along(right, dZ, start_column, fan_out, start, rows, t)
             cuda.syncthreads()
             add_slices(total, left, right, y * registers, x * registers)
             if sums_columns:
-                for k in range(depth):
-                    for c in range(registers):
-                        sums[c] += right[k, x * registers + c]
+                add_rows(sums, right, x * registers)
             cuda.syncthreads()
+        store(total, dW, i, j, fan_in, fan_out)
         for c in range(registers):
-            if j + c < fan_out:
-                for r in range(registers):
-                    if i + r < fan_in:
-                        dW[i + r, j + c] = total[r, c]
-                if sums_columns:
-                    db[j + c] = sums[c]
+            if sums_columns and j + c < fan_out:
+                db[j + c] = sums[c]
 
     return weight_gradient

@@ -16,7 +16,7 @@ from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.bfloat16 import ALIGNMENT
 from fastmlp_kernels.cuda.cublas import Cublas, CublasError, Product, alignment, connect
-from fastmlp_kernels.cuda.launches import Kernels, Launches
+from fastmlp_kernels.cuda.launching import Kernels, Launches
 from fastmlp_kernels.cuda.workspace import Layer, address, matrix
 from fastmlp_kernels.problem import Problem
 
