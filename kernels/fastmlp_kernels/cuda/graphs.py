@@ -39,7 +39,7 @@ class Recorder:
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
-        flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
         self.handle = self._call("cuStreamCreate", flags)
         self.stream = cuda.external_stream(int(self.handle))
         weakref.finalize(self, driver.cuStreamDestroy, self.handle).atexit = False
