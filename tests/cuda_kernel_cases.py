@@ -6,9 +6,10 @@ Not collected by itself: `test_cuda` runs this file in a process of its own, in 
 
 import numpy as np
 import pytest
+from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS, loss_rules
-from fastmlp_kernels.cuda.launching import build
+from fastmlp_kernels.cuda.launching import Launches, build
 from fastmlp_kernels.cuda.workspace import bias_mask
 from fastmlp_kernels.problem import DTYPES, Problem
 from fastmlp_kernels.reference import elementwise
@@ -219,10 +220,13 @@ def first_batch(batch=0):
 
 
 def check(tiles, gradient, row_losses, losses, batch, status):
-    """Launch `check_finite`: a block for each part of the gradient, and one for the losses."""
-    grid = -(-len(gradient) // tiles.threads) + 1
-    arguments = (gradient, row_losses, len(row_losses), losses, first_batch(batch), status)
-    launch(build(tiles).check_finite, grid, tiles.threads, *arguments)
+    """Launch `check_finite` as the program does."""
+    arrays = (gradient, row_losses, losses, first_batch(batch), status)
+    gradient, row_losses, held, counter, judged = map(cuda.to_device, arrays)
+    arguments = (gradient, row_losses, len(row_losses), held, counter, judged)
+    Launches(tiles).one_more(build(tiles).check_finite, len(gradient), *arguments)
+    held.copy_to_host(losses)
+    judged.copy_to_host(status)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -290,6 +294,20 @@ def test_update(tiles, dtype, name):
     compare(vectors[0], p, "parameters")
     for vector, slot in zip(vectors[2:4], slots, strict=False):
         compare(vector, slot, "state")
+
+
+@pytest.mark.parametrize("units", [1, 2, 9])
+def test_sum_squares(tiles, dtype, units):
+    """Of fewer elements than threads, of some blocks, and of as many as there may be and more."""
+    problem = Problem((units, units), ("identity",), "half_squared_error", dtype=dtype)
+    data, count = sample(problem), problem.parameter_count
+    blocks = tiles.sum_blocks(count)
+    sums, squares = np.full(blocks, np.nan, dtype), np.full(3, np.nan, dtype)
+    arrivals, mask = np.zeros(1, np.int32), bias_mask(problem)
+    arguments = (data.parameters, mask, squares, first_batch(1), sums, arrivals)
+    launch(build(tiles).sum_squares, blocks, tiles.threads, *arguments)
+    compare(squares[1:2], tolerances.squares(problem, data.parameters), "squares")
+    assert np.isnan(squares[[0, 2]]).all() and not arrivals.any()
 
 
 @pytest.mark.parametrize("columns", [1, 4])

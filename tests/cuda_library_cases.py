@@ -76,7 +76,12 @@ def in_form(problem, form, **changes):
     return dataclasses.replace(problem, dtype=dtype, precision=precision, **changes)
 
 
-@pytest.mark.parametrize("index", range(len(PROGRAMS)), ids=lambda i: PROGRAMS[i].loss)
+# Every program where our own kernels differ from `cuda_program_cases`, a few where products do.
+EPOCHS = [(form, i) for form in ("float32", "bfloat16") for i in range(len(PROGRAMS))]
+EPOCHS += [("float64", 1), ("tf32", 1), ("tf32", 4)]
+
+
+@pytest.mark.parametrize(("form", "index"), EPOCHS)
 def test_epoch(tiles, form, index):
     problem = in_form(PROGRAMS[index], form, batch_size=4, rows=7)
     made = []
@@ -337,3 +342,36 @@ def test_bfloat16_of_what_is_not_finite(tiles):
     values = from_bfloat16(out)
     assert values[0, [0, 1, 4]].tolist() == [np.inf, -np.inf, np.inf]
     assert np.isnan(values[0, 2:4]).all() and np.isnan(values[1]).all() and out[0, 5] == 0
+
+
+def test_an_epoch_runs_on_one_stream_and_single_calls_on_the_default_one(tiles):
+    """Products too: beside the kernels' stream they would read what is not yet written."""
+    problem = dataclasses.replace(PROGRAMS[3], batch_size=4, rows=4)
+    device = with_library(problem, tiles)
+    program, seen = device.program, []
+    launches, default = program.launches, program.launches.stream
+
+    class Kernel:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, configuration):
+            seen.append(configuration[2])
+            return self.kernel[configuration]
+
+    named = {name: Kernel(kernel) for name, kernel in program.kernels._asdict().items()}
+    program.kernels = program.products.kernels = program.kernels._replace(**named)
+    if program.products.name != "cuBLASLt":
+        return
+    multiply, streams = program.products._multiply, []
+    program.products._multiply = lambda *a, **b: (
+        streams.append(launches.stream),
+        multiply(*a, **b),
+    )
+    data = sample(problem)
+    device.epoch(data)
+    assert default is not program.stream and launches.stream is default
+    assert len(seen) >= 6 and all(each is program.stream for each in (*seen, *streams))
+    seen.clear()
+    device.call("value_and_gradient", data.parameters, data.X[:4], data.y[:4], data.parameters * 0)
+    assert len(seen) >= 4 and all(each is default for each in seen)

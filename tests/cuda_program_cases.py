@@ -76,7 +76,9 @@ class OnDevice:
 
     def __init__(self, problem, tiles, **choices):
         self.program = LayeredProgram(problem, tiles, **choices)
-        own = (self.program.losses, self.program.one_loss, self.program.squares)
+        own = [
+            getattr(self.program, name) for name in ("losses", "one_loss", "squares", "square_sums")
+        ]
         for array in (*self.program.workspace, *own, *arrays_of(self.program.products)):
             # As bfloat16, 0x7fc0 is a NaN.
             value = 0x7FC0 if array.dtype == np.uint16 else np.nan

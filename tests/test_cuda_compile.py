@@ -59,7 +59,7 @@ def signature(name, dtype):
         "check_finite": (vector, vector, number, vector, indices, indices),
         "predict_rows": (matrix, number, number),
         "update": (*[vector] * 4, mask, number, matrix, indices, indices, places, halves),
-        "sum_squares": (vector, mask, vector, indices),
+        "sum_squares": (vector, mask, vector, indices, vector, places),
         "gather_rows": (
             *(matrix, matrix, indices, indices, number, number),
             *(matrix, matrix, half_rows),

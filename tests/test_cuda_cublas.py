@@ -105,6 +105,26 @@ def test_a_plan_is_made_once_for_a_product_and_everything_is_destroyed_in_order(
     assert library.alive == {} and library.calls[-1] == "cublasLtDestroy"
 
 
+def test_a_plan_that_fails_leaves_nothing_and_old_ones_make_room(monkeypatch):
+    monkeypatch.setattr(cublas, "PLANS_KEPT", 2)
+    library = RecordingCublasLt()
+    held = Cublas(library)
+    arrays = [matrix((4, 4), 4, np.float32, seed) for seed in range(3)]
+    first, second, third = (product_of(arrays, n, 4, 4, False, False) for n in (4, 3, 2))
+    plan = held.plan(first)
+    held.plan(second)
+    assert held.plan(first) is plan
+    held.plan(third)
+    assert set(held.plans) == {first, third} and held.plan(first) is plan
+    assert len(library.alive) == 1 + 2 * 4
+    library.algorithms = 0
+    with pytest.raises(CublasError, match="no algorithm"):
+        held.plan(second)
+    assert len(library.alive) == 1 + 2 * 4
+    del held
+    assert library.alive == {}
+
+
 @pytest.mark.parametrize("name", sorted(cublas.FUNCTIONS))
 def test_every_status_is_checked_and_named(name):
     if name.endswith("Destroy") and "Preference" not in name:

@@ -13,6 +13,7 @@ from numba import cuda
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
 from fastmlp_kernels.cuda.bfloat16 import bfloat16_bits
+from fastmlp_kernels.cuda.sums import is_last
 
 # Every thread of a launch takes the same branch.
 activation_value = cuda_switch([row.value for row in ACTIVATIONS])
@@ -139,26 +140,6 @@ def _over_lanes(sums, total, x, y, lanes):
     return total
 
 
-@cuda_part
-def _is_last(arrivals, place, blocks, flag, t):
-    """Return to every thread of a block whether it is the last of so many to come here.
-
-    What each block wrote before is then seen by the last one: it is fenced before the arrival is
-    counted, and again before anything is read.
-    """
-    cuda.threadfence()
-    cuda.syncthreads()
-    if t == 0:
-        flag[0] = cuda.atomic.add(arrivals, place, 1)
-    cuda.syncthreads()
-    last = flag[0] == blocks - 1
-    if last:
-        cuda.threadfence()
-        if t == 0:
-            arrivals[place] = 0
-    return last
-
-
 @functools.cache
 def build(columns: int, lanes: int) -> Any:
     """Return `slope_and_sums` for blocks of (columns, lanes) threads."""
@@ -209,7 +190,7 @@ def build(columns: int, lanes: int) -> Any:
         total = _over_lanes(sums, total, x, y, lanes)
         if y == 0 and j < units:
             partial[cuda.blockIdx.x * units + j] = total
-        if not _is_last(arrivals, cuda.blockIdx.y, blocks, flag, y * columns + x):
+        if not is_last(arrivals, cuda.blockIdx.y, blocks, flag, y * columns + x):
             return
         total = dZ.dtype.type(0)
         if j < units:

@@ -44,6 +44,8 @@ STATUSES = {
 }
 # What NVIDIA's documentation recommends for Hopper; an algorithm takes what it needs of it.
 WORKSPACE_BYTES = 32 << 20
+# Plans that are kept: each number of rows to predict has some of its own.
+PLANS_KEPT = 256
 # No algorithm asks for more than this of a pointer.
 LARGEST_ALIGNMENT = 256
 
@@ -182,9 +184,14 @@ class Product:
     bias_alignment: int = LARGEST_ALIGNMENT
 
 
-class Plan(NamedTuple):
-    """What a call of cublasLtMatmul takes beside its pointers."""
+# What was created, each with the name of the function that destroys it.
+Made = list[tuple[str, Any]]
 
+
+class Plan(NamedTuple):
+    """What a call of cublasLtMatmul takes beside its pointers, and what is to be destroyed."""
+
+    made: Made
     description: Any
     first: Any
     second: Any
@@ -206,10 +213,10 @@ class Cublas:
     def __init__(self, library: Any) -> None:
         self.library = library
         self.plans: dict[Product, Plan] = {}
-        self.made: list[tuple[str, Any]] = []
-        self.handle = self._create("cublasLtCreate", "cublasLtDestroy")
+        own: Made = []
+        self.handle = self._create(own, "cublasLtCreate", "cublasLtDestroy")
         # At the interpreter's end the driver may be gone before.
-        weakref.finalize(self, _destroy, library, self.made).atexit = False
+        weakref.finalize(self, _close, library, own, self.plans).atexit = False
 
     @property
     def workspace_bytes(self) -> int:
@@ -220,30 +227,40 @@ class Cublas:
     def _call(self, name: str, *arguments: Any) -> None:
         check(getattr(self.library, name)(*arguments), name)
 
-    def _create(self, create: str, destroy: str, *arguments: Any) -> Any:
+    def _create(self, made: Made, create: str, destroy: str, *arguments: Any) -> Any:
         handle = ctypes.c_void_p()
         self._call(create, ctypes.byref(handle), *arguments)
-        self.made.append((destroy, handle))
+        made.append((destroy, handle))
         return handle
 
     def _set(self, name: str, target: Any, attribute: int, value: Any) -> None:
         self._call(name, target, attribute, ctypes.byref(value), ctypes.sizeof(value))
 
-    def _layout(self, kind: str, rows: int, columns: int, stride: int) -> Any:
+    def _layout(self, made: Made, kind: str, rows: int, columns: int, stride: int) -> Any:
         """Describe a row-major matrix of rows by columns, which is a transposed one there."""
         create, destroy = "cublasLtMatrixLayoutCreate", "cublasLtMatrixLayoutDestroy"
-        return self._create(create, destroy, REAL_TYPES[kind], columns, rows, stride)
+        return self._create(made, create, destroy, REAL_TYPES[kind], columns, rows, stride)
 
     def plan(self, product: Product) -> Plan:
-        """Return the plan of a product, made the first time."""
-        if product not in self.plans:
-            self.plans[product] = self._plan(product)
-        return self.plans[product]
+        """Return the plan of a product; the one that was asked for longest ago may go for it."""
+        plan = self.plans.pop(product, None)
+        if plan is None:
+            made: Made = []
+            try:
+                plan = self._plan(product, made)
+            except CublasError:
+                _destroy(self.library, made)
+                raise
+            while len(self.plans) >= PLANS_KEPT:
+                _destroy(self.library, self.plans.pop(next(iter(self.plans))).made)
+        self.plans[product] = plan
+        return plan
 
-    def _plan(self, product: Product) -> Plan:
+    def _plan(self, product: Product, made: Made) -> Plan:
         p = product
         scale = "float64" if p.result == "float64" else "float32"
         description = self._create(
+            made,
             "cublasLtMatmulDescCreate",
             "cublasLtMatmulDescDestroy",
             COMPUTE_TYPES[p.compute],
@@ -264,12 +281,12 @@ class Cublas:
         lying = [(p.rows, p.terms), (p.terms, p.columns)]
         for factor, transposed in enumerate((p.left_transposed, p.right_transposed)):
             lying[factor] = lying[factor][::-1] if transposed else lying[factor]
-        second = self._layout(p.operands, *lying[0], p.strides[0])
-        first = self._layout(p.operands, *lying[1], p.strides[1])
-        result = self._layout(p.result, p.rows, p.columns, p.strides[2])
+        second = self._layout(made, p.operands, *lying[0], p.strides[0])
+        first = self._layout(made, p.operands, *lying[1], p.strides[1])
+        result = self._layout(made, p.result, p.rows, p.columns, p.strides[2])
         real = ctypes.c_double if scale == "float64" else ctypes.c_float
         heuristic = self._heuristic(product, description, first, second, result)
-        return Plan(description, first, second, result, heuristic, real(1), real(0))
+        return Plan(made, description, first, second, result, heuristic, real(1), real(0))
 
     def _heuristic(self, product: Product, description, first, second, result) -> Heuristic:
         preference = ctypes.c_void_p()
@@ -353,11 +370,18 @@ def check(status: int, name: str) -> None:
         raise CublasError(f"{name}: got status {status} ({named}), wanted 0")
 
 
-def _destroy(library: Any, made: list[tuple[str, Any]]) -> None:
-    # The handle was made first, and goes last.
+def _destroy(library: Any, made: Made) -> None:
+    """Destroy what was created, the latest first."""
     while made:
         name, handle = made.pop()
         getattr(library, name)(handle)
+
+
+def _close(library: Any, own: Made, plans: dict[Product, Plan]) -> None:
+    """Destroy every plan, and the handle after them."""
+    for plan in plans.values():
+        _destroy(library, plan.made)
+    _destroy(library, own)
 
 
 def alignment(address: int) -> int:

@@ -22,6 +22,9 @@ from fastmlp_kernels.cuda.bfloat16 import round_rows
 from fastmlp_kernels.cuda.gather import gather_rows
 from fastmlp_kernels.cuda.loss import loss_and_gradient, predict_rows
 
+# What a thread of `sum_squares` sums at least, where there are so many elements.
+ELEMENTS_OF_A_SUM = 4
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -60,6 +63,11 @@ class Tiles:
     def row_blocks(self, rows: int) -> int:
         """Return the blocks that share the columns of so many rows in `slope_and_sums`."""
         return -(-rows // (self.lanes * ROWS_OF_A_LANE))
+
+    def sum_blocks(self, count: int) -> int:
+        """Return the blocks that share so many elements in `sum_squares`."""
+        # The last block has a thread for the sum of each.
+        return min(self.threads, -(-count // (ELEMENTS_OF_A_SUM * self.threads)))
 
 
 # A block of 256 threads is 256 Python threads there.
@@ -153,6 +161,10 @@ class Launches:
         """Launch with a thread for each of `count` elements, and one more block."""
         threads = self.tiles.threads
         self.grid(kernel, -(-count // threads) + 1, threads, *arguments)
+
+    def sum_of(self, kernel: Any, count: int, *arguments: Any) -> None:
+        """Launch `sum_squares` over so many elements."""
+        self.grid(kernel, self.tiles.sum_blocks(count), self.tiles.threads, *arguments)
 
     def block(self, kernel: Any, *arguments: Any) -> None:
         """Launch one block."""

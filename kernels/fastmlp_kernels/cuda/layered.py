@@ -90,6 +90,8 @@ class LayeredProgram:
         self.hyper = self._empty(problem.batches, HYPER_WIDTH)
         self.losses = self._empty(problem.batches)
         self.squares = self._empty(problem.batches)
+        self.square_sums = self._empty(self.tiles.sum_blocks(problem.parameter_count))
+        self.square_arrivals = cuda.to_device(np.zeros(1, np.int32))
         self.biases = cuda.to_device(workspace.bias_mask(problem))
         self.scales: dict[int, Any] = {}
         self.epoch_factors: Any = None
@@ -206,7 +208,8 @@ class LayeredProgram:
         self.launches.one_more(kernels.check_finite, count, *arguments)
         if penalized:
             arguments = (parameters, self.biases, self.squares, self.counter)
-            self.launches.block(kernels.sum_squares, *arguments)
+            arguments += (self.square_sums, self.square_arrivals)
+            self.launches.sum_of(kernels.sum_squares, count, *arguments)
         vectors = (parameters, gradient, *slots, self.biases)
         arguments = (self.optimizer, self.hyper, self.counter, self.status)
         rounded = (self.products.places, self.products.rounded_weights)

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import OPTIMIZERS
@@ -10,7 +11,7 @@ from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DE
 from fastmlp_kernels.compile import cuda_kernel, cuda_switch
 from fastmlp_kernels.cuda.bfloat16 import bfloat16_bits
 from fastmlp_kernels.cuda.gather import BATCH, UPDATED
-from fastmlp_kernels.cuda.sums import block_sum
+from fastmlp_kernels.cuda.sums import block_sum, is_last
 from fastmlp_kernels.problem import STATUS
 
 _rule = cuda_switch([row.update for row in OPTIMIZERS])
@@ -80,10 +81,10 @@ def update(
 
 @functools.cache
 def build(threads: int) -> Any:
-    """Return `sum_squares` for one block of that many threads."""
+    """Return `sum_squares` for blocks of that many threads."""
 
     @cuda_kernel
-    def sum_squares(parameters, biases, squares, counter):
+    def sum_squares(parameters, biases, squares, counter, sums, arrivals):
         """Write the sum of the squares of all weights to ``squares[counter[BATCH]]``.
 
         Parameters
@@ -93,20 +94,32 @@ def build(threads: int) -> Any:
             1 where the parameter is a bias, which is left out.
         squares : dtype[batches], written
         counter : int64[2], read
+        sums : dtype[blocks], written
+            The sum of each block.
+        arrivals : int32[1], read and written
+            Zero on entry and at the end: blocks that have written their sums.
 
         Notes
         -----
-        Launch: one block. Cost: P reads and ``2 P`` flops. Accuracy: a thread sums every
-        `threads`-th element and a tree their sums: the same at every run, error at most
-        ``(P / threads + log2 threads) u`` of the sum. Source: the L2 penalty ``|W|^2``.
+        Launch: at most `threads` blocks. Cost: P reads and ``2 P`` flops. Accuracy: a thread sums
+        the elements that are a whole grid apart, a tree those of a block, and the last block to
+        arrive those of all blocks: which one that is changes no bit; error at most
+        ``(P / all threads + 2 log2 threads) u`` of the sum. Source: the L2 penalty ``|W|^2``.
         """
         partial = cuda.shared.array(threads, parameters.dtype)
-        t = cuda.threadIdx.x
+        flag = cuda.shared.array(1, np.int32)
+        t, blocks = cuda.threadIdx.x, cuda.gridDim.x
         total = parameters.dtype.type(0)
-        for i in range(t, parameters.size, threads):
+        for i in range(cuda.grid(1), parameters.size, threads * blocks):
             if biases[i] == 0:
                 total += parameters[i] * parameters[i]
         partial[t] = total
+        block_sum(partial, t, threads)
+        if t == 0:
+            sums[cuda.blockIdx.x] = partial[0]
+        if not is_last(arrivals, 0, blocks, flag, t):
+            return
+        partial[t] = sums[t] if t < blocks else parameters.dtype.type(0)
         block_sum(partial, t, threads)
         if t == 0:
             squares[counter[BATCH]] = partial[0]
