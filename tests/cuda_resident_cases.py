@@ -235,7 +235,7 @@ def test_training_stops_at_a_nan(sizes, dtype):
     run(program, data)
     assert data.control.tolist() == [0, 2, 3]
     # The launches after the failed one have nothing to do.
-    assert program.launches == 2 + 3
+    assert program.resident_launches == 2 + 3
     assert data.losses[:2].tobytes() == healthy.losses.tobytes()
     assert np.isnan(data.losses[2]) and np.isnan(data.losses[3])
     assert data.parameters.tobytes() == healthy.parameters.tobytes()
@@ -264,7 +264,7 @@ def test_launches_of_any_length_are_one_epoch(sizes):
     for batches_a_launch, launches in ((1, 5), (2, 3), (9, 1)):
         program = build(problem, sizes, batches_a_launch=batches_a_launch)
         parts = run(program, sample(problem, penalized=True))
-        assert program.launches == launches
+        assert program.resident_launches == launches
         for name in ("parameters", "state", "losses", "control", "squares"):
             assert getattr(parts, name).tobytes() == getattr(whole, name).tobytes(), name
 
