@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastmlp.machine_file import stored_constants
+from fastmlp.machine_file import stored_constants, stored_gpu_constants
 from fastmlp_kernels.cuda.failures import driver_refusal
+from fastmlp_kernels.cuda.rates import expected_rates
 from fastmlp_kernels.problem import Machine
 
 logger = logging.getLogger("fastmlp")
@@ -23,6 +24,9 @@ NAME_BYTES = 256
 # CUdevice_attribute: the compute capability, multiprocessors, and the shared memory that a block
 # may have where its kernel asks for more than usual.
 MAJOR, MINOR, PROCESSORS, SHARED_BYTES = 75, 76, 16, 97
+# Clocks of the processors and of the memory, in kHz (0 where the driver no longer says), and the
+# width of the memory's bus in bits.
+CLOCK, MEMORY_CLOCK, BUS_BITS = 13, 36, 37
 # libNVVM, which writes PTX, and nvJitLink, which makes machine code of it, by CUDA version.
 TOOLKIT = ("nvidia-nvvm", "nvidia-cuda-nvcc-cu12")
 LINKER = ("nvidia-nvjitlink", "nvidia-nvjitlink-cu12")
@@ -31,7 +35,9 @@ LINKER = ("nvidia-nvjitlink", "nvidia-nvjitlink-cu12")
 @functools.cache
 def detect() -> Machine:
     """Return what kernels may use here."""
-    known = {"cores": count_cores(), **find_gpu(), **stored_constants()}
+    gpu = find_gpu()
+    measured = stored_constants() | stored_gpu_constants(gpu.get("gpu", ""))
+    known = {"cores": count_cores(), **gpu, **measured}
     machine = Machine(**known)
     logger.debug("machine: %s", machine)
     return machine
@@ -133,11 +139,14 @@ def ask_driver(driver: Any) -> tuple[dict[str, Any], tuple[int, int]]:
         driver.cuDeviceGetAttribute(ctypes.byref(number), code, device)
         return number.value
 
+    capability, processors = (attribute(MAJOR), attribute(MINOR)), attribute(PROCESSORS)
+    clocks = 1e3 * attribute(CLOCK), 1e3 * attribute(MEMORY_CLOCK)
     facts = {
         "gpu": name.value.decode(errors="replace"),
-        "gpu_capability": (attribute(MAJOR), attribute(MINOR)),
-        "gpu_processors": attribute(PROCESSORS),
+        "gpu_capability": capability,
+        "gpu_processors": processors,
         "gpu_shared_bytes": attribute(SHARED_BYTES),
+        **expected_rates(capability, processors, *clocks, attribute(BUS_BITS)),
     }
     driver.cuDriverGetVersion(ctypes.byref(number))
     return facts, (number.value // 1000, number.value % 1000 // 10)

@@ -13,8 +13,8 @@ import pytest
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda import launches
 from fastmlp_kernels.cuda.activation import ROWS_OF_A_LANE
+from fastmlp_kernels.cuda.costs import layered_launches
 from fastmlp_kernels.cuda.launching import build
 from fastmlp_kernels.problem import DTYPES
 from tests import tolerances
@@ -152,7 +152,9 @@ def test_an_epoch_launches_what_is_counted_beside_the_products(tiles):
     layers, held = len(problem.sizes) - 1, count_launches(device)
     device.epoch(sample(problem))
     # And the rounding of the weights, once an epoch.
-    assert len(held) + len(device.library.products) == launches(problem, library=True) + layers
+    assert (
+        len(held) + len(device.library.products) == layered_launches(problem, library=True) + layers
+    )
 
 
 def recorded(problem, tiles):

@@ -14,7 +14,8 @@ from fastmlp_kernels import problem as contract
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cpu import activation, gather, linear, loss, update
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cuda import KERNELS, launches
+from fastmlp_kernels.cuda import KERNELS
+from fastmlp_kernels.cuda.costs import layered_launches
 from fastmlp_kernels.cuda.launching import Kernels, build
 from fastmlp_kernels.cuda.layered import LayeredProgram
 from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
@@ -224,7 +225,7 @@ def test_an_epoch_makes_as_many_launches_as_are_counted(tiles, problem):
     device = OnDevice(problem, tiles, library=False, recorder=False)
     held = count_launches(device)
     device.epoch(sample(problem))
-    assert len(held) == launches(problem)
+    assert len(held) == layered_launches(problem)
 
 
 def test_several_networks_are_refused(problem):

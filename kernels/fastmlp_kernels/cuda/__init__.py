@@ -1,40 +1,20 @@
 """CUDA kernels. Importing this package imports no Numba: `build` does, when a program is made."""
 
-from fastmlp_kernels.cuda import resident_cost
+from collections.abc import Callable
+
+from fastmlp_kernels.cuda import costs, resident_cost
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 
 
-def launches(problem: Problem, library: bool = False) -> int:
-    """Return the kernels that an epoch of `cuda.layered` launches, or replays.
-
-    `library` says whether cuBLASLt computes the products.
-    """
-    layers = len(problem.sizes) - 1
-    # Gather, loss, the check, the update; and backward-data for all layers but the first.
-    around, backward = 4, layers - 1
-    if library:
-        # A layer's product, bias and activation; slope and sums, weight gradient.
-        return problem.batches * (around + 4 * layers + backward)
-    # The tiles fuse all but the slope of the last layer into their products.
-    last = problem.training_activations[-1] != "identity"
-    return problem.batches * (around + 2 * layers + backward + last)
+def launches(kernel: str, problem: Problem, machine: Machine) -> int:
+    """Return the kernels that an epoch launches, or replays from a recording."""
+    return LAUNCHES[kernel](problem, machine)
 
 
 def _supports(problem: Problem, machine: Machine) -> str | None:
     if problem.members > 1:
         return "it trains one network at a time"
     return machine.cuda_missing
-
-
-def _cost(problem: Problem, machine: Machine) -> float:
-    flops = machine.gpu_flops * (0.1 if problem.dtype == "float64" else 1.0)
-    item = 8 if problem.dtype == "float64" else 4
-    copied = item * problem.rows * (problem.sizes[0] + problem.target_columns)
-    return (
-        problem.flops / flops
-        + launches(problem) * machine.gpu_launch_seconds
-        + copied / machine.gpu_copy_bytes
-    )
 
 
 def _build(problem: Problem, machine: Machine) -> Program:
@@ -50,6 +30,12 @@ def _build_resident(problem: Problem, machine: Machine) -> Program:
 
 
 KERNELS = (
-    Kernel("cuda.layered", "cuda", _supports, _cost, _build),
+    Kernel("cuda.layered", "cuda", _supports, costs.layered_seconds, _build),
     Kernel("cuda.resident", "cuda", resident_cost.supports, resident_cost.cost, _build_resident),
 )
+
+LAUNCHES: dict[str, Callable[[Problem, Machine], int]] = {
+    # Counted with cuBLASLt, which a machine with a GPU mostly has.
+    "cuda.layered": lambda problem, machine: costs.layered_launches(problem, True),
+    "cuda.resident": resident_cost.launches,
+}

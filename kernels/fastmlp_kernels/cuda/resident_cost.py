@@ -1,5 +1,8 @@
 """What `cuda.resident` can run, in what form, and what an epoch would take: plain arithmetic."""
 
+from dataclasses import replace
+
+from fastmlp_kernels.cuda.costs import copy_seconds, product_rate
 from fastmlp_kernels.cuda.placement import TENSOR_FORMS, Form, Placement, float_form, place
 from fastmlp_kernels.cuda.products import TENSOR_CAPABILITY
 from fastmlp_kernels.problem import Machine, Problem, parameter_layout
@@ -13,8 +16,9 @@ TILE_COLUMNS = 4
 # small layers leave threads without a tile.
 FLOAT_EFFICIENCY = 0.35
 TENSOR_EFFICIENCY = 0.15
-# Float64 arithmetic by that of float32.
-FLOAT64_SHARE = 0.1
+# Predicted time of a launch: the host sees a request to stop between two, and what it does there
+# takes some tens of microseconds.
+LAUNCH_SECONDS = 0.05
 
 
 def _tile_rows(problem: Problem) -> int:
@@ -54,11 +58,10 @@ def supports(problem: Problem, machine: Machine) -> str | None:
 
 def _rate(form: Form, problem: Problem, machine: Machine) -> float:
     """Return the floating-point operations a second of one block."""
-    if form.mixed:
-        whole = machine.gpu_tf32_flops if form.name == "tf32" else machine.gpu_bfloat16_flops
-        return whole * TENSOR_EFFICIENCY / machine.gpu_processors
-    share = FLOAT64_SHARE if problem.dtype == "float64" else 1.0
-    return machine.gpu_flops * share * FLOAT_EFFICIENCY / machine.gpu_processors
+    share = TENSOR_EFFICIENCY if form.mixed else FLOAT_EFFICIENCY
+    # Where tensor cores are allowed and not there, products are float32's.
+    kind = problem if form.mixed else replace(problem, precision="float32")
+    return product_rate(kind, machine) * share / machine.gpu_processors
 
 
 def batch_seconds(problem: Problem, machine: Machine) -> float:
@@ -76,13 +79,21 @@ def batch_seconds(problem: Problem, machine: Machine) -> float:
     return flops / rate + barriers * 20 * machine.gpu_meeting_seconds
 
 
+def batches_a_launch(problem: Problem, machine: Machine) -> int:
+    """Return how many batches a launch takes on."""
+    return max(1, int(LAUNCH_SECONDS / batch_seconds(problem, machine)))
+
+
+def launches(problem: Problem, machine: Machine) -> int:
+    """Return the launches of an epoch."""
+    return -(-problem.batches // batches_a_launch(problem, machine))
+
+
 def cost(problem: Problem, machine: Machine) -> float:
-    """Return the predicted seconds of an epoch."""
-    item = 8 if problem.dtype == "float64" else 4
-    copied = item * problem.rows * (problem.sizes[0] + problem.target_columns)
+    """Return the predicted seconds of an epoch, copies included."""
     waves = -(-problem.members // machine.gpu_processors)
     return (
         problem.batches * batch_seconds(problem, machine) * waves
-        + machine.gpu_launch_seconds
-        + copied / machine.gpu_copy_bytes
+        + launches(problem, machine) * machine.gpu_launch_seconds
+        + copy_seconds(problem, machine)
     )

@@ -6,17 +6,13 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
-from fastmlp_kernels.cuda import resident, shared_memory
+from fastmlp_kernels.cuda import resident, resident_cost, shared_memory
 from fastmlp_kernels.cuda.chain import rows_in_use
 from fastmlp_kernels.cuda.launching import Tiles, small_grids_allowed
 from fastmlp_kernels.cuda.layered import LayeredProgram
 from fastmlp_kernels.cuda.placement import Placement, place
-from fastmlp_kernels.cuda.resident_cost import THREADS, batch_seconds, form_of
+from fastmlp_kernels.cuda.resident_cost import THREADS, form_of
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Machine, Problem
-
-# Predicted time of a launch: the host sees a request to stop between two, and what it does there
-# takes some tens of microseconds.
-LAUNCH_SECONDS = 0.05
 
 
 class ResidentProgram(LayeredProgram):
@@ -35,7 +31,7 @@ class ResidentProgram(LayeredProgram):
     threads : int
         Of a block.
     batches_a_launch : int, optional
-        The most batches of a launch; by default what takes `LAUNCH_SECONDS`.
+        The most batches of a launch; by default what takes `resident_cost.LAUNCH_SECONDS`.
     """
 
     def __init__(
@@ -64,8 +60,7 @@ class ResidentProgram(LayeredProgram):
             state_shared=found.state_shared,
         )
         self.resident = resident.build(choice)
-        most = max(1, int(LAUNCH_SECONDS / batch_seconds(problem, machine)))
-        self.batches_a_launch = batches_a_launch or most
+        self.batches_a_launch = batches_a_launch or resident_cost.batches_a_launch(problem, machine)
         self.resident_launches = 0
         self.words = cuda.to_device(found.table())
         members, batches = problem.members, problem.batches
@@ -92,7 +87,8 @@ class ResidentProgram(LayeredProgram):
     ):
         """See `Program.epoch`; ``control[BATCHES]`` is written between launches.
 
-        A stop takes effect at the end of the launch that is running, some `LAUNCH_SECONDS`.
+        A stop takes effect at the end of the launch that is running: see
+        `resident_cost.LAUNCH_SECONDS`.
         """
         self.prepare(parameters, state, X, y)
         members, batches = self.problem.members, losses.shape[-1]
