@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fastmlp.calibration import calibrate
+from fastmlp.calibration import calibrate, calibrate_gpu
 from fastmlp.machine import detect
 from fastmlp.machine_file import CONSTANTS, store_constants
 from fastmlp.warming import warmup
@@ -38,7 +38,7 @@ def run_calibrate() -> int:
     """Measure, show and store."""
     machine = detect()
     warmup("float32")
-    result = calibrate(machine)
+    result, gpu = calibrate(machine), calibrate_gpu(machine)
     for name in CONSTANTS:
         if name not in result.constants:
             say(f"{name:22} {getattr(machine, name):8.3g}  not measured: it takes two cores")
@@ -46,8 +46,12 @@ def run_calibrate() -> int:
             say(f"{name:22} {result.constants[name]:8.3g}  the limit: too small to be measured")
         else:
             say(f"{name:22} {result.constants[name]:8.3g}")
+    for name, value in gpu.items():
+        say(f"{name:22} {value:8.3g}  {machine.gpu}")
+    if machine.cuda_missing:
+        say(f"no GPU was measured: {machine.cuda_missing}")
     try:
-        path = store_constants(result.constants)
+        path = store_constants(result.constants, machine.gpu, gpu)
     except (OSError, RuntimeError) as error:
         say(f"the constants could not be stored: {error}")
         return 1

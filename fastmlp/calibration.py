@@ -88,6 +88,16 @@ def calibrate(
     return Calibration(_constants(found), raised)
 
 
+def calibrate_gpu(machine: Machine) -> dict[str, float]:
+    """Measure the constants of the GPU, by name; none where there is no GPU to be used."""
+    if machine.cuda_missing is not None:
+        return {}
+    # Imports Numba's CUDA target, which a machine without a GPU may not have.
+    from fastmlp_kernels.cuda.measuring import measure
+
+    return measure()
+
+
 def _constants(seconds: dict[str, float]) -> dict[str, Any]:
     """Return the fields of a machine that the seconds of each thing mean."""
     least = {name: max(each, LEAST_SECONDS[name]) for name, each in seconds.items()}

@@ -1,15 +1,16 @@
 """What would run, in words: kernel, device, threads, and why nothing else."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastmlp.arrays import check_integer
-from fastmlp.machine_file import stored_constants
+from fastmlp.machine_file import stored_constants, stored_gpu_constants
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.planning import ONLY_BY_NAME, Plan, check_threads, machine_with, plan, readable_time
 from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.cpu import best_threads, close_threads, epoch_seconds
 from fastmlp_kernels.cuda import launches
+from fastmlp_kernels.cuda.costs import copies
 from fastmlp_kernels.problem import Machine, Problem
 
 
@@ -66,13 +67,15 @@ class Explanation:
     def __str__(self) -> str:
         problem = self.plan.problem
         sizes = "-".join(map(str, problem.sizes))
+        members = problem.members
+        side_by_side = f"{members:,} networks side by side, each " if members > 1 else ""
         lines = [
-            f"{sizes}, {problem.loss}, {problem.optimizer}, {problem.dtype}",
+            f"{side_by_side}{sizes}, {problem.loss}, {problem.optimizer}, {problem.dtype}",
             f"{problem.rows:,} rows an epoch in {problem.batches:,} batches of "
             f"{problem.batch_size:,}; {problem.flops:.3g} floating-point operations",
             f"machine: at most {self.machine.cores} CPU threads, "
             f"GPU: {self.machine.gpu or self.machine.cuda_missing}",
-            f"costs: by the constants {_origin()}",
+            f"costs: by the constants {_origin(self.machine)}",
             "",
         ]
         verdicts = {self.kernel: f"chosen: predicted {readable_time(self.seconds)} an epoch"}
@@ -82,14 +85,17 @@ class Explanation:
         if self._in_team:
             lines += ["", self._about_threads()]
         if self.device == "cuda":
-            state = 1 if problem.slots else 0
-            lines += [
-                "",
-                f"a fit copies {3 + state} arrays to the GPU (X, y, parameters"
-                f"{', optimizer state' if state else ''}); an epoch copies {1 + state} back "
-                f"and makes {launches(problem):,} launches",
-            ]
+            lines += ["", self._about_copies()]
         return "\n".join(lines)
+
+    def _about_copies(self) -> str:
+        problem, found = self.plan.problem, copies(self.plan.problem)
+        return (
+            f"a fit makes {found.fit} copies to the GPU and back ({readable_bytes(found.fit_bytes)}"
+            f": X, y, parameters{', optimizer state' if problem.slots else ''}); an epoch makes "
+            f"{found.epoch} ({readable_bytes(found.epoch_bytes)}) and "
+            f"{launches(self.kernel, problem, self.machine):,} launches"
+        )
 
     def _about_threads(self) -> str:
         cores = self.machine.cores
@@ -119,7 +125,7 @@ def explain(
 
     Parameters
     ----------
-    model : MLP
+    model : MLP or Ensemble
     batch_size : int
     rows : int, optional
         Rows of an epoch; one batch by default.
@@ -144,7 +150,18 @@ def explain(
     return Explanation(plan(problem, device, kernel, machine), machine)
 
 
-def _origin() -> str:
-    if stored_constants():
+def readable_bytes(count: float) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _origin(machine: Machine) -> str:
+    measured: Any = stored_constants()
+    if machine.cuda_missing is None:
+        measured = measured and stored_gpu_constants(machine.gpu)
+    if measured:
         return "that 'fastmlp calibrate' has measured on this machine"
     return "that are shipped; 'python -m fastmlp calibrate' measures this machine's"

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ CONSTANTS = (
     "cpu_step_seconds",
     "cpu_barrier_seconds",
     "cpu_thread_seconds",
+)
+GPU_CONSTANTS = (
+    "gpu_flops",
+    "gpu_tf32_flops",
+    "gpu_bfloat16_flops",
+    "gpu_bytes",
+    "gpu_launch_seconds",
+    "gpu_node_seconds",
+    "gpu_meeting_seconds",
+    "gpu_copy_bytes",
+    "gpu_copy_seconds",
 )
 
 
@@ -61,37 +72,49 @@ def stamp() -> dict[str, Any]:
     }
 
 
-@functools.cache
-def stored_constants() -> dict[str, Any]:
+def stored_constants() -> dict[str, float]:
     """Return the constants that were measured on this machine, by name; none without a file."""
+    return dict(_stored()[0])
+
+
+def stored_gpu_constants(gpu: str) -> dict[str, float]:
+    """Return the constants that were measured on this machine with a GPU of that name."""
+    return dict(_stored()[1].get(gpu, {}))
+
+
+@functools.cache
+def _stored() -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Return the constants of the file: those of the processor, and those of each GPU."""
     try:
         path = configuration_file()
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError, RuntimeError):
         # Path.home() raises a RuntimeError for a user without a home.
-        return {}
+        return {}, {}
     except (OSError, UnicodeDecodeError) as error:
         logger.warning("%s: got a file that cannot be read (%s); %s", path, error, _INSTEAD)
-        return {}
+        return {}, {}
     try:
         content = json.loads(text)
-        measured_on, constants = content["stamp"], _checked(content["constants"])
+        measured_on, constants = content["stamp"], _checked(content["constants"], CONSTANTS)
+        gpus = content.get("gpus", {})
+        gpus = {gpu: _checked(found, GPU_CONSTANTS) for gpu, found in gpus.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         kind = f"{type(error).__name__}: {error}"
         logger.warning("%s: got a damaged file (%s); %s", path, kind, _INSTEAD)
-        return {}
+        return {}, {}
     if measured_on != stamp():
         logger.info("%s: measured on %s, this is %s; %s", path, measured_on, stamp(), _INSTEAD)
-        return {}
-    return constants
+        return {}, {}
+    return constants, gpus
 
 
 _INSTEAD = "the shipped constants are used, 'python -m fastmlp calibrate' measures this machine's"
 
 
-def _checked(constants: Mapping[str, Any]) -> dict[str, float]:
+def _checked(constants: Mapping[str, Any], known: Collection[str]) -> dict[str, float]:
     for name, value in constants.items():
-        if name not in CONSTANTS:
+        if name not in known:
             raise ValueError(f"unknown constant {name!r}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name} is {value!r}")
@@ -100,14 +123,22 @@ def _checked(constants: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in constants.items()}
 
 
-def store_constants(constants: Mapping[str, float]) -> Path:
-    """Write the constants of this machine; return the file's path."""
+def store_constants(
+    constants: Mapping[str, float], gpu: str = "", gpu_constants: Mapping[str, float] | None = None
+) -> Path:
+    """Write the constants of this machine; return the file's path.
+
+    Those of the GPU named `gpu` are written beside those of other GPUs that were measured here.
+    """
     path = configuration_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"stamp": stamp(), "constants": _checked(constants)}
+    gpus = dict(_stored()[1])
+    if gpu_constants:
+        gpus[gpu] = _checked(gpu_constants, GPU_CONSTANTS)
+    content = {"stamp": stamp(), "constants": _checked(constants, CONSTANTS), "gpus": gpus}
     # Moved into place whole: a process that reads meanwhile sees the old file or the new one.
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draft.replace(path)
-    stored_constants.cache_clear()
+    _stored.cache_clear()
     return path

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 import fastmlp
-from fastmlp import MLP, UnknownNameError, __main__, calibration, machine_file, warming
+from fastmlp import MLP, UnknownNameError, __main__, calibration, machine, machine_file, warming
 from fastmlp.calibration import LEAST_SECONDS, Calibration, EpochTimer, calibrate
 from fastmlp.machine import detect, sharing
 from fastmlp.machine_file import CONSTANTS, configuration_file, store_constants, stored_constants
@@ -33,7 +33,7 @@ TRUE = {
 
 
 def forget():
-    stored_constants.cache_clear()
+    machine_file._stored.cache_clear()
     detect.cache_clear()
 
 
@@ -216,9 +216,9 @@ def test_a_user_without_a_home_has_the_shipped_constants(monkeypatch, caplog):
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setenv("XDG_CONFIG_HOME", "")
     monkeypatch.setenv("APPDATA", "")
-    stored_constants.cache_clear()
+    machine_file._stored.cache_clear()
     assert stored_constants() == {}
-    stored_constants.cache_clear()
+    machine_file._stored.cache_clear()
     assert not caplog.records
 
 
@@ -306,6 +306,7 @@ for index, activation in enumerate(ACTIVATIONS.names):
             model.backward()
             model.apply(optimizer)
         model.predict(X[:1])
+fastmlp.Ensemble([7, 20, 3], 2).fit(X, y, epochs=1, optimizer=SGD(1e-4))
 try:
     MLP([7, 3], dtype="float64").predict(X)
 except AssertionError:
@@ -353,3 +354,25 @@ def test_the_first_use_of_a_dtype_is_announced_without_a_promise(caplog):
     (record,) = [each for each in caplog.records if "compiled" in each.message]
     assert "float32" in record.message and "python -m fastmlp warmup" in record.message
     assert "20 seconds" not in record.message
+
+
+def test_the_constants_of_a_gpu_hold_for_a_gpu_of_that_name(home, monkeypatch):
+    measured = dict.fromkeys(machine_file.GPU_CONSTANTS, 5.0)
+    store_constants({"cpu_flops": 3e11}, "A GPU", measured)
+    store_constants({"cpu_flops": 4e11}, "Another", {"gpu_bytes": 7.0})
+    forget()
+    monkeypatch.setattr(machine, "find_gpu", lambda: {"cuda_missing": None, "gpu": "A GPU"})
+    found = detect()
+    assert found.cpu_flops == 4e11
+    assert {name: getattr(found, name) for name in measured} == measured
+    assert "has measured on this machine" in str(fastmlp.explain(MLP([2, 3, 1])))
+    forget()
+    monkeypatch.setattr(machine, "find_gpu", lambda: {"cuda_missing": None, "gpu": "A third"})
+    assert detect().gpu_bytes == Machine().gpu_bytes
+    assert "measures this machine's" in str(fastmlp.explain(MLP([2, 3, 1])))
+    forget()
+
+
+def test_what_is_no_constant_of_a_gpu_is_refused(home):
+    with pytest.raises(ValueError, match="unknown constant 'cpu_flops'"):
+        store_constants({"cpu_flops": 3e11}, "A GPU", {"cpu_flops": 5.0})

@@ -53,11 +53,23 @@ class Bounded:
         return Bounded(self.value.T, self.error.T)
 
 
+# What the factors of a product may be rounded by: bfloat16 keeps 8 bits, to nearest; of a tf32 the
+# hardware may cut off what is behind 11.
+OPERAND_UNITS = {"float32": 0.0, "tf32": 2.0**-10, "bfloat16": 2.0**-9}
+
+
 @dataclass(frozen=True)
 class Precision:
     """The arithmetic of the kernel under test; the oracle's own rounding is included."""
 
     dtype: str
+    operand_unit: float = 0.0
+
+    @staticmethod
+    def of(problem: Problem) -> "Precision":
+        """Return the arithmetic that a problem permits."""
+        single = problem.dtype == "float32"
+        return Precision(problem.dtype, OPERAND_UNITS[problem.precision] if single else 0.0)
 
     @property
     def unit(self) -> float:
@@ -77,7 +89,8 @@ class Precision:
         """Return ``A @ B``."""
         terms = A.value.shape[1]
         error = A.error @ B.size + np.abs(A.value) @ B.error
-        error += self.gamma(terms + 1) * (A.size @ B.size) + (terms + 1) * self.tiny
+        rounded = self.operand_unit * (2 + self.operand_unit)
+        error += (self.gamma(terms + 1) + rounded) * (A.size @ B.size) + (terms + 1) * self.tiny
         return Bounded(A.value @ B.value, error)
 
     def sum_rows(self, A: Bounded) -> Bounded:
@@ -136,7 +149,7 @@ class Forward:
 
 def forward(problem: Problem, parameters, X) -> Forward:
     """Return the forward pass; `outputs` are what `Program.forward` writes."""
-    precision = Precision(problem.dtype)
+    precision = Precision.of(problem)
     parameters = np.asarray(parameters, dtype=np.float64)
     pre_activations, activations = [], [Bounded.exact(X)]
     layout = parameter_layout(problem.sizes)
@@ -211,7 +224,7 @@ def loss_and_gradient(problem: Problem, A: Bounded, y, factors=None) -> tuple[Bo
 
 def backward(problem: Problem, parameters, passed: Forward, dA: Bounded, names) -> tuple:
     """Return the gradient by the flat parameters, and by the inputs."""
-    precision = Precision(problem.dtype)
+    precision = Precision.of(problem)
     parameters = np.asarray(parameters, dtype=np.float64)
     value, error = np.empty_like(parameters), np.empty_like(parameters)
     layout = parameter_layout(problem.sizes)
