@@ -192,7 +192,7 @@ def tile_kernel(form, threads, rows):
     """Return a kernel that adds a batch's gradient to one in global memory, tile by tile."""
     parts = chain.build(form, threads, rows, True, tile_columns=form.pad)
     kind, row_pad = getattr(numba, form.number), form.row_pad
-    nothing = np.float32(np.nan)
+    nothing, adds_losses = np.float32(np.nan), chain.loss_thread(threads)
 
     @cuda_kernel
     def kernel(parameters, X, y, order, factors, weighted, losses, gradient, words, count):
@@ -212,10 +212,10 @@ def tile_kernel(form, threads, rows):
             parts.forward(numbers, numbers, words, rows, t)
             parts.loss(numbers, numbers, words, factors, start * weighted, weighted, size, rows, t)
             cuda.syncthreads()
-            total = parts.add_losses(numbers, words, size, total, t)
+            total = parts.add_losses(numbers, words, rows, total, t)
             parts.backward(numbers, numbers, words, gradient, SPARE, rows, t)
             cuda.syncthreads()
-        if t == threads - 1:
+        if t == adds_losses:
             losses[0] = total
 
     return kernel

@@ -13,6 +13,9 @@ TILE_COLUMNS = 4
 # small layers leave threads without a tile.
 FLOAT_EFFICIENCY = 0.35
 TENSOR_EFFICIENCY = 0.15
+# What the work between two barriers takes at least, in barriers: each waits for shared memory some
+# ten times in a row, of which two warps a scheduler hide little. An estimate too.
+PHASE_MEETINGS = 20
 # Float64 arithmetic by that of float32.
 FLOAT64_SHARE = 0.1
 
@@ -68,12 +71,11 @@ def batch_seconds(problem: Problem, machine: Machine) -> float:
         return float("inf")
     tiles = -(-problem.batch_size // found.rows)
     layers = len(problem.sizes) - 1
-    # Each layer forward and backward, the loss and the rows for each tile; check and update.
-    barriers = tiles * (2 * layers + 3) + 3
-    # Columns of a product's tile that a narrow layer does not fill are computed all the same.
+    # Of each tile its rows, each layer forward and backward, and the loss; the check and the update.
+    phases = tiles * (2 * layers + 2) + 1
     flops = problem.flops / (problem.members * problem.rows) * problem.batch_size
     rate = _rate(found.form, problem, machine)
-    return flops / rate + barriers * 20 * machine.gpu_meeting_seconds
+    return flops / rate + phases * PHASE_MEETINGS * machine.gpu_meeting_seconds
 
 
 def cost(problem: Problem, machine: Machine) -> float:
