@@ -71,7 +71,7 @@ def batch_seconds(problem: Problem, machine: Machine) -> float:
         return float("inf")
     tiles = -(-problem.batch_size // found.rows)
     layers = len(problem.sizes) - 1
-    # Of each tile its rows, each layer forward and backward, and the loss; the check and the update.
+    # Of each tile the rows, each layer forward and backward, the loss; the check, the update.
     phases = tiles * (2 * layers + 2) + 1
     flops = problem.flops / (problem.members * problem.rows) * problem.batch_size
     rate = _rate(found.form, problem, machine)

@@ -68,7 +68,7 @@ class ResidentProgram(LayeredProgram):
         self.resident = resident.build(choice)
         most = max(1, int(LAUNCH_SECONDS / batch_seconds(problem, machine)))
         self.batches_a_launch = batches_a_launch or most
-        self.launches = 0
+        self.launches, self.prepared = 0, False
         self.words = cuda.to_device(found.table())
         members, batches = problem.members, problem.batches
         self.all_orders = cuda.device_array(members * problem.rows, np.int64)
@@ -86,8 +86,10 @@ class ResidentProgram(LayeredProgram):
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`."""
-        shared_bytes = self.placement.shared_bytes
-        shared_memory.allow(self.resident, resident.signature(self.placement.form), shared_bytes)
+        if not self.prepared:
+            types = resident.signature(self.placement.form)
+            shared_memory.allow(self.resident, types, self.placement.shared_bytes)
+            self.prepared = True
 
     def epoch(
         self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
@@ -100,6 +102,7 @@ class ResidentProgram(LayeredProgram):
         members, batches = self.problem.members, losses.shape[-1]
         self._upload(order, hyper, factors)
         words = control.reshape(members, CONTROL_WORDS)
+        words[:, BATCHES], words[:, STATUS] = 0, 0
         known = np.zeros_like(words)
         arguments = (
             *(self._flat(parameters), self._flat(state), X, y, self.all_orders, self.all_hypers),
