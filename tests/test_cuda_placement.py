@@ -206,20 +206,29 @@ def test_support_and_its_reasons():
     assert kernel.device == "cuda" and kernel.supports(small, GPU) is None
 
 
+def form_of(problem, machine=GPU):
+    return resident_cost.placement_of(problem, machine).form
+
+
 def test_the_form_follows_precision_and_capability():
     problem = PROBLEMS[0]
     for precision, form in TENSOR_FORMS.items():
         rounded = dataclasses.replace(problem, precision=precision)
-        assert resident_cost.form_of(rounded, GPU) == form
+        assert form_of(rounded) == form
         older = dataclasses.replace(GPU, gpu_capability=(7, 5))
-        assert resident_cost.form_of(rounded, older).name == "float"
+        assert form_of(rounded, older).name == "float"
         double = dataclasses.replace(rounded, dtype="float64")
-        assert resident_cost.form_of(double, GPU).number == "float64"
-    rows = {
-        batch: resident_cost.form_of(dataclasses.replace(problem, batch_size=batch), GPU).row_pad
-        for batch in (16, 64, 256)
-    }
-    assert rows == {16: 2, 64: 4, 256: 8}
+        assert form_of(double).number == "float64"
+
+
+def test_a_thread_has_as_large_a_tile_as_leaves_none_idle():
+    problem = Problem((8, 64, 1), ("tanh", "identity"), "squared_error")
+    for batch, rows in ((16, 2), (48, 2), (64, 4), (128, 8), (300, 8)):
+        assert form_of(dataclasses.replace(problem, batch_size=batch)).row_pad == rows
+    # Wider operands, or float32 where those of tensor cores have no room beside the weights.
+    deep = Problem((64,) * 5 + (16,), ("gelu",) * 4 + ("identity",), "squared_error", "adam")
+    deep = dataclasses.replace(deep, batch_size=256, precision="bfloat16")
+    assert form_of(deep) == float_form("float32", 2)
 
 
 def test_members_cost_nothing_until_the_multiprocessors_are_taken():

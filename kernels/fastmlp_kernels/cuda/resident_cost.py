@@ -20,31 +20,39 @@ PHASE_MEETINGS = 20
 FLOAT64_SHARE = 0.1
 
 
-def _tile_rows(problem: Problem) -> int:
-    """Return the rows of a thread's tile: the more, the less it reads for a multiply-add.
+def _forms(problem: Problem, machine: Machine) -> list[Form]:
+    """Return the forms of products that a problem may be computed in, the best first.
 
-    But only as many as leave each thread a tile of the largest layer: a step of the float form's
-    loop has 128 multiply-adds of 180 instructions in tiles of 8 rows, 64 of 101 in tiles of 4, and
-    32 of 62 in tiles of 2 (sm_90).
+    Of the float form the more rows a thread's tile has, the less is read for a multiply-add: a step
+    of its loop has 128 of 180 instructions in tiles of 8 rows, 64 of 101 in tiles of 4, and 32 of
+    62 in tiles of 2 (sm_90).
     """
-    largest = max(parameter_layout(problem.sizes), key=lambda layer: layer.fan_in * layer.fan_out)
-    for rows in (8, 4) if problem.dtype == "float32" else (4,):
-        if problem.batch_size * largest.fan_out >= THREADS * rows * TILE_COLUMNS:
-            return rows
-    return 2
-
-
-def form_of(problem: Problem, machine: Machine) -> Form:
-    """Return the form of the products that a problem is computed in."""
+    rows = (8, 4, 2) if problem.dtype == "float32" else (4, 2)
+    forms = [float_form(problem.dtype, each, TILE_COLUMNS) for each in rows]
     tensor = machine.gpu_capability >= TENSOR_CAPABILITY and problem.dtype == "float32"
     if tensor and problem.precision in TENSOR_FORMS:
-        return TENSOR_FORMS[problem.precision]
-    return float_form(problem.dtype, _tile_rows(problem), TILE_COLUMNS)
+        return [TENSOR_FORMS[problem.precision], *forms]
+    return forms
+
+
+def _busy(problem: Problem, found: Placement) -> bool:
+    """Return whether the largest layer has a tile for each thread."""
+    largest = max(parameter_layout(problem.sizes), key=lambda layer: layer.fan_in * layer.fan_out)
+    return found.rows * largest.fan_out >= THREADS * found.form.row_pad * TILE_COLUMNS
 
 
 def placement_of(problem: Problem, machine: Machine) -> Placement | str:
-    """Return where the network lies in a block's shared memory, or why it does not fit."""
-    return place(problem, form_of(problem, machine), THREADS, machine.gpu_shared_bytes)
+    """Return where the network lies in a block's shared memory, or why it does not fit.
+
+    The form is that of the placement: the first of those that fit which keeps all threads busy,
+    else the one of the smallest tiles, which also needs least memory.
+    """
+    found: Placement | str = ""
+    for form in _forms(problem, machine):
+        found = place(problem, form, THREADS, machine.gpu_shared_bytes)
+        if isinstance(found, Placement) and (form.mixed or _busy(problem, found)):
+            return found
+    return found
 
 
 def supports(problem: Problem, machine: Machine) -> str | None:

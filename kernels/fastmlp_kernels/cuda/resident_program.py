@@ -9,8 +9,8 @@ from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.cuda import resident, shared_memory
 from fastmlp_kernels.cuda.chain import rows_in_use
 from fastmlp_kernels.cuda.layered import LayeredProgram, Tiles, _small_grids_allowed
-from fastmlp_kernels.cuda.placement import Placement, place
-from fastmlp_kernels.cuda.resident_cost import THREADS, batch_seconds, form_of
+from fastmlp_kernels.cuda.placement import Placement
+from fastmlp_kernels.cuda.resident_cost import THREADS, batch_seconds, placement_of
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Machine, Problem
 
 # Predicted time of a launch: the host sees a request to stop between two, and what it does there
@@ -30,9 +30,9 @@ class ResidentProgram(LayeredProgram):
     tiles : Tiles, optional
         Block sizes of the single calls.
     placement : Placement, optional
-        Where the network lies in shared memory; by default as `place` has it.
+        Where the network lies in shared memory; by default as `placement_of` has it.
     threads : int
-        Of a block.
+        Of a block; those that the placement was made for.
     batches_a_launch : int, optional
         The most batches of a launch; by default what takes `LAUNCH_SECONDS`.
     """
@@ -51,9 +51,7 @@ class ResidentProgram(LayeredProgram):
     ) -> None:
         machine = machine or Machine()
         super().__init__(problem, tiles)
-        found = placement or place(
-            problem, form_of(problem, machine), threads, machine.gpu_shared_bytes
-        )
+        found = placement or placement_of(problem, machine)
         if isinstance(found, str):
             raise ValueError(f"problem: {found}")
         self.placement, self.threads = found, threads
