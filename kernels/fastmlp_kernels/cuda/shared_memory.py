@@ -15,12 +15,12 @@ def allow(kernel: Any, signature: tuple, shared_bytes: int) -> None:
     """
     if simulated():
         return
-    kernel.compile(signature)
+    compiled = kernel.compile(signature)
     if shared_bytes <= UNASKED_BYTES:
         return
     from cuda.bindings import driver
 
-    function = kernel.overloads[signature].library.get_cufunc().handle
+    function = compiled.library.get_cufunc().handle
     if isinstance(function, driver.CUkernel):
         status, function = driver.cuKernelGetFunction(function)
         _check(driver, status, "cuKernelGetFunction")
