@@ -155,6 +155,19 @@ def machine_code(ptx, capability, folder):
     return listing.stdout
 
 
+@pytest.mark.parametrize("name", ["linear_forward", "linear_backward", "weight_gradient"])
+def test_a_thread_of_a_product_reads_its_neighbours_as_vectors(compiled, name, tmp_path):
+    """Four terms at a time: two vectors and 16 multiply-adds each."""
+    pytest.importorskip("cuda.bindings.nvjitlink", reason="nvJitLink is not installed")
+    if disassembler() is None:
+        pytest.skip("nvdisasm is not installed: pip install --group cuda-compile")
+    code = machine_code(compiled(name, "float32", (9, 0)), (9, 0), tmp_path)
+    assert len(re.findall(r"\bLDS\.128\b", code)) >= 8
+    assert len(re.findall(r"\bFFMA\b", code)) >= 4 * Tiles().registers ** 2
+    # One by one they would be as many as the multiply-adds of two terms.
+    assert len(re.findall(r"\bLDS\b(?!\.128)", code)) == 0
+
+
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", Kernels._fields)
