@@ -53,11 +53,23 @@ class Bounded:
         return Bounded(self.value.T, self.error.T)
 
 
+# What the factors of a product may be rounded by: bfloat16 keeps 8 bits, to nearest; of a tf32 the
+# hardware may cut off what is behind 11.
+OPERAND_UNITS = {"float32": 0.0, "tf32": 2.0**-10, "bfloat16": 2.0**-9}
+
+
 @dataclass(frozen=True)
 class Precision:
     """The arithmetic of the kernel under test; the oracle's own rounding is included."""
 
     dtype: str
+    operand_unit: float = 0.0
+
+    @staticmethod
+    def of(problem: Problem) -> "Precision":
+        """Return the arithmetic that a problem permits."""
+        single = problem.dtype == "float32"
+        return Precision(problem.dtype, OPERAND_UNITS[problem.precision] if single else 0.0)
 
     @property
     def unit(self) -> float:
@@ -77,12 +89,14 @@ class Precision:
         """Return ``A @ B``."""
         terms = A.value.shape[1]
         error = A.error @ B.size + np.abs(A.value) @ B.error
-        error += self.gamma(terms + 1) * (A.size @ B.size) + (terms + 1) * self.tiny
+        rounded = self.operand_unit * (2 + self.operand_unit)
+        error += (self.gamma(terms + 1) + rounded) * (A.size @ B.size) + (terms + 1) * self.tiny
         return Bounded(A.value @ B.value, error)
 
     def sum_rows(self, A: Bounded) -> Bounded:
         """Return the sum over the rows."""
-        error = A.error.sum(axis=0) + self.gamma(len(A.value) + 1) * A.size.sum(axis=0)
+        share = self.gamma(len(A.value) + 1) + self.operand_unit
+        error = A.error.sum(axis=0) + share * A.size.sum(axis=0)
         return Bounded(A.value.sum(axis=0), error)
 
     def times(self, A: Bounded, B: Bounded) -> Bounded:
@@ -113,11 +127,13 @@ def activation_bound(row, Z: Bounded, precision: Precision) -> Bounded:
 def slope_bound(row, Z: Bounded, A: Bounded, precision: Precision) -> Bounded:
     """Return the slope at `Z` and `A`, of which the kept one is read, and its bound."""
     kept = A if row.keeps == "output" else Z
+    # An activation may be kept as the factor of a product that it is.
+    reach = kept.error + (precision.operand_unit * kept.size if row.keeps == "output" else 0)
     value, change = _spread(
         lambda x: elementwise(row.slope, x, x),
         kept.value,
-        kept.value - kept.error,
-        kept.value + kept.error,
+        kept.value - reach,
+        kept.value + reach,
     )
     if row.name in ("identity", "relu"):
         return Bounded(value, change)
@@ -136,7 +152,7 @@ class Forward:
 
 def forward(problem: Problem, parameters, X) -> Forward:
     """Return the forward pass; `outputs` are what `Program.forward` writes."""
-    precision = Precision(problem.dtype)
+    precision = Precision.of(problem)
     parameters = np.asarray(parameters, dtype=np.float64)
     pre_activations, activations = [], [Bounded.exact(X)]
     layout = parameter_layout(problem.sizes)
@@ -211,7 +227,7 @@ def loss_and_gradient(problem: Problem, A: Bounded, y, factors=None) -> tuple[Bo
 
 def backward(problem: Problem, parameters, passed: Forward, dA: Bounded, names) -> tuple:
     """Return the gradient by the flat parameters, and by the inputs."""
-    precision = Precision(problem.dtype)
+    precision = Precision.of(problem)
     parameters = np.asarray(parameters, dtype=np.float64)
     value, error = np.empty_like(parameters), np.empty_like(parameters)
     layout = parameter_layout(problem.sizes)

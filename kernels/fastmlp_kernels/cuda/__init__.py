@@ -1,6 +1,6 @@
 """CUDA kernels. Importing this package imports no Numba: `build` does, when a program is made."""
 
-from fastmlp_kernels.cuda import resident_cost
+from fastmlp_kernels.cuda import fused_cost, resident_cost
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 
 
@@ -40,7 +40,14 @@ def _build_resident(problem: Problem, machine: Machine) -> Program:
     return ResidentProgram(problem, machine)
 
 
+def _build_fused(problem: Problem, machine: Machine) -> Program:
+    from fastmlp_kernels.cuda.fused_program import FusedProgram
+
+    return FusedProgram(problem, machine)
+
+
 KERNELS = (
     Kernel("cuda.layered", "cuda", _supports, _cost, _build),
+    Kernel("cuda.fused", "cuda", fused_cost.supports, fused_cost.cost, _build_fused),
     Kernel("cuda.resident", "cuda", resident_cost.supports, resident_cost.cost, _build_resident),
 )
