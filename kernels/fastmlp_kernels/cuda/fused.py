@@ -114,13 +114,16 @@ def build(choice: Choice) -> Any:
         start = batch * words[at.BATCH_SIZE]
         size = rows_of_batch(words, batch)
         filled = filled_slices(words, size, slices)
-        for s in range(cuda.blockIdx.x, filled, cuda.gridDim.x):
+        s = cuda.blockIdx.x
+        # Numba counts the rounds of a `range` beforehand, by a division of 64 bits.
+        while s < filled:
             total = gradients(
                 *(operands, numbers, words, X, y, order, factors, partials),
                 *(start, size, s, slices, weighted, t),
             )
             if t == threads - 1:
                 slice_losses[s] = total
+            s += cuda.gridDim.x
 
     return tile_gradients
 
