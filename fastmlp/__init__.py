@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from fastmlp import sklearn as sklearn
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
+    from fastmlp.ensemble import Ensemble as Ensemble
+    from fastmlp.ensemble_history import EnsembleHistory as EnsembleHistory
     from fastmlp.errors import CallOrderError as CallOrderError
     from fastmlp.errors import DeviceError as DeviceError
+    from fastmlp.errors import DeviceLostError as DeviceLostError
+    from fastmlp.errors import DeviceMemoryError as DeviceMemoryError
     from fastmlp.errors import DomainError as DomainError
     from fastmlp.errors import DTypeError as DTypeError
     from fastmlp.errors import FastMLPError as FastMLPError
@@ -46,11 +50,13 @@ __version__ = VERSION
 
 _NAMES_OF = {
     "fastmlp.model": ("MLP",),
+    "fastmlp.ensemble": ("Ensemble",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
     "fastmlp.callbacks": ("EarlyStopping", "EpochEnd"),
     "fastmlp.explanation": ("explain",),
     "fastmlp.warming": ("warmup",),
     "fastmlp.history": ("History",),
+    "fastmlp.ensemble_history": ("EnsembleHistory",),
     "fastmlp.gradients": ("Gradients",),
     "fastmlp.metrics": ("Evaluation",),
     "fastmlp.errors": (
@@ -59,6 +65,8 @@ _NAMES_OF = {
         "DTypeError",
         "DomainError",
         "DeviceError",
+        "DeviceLostError",
+        "DeviceMemoryError",
         "UnknownNameError",
         "CallOrderError",
         "MissingPackageError",

@@ -33,6 +33,18 @@ class DeviceError(FastMLPError, RuntimeError):
     """A device or kernel cannot run the problem."""
 
 
+class DeviceMemoryError(DeviceError, MemoryError):
+    """Something does not fit in the memory of a GPU; the model is as it was."""
+
+
+class DeviceLostError(DeviceError):
+    """The process cannot use its GPU any more; the model holds its last good parameters.
+
+    They are those of an epoch, and at most a second or two of training, before: see
+    `fastmlp.residency`. The process's other work, also on the CPU, is not disturbed.
+    """
+
+
 class CallOrderError(FastMLPError, RuntimeError):
     """A method needs another one to be called first."""
 
@@ -50,11 +62,14 @@ class NonFiniteTrainingError(FastMLPError, RuntimeError):
         Where it happened, counted from 1; None outside `fit`.
     last_loss : float or None
         The last finite loss of a batch, where there was one.
+    members : tuple of int
+        Of an ensemble: the networks that failed; the other attributes are those of the first.
     """
 
     epoch: int | None = None
     batch: int | None = None
     last_loss: float | None = None
+    members: tuple[int, ...] = ()
 
     @classmethod
     def at(

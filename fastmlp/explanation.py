@@ -66,8 +66,10 @@ class Explanation:
     def __str__(self) -> str:
         problem = self.plan.problem
         sizes = "-".join(map(str, problem.sizes))
+        members = problem.members
+        side_by_side = f"{members:,} networks side by side, each " if members > 1 else ""
         lines = [
-            f"{sizes}, {problem.loss}, {problem.optimizer}, {problem.dtype}",
+            f"{side_by_side}{sizes}, {problem.loss}, {problem.optimizer}, {problem.dtype}",
             f"{problem.rows:,} rows an epoch in {problem.batches:,} batches of "
             f"{problem.batch_size:,}; {problem.flops:.3g} floating-point operations",
             f"machine: at most {self.machine.cores} CPU threads, "
@@ -119,7 +121,7 @@ def explain(
 
     Parameters
     ----------
-    model : MLP
+    model : MLP or Ensemble
     batch_size : int
     rows : int, optional
         Rows of an epoch; one batch by default.

@@ -22,7 +22,8 @@ def run_interruptibly(
     """Run an epoch so that an interrupt stops it after its present batch.
 
     A short epoch is simply waited for; a long one runs in a thread, while this one sleeps, reports
-    how far it is and passes an interrupt on.
+    how far it is and passes an interrupt on. `control` may have one row for each of several
+    networks: they are stopped together, and their finished batches are counted together.
     """
     if seconds <= THREAD_SECONDS or threading.current_thread() is not threading.main_thread():
         work()
@@ -48,9 +49,9 @@ def run_interruptibly(
             done.set()
             raise
         while not done.wait(WAIT_SECONDS):
-            waiting(int(control[BATCHES]))
+            waiting(int(control[..., BATCHES].sum()))
     except BaseException:
-        control[STOP] = 1
+        control[..., STOP] = 1
         _wait(done)
         raise
     if failures:

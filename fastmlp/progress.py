@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from fastmlp.ensemble_history import EnsembleHistory
 from fastmlp.history import History
 
 logger = logging.getLogger("fastmlp")
@@ -21,7 +22,7 @@ class Report:
     ----------
     epochs, batches : int
         Of the fit, and of each epoch.
-    history : History
+    history : History or EnsembleHistory
         What `epoch` says of the last epoch.
     progress : bool or None
         A bar always or never; None for one in a terminal, after a while.
@@ -30,7 +31,12 @@ class Report:
     """
 
     def __init__(
-        self, epochs: int, batches: int, history: History, progress: bool | None, verbose: int
+        self,
+        epochs: int,
+        batches: int,
+        history: History | EnsembleHistory,
+        progress: bool | None,
+        verbose: int,
     ) -> None:
         self._epochs, self._batches, self._history = epochs, batches, history
         self._verbose = verbose

@@ -5,7 +5,7 @@ import pytest
 from numba import cuda
 
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.layered import Tiles
+from fastmlp_kernels.cuda.launching import SIMULATED_TILES, Tiles
 from tests.tolerances import compare
 
 # The simulator runs the scalar rules in plain Python, where NumPy warns of every NaN made on
@@ -15,9 +15,9 @@ MARKS = [
     pytest.mark.filterwarnings("ignore:Grid size"),
 ]
 
-# The simulator runs a Python thread for each CUDA thread. Neither number is a power of two, so
-# that nothing relies on one.
-TILES = [Tiles(tile=3, threads=5)] if simulated() else [Tiles(tile=3, threads=5), Tiles()]
+# The simulator runs a Python thread for each CUDA thread. Its blocks' numbers are no powers of two,
+# so that nothing relies on one.
+TILES = [SIMULATED_TILES] if simulated() else [SIMULATED_TILES, Tiles()]
 
 
 def generator(*seed):
@@ -44,18 +44,18 @@ def over(tiles, kernel, count, *arguments):
 
 
 def product(tiles, kernel, rows, columns, *arguments):
-    tile = tiles.tile
-    launch(kernel, (-(-rows // tile), -(-columns // tile)), (tile, tile), *arguments)
+    side, tile = tiles.side, tiles.tile
+    launch(kernel, (-(-rows // side), -(-columns // side)), (tile, tile), *arguments)
 
 
 def launch(kernel, grid, block, *arguments):
     held = {id(a): cuda.to_device(a) for a in arguments if isinstance(a, np.ndarray) and a.size}
-    empty = cuda.device_array(0, np.float32)
-    kernel[grid, block](
-        *(held.get(id(a), empty) if isinstance(a, np.ndarray) else a for a in arguments)
-    )
+    for a in arguments:
+        if isinstance(a, np.ndarray) and not a.size:
+            held[id(a)] = cuda.device_array(a.shape, a.dtype)
+    kernel[grid, block](*(held.get(id(a), a) for a in arguments))
     for argument in arguments:
-        if id(argument) in held:
+        if id(argument) in held and argument.size:
             held[id(argument)].copy_to_host(argument)
 
 

@@ -6,10 +6,12 @@ Not collected by itself: `test_cuda` runs this file in a process of its own, in 
 
 import numpy as np
 import pytest
+from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS, loss_rules
-from fastmlp_kernels.cuda.layered import build
-from fastmlp_kernels.problem import DTYPES, Problem, parameter_layout
+from fastmlp_kernels.cuda.launching import Launches, build
+from fastmlp_kernels.cuda.workspace import bias_mask
+from fastmlp_kernels.problem import DTYPES, Problem
 from fastmlp_kernels.reference import elementwise
 from tests import tolerances
 from tests.cuda_device import (
@@ -28,6 +30,7 @@ from tests.samples import output_activations, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
+IDENTITY = ACTIVATIONS.code("identity")
 
 
 @pytest.fixture(params=TILES, ids=str)
@@ -40,16 +43,16 @@ def dtype(request):
     return request.param
 
 
-def shapes(tile):
+def shapes(tiles):
     """Return (rows, fan_in, fan_out): one, odd, and a tile, one more, and two tiles and one."""
-    more, twice = tile + 1, 2 * tile + 1
-    return [(1, 1, 1), (tile, tile, tile), (more, twice, tile), (twice, tile, more), (5, 1, twice)]
+    side, more, twice = tiles.side, tiles.side + 1, 2 * tiles.side + 1
+    return [(1, 1, 1), (side, side, side), (more, twice, side), (twice, side, more), (5, 1, twice)]
 
 
 @pytest.mark.parametrize("shape", range(5))
 @pytest.mark.parametrize("name", ["tanh", "silu"])
 def test_linear_forward(tiles, dtype, shape, name):
-    rows, fan_in, fan_out = shapes(tiles.tile)[shape]
+    rows, fan_in, fan_out = shapes(tiles)[shape]
     A, W = normal((rows, fan_in), dtype), normal((fan_in, fan_out), dtype, 1)
     b = normal((fan_out,), dtype, 2)
     problem = Problem((fan_in, fan_out), (name,), "half_squared_error", dtype=dtype)
@@ -65,7 +68,7 @@ def test_linear_forward(tiles, dtype, shape, name):
 
 
 def test_a_row_of_the_product_does_not_depend_on_the_others(tiles, dtype):
-    rows, fan_in, fan_out = 2 * tiles.tile + 1, tiles.tile + 2, 4
+    rows, fan_in, fan_out = 2 * tiles.side + 1, tiles.side + 2, 4
     A, W = normal((rows, fan_in), dtype), normal((fan_in, fan_out), dtype, 1)
     b, kernel = normal((fan_out,), dtype, 2), build(tiles).linear_forward
     every, alone = unwritten(rows, fan_out, dtype, 0), unwritten(1, fan_out, dtype, 0)
@@ -76,19 +79,34 @@ def test_a_row_of_the_product_does_not_depend_on_the_others(tiles, dtype):
 
 @pytest.mark.parametrize("shape", range(5))
 def test_linear_backward(tiles, dtype, shape):
-    rows, fan_in, fan_out = shapes(tiles.tile)[shape]
+    rows, fan_in, fan_out = shapes(tiles)[shape]
     dZ, W = normal((rows, fan_out), dtype), normal((fan_in, fan_out), dtype, 1)
     oracle = Precision(dtype).product(Bounded.exact(dZ), Bounded.exact(W.T))
     dA = unwritten(rows, fan_in, dtype)
     kernel = build(tiles).linear_backward
-    product(tiles, kernel, rows, fan_in, padded(dZ), W, rows, dA)
+    product(tiles, kernel, rows, fan_in, padded(dZ), W, rows, IDENTITY, dA, dA, dA)
     compare_rows(dA, oracle, "dA")
+
+
+@pytest.mark.parametrize("name", ["tanh", "silu"])
+def test_linear_backward_with_the_slope_of_the_layer_below(tiles, dtype, name):
+    rows, fan_in, fan_out = tiles.side + 1, tiles.side + 2, 3
+    dZ, W = normal((rows, fan_out), dtype), normal((fan_in, fan_out), dtype, 1)
+    row, precision = ACTIVATIONS[name], Precision(dtype)
+    Z = normal((rows, fan_in), dtype, 2)
+    A = elementwise(row.value, Z.astype(np.float64)).astype(dtype)
+    dA = precision.product(Bounded.exact(dZ), Bounded.exact(W.T))
+    slope = tolerances.slope_bound(row, Bounded.exact(Z), Bounded.exact(A), precision)
+    out, kernel = unwritten(rows, fan_in, dtype), build(tiles).linear_backward
+    arguments = (padded(dZ), W, rows, ACTIVATIONS.code(name), padded(Z), padded(A), out)
+    product(tiles, kernel, rows, fan_in, *arguments)
+    compare_rows(out, precision.times(dA, slope), "dZ of the layer below")
 
 
 @pytest.mark.parametrize("accumulate", [0, 1])
 @pytest.mark.parametrize("shape", range(5))
 def test_weight_gradient(tiles, dtype, shape, accumulate):
-    rows, fan_in, fan_out = shapes(tiles.tile)[shape]
+    rows, fan_in, fan_out = shapes(tiles)[shape]
     A, dZ = normal((rows, fan_in), dtype), normal((rows, fan_out), dtype, 1)
     precision = Precision(dtype)
     oracles = [
@@ -172,7 +190,8 @@ def test_loss(tiles, dtype, loss, activation, labels, rows):
     for in_place in (False, True):
         given, row_losses = padded(A), np.full(rows + 2, np.nan, dtype)
         dA = given if in_place else unwritten(rows, 4, dtype)
-        arguments = (given, padded(y), problem.rule_code, rows, scale, 0, row_losses, dA)
+        arguments = (given, padded(y), problem.rule_code, rows, scale, first_batch(), 0)
+        arguments += (row_losses, dA)
         over(tiles, kernels.loss_and_gradient, rows, *arguments)
         losses, status = np.full(3, np.nan, dtype), np.zeros(3, np.int64)
         launch(kernels.sum_losses, 1, tiles.threads, row_losses, rows, losses, 1, status)
@@ -195,12 +214,28 @@ def test_sum_losses(tiles, dtype, offset):
     assert again.tobytes() == losses.tobytes()
 
 
+def first_batch(batch=0):
+    """Return a counter of batches."""
+    return np.array([batch, 0], np.int64)
+
+
+def check(tiles, gradient, row_losses, losses, batch, status):
+    """Launch `check_finite` as the program does."""
+    arrays = (gradient, row_losses, losses, first_batch(batch), status)
+    gradient, row_losses, held, counter, judged = map(cuda.to_device, arrays)
+    arguments = (gradient, row_losses, len(row_losses), held, counter, judged)
+    Launches(tiles).one_more(build(tiles).check_finite, len(gradient), *arguments)
+    held.copy_to_host(losses)
+    judged.copy_to_host(status)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_batch_that_is_not_finite_is_noted(tiles, dtype, bad):
     kernels, count = build(tiles), 2 * tiles.threads + 1
-    fine = np.ones(count, dtype)
+    fine, row_losses = np.ones(count, dtype), np.ones(7, dtype)
     losses, status = np.zeros(9, dtype), np.zeros(3, np.int64)
-    over(tiles, kernels.check_finite, count, fine, 3, status)
+    check(tiles, fine, row_losses, losses, 3, status)
+    assert losses.tolist() == [0, 0, 0, 7, 0, 0, 0, 0, 0]
     launch(kernels.sum_losses, 1, tiles.threads, fine, count, losses, 3, status)
     assert not status.any()
     for place in (0, tiles.threads, count - 1):
@@ -208,7 +243,10 @@ def test_the_first_batch_that_is_not_finite_is_noted(tiles, dtype, bad):
         spoilt[place] = bad
         for earlier, noted in ((0, 7), (2, 2)):
             status = np.array([0, 0, earlier], np.int64)
-            over(tiles, kernels.check_finite, count, spoilt, 6, status)
+            check(tiles, spoilt, row_losses, losses, 6, status)
+            assert status.tolist() == [0, 0, noted]
+            status = np.array([0, 0, earlier], np.int64)
+            check(tiles, fine, spoilt, losses, 6, status)
             assert status.tolist() == [0, 0, noted]
             status = np.array([0, 0, earlier], np.int64)
             launch(kernels.sum_losses, 1, tiles.threads, spoilt, count, losses, 6, status)
@@ -229,14 +267,6 @@ def test_predict_rows(tiles, dtype, loss):
     compare_rows(given, Bounded(expected, error), "probabilities")
 
 
-def bias_mask(problem):
-    """Return uint8[P]: 1 where the parameter is a bias."""
-    mask = np.zeros(problem.parameter_count, np.uint8)
-    for layer in parameter_layout(problem.sizes):
-        mask[layer.bias] = 1
-    return mask
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_update(tiles, dtype, name):
     problem = Problem((3, 4), ("identity",), "half_squared_error", name, dtype=dtype)
@@ -253,19 +283,41 @@ def test_update(tiles, dtype, name):
     vectors.append(bias_mask(problem))
     before = [vector.copy() for vector in vectors]
     stopped = np.array([0, 0, 1], np.int64)
-    over(tiles, kernel, count, *vectors, code, hyper, 1, stopped)
+    nothing = (np.empty(0, np.int32), np.empty(0, np.uint16))
+    counter = np.array([7, 1], np.int64)
+    over(tiles, kernel, count, *vectors, code, hyper, counter, stopped, *nothing)
     for vector, old in zip(vectors, before, strict=True):
         assert vector.tobytes() == old.tobytes()
-    over(tiles, kernel, count, *vectors, code, hyper, 1, np.zeros(3, np.int64))
+    assert counter.tolist() == [2, 1]
+    over(tiles, kernel, count, *vectors, code, hyper, counter, np.zeros(3, np.int64), *nothing)
+    assert counter.tolist() == [2, 1]
     compare(vectors[0], p, "parameters")
     for vector, slot in zip(vectors[2:4], slots, strict=False):
         compare(vector, slot, "state")
 
 
+@pytest.mark.parametrize("units", [1, 2, 9])
+def test_sum_squares(tiles, dtype, units):
+    """Of fewer elements than threads, of some blocks, and of as many as there may be and more."""
+    problem = Problem((units, units), ("identity",), "half_squared_error", dtype=dtype)
+    data, count = sample(problem), problem.parameter_count
+    blocks = tiles.sum_blocks(count)
+    sums, squares = np.full(blocks, np.nan, dtype), np.full(3, np.nan, dtype)
+    arrivals, mask = np.zeros(1, np.int32), bias_mask(problem)
+    arguments = (data.parameters, mask, squares, first_batch(1), sums, arrivals)
+    launch(build(tiles).sum_squares, blocks, tiles.threads, *arguments)
+    compare(squares[1:2], tolerances.squares(problem, data.parameters), "squares")
+    assert np.isnan(squares[[0, 2]]).all() and not arrivals.any()
+
+
 @pytest.mark.parametrize("columns", [1, 4])
 def test_gather_rows(tiles, dtype, columns):
-    X, order = normal((9, columns), dtype), generator(3).permutation(9)
-    out = unwritten(4, columns, dtype)
-    over(tiles, build(tiles).gather_rows, 4 * columns, X, order, 3, 4, out)
-    assert out[:4].tobytes() == X[order[3:7]].tobytes()
-    assert np.isnan(out[4:]).all()
+    X, y, order = normal((9, columns), dtype), normal((9, 2), dtype, 1), generator(3).permutation(9)
+    inputs, targets = unwritten(4, columns, dtype), unwritten(4, 2, dtype)
+    counter = first_batch(1)
+    arguments = (X, y, order, counter, 3, 4, inputs, targets, np.empty((0, 0), np.uint16))
+    over(tiles, build(tiles).gather_rows, 4 * (columns + 2), *arguments)
+    for out, source in ((inputs, X), (targets, y)):
+        assert out[:4].tobytes() == source[order[3:7]].tobytes()
+        assert np.isnan(out[4:]).all()
+    assert counter.tolist() == [1, 1]

@@ -14,7 +14,9 @@ from fastmlp_kernels import problem as contract
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cpu import activation, gather, linear, loss, update
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cuda.layered import Kernels, LayeredProgram, build
+from fastmlp_kernels.cuda import KERNELS, launches
+from fastmlp_kernels.cuda.launching import Kernels, build
+from fastmlp_kernels.cuda.layered import LayeredProgram
 from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.cuda_device import MARKS, TILES, normal
@@ -37,10 +39,12 @@ def dtype(request):
 CPU_MODULES = (activation, gather, linear, loss, update)
 # On the CPU, whatever makes or copies numbers also looks for one that is not finite.
 ON_CUDA_ONLY = {"check_finite", "sum_squares"}
+# Nor does it call a library, or round.
+BESIDE_A_LIBRARY = {"bias_and_activation", "slope_and_sums", "round_rows"}
 
 
 def test_each_kernel_has_a_cpu_twin_of_the_same_name():
-    for name in set(Kernels._fields) - ON_CUDA_ONLY:
+    for name in set(Kernels._fields) - ON_CUDA_ONLY - BESIDE_A_LIBRARY:
         twins = [getattr(module, name, None) for module in CPU_MODULES]
         assert sum(twin is not None for twin in twins) == 1, name
         assert callable(getattr(build(TILES[0]), name).py_func)
@@ -59,13 +63,26 @@ def test_the_programs_have_the_methods_of_the_contract():
             assert list(here.parameters) == list(inspect.signature(method).parameters), name
 
 
+def arrays_of(products):
+    """Return what a library's products write for themselves."""
+    held = [getattr(products, "partial", None), products.rounded_weights]
+    if getattr(products, "roundings", None):
+        held += [*products.roundings.activations, products.roundings.delta]
+    return [array for array in held if array is not None and array.size > 0]
+
+
 class OnDevice:
     """A program whose arguments come from the host and go back there, its workspace poisoned."""
 
-    def __init__(self, problem, tiles):
-        self.program = LayeredProgram(problem, tiles)
-        for array in (*self.program.workspace, self.program.losses, self.program.one_loss):
-            array.copy_to_device(np.full(array.shape, np.nan, array.dtype))
+    def __init__(self, problem, tiles, **choices):
+        self.program = LayeredProgram(problem, tiles, **choices)
+        own = [
+            getattr(self.program, name) for name in ("losses", "one_loss", "squares", "square_sums")
+        ]
+        for array in (*self.program.workspace, *own, *arrays_of(self.program.products)):
+            # As bfloat16, 0x7fc0 is a NaN.
+            value = 0x7FC0 if array.dtype == np.uint16 else np.nan
+            array.copy_to_device(np.full(array.shape, value, array.dtype))
 
     def call(self, name, *arrays, **others):
         device = [None if array is None else self.program.to_device(array) for array in arrays]
@@ -105,13 +122,17 @@ def problem(request):
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_epoch(tiles, problem, plain):
+    check_epoch(problem, lambda: OnDevice(problem, tiles), plain)
+
+
+def check_epoch(problem, make, plain):
     """Each batch, the last one smaller, from the kernel's own parameters before it."""
     data = before = sample(problem, seed=1, weighted=not plain, penalized=not plain)
     assert problem.batches == 2
     for batch in range(problem.batches):
         after = data.copy()
         after.losses = after.losses[: batch + 1]
-        OnDevice(problem, tiles).epoch(after)
+        make().epoch(after)
         assert after.control.tolist() == [0, batch + 1, 0]
         places = slice(4 * batch, 4 * batch + 4)
         rows, factors = data.order[places], None if plain else data.factors[places]
@@ -133,10 +154,14 @@ def test_epoch(tiles, problem, plain):
 
 
 def test_the_separate_parts(tiles, problem):
+    check_the_parts(problem, OnDevice(problem, tiles))
+
+
+def check_the_parts(problem, device):
+    """Every single call, against the oracle."""
     data, rows = sample(problem, seed=2), 3
     X, y, parameters = data.X[:rows], data.y[:rows], data.parameters
     oracle = tolerances.step(problem, parameters, X, y)
-    device = OnDevice(problem, tiles)
     outputs = problem.sizes[-1]
     out, dX = np.full((rows, outputs), np.nan, problem.dtype), np.full_like(X, np.nan)
     # One program keeps what `backward` needs between the calls.
@@ -162,9 +187,13 @@ def test_the_separate_parts(tiles, problem):
 
 def test_the_fused_step_equals_the_parts_and_the_epoch(tiles, problem):
     problem = dataclasses.replace(problem, rows=4)
+    check_the_fused_step(problem, OnDevice(problem, tiles))
+
+
+def check_the_fused_step(problem, device):
+    """One batch, in three ways: the same bits."""
     data = sample(problem, seed=3)
     X, y = data.X[data.order], data.y[data.order]
-    device = OnDevice(problem, tiles)
     gradient = np.full_like(data.parameters, np.nan)
     loss = device.call("value_and_gradient", data.parameters, X, y, gradient)
     again = np.zeros_like(gradient)
@@ -177,6 +206,33 @@ def test_the_fused_step_equals_the_parts_and_the_epoch(tiles, problem):
     device.call("update", data.parameters, gradient, data.state, data.hyper)
     assert data.parameters.tobytes() == epoch.parameters.tobytes()
     assert data.state.tobytes() == epoch.state.tobytes()
+
+
+def count_launches(device):
+    """Return a list that grows by one at each launch of the program."""
+    held, plain = [], device.program.launches.grid
+
+    def grid(kernel, *arguments):
+        held.append(kernel)
+        plain(kernel, *arguments)
+
+    device.program.launches.grid = grid
+    return held
+
+
+def test_an_epoch_makes_as_many_launches_as_are_counted(tiles, problem):
+    device = OnDevice(problem, tiles, library=False, recorder=False)
+    held = count_launches(device)
+    device.epoch(sample(problem))
+    assert len(held) == launches(problem)
+
+
+def test_several_networks_are_refused(problem):
+    (kernel,) = KERNELS
+    machine = contract.Machine(cuda_missing=None)
+    assert kernel.supports(problem, machine) is None
+    several = dataclasses.replace(problem, members=2)
+    assert "one network at a time" in kernel.supports(several, machine)
 
 
 @pytest.mark.parametrize("link", [False, True])

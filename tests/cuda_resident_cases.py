@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
+from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.placement import float_form, place
+from fastmlp_kernels.cuda.placement import TENSOR_FORMS, float_form, place
 from fastmlp_kernels.cuda.resident_program import ResidentProgram
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.cuda_device import MARKS, TILES
 from tests.samples import SETTINGS, Sample, sample
-from tests.tolerances import compare
+from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
 
@@ -121,6 +122,69 @@ def test_epoch(sizes, index, plain):
         before = after
 
 
+@pytest.fixture
+def rounded_operands(monkeypatch):
+    """Widen the bounds by what else is read from rounded operands than factors of products.
+
+    The slopes of kept activations, and dZ in the gradient of a bias: its product with ones.
+    """
+
+    def sum_rows(precision, A):
+        total = precision.product(Bounded.exact(np.ones((1, len(A.value)))), A)
+        return Bounded(total.value[0], total.error[0])
+
+    def slope(row, Z, A, precision):
+        unit = precision.operand_unit
+        return plain_slope(
+            row, Z, Bounded(A.value, A.error * (1 + unit) + unit * np.abs(A.value)), precision
+        )
+
+    plain_slope = tolerances.slope_bound
+    monkeypatch.setattr(Precision, "sum_rows", sum_rows)
+    monkeypatch.setattr(tolerances, "slope_bound", slope)
+
+
+# Kept outputs and inputs, also of the last layer; the second in two tiles.
+TENSOR_PROBLEMS = [
+    Problem((4, 5, 3), ("tanh", "identity"), "squared_error"),
+    Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy"),
+    Problem((5, 2), ("gelu",), "squared_error"),
+]
+
+
+@pytest.mark.parametrize("precision", list(TENSOR_FORMS))
+@pytest.mark.parametrize("index", range(len(TENSOR_PROBLEMS)))
+def test_batches_on_tensor_cores(precision, index, rounded_operands):
+    """A step of plain descent shows the gradient."""
+    problem = TENSOR_PROBLEMS[index]
+    problem = dataclasses.replace(problem, precision=precision, batch_size=40, rows=44)
+    threads = 32
+    data = sample(problem, seed=1, weighted=True, penalized=True)
+    data.hyper[:, :RULE_START], data.hyper[:, RULE_START] = 0, 1
+    # Of few rows, of either tile: the terms of many cancel, and their bounds do not.
+    data.factors[2:37] = 0
+    form = TENSOR_FORMS[precision]
+    found = place(problem, form, threads, 1 << 20)
+    if index == 1:
+        found = place(problem, form, threads, found.shared_bytes - 1)
+        assert found.rows == 32
+    program = ResidentProgram(problem, tiles=TILES[0], placement=found, threads=threads)
+    before = data.copy()
+    data.losses = data.losses[:1]
+    run(program, data)
+    assert data.control.tolist() == [0, 1, 0]
+    rows = data.order[:40]
+    oracle = tolerances.step(
+        problem, before.parameters, data.X[rows], data.y[rows], data.factors[:40]
+    )
+    compare(data.losses, oracle.loss, "loss")
+    compare(data.squares[:1], tolerances.squares(problem, before.parameters), "squares")
+    moved = before.parameters.astype(np.float64) - data.parameters
+    sizes = np.abs(before.parameters) + np.abs(moved)
+    error = oracle.gradient.error + 2 * Precision(problem.dtype).unit * sizes
+    compare(moved, Bounded(oracle.gradient.value, error), "gradient")
+
+
 def stack(samples):
     """Return the arguments of an epoch of several members on the first one's rows."""
     shared = ("X", "y")
@@ -171,23 +235,25 @@ def test_training_stops_at_a_nan(sizes, dtype):
     run(program, data)
     assert data.control.tolist() == [0, 2, 3]
     # The launches after the failed one have nothing to do.
-    assert program.launches == 2 + 3
+    assert program.resident_launches == 2 + 3
     assert data.losses[:2].tobytes() == healthy.losses.tobytes()
     assert np.isnan(data.losses[2]) and np.isnan(data.losses[3])
     assert data.parameters.tobytes() == healthy.parameters.tobytes()
     assert data.state.tobytes() == healthy.state.tobytes()
 
 
-def test_a_gradient_that_is_not_finite_ends_training_though_the_loss_is(sizes):
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_either_of_loss_and_gradient_that_is_not_finite_ends_training(sizes, what):
     problem = Problem((2, 1), ("identity",), "squared_error", batch_size=4, rows=4)
     data = sample(problem)
-    # Of one element: 1e30 times the error is too large for float32, the error's square is not.
-    data.X[data.order[0]] = [1e30, 0]
-    data.y[:] = 1e10
+    # float32 ends at 3e38: the square of an error is beyond it, or its product with an input.
+    data.y[:] = 1e25 if what == "loss" else 1e10
+    if what == "gradient":
+        data.X[data.order[0]] = [1e30, 0]
     data.parameters[:] = [0, 0.5, 0]
     before = data.parameters.copy()
     run(build(problem, sizes), data)
-    assert np.isfinite(data.losses[0])
+    assert np.isfinite(data.losses[0]) == (what == "gradient")
     assert data.control.tolist() == [0, 0, 1]
     assert data.parameters.tobytes() == before.tobytes()
 
@@ -198,7 +264,7 @@ def test_launches_of_any_length_are_one_epoch(sizes):
     for batches_a_launch, launches in ((1, 5), (2, 3), (9, 1)):
         program = build(problem, sizes, batches_a_launch=batches_a_launch)
         parts = run(program, sample(problem, penalized=True))
-        assert program.launches == launches
+        assert program.resident_launches == launches
         for name in ("parameters", "state", "losses", "control", "squares"):
             assert getattr(parts, name).tobytes() == getattr(whole, name).tobytes(), name
 

@@ -306,6 +306,7 @@ for index, activation in enumerate(ACTIVATIONS.names):
             model.backward()
             model.apply(optimizer)
         model.predict(X[:1])
+fastmlp.Ensemble([7, 20, 3], 2).fit(X, y, epochs=1, optimizer=SGD(1e-4))
 try:
     MLP([7, 3], dtype="float64").predict(X)
 except AssertionError:

@@ -22,7 +22,7 @@ from numba import cuda, types
 from numba.cuda import dispatcher
 
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.layered import Kernels, Tiles, build
+from fastmlp_kernels.cuda.launching import Kernels, Tiles, build
 from fastmlp_kernels.problem import DTYPES
 
 pytestmark = [
@@ -38,20 +38,33 @@ def signature(name, dtype):
     real = getattr(types, dtype)
     vector, matrix = types.Array(real, 1, "C"), types.Array(real, 2, "C")
     number, indices = types.int64, types.Array(types.int64, 1, "C")
-    mask = types.Array(types.uint8, 1, "C")
+    mask, places = types.Array(types.uint8, 1, "C"), types.Array(types.int32, 1, "C")
+    halves, half_rows = types.Array(types.uint16, 1, "C"), types.Array(types.uint16, 2, "C")
     return {
         "activation_forward": (matrix, number, number, matrix),
         "activation_backward": (matrix, matrix, number, number, matrix),
         "linear_forward": (matrix, matrix, vector, number, number, matrix, matrix),
-        "linear_backward": (matrix, matrix, number, matrix),
+        "linear_backward": (matrix, matrix, number, number, matrix, matrix, matrix),
         "weight_gradient": (matrix, matrix, number, number, matrix, vector),
-        "loss_and_gradient": (matrix, matrix, number, number, vector, number, vector, matrix),
+        "bias_and_activation": (matrix, vector, number, number, matrix, half_rows),
+        "slope_and_sums": (
+            *(matrix, matrix, number, number, number, matrix),
+            *(vector, places, vector, half_rows),
+        ),
+        "loss_and_gradient": (
+            *(matrix, matrix, number, number, vector),
+            *(indices, number, vector, matrix),
+        ),
         "sum_losses": (vector, number, vector, number, indices),
-        "check_finite": (vector, number, indices),
+        "check_finite": (vector, vector, number, vector, indices, indices),
         "predict_rows": (matrix, number, number),
-        "update": (*[vector] * 4, mask, number, matrix, number, indices),
-        "sum_squares": (vector, mask, vector, number),
-        "gather_rows": (matrix, indices, number, number, matrix),
+        "update": (*[vector] * 4, mask, number, matrix, indices, indices, places, halves),
+        "sum_squares": (vector, mask, vector, indices, vector, places),
+        "gather_rows": (
+            *(matrix, matrix, indices, indices, number, number),
+            *(matrix, matrix, half_rows),
+        ),
+        "round_rows": (matrix, number, half_rows),
     }[name]
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.cpu import machine_code
+from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finishing_name
 from fastmlp_kernels.cpu.listed_tiles import (
     emit_listed_product,
     listed_gradient_name,
@@ -122,6 +124,44 @@ def test_products_are_exact(code, kind):
         # What a narrow tile leaves of a panel is zero: activations work on whole panels.
         assert not out[:, columns:].any(), (name, depth)
         assert untouched(memory, out), (name, depth)
+
+
+def finished(code, activation, direction, product, kept, columns):
+    """Return what an activation's leaf makes of a product that lies in a panel."""
+    leaf = {FORWARD: activation_forward, BACKWARD: activation_backward}[direction]
+    out = product.copy()
+    pointer = ctypes.c_void_p
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, pointer, pointer, ctypes.c_int64)
+    first = out if direction == FORWARD else kept
+    address = leaf(activation, code.dtype.name)
+    function(address)(first.ctypes.data, out.ctypes.data, out.size)
+    out[:, columns:] = 0
+    return out
+
+
+@pytest.mark.parametrize("special", [0.0, -1e30, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("activation", FINISHES)
+def test_finishing_products_have_the_bits_of_product_and_leaf(code, activation, direction, special):
+    for (rows, vectors), depth in itertools.product(tiles(code), (1, 4, 17)):
+        columns = vectors * code.lanes
+        A, B = code.integers(rows, depth), code.integers(depth, columns)
+        left, right = code.panels(A, rows + 5), code.panels(B)
+        start = code.panels(code.integers(rows, columns))
+        start[0, rows - 1, columns - 1] = special
+        kept, _ = code.filled((rows, code.panel), CANARY)
+        kept[:, :columns] = code.integers(rows, columns)
+        arguments = (left, (rows + 5) * code.panel, right, depth, start, code.panel)
+        product, _ = code.filled((rows, code.panel), CANARY)
+        code.call(product_name(rows, vectors), *arguments, product)
+        expected = finished(code, activation, direction, product, kept, columns)
+        out, memory = code.filled((rows, code.panel), CANARY)
+        name = finishing_name(direction, activation, rows, vectors)
+        seen = code.call(name, *arguments, out, kept)
+        assert out.tobytes() == expected.tobytes(), name
+        met = product if direction == FORWARD else expected
+        assert seen == np.abs(met).view(f"i{code.dtype.itemsize}").max(), name
+        assert untouched(memory, out), name
 
 
 @pytest.mark.parametrize("kind", INITIAL)
@@ -499,6 +539,8 @@ def test_no_function_is_left_out(code):
     test_weight_gradients_are_exact(code, "one row")
     test_listed_products_are_exact(code, "one row", "random")
     test_listed_weight_gradients_are_exact(code, "one row", "random")
+    for activation, direction in itertools.product(FINISHES, (FORWARD, BACKWARD)):
+        test_finishing_products_have_the_bits_of_product_and_leaf(code, activation, direction, 0.0)
     assert code.called == set(code.addresses) and len(code.called) >= 11
     assert all(code.addresses.values())
 

@@ -59,8 +59,8 @@ def problems():
     # More panels and units of weights than threads, in either direction.
     large = [
         Problem(
-            (70, 100, 40),
-            ("gelu", "identity"),
+            (70, 100, 71, 40),
+            ("gelu", "relu", "identity"),
             "softmax_cross_entropy",
             "adam",
             dtype=dtype,

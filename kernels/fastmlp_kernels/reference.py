@@ -88,6 +88,8 @@ def backward_chain(
 class ReferenceProgram:
     """The `Program` of the reference kernel."""
 
+    memory = None
+
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
@@ -190,7 +192,7 @@ class ReferenceProgram:
 
 
 def _supports(problem: Problem, machine: Machine) -> str | None:
-    return None
+    return None if problem.members == 1 else "it trains one network at a time"
 
 
 def _cost(problem: Problem, machine: Machine) -> float:

@@ -19,8 +19,13 @@ def epoch_seconds(problem: Problem, machine: Machine, threads: int) -> float:
 
     Arithmetic at the rate of the products; each activation is written and read once in either
     direction, each parameter, its state, its gradient and two copies once a step. Threads share the
-    arithmetic alone: what they move they also take from one another's caches.
+    arithmetic alone: what they move they also take from one another's caches. Networks side by side
+    share nothing: each is trained by one thread.
     """
+    if problem.members > 1:
+        alone = epoch_seconds(replace(problem, members=1), machine, 1)
+        workers = min(threads, problem.members)
+        return problem.members * alone / workers + (workers - 1) * machine.cpu_thread_seconds
     item = 8 if problem.dtype == "float64" else 4
     units = sum(problem.sizes)
     moved = item * (
@@ -46,9 +51,13 @@ def best_threads(problem: Problem, machine: Machine) -> int:
 def close_threads(problem: Problem, machine: Machine) -> tuple[int, ...]:
     """Return the best number of threads, then another whose predicted time is close to its.
 
-    The other is one thread, or the best of several where one is predicted to be best.
+    The other is one thread, or the best of several where one is predicted to be best. Networks side
+    by side never wait for each other, so that more threads are faster wherever they are predicted
+    to be.
     """
     best = best_threads(problem, machine)
+    if problem.members > 1:
+        return (best,)
     others = range(2, machine.cores + 1) if best == 1 else range(1, 2)
     seconds = {count: epoch_seconds(problem, machine, count) for count in (best, *others)}
     other = min(others, key=seconds.__getitem__, default=best)
@@ -68,6 +77,10 @@ def _cost(problem: Problem, machine: Machine) -> float:
 
 
 def _build(problem: Problem, machine: Machine) -> Program:
+    if problem.members > 1:
+        from fastmlp_kernels.cpu.members import SideBySideProgram
+
+        return SideBySideProgram(problem, machine)
     from fastmlp_kernels.cpu.program import FusedProgram
 
     return FusedProgram(problem, machine)

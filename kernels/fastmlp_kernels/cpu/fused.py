@@ -84,6 +84,7 @@ from fastmlp_kernels.cpu.tables import (
     SCRATCH,
     SCRATCH_STRIDE,
     SLOPE,
+    SLOPE_TILE,
     SLOPES,
     SQUARES_OUT,
     STAGES,
@@ -190,13 +191,13 @@ def _backward(words, first, last):
         seen = max(seen, call(word(top, SLOPE), (kept, delta, (last - first) * panel)))
     for layer in range(word(words, LAYERS) - 1, 0, -1):
         below = layer_row(words, layer - 1)
-        largest = linear_backward(
-            words, layer, first, last, word(below, DELTA), word(below, KEPT), word(below, SLOPE)
-        )
+        slope, finish = word(below, SLOPE), word(below, SLOPE_TILE)
+        out, kept = word(below, DELTA), word(below, KEPT)
+        largest = linear_backward(words, layer, first, last, out, kept, slope, finish)
         seen = max(seen, largest)
     if word(words, STAGES) & INPUT_GRADIENT:
         out, columns = word(words, INPUT_DELTA), word(words, INPUT_COLUMNS)
-        linear_backward(words, 0, first, last, out, word(words, INPUTS), word(words, CHECK))
+        linear_backward(words, 0, first, last, out, word(words, INPUTS), word(words, CHECK), 0)
         collect_rows(words, out, first, last, columns, word(words, INPUT_GRADIENT_ROWS))
     return seen
 

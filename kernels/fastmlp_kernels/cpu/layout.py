@@ -1,6 +1,7 @@
 """The memory of a problem: arrays in panels, and the tables that say where they are."""
 
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.cpu import tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finishing_name
 from fastmlp_kernels.cpu.listed_tiles import (
     COLUMN_ENTRY_BYTES,
     HEADER_BYTES,
@@ -23,12 +25,14 @@ from fastmlp_kernels.cpu.tables import address
 from fastmlp_kernels.cpu.team import BELL_BYTES, MASK_BYTES, MEETING_BYTES
 from fastmlp_kernels.problem import Problem, parameter_layout
 
-# Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient: the
-# left operand then stays in the second cache, the right one near the first. Best of 56 to 224 rows,
-# 64 to 1024 k and 32 to 512 summed rows on 256-512-512-16 at batch 512, by at most 8 %
-# (2-core AMD EPYC, 32 KB and 1 MB of cache a core, 2026-11-23).
-ROW_BLOCK_TILES = 8
-DEPTH_BLOCK = 512
+# Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient.
+# 784-2048-2048-10 at batch 1024, on one thread and on two: 143 and 79 ms a step with 8 tiles and
+# 512 k, 130 and 72 with 13 and 2048, 128 and 70 with 19 and 2048: a result that is written once
+# saves more than a right operand that fits the first cache. 6000-64-10 loses 10 % of its forward
+# product with all of k in a block. No difference on 256-512-512-16 and 64-256-256-8 (Zen 5, 48 KB
+# and 1 MB of cache a core, 2026-11-24); summed rows from 128 to 512 are within 1 % of each other.
+ROW_BLOCK_TILES = 13
+DEPTH_BLOCK = 2048
 SUM_BLOCK = 256
 # Panels a thread above which shares that differ by one panel are even enough.
 UNEVEN_SHARES = 4
@@ -246,20 +250,17 @@ class Layout:
     def _fill_functions(self) -> None:
         words, problem, dtype = self.words, self.problem, self.problem.dtype
         code = microkernels(self.target, dtype)
+        names = [product_name, listed_product_name]
+        finishing = list(product(FINISHES, (FORWARD, BACKWARD)))
+        names += [partial(finishing_name, way, activation) for activation, way in finishing]
         self.tiles = np.array(
             [
-                (
-                    rows,
-                    *(
-                        code[name(rows, v)]
-                        for name in (product_name, listed_product_name)
-                        for v in (1, 2)
-                    ),
-                )
+                (rows, *(code[name(rows, v)] for name in names for v in (1, 2)))
                 for rows in self.target.row_tiles
             ],
             dtype=np.int64,
         )
+        columns = {key: tables.TILE_FINISHING + 2 * k for k, key in enumerate(finishing)}
         words[tables.COPY_ROWS] = code["copy_rows"]
         words[tables.TRANSPOSE] = code["transpose"]
         words[tables.COLUMN_SUM] = code["column_sum"]
@@ -281,6 +282,8 @@ class Layout:
         for row, name in zip(self.chain, problem.training_activations, strict=True):
             row[tables.VALUE] = activation_forward(name, dtype)
             row[tables.SLOPE] = activation_backward(name, dtype)
+            row[tables.VALUE_TILE] = columns.get((name, FORWARD), 0)
+            row[tables.SLOPE_TILE] = columns.get((name, BACKWARD), 0)
 
     def connect(self) -> None:
         """Write the addresses of the program's own arrays into its tables."""

@@ -45,6 +45,7 @@ from fastmlp_kernels.cpu.tables import (
     TRANSPOSED_STRIDE,
     UNUSED,
     VALUE,
+    VALUE_TILE,
     W_STRIDE,
     WEIGHT,
     WORD_BYTES,
@@ -69,12 +70,20 @@ def panels_of(words, columns):
 
 
 @part
-def _product(words, left, right, right_stride, columns, initial, step, out, block):
-    """Write ``left @ right`` plus the initial row: a block of rows, of k and of column panels."""
+def _product(words, left, right, initial, out, ending, block):
+    """Write ``left @ right`` plus the initial row: a block of rows, of k and of column panels.
+
+    `ending` is a column of the tiles, or 0, and where the layer below keeps its activation: tiles
+    of that column end with an activation, and the largest magnitude that they met is returned.
+    """
+    right, right_stride, columns = right
+    initial, step = initial
+    finish, kept = ending
     first, last, start, count, first_panel, last_panel = block
     item, panel, lanes = word(words, ITEM), word(words, PANEL), word(words, LANES)
     stride = word(words, PANEL_STRIDE)
     left += start * stride // panel * item
+    seen = 0
     for j in range(first_panel, last_panel):
         width = TILE_NARROW if columns - j * panel <= lanes else TILE_WIDE
         right_j = right + (j * right_stride + start * panel) * item
@@ -86,11 +95,16 @@ def _product(words, left, right, right_stride, columns, initial, step, out, bloc
                 tile += TILE_COLUMNS * WORD_BYTES
             here = out_j + row * panel * item
             from_row = left + row * panel * item
-            if start > 0:
-                call(word(tile, width), (from_row, stride, right_j, count, here, panel, here))
+            operands = (from_row, stride, right_j, count)
+            initial_rows = (here, panel) if start > 0 else (begin, 0)
+            if finish:
+                place = (here, kept + here - out)
+                function = word(tile, finish + width - TILE_NARROW)
+                seen = max(seen, call(function, operands + initial_rows + place))
             else:
-                call(word(tile, width), (from_row, stride, right_j, count, begin, 0, here))
+                call(word(tile, width), operands + initial_rows + (here,))
             row += word(tile, TILE_ROWS)
+    return seen
 
 
 @part
@@ -159,34 +173,28 @@ def linear_forward(words, layer, left, block, lists):
     """
     row = layer_row(words, layer)
     first, last, first_panel, last_panel = block
-    depth = word(row, FAN_IN)
     if word(row, FAN_OUT) == 1:
         _dot_rows(words, row, first, last)
-        depth = 0
     elif not word(words, PACKED):
         _direct(words, row, first, last)
-        depth = 0
     elif lists:
         listed_product(words, row, left, block, lists)
-        depth = 0
-    for start in range(0, depth, word(words, DEPTH_BLOCK)):
-        count = min(word(words, DEPTH_BLOCK), depth - start)
-        _product(
-            words,
-            left,
-            word(row, W),
-            word(row, W_STRIDE),
-            word(row, FAN_OUT),
-            word(row, B),
-            word(words, PANEL),
-            word(row, Z),
-            (first, last, start, count, first_panel, last_panel),
-        )
+    else:
+        depth, finish, seen = word(row, FAN_IN), word(row, VALUE_TILE), 0
+        weights = word(row, W), word(row, W_STRIDE), word(row, FAN_OUT)
+        bias = word(row, B), word(words, PANEL)
+        for start in range(0, depth, word(words, DEPTH_BLOCK)):
+            count = min(word(words, DEPTH_BLOCK), depth - start)
+            ending = finish if start + count == depth else 0, 0
+            here = first, last, start, count, first_panel, last_panel
+            seen = _product(words, left, weights, bias, word(row, Z), ending, here)
+        if finish:
+            return seen
     return _finish(words, word(row, VALUE), word(row, Z), word(row, A), block)
 
 
 @part
-def linear_backward(words, layer, first, last, dA, kept, slope):
+def linear_backward(words, layer, first, last, dA, kept, slope, finish):
     """Compute ``dA = dZ W^T`` of a block of rows, and what the layer below makes of it.
 
     Parameters
@@ -199,8 +207,9 @@ def linear_backward(words, layer, first, last, dA, kept, slope):
         The block of rows.
     dA : int
         Address of the panels that are written.
-    kept, slope : int
-        Addresses of what the layer below kept, and of its `activation_backward`.
+    kept, slope, finish : int
+        Addresses of what the layer below kept, and of its `activation_backward`; the column of the
+        tiles that apply it, or 0.
 
     Notes
     -----
@@ -209,20 +218,16 @@ def linear_backward(words, layer, first, last, dA, kept, slope):
     rule, ``dl/da = W dl/dz``.
     """
     row = layer_row(words, layer)
-    depth, panels = word(row, FAN_OUT), panels_of(words, word(row, FAN_IN))
+    depth, panels, seen = word(row, FAN_OUT), panels_of(words, word(row, FAN_IN)), 0
+    weights = word(row, TRANSPOSED), word(row, TRANSPOSED_STRIDE), word(row, FAN_IN)
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
         count = min(word(words, DEPTH_BLOCK), depth - start)
-        _product(
-            words,
-            word(row, DELTA),
-            word(row, TRANSPOSED),
-            word(row, TRANSPOSED_STRIDE),
-            word(row, FAN_IN),
-            word(words, ZEROS),
-            0,
-            dA,
-            (first, last, start, count, 0, panels),
-        )
+        ending = finish if start + count == depth else 0, kept
+        here = first, last, start, count, 0, panels
+        zeros = word(words, ZEROS), 0
+        seen = _product(words, word(row, DELTA), weights, zeros, dA, ending, here)
+    if finish:
+        return seen
     return _finish(words, slope, kept, dA, (first, last, 0, panels))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from fastmlp_kernels.compile import DIGEST_BYTES, cache_folder, stamp
-from fastmlp_kernels.cpu import listed_tiles
+from fastmlp_kernels.cpu import finishing_tiles, listed_tiles
 from fastmlp_kernels.cpu import microkernels as dense
 from fastmlp_kernels.cpu.simd import (
     VECTORS_PER_PANEL,
@@ -32,6 +32,7 @@ def emit_all(target: InstructionSet, dtype: str) -> Emitter:
     for vectors in range(1, VECTORS_PER_PANEL + 1):
         for rows in target.row_tiles:
             dense.emit_product(e, rows, vectors)
+            finishing_tiles.emit_finishing_products(e, rows, vectors)
             listed_tiles.emit_listed_product(e, rows, vectors)
         dense.emit_gradient(e, target.feature_tile, vectors)
         listed_tiles.emit_listed_gradient(e, vectors)

@@ -112,8 +112,16 @@ def emit_product(e: Emitter, rows: int, vectors: int) -> None:
     With fewer vectors than a panel has, the rest of the tile's rows is zero. Cost:
     ``2 * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused multiply-adds.
     """
-    arguments = e.begin(product_name(rows, vectors), 7)
-    left, panel_stride, right, count, initial, initial_stride, out = arguments
+    *operands, out = e.begin(product_name(rows, vectors), 7)
+    totals = product_totals(e, rows, vectors, *operands)
+    store_totals(e, fill_narrow(e, totals, vectors), out)
+    e.end()
+
+
+def product_totals(
+    e: Emitter, rows, vectors, left, panel_stride, right, count, initial, initial_stride
+) -> list:
+    """Emit the sums of a tile of `emit_product`; return its variables."""
     totals = load_totals(e, rows, vectors, initial, initial_stride)
     left_slot, right_slot, rest = e.variable(left), e.variable(right), e.variable(count)
     panel = e.word(e.panel)
@@ -125,8 +133,7 @@ def emit_product(e: Emitter, rows: int, vectors: int) -> None:
         _sum_over(e, rows, vectors, (e.panel, 1), left_slot, right_slot, totals, here)
         e.put(left_slot, e.address(start, panel_stride))
         e.put(rest, e.builder.sub(e.get(rest), here))
-    store_totals(e, fill_narrow(e, totals, vectors), out)
-    e.end()
+    return totals
 
 
 def emit_direct(e: Emitter) -> None:
@@ -277,39 +284,29 @@ def emit_copy_rows(e: Emitter) -> None:
             for v in range(VECTORS_PER_PANEL):
                 value = e.load(e.get(here), v * e.lanes)
                 e.store(value, e.get(there), v * e.lanes)
-                _note(e, seen, value)
+                note(e, seen, value)
             e.advance(here, source_panel)
             e.advance(there, out_panel)
         with builder.if_then(builder.icmp_signed(">", tail, e.word(0))):
             for v, mask in enumerate(masks):
                 value = e.load_masked(e.get(here), v * e.lanes, mask)
-                _note(e, seen, value)
+                note(e, seen, value)
                 with builder.if_else(pads) as (padding, exact):
                     with padding:
                         e.store(value, e.get(there), v * e.lanes)
                     with exact:
                         e.store_masked(value, e.get(there), v * e.lanes, mask)
         e.put(row, builder.add(i, e.word(1)))
-    e.end(_largest(e, e.get(seen, e.bits)))
+    e.end(e.largest(e.get(seen, e.bits)))
 
 
-def _note(e: Emitter, seen: ir.Value, value: ir.Value) -> None:
+def note(e: Emitter, seen: ir.Value, value: ir.Value) -> None:
     """Keep the larger of the magnitudes seen so far and those of `value`, as bits."""
     magnitude = ir.Constant(e.bits, [2 ** (8 * e.item - 1) - 1] * e.lanes)
     bits = e.builder.and_(e.builder.bitcast(value, e.bits), magnitude)
     old = e.get(seen, e.bits)
     larger = e.builder.icmp_unsigned(">", bits, old)
     e.put(seen, e.builder.select(larger, bits, old))
-
-
-def _largest(e: Emitter, vector: ir.Value) -> ir.Value:
-    """Return the largest element of a vector of integers as a word."""
-    result = e.element(vector, 0)
-    for lane in range(1, e.lanes):
-        each = e.element(vector, lane)
-        larger = e.builder.icmp_unsigned(">", each, result)
-        result = e.builder.select(larger, each, result)
-    return e.builder.zext(result, ir.IntType(64)) if e.item == 4 else result
 
 
 def _sum_lanes(e: Emitter, vector: ir.Value) -> ir.Value:

@@ -37,6 +37,8 @@ DIRECT_ROWS = 4
 class FusedProgram(Layout):
     """A problem's memory and the calls into compiled code; see `problem.Program`."""
 
+    memory = None
+
     def __init__(self, problem: Problem, machine: Machine | None = None) -> None:
         machine = Machine() if machine is None else machine
         target = instruction_set(machine.instruction_set)
@@ -166,6 +168,13 @@ class FusedProgram(Layout):
         """See `Program.epoch`."""
         if control.item(STOP):
             return
+        self.set_epoch(parameters, state, X, y, order, hyper, losses, control, factors, squares)
+        started = time.perf_counter()
+        self._run()
+        self._pace.took(time.perf_counter() - started)
+
+    def set_epoch(self, parameters, state, X, y, order, hyper, losses, control, factors, squares):
+        """Describe an epoch in the tables, and run nothing."""
         for word, array in (
             (tables.PARAMETERS, parameters),
             (tables.LOSSES, losses),
@@ -188,9 +197,10 @@ class FusedProgram(Layout):
         if penalized:
             point_at(self.table, tables.SQUARES_OUT, id(squares))
         words[tables.TARGET] = words[tables.PARAMETERS]
-        started = time.perf_counter()
-        self._run()
-        self._pace.took(time.perf_counter() - started)
+
+    def take_skips(self, skips: int) -> None:
+        """Have epochs skip what another program has chosen for the same X."""
+        self.skips, self._settled = skips, ()
 
     def _once(self, parameters: np.ndarray, stages: int, rows: int) -> None:
         """Set up a call on one batch of the caller's rows, in their own order."""

@@ -187,6 +187,19 @@ class Emitter:
         """Write a value to an address."""
         self.builder.store(value, self._pointer(base, elements), align=self.item)
 
+    def constant(self, value: float) -> ir.Constant:
+        """Return a vector of copies of a constant."""
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def largest(self, vector: ir.Value) -> ir.Value:
+        """Return the largest element of a vector of unsigned integers as a word."""
+        element = ir.IntType(8 * self.item)
+        name = f"llvm.vector.reduce.umax.v{self.lanes}i{8 * self.item}"
+        kind = ir.FunctionType(element, [self.bits])
+        function = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        result = self.builder.call(function, [vector])
+        return self.builder.zext(result, WORD) if self.item == 4 else result
+
     def broadcast(self, base: ir.Value, elements: int) -> ir.Value:
         """Return a vector of copies of one element."""
         one = self.load(base, elements, self.scalar)

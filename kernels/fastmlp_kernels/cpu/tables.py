@@ -7,6 +7,8 @@ program keeps alive.
 
 import numpy as np
 
+from fastmlp_kernels.cpu.finishing_tiles import FINISHES
+
 # What a call does, as bits of ``words[STAGES]``, in the order in which they are done.
 PACK, GATHER, FORWARD, OUTPUT, LOSS, UPSTREAM, BACKWARD, INPUT_GRADIENT, GRADIENT, UPDATE = (
     1 << k for k in range(10)
@@ -133,11 +135,15 @@ SKIPS_COLUMNS, SKIPS_ROWS = 1, 2
     SQUARES,  # address of the first unit's sum
     VALUE,  # addresses of functions
     SLOPE,
+    VALUE_TILE,  # columns of the tiles that apply them to a product, or 0
+    SLOPE_TILE,
     CHAIN_COLUMNS,
-) = range(18)
+) = range(20)
 
-# Columns of the tiles, one row a height, the largest first.
-TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_LISTED_NARROW, TILE_LISTED_WIDE, TILE_COLUMNS = range(6)
+# Columns of the tiles, one row a height, the largest first. Those that finish a product follow, two
+# for each activation and direction: see `Layout`.
+TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_LISTED_NARROW, TILE_LISTED_WIDE, TILE_FINISHING = range(6)
+TILE_COLUMNS = TILE_FINISHING + 2 * 2 * len(FINISHES)
 
 
 def address(array: np.ndarray) -> int:

@@ -4,16 +4,25 @@ from fastmlp_kernels.cuda import fused_cost, resident_cost
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 
 
-def launches(problem: Problem) -> int:
-    """Return the kernel launches of an epoch of `cuda.layered`."""
+def launches(problem: Problem, library: bool = False) -> int:
+    """Return the kernels that an epoch of `cuda.layered` launches, or replays.
+
+    `library` says whether cuBLASLt computes the products.
+    """
     layers = len(problem.sizes) - 1
-    slopes = sum(name != "identity" for name in problem.training_activations)
-    # gather X and y, forward each, loss, its sum, slope where there is one, weight gradient each,
-    # backward-data for all but the first, the check and the update.
-    return problem.batches * (2 + layers + 2 + slopes + layers + (layers - 1) + 2)
+    # Gather, loss, the check, the update; and backward-data for all layers but the first.
+    around, backward = 4, layers - 1
+    if library:
+        # A layer's product, bias and activation; slope and sums, weight gradient.
+        return problem.batches * (around + 4 * layers + backward)
+    # The tiles fuse all but the slope of the last layer into their products.
+    last = problem.training_activations[-1] != "identity"
+    return problem.batches * (around + 2 * layers + backward + last)
 
 
 def _supports(problem: Problem, machine: Machine) -> str | None:
+    if problem.members > 1:
+        return "it trains one network at a time"
     return machine.cuda_missing
 
 

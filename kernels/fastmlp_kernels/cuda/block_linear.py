@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numba
 from numba import cuda
 
-from fastmlp_kernels.compile import cuda_part
+from fastmlp_kernels.compile import cuda_inlined, cuda_part
 from fastmlp_kernels.cuda.offsets import SMALL, multiple_of
 from fastmlp_kernels.cuda.products import BlockProducts, Epilogues
 
@@ -44,6 +44,19 @@ class Tile(NamedTuple):
     vector: int
 
 
+class SecondPass(NamedTuple):
+    """What is left to do for each element of a tile once an epilogue has stored all of them.
+
+    A sixteenfold copy of a long rule is more than the compiler unrolls, and what it does not unroll
+    keeps the tile out of registers, in local memory, throughout the product. So an epilogue stores,
+    and the rule comes in a loop of its own: ``forward(operands, numbers, words, layer, i, j)``, and
+    `backward` likewise; None where the epilogue does everything.
+    """
+
+    forward: Any = None
+    backward: Any = None
+
+
 @cuda_part
 def exact(value):
     """Return a number as an operand, or an operand as a number: here they are the same."""
@@ -52,7 +65,12 @@ def exact(value):
 
 @functools.cache
 def build(
-    threads: int, dtype: str, epilogues: Epilogues, tile_rows: int = 4, tile_columns: int = 4
+    threads: int,
+    dtype: str,
+    epilogues: Epilogues,
+    tile_rows: int = 4,
+    tile_columns: int = 4,
+    second_pass: SecondPass = SecondPass(),  # noqa: B008 (a value, never changed)
 ) -> BlockProducts:
     """Return the products for a block of that many threads.
 
@@ -64,13 +82,14 @@ def build(
     epilogues : Epilogues
     tile_rows, tile_columns : int
         See `Tile`.
+    second_pass : SecondPass
     """
     # 16 bytes.
     vector = 4 if dtype == "float32" else 2
     tile = Tile(tile_rows, tile_columns, vector)
     return BlockProducts(
-        forward=_forward(threads, epilogues, tile),
-        backward=_backward(threads, epilogues, tile),
+        forward=_forward(threads, _finish(epilogues.forward, second_pass.forward, tile), tile),
+        backward=_backward(threads, _finish(epilogues.backward, second_pass.backward, tile), tile),
         weight_gradient=_weight_gradient(threads, epilogues, tile),
         to_operand=exact,
         to_number=exact,
@@ -85,7 +104,7 @@ def _multiply_add(tile: Tile) -> Any:
     rows, columns, vector = tile
     aligned = multiple_of(vector)
 
-    @cuda_part
+    @cuda_inlined
     def multiply_add(operands, total, left_rows, right_rows, right_stride, terms):
         """Add `terms` products to each element of the tile `total`, in ascending order."""
         left = cuda.local.array((rows, VECTOR), total.dtype)
@@ -108,7 +127,7 @@ def _multiply_add_transposed(tile: Tile) -> Any:
     rows, columns, vector = tile
     aligned = multiple_of(vector)
 
-    @cuda_part
+    @cuda_inlined
     def multiply_add_transposed(operands, total, left_rows, right_rows, terms):
         """Add `terms` products to each element of the tile `total`, in ascending order."""
         left = cuda.local.array((rows, VECTOR), total.dtype)
@@ -126,10 +145,39 @@ def _multiply_add_transposed(tile: Tile) -> Any:
     return multiply_add_transposed
 
 
-def _forward(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
+def _finish(epilogue: Any, second: Any, tile: Tile) -> Any:
+    """Return what becomes of a finished tile."""
+    rows, columns, _ = tile
+
+    @cuda_inlined
+    def each(operands, numbers, words, layer, total, row, down, column, apart, width):
+        """Give the elements of a tile to the epilogue, but for those beyond the last column."""
+        for n in range(columns):
+            j = column + n * apart
+            if j < width:
+                for m in range(rows):
+                    epilogue(operands, numbers, words, layer, row + m * down, j, total[m, n])
+
+    if second is None:
+        return each
+
+    @cuda_inlined
+    def each_twice(operands, numbers, words, layer, total, row, down, column, apart, width):
+        """Give them to both; a thread sees what it has written."""
+        each(operands, numbers, words, layer, total, row, down, column, apart, width)
+        for n in range(columns):
+            j = column + n * apart
+            if j < width:
+                for m in range(rows):
+                    second(operands, numbers, words, layer, row + m * down, j)
+
+    return each_twice
+
+
+def _forward(threads: int, finish: Any, tile: Tile) -> Any:
     tile_rows, tile_columns, vector = tile
     aligned, grouped = multiple_of(vector), multiple_of(min(vector, tile_columns))
-    multiply_add, finish = _multiply_add(tile), epilogues.forward
+    multiply_add = _multiply_add(tile)
 
     @cuda_part
     def forward(
@@ -173,19 +221,15 @@ def _forward(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
                 for n in range(tile_columns):
                     total[m, n] = numbers[(b + column + n) & SMALL]
             multiply_add(operands, total, A_rows, W_rows, W_stride, fan_in)
-            for n in range(tile_columns):
-                j = column + n
-                if j < fan_out:
-                    for m in range(tile_rows):
-                        finish(operands, numbers, words, layer, row + m * down, j, total[m, n])
+            finish(operands, numbers, words, layer, total, row, down, column, 1, fan_out)
 
     return forward
 
 
-def _backward(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
+def _backward(threads: int, finish: Any, tile: Tile) -> Any:
     tile_rows, tile_columns, vector = tile
     aligned = multiple_of(vector)
-    multiply_add, finish = _multiply_add_transposed(tile), epilogues.backward
+    multiply_add = _multiply_add_transposed(tile)
 
     @cuda_part
     def backward(
@@ -229,11 +273,7 @@ def _backward(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
             for n in range(tile_columns):
                 W_rows[n] = (W + (column + n * across) * W_stride) & aligned
             multiply_add(operands, total, dZ_rows, W_rows, fan_out)
-            for n in range(tile_columns):
-                j = column + n * across
-                if j < fan_in:
-                    for m in range(tile_rows):
-                        finish(operands, numbers, words, layer, row + m * down, j, total[m, n])
+            finish(operands, numbers, words, layer, total, row, down, column, across, fan_in)
 
     return backward
 
@@ -243,7 +283,7 @@ def _multiply_add_rows(tile: Tile) -> Any:
     high, columns, vector = tile
     heightened, grouped = multiple_of(min(vector, high)), multiple_of(min(vector, columns))
 
-    @cuda_part
+    @cuda_inlined
     def multiply_add_rows(operands, total, A_rows, A_stride, dZ_rows, dZ_stride, rows):
         """Add `rows` products to each element of the tile `total`, in ascending order."""
         right = cuda.local.array(columns, total.dtype)

@@ -89,12 +89,14 @@ def weight_squares(threads: int, mixed: bool) -> Any:
     return weight_squares
 
 
-def update(threads: int, optimizer: str, to_operand: Any, mixed: bool, accumulate: bool) -> Any:
+def update_network(
+    threads: int, optimizer: str, to_operand: Any, mixed: bool, accumulate: bool
+) -> Any:
     """Return the update of a network in shared memory."""
     step = _step(optimizer, to_operand, mixed, accumulate)
 
     @cuda_part
-    def update(operands, numbers, words, state, first, second, hyper, t):
+    def update_network(operands, numbers, words, state, first, second, hyper, t):
         """Apply one optimizer step to every parameter.
 
         Parameters
@@ -148,7 +150,7 @@ def update(threads: int, optimizer: str, to_operand: Any, mixed: bool, accumulat
                 p = start + fan_in * fan_out + j
                 step(*memory, b + j, p & SMALL, 0, bias_decay, h)
 
-    return update
+    return update_network
 
 
 def _step(optimizer: str, to_operand: Any, mixed: bool, accumulate: bool) -> Any:

@@ -13,21 +13,15 @@ from typing import Any, NamedTuple
 
 from numba import cuda
 
-from fastmlp_kernels.algebra import ACTIVATIONS, loss_rules
+from fastmlp_kernels.algebra import loss_rules
 from fastmlp_kernels.compile import cuda_part, cuda_switch
-from fastmlp_kernels.cuda import block_copies, block_linear
+from fastmlp_kernels.cuda import block_copies, block_epilogues, block_linear
 from fastmlp_kernels.cuda import placement as at
+from fastmlp_kernels.cuda.block_epilogues import Rows, slopes
 from fastmlp_kernels.cuda.offsets import SMALL, word
 from fastmlp_kernels.cuda.placement import HEAD, LAYER_WORDS, Form
-from fastmlp_kernels.cuda.products import BlockProducts, Epilogues
+from fastmlp_kernels.cuda.products import BlockProducts
 from fastmlp_kernels.problem import Problem
-
-
-class Rows(NamedTuple):
-    """The rows of the algebra that a network uses: activations in the order of their codes."""
-
-    activations: tuple[str, ...]
-    rule: str
 
 
 class Chain(NamedTuple):
@@ -71,7 +65,7 @@ def build(form: Form, threads: int, rows: Rows, accumulate: bool, tile_columns: 
         load=block_copies.load(threads, products.to_operand, form.mixed),
         gather=block_copies.gather(threads, products.to_operand),
         forward=_forward(products),
-        loss=_loss(threads, products, rows, form.mixed),
+        loss=_loss(threads, products, rows),
         add_losses=_add_losses(threads),
         backward=_backward(threads, products, accumulate),
         products=products,
@@ -81,57 +75,17 @@ def build(form: Form, threads: int, rows: Rows, accumulate: bool, tile_columns: 
 def _products(
     form: Form, threads: int, rows: Rows, accumulate: bool, tile_columns: int
 ) -> BlockProducts:
-    build_epilogues = functools.partial(_epilogues, rows=rows, accumulate=accumulate)
     if not form.mixed:
-        epilogues = build_epilogues(block_linear.exact, block_linear.exact, False)
+        exact = block_linear.exact
+        epilogues, second_pass = block_epilogues.in_passes(rows, accumulate, exact)
         tile = (form.row_pad, tile_columns)
-        return block_linear.build(threads, form.number, epilogues, *tile)
+        return block_linear.build(threads, form.number, epilogues, *tile, second_pass)
     # Tensor cores need instructions that the module of the others does without.
     from fastmlp_kernels.cuda import tensor_linear
 
-    epilogues = build_epilogues(*tensor_linear.conversions(form.name), True)
+    conversions = tensor_linear.conversions(form.name)
+    epilogues = block_epilogues.at_once(rows, accumulate, *conversions, True)
     return tensor_linear.build(threads, form.name, epilogues)
-
-
-def _epilogues(
-    to_operand: Any, to_number: Any, mixed: bool, rows: Rows, accumulate: bool
-) -> Epilogues:
-    """Return what becomes of the elements of products; `words` is a tuple of a layer's words."""
-    value = cuda_switch([ACTIVATIONS[name].value for name in rows.activations])
-    slope = cuda_switch([ACTIVATIONS[name].slope for name in rows.activations])
-
-    @cuda_part
-    def forward(operands, numbers, words, last, i, j, z):
-        """Write f(z), and z where the slope will read it; the last layer's as numbers."""
-        activation, out, out_stride, kept, kept_stride, keeps_input = words
-        if keeps_input != 0:
-            numbers[kept + i * kept_stride + j] = z
-        a = value(activation, z)
-        if mixed and last == 0:
-            operands[out + i * out_stride + j] = to_operand(a)
-        else:
-            numbers[out + i * out_stride + j] = a
-
-    @cuda_part
-    def backward(operands, numbers, words, layer, i, j, da):
-        """Write ``dZ = dA f'(Z)``."""
-        activation, kept, kept_stride, keeps_input, delta, delta_stride = words
-        if mixed and keeps_input == 0:
-            x = to_number(operands[kept + i * kept_stride + j])
-        else:
-            x = numbers[kept + i * kept_stride + j]
-        # Each slope reads the one that its row keeps.
-        dz = da * slope(activation, x, x)
-        operands[delta + i * delta_stride + j] = to_operand(dz)
-
-    @cuda_part
-    def gradient(gradient, place, value):
-        if accumulate:
-            gradient[place] += value
-        else:
-            gradient[place] = value
-
-    return Epilogues(forward, backward, gradient)
 
 
 def _forward(products: BlockProducts) -> Any:
@@ -181,9 +135,9 @@ def _forward(products: BlockProducts) -> Any:
     return forward
 
 
-def _loss(threads: int, products: BlockProducts, rows_in_use: Rows, mixed: bool) -> Any:
+def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
     rule = cuda_switch([r.row for r in loss_rules() if r.name == rows_in_use.rule])
-    slope = cuda_switch([ACTIVATIONS[name].slope for name in rows_in_use.activations])
+    slope = slopes(rows_in_use)
     to_operand = products.to_operand
 
     @cuda_part

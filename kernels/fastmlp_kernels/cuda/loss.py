@@ -1,13 +1,14 @@
-"""The loss of a batch and its gradient, one thread a row, and the sum over the batch."""
+"""The loss of a batch and its gradient, one thread a row, and what a batch is judged by."""
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import cuda
 
 from fastmlp_kernels.algebra import LOSSES, loss_rules
-from fastmlp_kernels.compile import cuda_kernel, cuda_switch
+from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
+from fastmlp_kernels.cuda.gather import BATCH
 from fastmlp_kernels.cuda.sums import block_sum
 from fastmlp_kernels.problem import STATUS
 
@@ -21,7 +22,7 @@ _link = cuda_switch([loss.link or _no_link for loss in LOSSES])
 
 
 @cuda_kernel
-def loss_and_gradient(A, y, rule, rows, factors, start, row_losses, dA):
+def loss_and_gradient(A, y, rule, rows, factors, counter, batch_size, row_losses, dA):
     """Write the scaled loss of each row and its gradient by the outputs.
 
     Parameters
@@ -36,8 +37,10 @@ def loss_and_gradient(A, y, rule, rows, factors, start, row_losses, dA):
         Rows used, from the first.
     factors : dtype[1] or dtype[rows of the epoch], read
         Of loss and gradient: the reduction alone, or with a weight for each row.
-    start : int
-        Place of the batch's first row among the factors of an epoch.
+    counter : int64[2], read
+        The batch's number is ``counter[BATCH]``.
+    batch_size : int
+        Rows of a full batch: the first factor of this one is at ``batch * batch_size``.
     row_losses : dtype[batch], written
     dA : dtype[batch, outputs], C-contiguous, written
         May be `A`.
@@ -49,15 +52,36 @@ def loss_and_gradient(A, y, rule, rows, factors, start, row_losses, dA):
     """
     i = cuda.grid(1)
     if i < rows:
-        factor = factors[start + i] if factors.size > 1 else factors[0]
+        place = counter[BATCH] * batch_size + i
+        factor = factors[place] if factors.size > 1 else factors[0]
         row_losses[i] = factor * _row_rule(rule, A, y, i, dA)
         for j in range(dA.shape[1]):
             dA[i, j] *= factor
 
 
+class Judgements(NamedTuple):
+    """The kernels that say what a batch came to, for one size of blocks."""
+
+    sum_losses: Any
+    check_finite: Any
+
+
 @functools.cache
-def build(threads: int) -> Any:
-    """Return `sum_losses` for one block of that many threads."""
+def build(threads: int) -> Judgements:
+    """Return the kernels for blocks of that many threads."""
+
+    @cuda_part
+    def write_sum(row_losses, rows, losses, batch, status, partial, t):
+        """Write the sum to ``losses[batch]``, and note one that is not finite; for one block."""
+        total = row_losses.dtype.type(0)
+        for i in range(t, rows, threads):
+            total += row_losses[i]
+        partial[t] = total
+        block_sum(partial, t, threads)
+        if t == 0:
+            losses[batch] = partial[0]
+            if not math.isfinite(partial[0]) and status[STATUS] == 0:
+                status[STATUS] = batch + 1
 
     @cuda_kernel
     def sum_losses(row_losses, rows, losses, batch, status):
@@ -80,38 +104,41 @@ def build(threads: int) -> Any:
         magnitudes. Source: the mean loss of the sheet.
         """
         partial = cuda.shared.array(threads, row_losses.dtype)
-        t = cuda.threadIdx.x
-        total = row_losses.dtype.type(0)
-        for i in range(t, rows, threads):
-            total += row_losses[i]
-        partial[t] = total
-        block_sum(partial, t, threads)
-        if t == 0:
-            losses[batch] = partial[0]
-            if not math.isfinite(partial[0]) and status[STATUS] == 0:
-                status[STATUS] = batch + 1
+        write_sum(row_losses, rows, losses, batch, status, partial, cuda.threadIdx.x)
 
-    return sum_losses
+    @cuda_kernel
+    def check_finite(gradient, row_losses, rows, losses, counter, status):
+        """Look for an element of `gradient` that is not finite; sum the losses as `sum_losses`.
 
+        Parameters
+        ----------
+        gradient : dtype[P], read
+        row_losses : dtype[batch_size], read
+        rows : int
+            Rows of the batch.
+        losses : dtype[batches], written
+        counter : int64[2], read
+            The batch's number is ``counter[BATCH]``.
+        status : int64[3], read and written
+            ``status[STATUS]`` becomes batch + 1 when an element or the sum is not finite, unless
+            it was set before.
 
-@cuda_kernel
-def check_finite(gradient, batch, status):
-    """Set ``status[STATUS]`` to batch + 1 when an element of `gradient` is not finite.
+        Notes
+        -----
+        Launch: a thread an element, and one block more at the end, which sums the losses. Cost:
+        P reads. Threads may race for `status`, but all that write write the same value, so no
+        atomic is needed. Source: as `cpu.loss.check_finite`.
+        """
+        partial = cuda.shared.array(threads, row_losses.dtype)
+        batch = counter[BATCH]
+        if cuda.blockIdx.x == cuda.gridDim.x - 1:
+            write_sum(row_losses, rows, losses, batch, status, partial, cuda.threadIdx.x)
+            return
+        i = cuda.grid(1)
+        if i < gradient.size and not math.isfinite(gradient[i]) and status[STATUS] == 0:
+            status[STATUS] = batch + 1
 
-    Parameters
-    ----------
-    gradient : dtype[P], read
-    batch : int
-    status : int64[3], read and written
-
-    Notes
-    -----
-    Launch: a thread an element. Cost: P reads. Threads may race for `status`, but all that write
-    write the same value, so no atomic is needed. Source: as `cpu.loss.check_finite`.
-    """
-    i = cuda.grid(1)
-    if i < gradient.size and not math.isfinite(gradient[i]) and status[STATUS] == 0:
-        status[STATUS] = batch + 1
+    return Judgements(sum_losses, check_finite)
 
 
 @cuda_kernel

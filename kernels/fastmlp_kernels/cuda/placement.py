@@ -212,21 +212,17 @@ def _place_rows(problem: Problem, form: Form, rows: int, memory: _Memory) -> _Ro
         stride = width | 1 if output else row_stride(width, form)
         dtype = form.number if output else form.operand
         inputs.append((memory.take(f"activation {index}", rows * stride, dtype), stride))
-    # The thread that reads an element of Z for its slope writes dZ in its place. Not in the last
-    # layer, where the loss rule has written its gradient before the slope is read.
-    in_place = [keeps and not form.mixed for keeps in problem.keeps_input[:-1]] + [False]
     turns = [0, 0]
     for index, width in enumerate(problem.sizes[1:]):
-        if not in_place[index]:
-            turn = (last - index) % 2
-            turns[turn] = max(turns[turn], rows * row_stride(width, form))
+        turn = (last - index) % 2
+        turns[turn] = max(turns[turn], rows * row_stride(width, form))
     buffers = [memory.take(f"dZ {k}", size, form.operand) for k, size in enumerate(turns)]
     for index, width in enumerate(problem.sizes[1:]):
         stride = row_stride(width, form)
         kept.append(inputs[index + 1])
         if problem.keeps_input[index]:
             kept[index] = memory.take(f"Z {index}", rows * stride, form.number), stride
-        deltas.append(kept[index] if in_place[index] else (buffers[(last - index) % 2], stride))
+        deltas.append((buffers[(last - index) % 2], stride))
     gradient = deltas[last]
     if form.mixed:
         stride = problem.sizes[-1] | 1

@@ -164,7 +164,7 @@ def _train(choice: Choice, parts: Chain) -> Any:
     finite = block_update.finite(threads)
     weight_squares = block_update.weight_squares(threads, form.mixed)
     to_operand = parts.products.to_operand
-    update = block_update.update(
+    update = block_update.update_network(
         threads, choice.optimizer, to_operand, form.mixed, choice.accumulate
     )
     fetch, gradients = _fetch(choice, parts), _gradients(choice, parts)
@@ -266,7 +266,8 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
         # Without weights: the factor of a full batch, or of the smaller last one.
         shared_factor = 0 if size == words[at.BATCH_SIZE] else 1
         total = numbers.dtype.type(0)
-        for start in range(0, size, word(words, at.TILE_ROWS)):
+        start = 0
+        while start < size:
             count = min(word(words, at.TILE_ROWS), size - start)
             rows = (count + row_pad - 1) // row_pad * row_pad
             if start > 0:
@@ -282,6 +283,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             cuda.syncthreads()
             total = add_losses(numbers, words, count, total, t)
             backward(operands, numbers, words, numbers, word(words, at.GRADIENT), rows, t)
+            start += count
         return total
 
     return gradients

@@ -2,10 +2,12 @@
 
 from fastmlp_kernels.cuda.placement import TENSOR_FORMS, Form, Placement, float_form, place
 from fastmlp_kernels.cuda.products import TENSOR_CAPABILITY
-from fastmlp_kernels.problem import Machine, Problem
+from fastmlp_kernels.problem import Machine, Problem, parameter_layout
 
 # Of a block: 8 warps, two for each scheduler of a multiprocessor, with 255 registers to spare.
 THREADS = 256
+# Of a thread's tile: a load of 16 bytes.
+TILE_COLUMNS = 4
 # Share of a multiprocessor's arithmetic that products of one block reach. Estimates: none was
 # measured. In machine code 64 of 101 instructions of the float form's loop are multiply-adds, and
 # small layers leave threads without a tile.
@@ -15,12 +17,26 @@ TENSOR_EFFICIENCY = 0.15
 FLOAT64_SHARE = 0.1
 
 
+def _tile_rows(problem: Problem) -> int:
+    """Return the rows of a thread's tile: the more, the less it reads for a multiply-add.
+
+    But only as many as leave each thread a tile of the largest layer: a step of the float form's
+    loop has 128 multiply-adds of 180 instructions in tiles of 8 rows, 64 of 101 in tiles of 4, and
+    32 of 62 in tiles of 2 (sm_90).
+    """
+    largest = max(parameter_layout(problem.sizes), key=lambda layer: layer.fan_in * layer.fan_out)
+    for rows in (8, 4) if problem.dtype == "float32" else (4,):
+        if problem.batch_size * largest.fan_out >= THREADS * rows * TILE_COLUMNS:
+            return rows
+    return 2
+
+
 def form_of(problem: Problem, machine: Machine) -> Form:
     """Return the form of the products that a problem is computed in."""
     tensor = machine.gpu_capability >= TENSOR_CAPABILITY and problem.dtype == "float32"
     if tensor and problem.precision in TENSOR_FORMS:
         return TENSOR_FORMS[problem.precision]
-    return float_form(problem.dtype)
+    return float_form(problem.dtype, _tile_rows(problem), TILE_COLUMNS)
 
 
 def placement_of(problem: Problem, machine: Machine) -> Placement | str:

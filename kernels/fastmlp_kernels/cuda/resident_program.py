@@ -8,7 +8,8 @@ from numba import cuda
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.cuda import resident, shared_memory
 from fastmlp_kernels.cuda.chain import rows_in_use
-from fastmlp_kernels.cuda.layered import LayeredProgram, Tiles, _small_grids_allowed
+from fastmlp_kernels.cuda.launching import Tiles, small_grids_allowed
+from fastmlp_kernels.cuda.layered import LayeredProgram
 from fastmlp_kernels.cuda.placement import Placement, place
 from fastmlp_kernels.cuda.resident_cost import THREADS, batch_seconds, form_of
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Machine, Problem
@@ -36,9 +37,6 @@ class ResidentProgram(LayeredProgram):
     batches_a_launch : int, optional
         The most batches of a launch; by default what takes `LAUNCH_SECONDS`.
     """
-
-    # The default one, where the class above has none of its own.
-    stream: Any = 0
 
     def __init__(
         self,
@@ -68,7 +66,7 @@ class ResidentProgram(LayeredProgram):
         self.resident = resident.build(choice)
         most = max(1, int(LAUNCH_SECONDS / batch_seconds(problem, machine)))
         self.batches_a_launch = batches_a_launch or most
-        self.launches = 0
+        self.resident_launches = 0
         self.words = cuda.to_device(found.table())
         members, batches = problem.members, problem.batches
         self.all_orders = cuda.device_array(members * problem.rows, np.int64)
@@ -136,9 +134,9 @@ class ResidentProgram(LayeredProgram):
         """Run one launch to its end, from and to the members' words."""
         self.all_controls.copy_to_device(known.reshape(-1), stream=self.stream)
         grid = self.problem.members, self.threads, self.stream, self.placement.shared_bytes
-        with _small_grids_allowed():
+        with small_grids_allowed():
             self.resident[grid](*arguments)
-        self.launches += 1
+        self.resident_launches += 1
         known[:] = self._on_host(self.all_controls).reshape(known.shape)
 
     def _on_host(self, held: Any) -> np.ndarray:

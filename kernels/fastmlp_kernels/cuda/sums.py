@@ -1,4 +1,4 @@
-"""The sum over a block of threads, in one order."""
+"""Sums over the threads of a block, and over blocks, in one order."""
 
 from numba import cuda
 
@@ -21,3 +21,23 @@ def block_sum(partial, t, threads):
             partial[t] += partial[t + half]
         cuda.syncthreads()
         width = half
+
+
+@cuda_part
+def is_last(arrivals, place, blocks, flag, t):
+    """Return to every thread of a block whether it is the last of so many to come here.
+
+    What each block wrote before is then seen by the last one: it is fenced before the arrival is
+    counted, and again before anything is read.
+    """
+    cuda.threadfence()
+    cuda.syncthreads()
+    if t == 0:
+        flag[0] = cuda.atomic.add(arrivals, place, 1)
+    cuda.syncthreads()
+    last = flag[0] == blocks - 1
+    if last:
+        cuda.threadfence()
+        if t == 0:
+            arrivals[place] = 0
+    return last

@@ -1,0 +1,131 @@
+"""Arrays of other libraries that lie on a GPU: checked there, and used without a copy.
+
+What is right goes this way: C-contiguous, of the model's dtype, and nothing wrong with its values.
+Everything else goes the host's way, as an array that lies there: it is converted, or refused in the
+same words. A wrong value is rare, and its message shows the first one, so the array is brought to
+the host for it.
+"""
+
+from typing import Any
+
+from fastmlp.arrays import (
+    PROBABILITY_SLACK,
+    Data,
+    DType,
+    check_matrix,
+    check_targets,
+    lies_on_gpu,
+)
+from fastmlp.machine import detect
+from fastmlp.residency import guarded
+from fastmlp_kernels.algebra import Loss
+
+
+def follows(X: Any, device: str, kernel: str | None) -> str:
+    """Return the device that a call with these inputs runs on: one on a GPU speaks for the GPU."""
+    automatic = device == "auto" and kernel is None
+    if automatic and lies_on_gpu(X) and detect().cuda_missing is None:
+        return "cuda"
+    return device
+
+
+def stays(device: str, kernel: str | None) -> bool:
+    """Return whether arrays on a GPU are used there: whether that is where the call runs."""
+    there = device == "cuda" or (device == "auto" and (kernel or "").startswith("cuda."))
+    return there and detect().cuda_missing is None
+
+
+def as_device(value: Any, argument: str) -> Any | None:
+    """Return an array on the GPU as kernels take it, without a copy; None if they cannot."""
+    from fastmlp_kernels.cuda.foreign import as_device
+
+    # A tensor that records gradients refuses to be read.
+    value = value.detach() if hasattr(value, "detach") else value
+    try:
+        return as_device(value, argument)
+    except (TypeError, ValueError, BufferError):
+        # Of numbers that NumPy has no dtype for (bfloat16), or masked.
+        return None
+
+
+def all_within(array: Any, low: float, high: float, kind: int = 0) -> bool:
+    """Return whether all elements are finite and within bounds; see `checks.find_outside`."""
+    from fastmlp_kernels.cuda.checks import Outside
+
+    return not Outside(array.dtype, low, high, kind).any([array])
+
+
+def are_probabilities(matrix: Any) -> bool:
+    """Return whether every row sums to 1."""
+    from fastmlp_kernels.cuda.checks import any_bad_sum
+
+    return not any_bad_sum(matrix, PROBABILITY_SLACK)
+
+
+def check_data_there(
+    X: Any, y: Any, sizes: tuple[int, ...], loss: Loss, dtype: DType, of: str = ""
+) -> Data:
+    """Return checked inputs and targets as `check_data` does; what is right stays on the GPU."""
+    with guarded("cuda", f"{of}X"):
+        inputs = matrix_there(X, sizes[0], dtype, f"{of}X")
+    if inputs is None:
+        inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
+    with guarded("cuda", f"{of}y"):
+        targets = targets_there(y, len(inputs), sizes[-1], loss, dtype, f"{of}y")
+    if targets is None:
+        targets = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
+    return Data(inputs, *targets)
+
+
+def inputs_there(X: Any, columns: int, dtype: DType) -> Any:
+    """Return checked inputs as `check_matrix` does; what is right stays on the GPU."""
+    with guarded("cuda", "X"):
+        inputs = matrix_there(X, columns, dtype, "X")
+    return check_matrix(X, columns, dtype, "X") if inputs is None else inputs
+
+
+def matrix_there(
+    value: Any, columns: int, dtype: DType, argument: str, rows: int | None = None
+) -> Any | None:
+    """Return dtype[rows, columns] where it lies; None if it must go the host's way."""
+    array = _usable(value, dtype, argument)
+    if array is None or array.ndim != 2 or array.shape[1] != columns:
+        return None
+    if rows not in (None, len(array)) or not all_within(array, -float("inf"), float("inf")):
+        return None
+    return array
+
+
+def targets_there(
+    value: Any, rows: int, outputs: int, loss: Loss, dtype: DType, argument: str
+) -> tuple[Any, bool] | None:
+    """Return targets, and whether they are labels, where they lie; None for the host's way."""
+    from fastmlp_kernels.cuda.checks import OPEN_HIGH, OPEN_LOW, WHOLE
+
+    array = _usable(value, dtype, argument)
+    if array is None or array.ndim not in (1, 2) or len(array) != rows:
+        return None
+    flat = array.ndim == 1 or array.shape[1] == 1
+    if loss.label_rule is not None and flat:
+        good = all_within(array, 0, outputs - 1, WHOLE)
+        return (array.reshape(rows, 1), True) if good else None
+    if array.size != rows * outputs:
+        return None
+    domain = loss.target_domain
+    kind = (0 if domain.low_included else OPEN_LOW) | (0 if domain.high_included else OPEN_HIGH)
+    matrix = array.reshape(rows, outputs)
+    if not all_within(matrix, domain.low, domain.high, kind):
+        return None
+    if loss.label_rule is not None and not are_probabilities(matrix):
+        return None
+    return matrix, False
+
+
+def _usable(value: Any, dtype: DType, argument: str) -> Any | None:
+    """Return the array where it lies if the kernels can read it as it is, else None."""
+    if not lies_on_gpu(value):
+        return None
+    array = as_device(value, argument)
+    if array is None or array.dtype != dtype or array.size == 0 or not array.is_c_contiguous():
+        return None
+    return array

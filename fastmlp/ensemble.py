@@ -1,0 +1,382 @@
+"""Many networks of one shape, trained side by side on the same rows."""
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fastmlp.arrays import Data, check_data, check_integer, check_matrix, check_number
+from fastmlp.batches import CHUNK_ROWS
+from fastmlp.ensemble_history import EnsembleHistory
+from fastmlp.errors import DomainError, DTypeError, NonFiniteTrainingError, ShapeError
+from fastmlp.metrics import check_metric
+from fastmlp.model import MLP
+from fastmlp.network import LARGEST_SEED
+from fastmlp.optimizers import Optimizer, check_optimizer
+from fastmlp.parameters import aligned_zeros, check_values
+from fastmlp.planning import Programs, Where, check_threads
+from fastmlp.progress import Report
+from fastmlp.side_by_side import MembersEpoch, MembersState, MembersTrainer
+from fastmlp.training import evaluate
+from fastmlp.weighting import check_weights
+from fastmlp_kernels.algebra import LOSSES
+
+Array = NDArray[Any]
+
+
+class Evaluations(NamedTuple):
+    """What `Ensemble.evaluate` returns: `loss` and `score` have one number a network."""
+
+    loss: NDArray[np.float64]
+    score: NDArray[np.float64]
+    metric: str
+
+
+class Ensemble:
+    """Networks of one shape that differ in their seeds, and if asked in their optimizers.
+
+    Network k is what ``MLP(..., seed=seed + k)`` is: the same first weights, the same order of the
+    rows, and the same bits after any fit on the CPU. Together they are trained faster: on the CPU
+    each thread takes one network after another, on a GPU one launch trains all of them.
+
+    Parameters
+    ----------
+    sizes, activations, loss, dtype, reduction, precision, initializer
+        As in `MLP`, of every network.
+    members : int
+        How many networks.
+    seed : int
+        Of the first network; each other one has the next.
+
+    Attributes
+    ----------
+    history : EnsembleHistory or None
+        Of the last `fit`, also of one that was interrupted.
+
+    Examples
+    --------
+    ``ensemble[k]`` is network k as an `MLP` of its own: a copy.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        members: int = 8,
+        activations: Any = "relu",
+        loss: Any = "half_squared_error",
+        *,
+        seed: int = 0,
+        dtype: DTypeLike = "float32",
+        reduction: str = "mean",
+        precision: str = "float32",
+        initializer: Any = None,
+    ) -> None:
+        count = check_integer(members, "members", 1)
+        self.seed = check_integer(
+            seed, "seed", 0, LARGEST_SEED - count + 1, ", as each network has the next"
+        )
+        given: dict[str, Any] = {
+            "dtype": dtype,
+            "reduction": reduction,
+            "precision": precision,
+            "initializer": initializer,
+        }
+        seeds = tuple(range(self.seed, self.seed + count))
+        first = MLP(sizes, activations, loss, seed=seeds[0], **given)
+        self.template = replace(first.template, members=count)
+        parameters = aligned_zeros((count, first.parameters.size), first.dtype)
+        parameters[0] = first.parameters
+        for member, own in enumerate(seeds[1:], start=1):
+            parameters[member] = MLP(sizes, activations, loss, seed=own, **given).parameters
+        self._state = MembersState(parameters, seeds)
+        self._threads: int | None = None
+        self.history: EnsembleHistory | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._single = replace(self.template, members=1)
+        self._loss = LOSSES[self.template.loss]
+        # Of all networks, and of one: predictions and evaluations go through the networks in turn.
+        self._together, self._alone = Programs(self.template), Programs(self._single)
+
+    @property
+    def parameters(self) -> Array:
+        """All parameters, (members, parameters of a network): may be written to."""
+        return self._state.parameters
+
+    @parameters.setter
+    def parameters(self, values: Any) -> None:
+        self._state.parameters[:] = check_values("parameters", values, self._state.parameters)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters."""
+        return self._state.parameters.dtype
+
+    @property
+    def epochs_trained(self) -> NDArray[np.int64]:
+        """Finished epochs of all fits, of each network."""
+        return self._state.epochs.copy()
+
+    @property
+    def threads(self) -> int | None:
+        """The most threads of a method that is not told otherwise; may be assigned to."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, count: int | None) -> None:
+        self._threads = check_threads(count)
+
+    def __len__(self) -> int:
+        """Return the number of networks."""
+        return self.template.members
+
+    def __getitem__(self, member: SupportsIndex) -> MLP:
+        """Return a copy of a network, with its optimizer's state: it goes on independently."""
+        try:
+            asked = operator.index(member)
+        except TypeError:
+            raise DTypeError(f"member: got {member!r}, wanted a whole number") from None
+        count = len(self)
+        if not -count <= asked < count:
+            raise IndexError(f"member: got {asked}, wanted a whole number from 0 to {count - 1}")
+        index, problem = asked % count, self.template
+        model = MLP(
+            problem.sizes,
+            problem.activations,
+            problem.loss,
+            seed=self._state.seeds[index],
+            dtype=problem.dtype,
+            reduction=problem.reduction,
+            precision=problem.precision,
+        )
+        model._state = self._state.member(index)
+        model.history = None if self.history is None else self.history.member(index)
+        model.threads = self.threads
+        return model
+
+    def __iter__(self) -> Iterator[MLP]:
+        """Yield a copy of each network."""
+        return (self[member] for member in range(len(self)))
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        epochs: int = 10,
+        batch_size: int = 32,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        validation_data: tuple[Any, Any] | None = None,
+        shuffle: bool = True,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        l2: float = 0.0,
+        device: str = "auto",
+        kernel: str | None = None,
+        threads: int | None = None,
+        progress: bool | None = None,
+        verbose: int = 0,
+    ) -> EnsembleHistory:
+        """Train all networks; a second call goes on where the first one ended.
+
+        Parameters
+        ----------
+        optimizer : Optimizer or sequence of Optimizer, optional
+            One for all, or one for each network, all of one class: a sweep of learning rates.
+        X, y, epochs, batch_size, validation_data, shuffle, sample_weight, class_weight, l2
+            As in `MLP.fit`.
+        device, kernel, threads, progress, verbose
+            As in `MLP.fit`.
+
+        Returns
+        -------
+        EnsembleHistory
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If a number of some networks becomes infinite or NaN: after the others have finished
+            the epoch. Those that failed keep their last good parameters.
+        """
+        data, validation = self._data(X, y), self._validation(validation_data)
+        epochs = check_integer(epochs, "epochs", 1)
+        check_values("parameters", self.parameters, self.parameters)
+        where = self._asked(device, kernel, threads)
+        trainer = MembersTrainer(
+            self._state,
+            self._together,
+            data,
+            check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
+            check_optimizers(optimizer, len(self)),
+            where,
+            epochs=epochs,
+            shuffle=bool(shuffle),
+            weights=check_weights(sample_weight, class_weight, data),
+            l2=check_number(l2, "l2"),
+        )
+        plan, metric = trainer.plan, check_metric(None, self._loss)
+        history = EnsembleHistory(
+            plan.kernel.name, plan.kernel.device, metric, len(data.X), len(self)
+        )
+        self.history = history
+        report = Report(epochs, plan.problem.batches, history, progress, verbose)
+        try:
+            trainer.prepare()
+            for _ in range(epochs):
+                self._epoch(trainer, history, report.batch)
+                if validation is not None:
+                    found = self._evaluate(validation, metric, where)
+                    history.record_validation(found.loss, found.score)
+                report.epoch()
+        finally:
+            trainer.close()
+            report.close()
+        return history
+
+    def _epoch(self, trainer: MembersTrainer, history: EnsembleHistory, waiting: Any) -> None:
+        epoch = trainer.run(waiting)
+        if epoch.bad_batches.any() or not epoch.finite.all():
+            self._refuse(trainer, history, epoch)
+        history.record(
+            trainer.combine(epoch.losses, epoch.weights),
+            epoch.seconds,
+            trainer.combine(epoch.penalties, epoch.weights),
+            trainer.last_rates(),
+        )
+
+    def _refuse(
+        self, trainer: MembersTrainer, history: EnsembleHistory, epoch: MembersEpoch
+    ) -> NoReturn:
+        """Raise as some networks met a number that is not finite, and leave good parameters."""
+        # An overflow of the parameters shows one batch later, too late to name a good one.
+        trainer.undo(~epoch.finite)
+        bad = np.flatnonzero((epoch.bad_batches > 0) | ~epoch.finite)
+        first, batches = int(bad[0]), epoch.losses.shape[1]
+        stopped = int(epoch.bad_batches[first])
+        number, batch = len(history) + 1, stopped or batches
+        good = epoch.losses[first, : stopped - 1 if stopped else batches]
+        finite = good[np.isfinite(good)]
+        last = float(finite[-1]) if finite.size else None
+        if last is None and len(history):
+            last = float(history.loss[-1, first])
+        names = ", ".join(map(str, bad))
+        error = NonFiniteTrainingError.at(
+            f"fit: got a loss, gradient or parameter that is not finite in epoch {number} of "
+            f"{len(bad)} of {len(self)} networks (members {names}; the first in batch {batch} of "
+            f"{batches}), wanted finite numbers (its last finite loss: {last}). Their parameters "
+            "are the last good ones, and the other networks have finished the epoch. Try smaller "
+            f"learning rates than {trainer.rate(first):g}, and inputs and targets of the order of "
+            f"1: the largest |X| is {float(np.abs(trainer.data.X).max()):.3g}",
+            number,
+            batch,
+            last,
+        )
+        error.members = tuple(map(int, bad))
+        raise error
+
+    def predict(
+        self,
+        X: Any,
+        *,
+        device: str = "auto",
+        kernel: str | None = None,
+        threads: int | None = None,
+    ) -> Array:
+        """Return the outputs of every network, (members, rows, outputs); see `MLP.predict`."""
+        sizes = self.template.sizes
+        inputs = check_matrix(X, sizes[0], self.dtype, "X")
+        rows, where = len(inputs), self._asked(device, kernel, threads)
+        capacity = 1 << (rows - 1).bit_length()
+        _, program = self._alone.get(capacity, min(capacity, CHUNK_ROWS), where)
+        result = np.empty((len(self), rows, sizes[-1]), dtype=self.dtype)
+        given = program.to_device(inputs)
+        for parameters, outputs in zip(self.parameters, result, strict=True):
+            out = program.to_device(outputs)
+            program.predict(program.to_device(parameters), given, out, True)
+            program.to_host(out, outputs)
+        return result
+
+    def predict_mean(self, X: Any, **where: Any) -> Array:
+        """Return the mean of the networks' predictions, (rows, outputs); see `predict`."""
+        return self.predict(X, **where).mean(axis=0, dtype=np.float64).astype(self.dtype)
+
+    def predict_spread(self, X: Any, **where: Any) -> Array:
+        """Return their standard deviation, (rows, outputs): how far the networks disagree."""
+        return self.predict(X, **where).std(axis=0, dtype=np.float64).astype(self.dtype)
+
+    def evaluate(
+        self,
+        X: Any,
+        y: Any,
+        metric: str | None = None,
+        *,
+        device: str = "auto",
+        kernel: str | None = None,
+        threads: int | None = None,
+    ) -> Evaluations:
+        """Return the loss and the score of every network; see `MLP.evaluate`."""
+        name = check_metric(metric, self._loss)
+        return self._evaluate(self._data(X, y), name, self._asked(device, kernel, threads))
+
+    def _evaluate(self, data: Data, metric: str, where: Where) -> Evaluations:
+        of_each = [
+            evaluate(parameters, self._alone, data, self._single, metric, where)
+            for parameters in self.parameters
+        ]
+        losses, scores = ([each[k] for each in of_each] for k in range(2))
+        return Evaluations(np.array(losses), np.array(scores), metric)
+
+    def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
+        return Where(device, kernel, self.threads if threads is None else check_threads(threads))
+
+    def _data(self, X: Any, y: Any, of: str = "") -> Data:
+        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of)
+
+    def _validation(self, pair: Any) -> Data | None:
+        if pair is None:
+            return None
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
+        X, y = pair
+        return self._data(X, y, of="validation ")
+
+    def __repr__(self) -> str:
+        problem = self.template
+        rounded = "" if problem.precision == "float32" else f", precision={problem.precision!r}"
+        return (
+            f"Ensemble({list(problem.sizes)}, members={len(self)}, "
+            f"activations={list(problem.activations)}, loss={problem.loss!r}, seed={self.seed}, "
+            f"dtype={problem.dtype!r}, reduction={problem.reduction!r}{rounded})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the programs: workspaces and compiled code, which are made again."""
+        left_out = ("_together", "_alone", "_loss", "_single")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copied or unpickled ensemble."""
+        self.__dict__.update(state)
+        self._state.realign()
+        self._forget()
+
+
+def check_optimizers(given: Any, members: int) -> tuple[Optimizer, ...]:
+    """Return one optimizer a network, all of one rule; one may stand for all of them."""
+    if not isinstance(given, list | tuple):
+        return (check_optimizer(given),) * members
+    if len(given) != members:
+        raise ShapeError(
+            f"optimizer: got {len(given)} of them, wanted one, or {members}, one for each network"
+        )
+    checked = tuple(check_optimizer(each) for each in given)
+    rules = dict.fromkeys(each.rule for each in checked)
+    if len(rules) > 1:
+        raise DomainError(
+            f"optimizer: got the rules {', '.join(rules)}, wanted one rule for all networks"
+        )
+    return checked

@@ -1,0 +1,314 @@
+"""Networks of one shape on one set of data, one epoch after another: what all of them repeat.
+
+`epochs` is the same for one network. Here nothing is done once a network and epoch: orders and
+hyper-parameters are made ahead, and all else is one operation on the arrays of all networks.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.arrays import Data, all_finite
+from fastmlp.batches import batch_rows
+from fastmlp.interrupts import run_interruptibly
+from fastmlp.optimizers import Optimizer
+from fastmlp.orders import Orders
+from fastmlp.parameters import TrainingState, aligned_zeros
+from fastmlp.planning import Programs, Where, machine_with
+from fastmlp.weighting import Weights, row_factors
+from fastmlp_kernels.algebra import HYPER_WIDTH
+from fastmlp_kernels.algebra.optimizers import WEIGHT_DECAY
+from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS
+
+logger = logging.getLogger("fastmlp")
+
+Array = NDArray[Any]
+Count = NDArray[np.int64]
+
+# Steps of all networks whose hyper-parameters are computed together, at most: a few megabytes, and
+# many epochs where an epoch is short.
+STEPS_AHEAD = 2**17
+
+
+@dataclass(eq=False)
+class MembersState:
+    """Everything that training changes: `parameters.TrainingState` with one more axis, the first.
+
+    Attributes
+    ----------
+    parameters : ndarray
+        dtype[members, P]
+    seeds : tuple of int
+    epochs, steps : ndarray
+        int64[members]: a network that failed, or an interrupt, leaves them uneven.
+    rule : str or None
+    slots : ndarray
+        dtype[members, slots, P]
+    """
+
+    parameters: Array
+    seeds: tuple[int, ...]
+    epochs: Count = field(init=False)
+    steps: Count = field(init=False)
+    rule: str | None = None
+    slots: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin at the first epoch, with no optimizer's state."""
+        members = len(self.seeds)
+        self.epochs, self.steps = np.zeros((2, members), dtype=np.int64)
+        self.slots = np.zeros((members, 0, 0), dtype=self.parameters.dtype)
+
+    def prepare(self, rule: str, slots: int) -> None:
+        """Make sure that the optimizer's state is that of `rule`: another one starts afresh."""
+        if rule != self.rule:
+            if self.rule is not None and self.steps.any():
+                logger.info("optimizer %s takes over from %s with a fresh state", rule, self.rule)
+            members, count = self.parameters.shape
+            self.slots = aligned_zeros((members, slots, count), self.parameters.dtype)
+            self.rule = rule
+            self.steps[:] = 0
+
+    def member(self, index: int) -> TrainingState:
+        """Return a copy of the state of one network."""
+        state = TrainingState(
+            self.parameters[index],
+            self.seeds[index],
+            epochs=int(self.epochs[index]),
+            steps=int(self.steps[index]),
+            rule=self.rule,
+            slots=self.slots[index],
+        )
+        # That makes the copy.
+        state.realign()
+        return state
+
+    def changing(self) -> tuple[Array, ...]:
+        """Return the arrays that an epoch changes."""
+        return self.parameters, self.slots, self.steps, self.epochs
+
+    def realign(self) -> None:
+        """Restore the alignment, which copying and unpickling do not keep."""
+        for name in ("parameters", "slots"):
+            array = getattr(self, name)
+            aligned = aligned_zeros(array.shape, array.dtype)
+            aligned[...] = array
+            setattr(self, name, aligned)
+
+
+class MembersEpoch(NamedTuple):
+    """What an epoch gave: see `epochs.Epoch`.
+
+    Attributes
+    ----------
+    losses, penalties, weights : ndarray
+        float64[members, batches]
+    seconds : float
+    bad_batches : ndarray
+        int64[members]
+    finite : ndarray
+        bool[members]
+    """
+
+    losses: NDArray[np.float64]
+    penalties: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    seconds: float
+    bad_batches: Count
+    finite: NDArray[np.bool_]
+
+
+class MembersTrainer:
+    """Trains networks on a set of data, epoch by epoch. Building it plans and allocates.
+
+    Parameters
+    ----------
+    state : MembersState
+    programs : Programs
+        Of the problem with all its members.
+    data : Data
+    batch_size : int
+    optimizers : sequence of Optimizer
+        One a network, of one rule.
+    where : Where
+    epochs : int
+        How often `run` will be called, at most.
+    shuffle : bool
+    weights : ndarray, optional
+        float64[rows], of the rows of the data.
+    l2 : float
+    """
+
+    def __init__(
+        self,
+        state: MembersState,
+        programs: Programs,
+        data: Data,
+        batch_size: int,
+        optimizers: Sequence[Optimizer],
+        where: Where,
+        *,
+        epochs: int,
+        shuffle: bool,
+        weights: Weights | None = None,
+        l2: float = 0.0,
+    ) -> None:
+        self.state, self.data, self.weights, self.l2 = state, data, weights, l2
+        self._optimizers, self._rule, self._left = optimizers, optimizers[0].rule, epochs
+        self.plan, self.program = programs.get(
+            len(data.X), batch_size, where, labels=data.labels, rule=self._rule
+        )
+        problem = self.plan.problem
+        rows, shape = problem.rows, (problem.members, problem.batches)
+        threads = machine_with(where.threads).cores
+        self._orders = Orders(
+            state.seeds, state.epochs, rows, epochs, shuffle=shuffle, threads=threads
+        )
+        sizes = batch_rows(rows, batch_size).astype(np.float64)
+        firsts = batch_size * np.arange(problem.batches)
+        # Where each mini-batch of each network begins, in the rows of all networks.
+        self._starts = (rows * np.arange(problem.members)[:, None] + firsts).ravel()
+        of_batch = np.ones(len(sizes)) if problem.reduction == "sum" else 1.0 / sizes
+        self._even = np.tile(of_batch, (problem.members, 1)), np.tile(sizes, (problem.members, 1))
+        self._losses = np.zeros(shape, dtype=problem.dtype)
+        self._squares = np.zeros(shape) if l2 else None
+        self._control = np.zeros((problem.members, CONTROL_WORDS), dtype=np.int64)
+        self._ahead: Array = np.zeros((0, *shape, HYPER_WIDTH), dtype=problem.dtype)
+        self._given = 0
+        # Only a schedule has to be asked again.
+        settings = [each.settings["learning_rate"] for each in optimizers]
+        self._scheduled = [k for k, rate in enumerate(settings) if callable(rate)]
+        self._rates = np.array([np.nan if callable(rate) else rate for rate in settings])
+
+    def prepare(self) -> None:
+        """Bring everything to the device, and compile or load what an epoch runs."""
+        state, to_device = self.state, self.program.to_device
+        state.prepare(self._rule, self.plan.problem.slots)
+        # Decays that belong to the gradient, and not to the rule: the penalty's is beside them.
+        steps = state.steps.tolist() if self.l2 else []
+        tables = [
+            optimizer.hyper(step + 1, 1, np.float64)
+            for optimizer, step in zip(self._optimizers, steps, strict=False)
+        ]
+        self._decays = np.array([table[0, WEIGHT_DECAY] for table in tables])[:, None]
+        self._X, self._y = to_device(self.data.X), to_device(self.data.y)
+        self._parameters = to_device(self._of(state.parameters))
+        self._slots = to_device(self._of(state.slots))
+        self._before = tuple(array.copy() for array in state.changing())
+        arrays = (self._parameters, self._slots, self._X, self._y)
+        self.program.prepare(*arrays, self.weights is not None, self._squares is not None)
+
+    def close(self) -> None:
+        """End what works beside the epochs."""
+        self._orders.close()
+
+    def _of(self, array: Any) -> Any:
+        """Return the array as programs take it: that of one network has no axis of networks."""
+        return array[0] if array is not None and self.plan.problem.members == 1 else array
+
+    def _factors(self, order: Array) -> tuple[Array | None, Any, Any]:
+        """Return the rows' factors, each batch's own, and what the batches weigh."""
+        if self.weights is None:
+            return None, *self._even
+        weights = self.weights[order]
+        # As if all networks' rows were those of one epoch.
+        factors, of_batch = row_factors(self.plan.problem, weights.ravel(), self._starts)
+        totals = np.add.reduceat(weights.ravel(), self._starts)
+        shape = self._losses.shape
+        return factors.reshape(weights.shape), of_batch.reshape(shape), totals.reshape(shape)
+
+    def _hyper(self, penalty: Array) -> Array:
+        """Return the hyper-parameters of the next epoch."""
+        if self._given == len(self._ahead):
+            self._ahead, self._given = self._look_ahead(), 0
+        hyper = self._ahead[self._given]
+        self._given += 1
+        if self.l2:
+            hyper[..., WEIGHT_DECAY] = self._decays + penalty
+        return hyper
+
+    def _look_ahead(self) -> Array:
+        members, batches = self._losses.shape
+        epochs = max(1, min(self._left, STEPS_AHEAD // (members * batches)))
+        self._left -= epochs
+        dtype = self.plan.problem.dtype
+        table = np.empty((epochs, members, batches, HYPER_WIDTH), dtype=dtype)
+        made: dict[tuple[int, int], Array] = {}
+        steps = self.state.steps.tolist()
+        for member, (optimizer, step) in enumerate(zip(self._optimizers, steps, strict=True)):
+            key = id(optimizer), step
+            if key not in made:
+                numbers = optimizer.hyper(step + 1, epochs * batches, dtype)
+                made[key] = numbers.reshape(epochs, batches, HYPER_WIDTH)
+            table[:, member] = made[key]
+        return table
+
+    def run(self, waiting: Callable[[int], None] = lambda done: None) -> MembersEpoch:
+        """Train for an epoch; `waiting` is told how many batches are done, if it is long.
+
+        Every network that does all of its batches has finished the epoch, whatever the others do.
+        """
+        state, program, control = self.state, self.program, self._control
+        order = self._orders.next()
+        factors, of_batch, weights = self._factors(order)
+        penalty = self.l2 * of_batch
+        hyper = self._hyper(penalty)
+        for kept, array in zip(self._before, state.changing(), strict=True):
+            kept[...] = array
+        control.fill(0)
+        own = (order, hyper, self._losses, control, factors, self._squares)
+        arrays = (self._parameters, self._slots, self._X, self._y, *map(self._of, own))
+        started = time.perf_counter()
+        try:
+            run_interruptibly(
+                lambda: program.epoch(*arrays),
+                control,
+                self.plan.seconds,
+                lambda done: waiting(done // len(control)),
+            )
+        finally:
+            # Also after an interrupt: the state is then that of the last finished batches.
+            program.to_host(self._parameters, self._of(state.parameters))
+            program.to_host(self._slots, self._of(state.slots))
+            failed = control[:, STATUS]
+            applied = np.where(failed > 0, failed - 1, control[:, BATCHES])
+            state.steps += applied
+            state.epochs += applied == self._losses.shape[1]
+        seconds = time.perf_counter() - started
+        penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
+        losses = self._losses.astype(np.float64)
+        return MembersEpoch(losses, penalties, weights, seconds, failed.copy(), self._finite())
+
+    def _finite(self) -> NDArray[np.bool_]:
+        parameters, slots = self.state.parameters, self.state.slots
+        if all_finite(parameters) and all_finite(slots):
+            return np.ones(len(parameters), dtype=np.bool_)
+        good = np.isfinite(parameters).all(axis=1) & np.isfinite(slots).all(axis=(1, 2))
+        return np.asarray(good, dtype=np.bool_)
+
+    def combine(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> Any:
+        """Return float64[members]: `batches.combine_losses` of each network."""
+        if self.plan.problem.reduction == "sum":
+            return values.sum(axis=1)
+        return (values * weights).sum(axis=1) / weights.sum(axis=1)
+
+    def rate(self, member: int, steps: int = 0) -> float:
+        """Return the learning rate of a network's next step, or of one so many steps from it."""
+        first = int(self.state.steps[member]) + steps
+        return float(np.max(self._optimizers[member].rates(first, 1)))
+
+    def last_rates(self) -> NDArray[np.float64]:
+        """Return float64[members]: the learning rate of each network's last step."""
+        for member in self._scheduled:
+            self._rates[member] = self.rate(member, -1)
+        return self._rates.copy()
+
+    def undo(self, members: NDArray[np.bool_]) -> None:
+        """Bring some networks back to where they were before the last epoch; no epoch follows."""
+        for kept, array in zip(self._before, self.state.changing(), strict=True):
+            array[members] = kept[members]
