@@ -1,10 +1,10 @@
-"""`cuda.fused`: a batch's tiles of rows shared out to the blocks of the GPU, each through all layers.
+"""`cuda.fused`: tiles of a batch's rows shared out to blocks, each tile through all layers.
 
-A step is three launches: `tile_gradients` here, then `sum_and_check` and `update` of `fused_step`.
-The tiles of a batch belong to *slices*, and each slice has a partial gradient in global memory:
-which tiles are whose, and in what order anything is added, depends on the problem and the rows of a
-tile, and not on how many blocks there are. All arguments are the same for every batch of an epoch,
-as its number is on the device: a step can be recorded once and be replayed.
+A step is three launches: `tile_gradients` here, then `sum_and_check` and `apply_gradient` of
+`fused_step`. The tiles of a batch belong to *slices*, and each slice has a partial gradient in
+global memory: which tiles are whose, and in what order anything is added, depends on the problem
+and the rows of a tile, and not on how many blocks there are. So GPUs that have room for the same
+tiles come to the same bits (of the products on tensor cores, those of one generation).
 """
 
 import functools
@@ -17,7 +17,8 @@ from fastmlp_kernels.compile import cuda_kernel, cuda_part
 from fastmlp_kernels.cuda import block_copies, chain
 from fastmlp_kernels.cuda import placement as at
 from fastmlp_kernels.cuda.chain import Chain, Rows
-from fastmlp_kernels.cuda.fused_step import BATCH, filled_slices, rows_of_batch
+from fastmlp_kernels.cuda.fused_step import filled_slices, rows_of_batch
+from fastmlp_kernels.cuda.gather import BATCH
 from fastmlp_kernels.cuda.offsets import SHARED_ALIGNMENT, word
 from fastmlp_kernels.cuda.placement import Form
 from fastmlp_kernels.problem import STATUS
@@ -52,7 +53,7 @@ def build(choice: Choice) -> Any:
     form, mixed, threads = choice.form, choice.form.mixed, choice.threads
     operand, number = getattr(numba, form.operand), getattr(numba, form.number)
     parts = chain.build(form, threads, choice.rows, choice.accumulate, choice.tile_columns)
-    # As numbers the parameters stay in global memory, where `update` writes them.
+    # As numbers the parameters stay in global memory, where `apply_gradient` writes them.
     load = block_copies.load(threads, parts.products.to_operand, False)
     gradients = _gradients(choice, parts)
 
@@ -79,8 +80,8 @@ def build(choice: Choice) -> Any:
         X : dtype[n, inputs], y : dtype[n, target_columns], read
         order : int64[rows], read
             Indices into X, checked before.
-        factors : dtype[rows] or dtype[2], read
-            Of the rows in the order of the epoch; or of a full batch, and of the last one.
+        factors : dtype[rows] or dtype[1], read
+            Of the rows in the order of the epoch; or of all rows of this batch.
         partials : dtype[slices * P], written
             Slice s's gradient by parameter p is ``partials[s * P + p]``; those of slices that have
             no tile are left alone.
@@ -161,8 +162,6 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
         if accumulate and not shared:
             for k in range(t, count, threads):
                 partials[base + k] = partials.dtype.type(0)
-        # Without weights: the factor of a full batch, or of the smaller last one.
-        shared_factor = 0 if size == words[at.BATCH_SIZE] else 1
         total = numbers.dtype.type(0)
         tile = word(words, at.TILE_ROWS)
         first = s * tile
@@ -175,7 +174,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             gather(operands, numbers, words, X, y, order, start + first, held, rows, t)
             cuda.syncthreads()
             forward(operands, numbers, words, rows, t)
-            factor = start + first if weighted != 0 else shared_factor
+            factor = (start + first) * weighted
             loss(operands, numbers, words, factors, factor, weighted, held, rows, t)
             # Between the last layer's dZ, and the row losses, and what reads them.
             cuda.syncthreads()

@@ -3,19 +3,21 @@
 import dataclasses
 from typing import NamedTuple
 
-from fastmlp_kernels.cuda.placement import Placement, place
+from fastmlp_kernels.cuda.placement import Placement, padded, place
 from fastmlp_kernels.cuda.resident_cost import _rate, form_of
 from fastmlp_kernels.problem import Machine, Problem
 
 # Of a block: 8 warps, as in `cuda.resident`.
 THREADS = 256
-# Rows of a tile, powers of two: below LEAST a load of the weights is too dear and threads have no
-# part in a product; beyond MOST more rows make nothing cheaper. FEW is what a gradient on chip may
-# bring them down to.
+# Rows of a tile: below LEAST a load of the weights is too dear and threads have no part in a
+# product; beyond MOST more rows make nothing cheaper. FEW is what a gradient on chip may bring them
+# down to.
 LEAST_ROWS, FEW_ROWS, MOST_ROWS = 32, 64, 128
+# Multiples that rows are of: a warp's tile on tensor cores, the largest of a thread without.
+TENSOR_STEP, FLOAT_STEP = 32, 8
 # Partial gradients of a batch: as many where it has that many tiles, and up to MOST where each
 # still has TILES_A_SLICE, so that writing and reading them stays a small part of the work.
-SLICES, MOST_SLICES, TILES_A_SLICE = 128, 256, 8
+SLICES, MOST_SLICES, TILES_A_SLICE = 128, 256, 4
 # Blocks that the registers of a multiprocessor, 65536, have room for: 128 for each of 256 threads.
 MOST_BLOCKS = 2
 # Shared memory that CUDA takes for itself for each block.
@@ -48,18 +50,16 @@ def plan_of(problem: Problem, rows: int) -> Plan:
     return Plan(tiles, min(tiles, most))
 
 
-def wanted_rows(problem: Problem) -> int:
-    """Return the rows of a tile: as many as leave `SLICES` tiles, within the bounds."""
-    rows = LEAST_ROWS
-    while rows < MOST_ROWS and problem.batch_size >= 2 * rows * SLICES:
-        rows *= 2
-    return rows
+def wanted_rows(problem: Problem, step: int) -> int:
+    """Return the rows of a tile, a multiple of `step`, that leave slices of equally many tiles."""
+    tiles_a_slice = -(-problem.batch_size // (SLICES * MOST_ROWS))
+    rows = padded(-(-problem.batch_size // (SLICES * tiles_a_slice)), step)
+    return max(LEAST_ROWS, rows)
 
 
-def _candidates(problem: Problem) -> list[tuple[int, bool]]:
+def _candidates(wanted: int) -> list[tuple[int, bool]]:
     """Return rows of a tile, and whether the gradient is on chip, best first."""
-    wanted = wanted_rows(problem)
-    large = [rows for rows in (MOST_ROWS, FEW_ROWS) if rows <= wanted]
+    large = [wanted, FEW_ROWS] if wanted > FEW_ROWS else [wanted]
     return [
         *((rows, True) for rows in large),
         *((rows, False) for rows in large),
@@ -74,7 +74,8 @@ def placement_of(problem: Problem, machine: Machine) -> Placement | str:
     memory leaves no room for those that `wanted_rows` asks for.
     """
     needed = UNLIMITED
-    for rows, gradient_shared in _candidates(problem):
+    step = TENSOR_STEP if form_of(problem, machine).mixed else FLOAT_STEP
+    for rows, gradient_shared in _candidates(wanted_rows(problem, step)):
         accumulate = plan_of(problem, rows).accumulate
         if gradient_shared and not accumulate:
             # A slice of one tile: its gradient is written where it belongs.

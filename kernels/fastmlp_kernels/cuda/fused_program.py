@@ -1,6 +1,5 @@
-"""The `Program` of `cuda.fused`: its arrays on the device, and the launches of an epoch."""
+"""The `Program` of `cuda.fused`: its arrays on the device, and the launches of a batch."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,24 +9,19 @@ from fastmlp_kernels.cuda import fused, fused_step, shared_memory
 from fastmlp_kernels.cuda import placement as at
 from fastmlp_kernels.cuda.chain import rows_in_use
 from fastmlp_kernels.cuda.fused_cost import THREADS, Plan, blocks_of, placement_of, plan_of
-from fastmlp_kernels.cuda.fused_step import COUNTER_WORDS, Sums
-from fastmlp_kernels.cuda.layered import LayeredProgram, Tiles, _small_grids_allowed
+from fastmlp_kernels.cuda.fused_step import Sums
+from fastmlp_kernels.cuda.launching import Tiles
+from fastmlp_kernels.cuda.layered import LayeredProgram
 from fastmlp_kernels.cuda.placement import Placement
-from fastmlp_kernels.problem import (
-    BATCHES,
-    CONTROL_WORDS,
-    STATUS,
-    STOP,
-    Machine,
-    Problem,
-)
-
-# Of a block of `update`.
-UPDATE_THREADS = 128
+from fastmlp_kernels.cuda.shared_memory import Granted
+from fastmlp_kernels.problem import Machine, Problem
 
 
 class FusedProgram(LayeredProgram):
-    """Epochs by the kernels of `fused` and `fused_step`; single calls as `LayeredProgram`'s.
+    """Batches by the kernels of `fused` and `fused_step`, all else as in `LayeredProgram`.
+
+    That enqueues the batches of an epoch, replays full ones as a graph, and makes single calls. A
+    batch has the same arguments as any other of the epoch: its number is on the device.
 
     Parameters
     ----------
@@ -45,12 +39,11 @@ class FusedProgram(LayeredProgram):
         Partial gradients of a batch; by default as `plan_of` has it.
     blocks : int, optional
         Of a launch of `tile_gradients`; the result does not depend on it.
-    sums : Sums
+    sums : Sums, optional
         A block of `sum_and_check`.
+    recorder : object, optional
+        See `LayeredProgram`.
     """
-
-    # The default one, where the class above has none of its own.
-    stream: Any = 0
 
     def __init__(
         self,
@@ -62,15 +55,16 @@ class FusedProgram(LayeredProgram):
         slices: int | None = None,
         blocks: int | None = None,
         sums: Sums | None = None,
+        recorder: Any = None,
     ) -> None:
         machine = machine or Machine()
         if problem.members > 1:
             raise ValueError(f"problem.members: got {problem.members}, wanted 1")
-        super().__init__(problem, tiles)
         found = placement or placement_of(problem, machine)
         if isinstance(found, str):
             raise ValueError(f"problem: {found}")
-        self.placement, self.threads = found, threads
+        super().__init__(problem, tiles, recorder=recorder)
+        self.placement, self.threads, self.sums = found, threads, sums or Sums()
         plan = plan_of(problem, found.rows)
         self.plan = Plan(plan.tiles, min(slices or plan.slices, plan.tiles))
         self.blocks = blocks or blocks_of(problem, machine, found)
@@ -81,19 +75,13 @@ class FusedProgram(LayeredProgram):
             self.plan.accumulate,
             found.gradient_shared,
         )
-        self.sums = sums or Sums()
-        self.tile_gradients = fused.build(choice)
+        self.tile_gradients = Granted(fused.build(choice), found.shared_bytes)
         self.sum_and_check = fused_step.build_sums(self.sums, problem.dtype)
-        self.apply = fused_step.build_update(problem.optimizer)
+        self.apply_gradient = fused_step.build_apply(problem.optimizer)
+        self.granted = False
         self.words = cuda.to_device(self._table())
-        self.counter = cuda.device_array(COUNTER_WORDS, np.int64)
         self.partials = self._empty(self.plan.slices * problem.parameter_count)
         self.slice_losses = self._empty(self.plan.slices)
-        self.summed = self._empty(problem.parameter_count)
-        self.all_factors = self._empty(problem.rows)
-        last = problem.rows - (problem.batches - 1) * problem.batch_size
-        scales = [problem.scale(problem.batch_size), problem.scale(last)]
-        self.scale_pair = cuda.to_device(np.array(scales, self.dtype))
 
     def _table(self) -> np.ndarray:
         """Return the placement's table, which is that of a tile, with the rows of the epoch."""
@@ -101,92 +89,28 @@ class FusedProgram(LayeredProgram):
         table[at.BATCH_SIZE], table[at.EPOCH_ROWS] = self.problem.batch_size, self.problem.rows
         return table
 
-    def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
-        """See `Program.prepare`."""
-        form, number = self.placement.form, self.problem.dtype
-        shared_bytes = self.placement.shared_bytes
-        shared_memory.allow(self.tile_gradients, fused.signature(form), shared_bytes)
-        shared_memory.allow(self.sum_and_check, fused_step.sum_signature(number), 0)
-        shared_memory.allow(self.apply, fused_step.update_signature(number), 0)
+    def _grant(self) -> None:
+        """Let launches have their shared memory: once, and not while they are recorded."""
+        if not self.granted:
+            signature = fused.signature(self.placement.form)
+            shared_memory.allow(self.tile_gradients.kernel, signature, self.placement.shared_bytes)
+            self.granted = True
 
-    def _step(
-        self, parameters: Any, state: Any, X: Any, y: Any, weighted: bool, penalized: bool
-    ) -> Callable[[], None]:
-        """Return what enqueues the next batch: the same launches, arguments included, for each."""
-        slices, stream, count = self.plan.slices, self.stream, self.problem.parameter_count
-        factors = self.all_factors if weighted else self.scale_pair
-        flat_state = state.reshape(state.size) if state.size > 0 else self.no_state
-        # Counter, status and the table; then what a slice has.
+    def _batch(self, parameters, slots, X, y, rows: int, factors, penalized) -> None:
+        """Enqueue everything that one mini-batch of an epoch takes: that of the counter."""
+        self._grant()
+        gradient, count = self.workspace.gradient, self.problem.parameter_count
+        own = self._factors(rows, None) if factors is None else factors
         shared = (self.counter, self.status)
-        first = (parameters, X, y, self.order, factors, self.partials, self.slice_losses)
-        second = (parameters, self.partials, self.slice_losses, self.biases, self.summed)
-        third = (parameters, self.summed, flat_state, self.biases, self.hyper)
-        # The loss has a block, and so have the squares.
-        others = 2 if penalized else 1
-        sums = -(-count // self.sums.columns) + others
-        launches = (
-            (
-                self.tile_gradients[self.blocks, self.threads, stream, self.placement.shared_bytes],
-                (*first, *shared, self.words, slices, int(weighted)),
-            ),
-            (
-                self.sum_and_check[sums, self.sums.threads, stream],
-                (*second, self.losses, self.squares, *shared, self.words, slices, int(penalized)),
-            ),
-            (
-                self.apply[-(-count // UPDATE_THREADS), UPDATE_THREADS, stream],
-                (*third, *shared),
-            ),
-        )
-
-        def enqueue() -> None:
-            for launch, arguments in launches:
-                launch(*arguments)
-
-        return enqueue
-
-    def _begin(self, order: np.ndarray, hyper: np.ndarray, factors: np.ndarray | None) -> None:
-        pairs = [
-            (self.order, order),
-            (self.hyper, hyper),
-            (self.all_factors, factors),
-            (self.counter, np.zeros(COUNTER_WORDS, np.int64)),
-            (self.status, np.zeros(CONTROL_WORDS, np.int64)),
-        ]
-        for held, given in pairs:
-            if given is not None:
-                held.copy_to_device(given, stream=self.stream)
-
-    def epoch(
-        self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
-    ):
-        """See `Program.epoch`; ``control[BATCHES]`` is written at the end alone.
-
-        The GPU may be as many launches behind the host as CUDA lets wait: a stop takes effect after
-        the batches that are enqueued by then.
-        """
-        weighted, penalized = factors is not None, squares is not None
-        self.prepare(parameters, state, X, y, weighted, penalized)
-        self._begin(order, hyper, factors)
-        enqueued = 0
-        with _small_grids_allowed():
-            enqueue = self._step(parameters, state, X, y, weighted, penalized)
-            while enqueued < losses.size and control[STOP] == 0:
-                enqueue()
-                enqueued += 1
-        # The first wait of the epoch.
-        failed = int(self._on_host(self.status)[STATUS])
-        done = failed - 1 if failed else enqueued
-        # What failed has a loss too, though not a finite one.
-        counted = done + (1 if failed else 0)
-        losses[:counted] = self._on_host(self.losses)[:counted]
-        if squares is not None:
-            squares[:done] = self._on_host(self.squares)[:done]
-        control[BATCHES], control[STATUS] = done, failed
-
-    def _on_host(self, held: Any) -> np.ndarray:
-        """Return a copy, once all that was launched before is done."""
-        copy = held.copy_to_host(stream=self.stream)
-        if self.stream:
-            self.stream.synchronize()
-        return copy
+        table = (self.words, self.plan.slices)
+        arguments = (parameters, X, y, self.order, own, self.partials, self.slice_losses, *shared)
+        launch = (self.tile_gradients, self.blocks, self.threads)
+        self.launches.grid(*launch, *arguments, *table, int(factors is not None))
+        arguments = (parameters, self.partials, self.slice_losses, self.biases, gradient)
+        # A block for the loss, and one for the squares.
+        blocks = -(-count // self.sums.columns) + (2 if penalized else 1)
+        launch = (self.sum_and_check, blocks, self.sums.threads)
+        arguments += (self.losses, self.squares, *shared)
+        self.launches.grid(*launch, *arguments, *table, int(penalized))
+        arguments = (parameters, gradient, *slots, self.biases, self.hyper, *shared)
+        self.launches.over(self.apply_gradient, count, *arguments)

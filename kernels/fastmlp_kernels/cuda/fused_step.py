@@ -5,19 +5,17 @@ import math
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
 from fastmlp_kernels.cuda import placement as at
+from fastmlp_kernels.cuda.gather import BATCH, UPDATED
 from fastmlp_kernels.cuda.sums import block_sum
 from fastmlp_kernels.problem import STATUS
 
-# Words of the counter of batches. `tile_gradients` and `sum_and_check` read the first; `update`
-# alone reads the second, so that it can move the first on while other threads of it are at work.
-BATCH, SUMMED = 0, 1
-COUNTER_WORDS = 2
 # Rows of a batch are fewer. Said of a number, the compiler divides it in 32 bits.
 FEWER_ROWS = (1 << 31) - 1
 
@@ -60,17 +58,15 @@ def sum_signature(number: str) -> tuple:
     return (*arrays, indices, indices, indices, word, word)
 
 
-@functools.cache
-def build_sums(sums: Sums, number: str) -> Any:
-    """Return the kernel that adds up the slices of a batch."""
-    columns, lanes = sums
-    threads, real = sums.threads, getattr(numba, number)
+@cuda_part
+def _note(value, batch, status):
+    """Set the status when a value is not finite: all that write it write the same."""
+    if not math.isfinite(value) and status[STATUS] == 0:
+        status[STATUS] = batch + 1
 
-    @cuda_part
-    def note(value, batch, status):
-        """Set the status when a value is not finite: all that write it write the same."""
-        if not math.isfinite(value) and status[STATUS] == 0:
-            status[STATUS] = batch + 1
+
+def _sum_slices(sums: Sums) -> Any:
+    columns, lanes = sums
 
     @cuda_part
     def sum_slices(partials, gradient, filled, batch, status, partial, t):
@@ -88,10 +84,14 @@ def build_sums(sums: Sums, number: str) -> Any:
             for other in range(1, lanes):
                 total += partial[other * columns + column]
             gradient[p] = total
-            note(total, batch, status)
+            _note(total, batch, status)
 
+    return sum_slices
+
+
+def _sum_slice_losses(threads: int) -> Any:
     @cuda_part
-    def sum_losses(slice_losses, losses, filled, batch, status, partial, t):
+    def sum_slice_losses(slice_losses, losses, filled, batch, status, partial, t):
         """Write the loss of a batch."""
         total = losses.dtype.type(0)
         for s in range(t, filled, threads):
@@ -100,8 +100,12 @@ def build_sums(sums: Sums, number: str) -> Any:
         block_sum(partial, t, threads)
         if t == 0:
             losses[batch] = partial[0]
-            note(partial[0], batch, status)
+            _note(partial[0], batch, status)
 
+    return sum_slice_losses
+
+
+def _sum_squares(threads: int) -> Any:
     @cuda_part
     def sum_squares(parameters, biases, squares, batch, partial, t):
         """Write the sum of the squares of all weights."""
@@ -113,6 +117,17 @@ def build_sums(sums: Sums, number: str) -> Any:
         block_sum(partial, t, threads)
         if t == 0:
             squares[batch] = partial[0]
+
+    return sum_squares
+
+
+@functools.cache
+def build_sums(sums: Sums, number: str) -> Any:
+    """Return the kernel that adds up the slices of a batch."""
+    threads, real = sums.threads, getattr(numba, number)
+    nan = np.dtype(number).type(np.nan)
+    sum_slices, sum_slice_losses = _sum_slices(sums), _sum_slice_losses(threads)
+    sum_squares = _sum_squares(threads)
 
     @cuda_kernel
     def sum_and_check(
@@ -142,10 +157,11 @@ def build_sums(sums: Sums, number: str) -> Any:
         losses, squares : dtype[batches], written
             The batch's loss; where `penalized`, the sum of the squares of all weights.
         counter : int64[2], read and written
-            The batch's number is ``counter[BATCH]``; ``counter[SUMMED]`` becomes it.
+            The batch's number is ``counter[BATCH]``; ``counter[UPDATED]`` becomes it.
         status : int64[3], read and written
             ``status[STATUS]`` becomes batch + 1 when an element of the gradient or the loss is not
-            finite. Nothing but the counter is written when it is that of an earlier batch.
+            finite. When it is that of an earlier batch, loss and squares become NaN, and nothing
+            but the counter is written beside.
         words : int64[:], read
             The table of `placement`; BATCH_SIZE and EPOCH_ROWS are those of the epoch.
         slices, penalized : int
@@ -162,51 +178,56 @@ def build_sums(sums: Sums, number: str) -> Any:
         partial = cuda.shared.array(threads, real)
         t, block, batch = cuda.threadIdx.x, cuda.blockIdx.x, counter[BATCH]
         if t == 0 and block == 0:
-            counter[SUMMED] = batch
+            counter[UPDATED] = batch
         failed = status[STATUS]
         # Other blocks may just be setting it to this batch's: that counts as not yet failed, so
         # that all threads of a block go the same way.
         if failed != 0 and failed != batch + 1:
+            if t == 0 and block == 0:
+                losses[batch] = nan
+                if penalized != 0:
+                    squares[batch] = nan
             return
         filled = filled_slices(words, rows_of_batch(words, batch), slices)
         last = cuda.gridDim.x - 1 - penalized
         if block < last:
             sum_slices(partials, gradient, filled, batch, status, partial, t)
         elif block == last:
-            sum_losses(slice_losses, losses, filled, batch, status, partial, t)
+            sum_slice_losses(slice_losses, losses, filled, batch, status, partial, t)
         else:
             sum_squares(parameters, biases, squares, batch, partial, t)
 
     return sum_and_check
 
 
-def update_signature(number: str) -> tuple:
-    """Return the types of the arguments of `update`."""
+def apply_signature(number: str) -> tuple:
+    """Return the types of the arguments of `apply_gradient`."""
     real, word = getattr(numba, number), numba.int64
     vector, indices = real[::1], word[::1]
-    return (vector, vector, vector, numba.uint8[::1], real[:, ::1], indices, indices)
+    return (vector, vector, vector, vector, numba.uint8[::1], real[:, ::1], indices, indices)
 
 
 @functools.cache
-def build_update(optimizer: str) -> Any:
+def build_apply(optimizer: str) -> Any:
     """Return the kernel that applies a gradient by a row of OPTIMIZERS."""
     row = OPTIMIZERS[optimizer]
     slots, rule = row.slots, cuda_switch([row.update])
 
     @cuda_kernel
-    def update(parameters, gradient, state, biases, hyper, counter, status):
+    def apply_gradient(parameters, gradient, first, second, biases, hyper, counter, status):
         """Apply one optimizer step to every parameter, unless training has stopped being finite.
 
         Parameters
         ----------
         parameters : dtype[P], read and written
         gradient : dtype[P], read
-        state : dtype[slots * P], read and written
+        first, second : dtype[P], read and written
+            The optimizer's state; those that the rule does not use may be empty.
         biases : uint8[P], read
             1 where the parameter is a bias.
         hyper : dtype[batches, HYPER_WIDTH], read
         counter : int64[2], read and written
-            The row of `hyper` is ``counter[SUMMED]``; ``counter[BATCH]`` becomes one more.
+            The row of `hyper` is ``counter[UPDATED]``; ``counter[BATCH]`` becomes one more.
         status : int64[3], read
             Nothing but the counter is written when ``status[STATUS]`` is not 0.
 
@@ -215,11 +236,11 @@ def build_update(optimizer: str) -> Any:
         Launch: a thread a parameter. Aliasing: none of the arrays overlap. Cost: about 10 flops and
         4 to 8 memory accesses a parameter. Accuracy: as the rule's. Source: `algebra.optimizers`.
         """
-        i, count = cuda.grid(1), parameters.size
-        batch = counter[SUMMED]
+        i = cuda.grid(1)
+        batch = counter[UPDATED]
         if i == 0:
             counter[BATCH] = batch + 1
-        if i >= count or status[STATUS] != 0:
+        if i >= parameters.size or status[STATUS] != 0:
             return
         h = (
             hyper[batch, RULE_START],
@@ -234,12 +255,12 @@ def build_update(optimizer: str) -> Any:
         decay = hyper[batch, BIAS_DECAY] if biases[i] != 0 else hyper[batch, WEIGHT_DECAY]
         value, zero = parameters[i], parameters.dtype.type(0)
         slope = gradient[i] + decay * value
-        m = state[i] if slots > 0 else zero
-        v = state[count + i] if slots > 1 else zero
+        m = first[i] if slots > 0 else zero
+        v = second[i] if slots > 1 else zero
         parameters[i], m, v = rule(0, value, slope, m, v, h)
         if slots > 0:
-            state[i] = m
+            first[i] = m
         if slots > 1:
-            state[count + i] = v
+            second[i] = v
 
-    return update
+    return apply_gradient
