@@ -122,28 +122,6 @@ def test_epoch(sizes, index, plain):
         before = after
 
 
-@pytest.fixture
-def rounded_operands(monkeypatch):
-    """Widen the bounds by what else is read from rounded operands than factors of products.
-
-    The slopes of kept activations, and dZ in the gradient of a bias: its product with ones.
-    """
-
-    def sum_rows(precision, A):
-        total = precision.product(Bounded.exact(np.ones((1, len(A.value)))), A)
-        return Bounded(total.value[0], total.error[0])
-
-    def slope(row, Z, A, precision):
-        unit = precision.operand_unit
-        return plain_slope(
-            row, Z, Bounded(A.value, A.error * (1 + unit) + unit * np.abs(A.value)), precision
-        )
-
-    plain_slope = tolerances.slope_bound
-    monkeypatch.setattr(Precision, "sum_rows", sum_rows)
-    monkeypatch.setattr(tolerances, "slope_bound", slope)
-
-
 # Kept outputs and inputs, also of the last layer; the second in two tiles.
 TENSOR_PROBLEMS = [
     Problem((4, 5, 3), ("tanh", "identity"), "squared_error"),
@@ -154,7 +132,7 @@ TENSOR_PROBLEMS = [
 
 @pytest.mark.parametrize("precision", list(TENSOR_FORMS))
 @pytest.mark.parametrize("index", range(len(TENSOR_PROBLEMS)))
-def test_batches_on_tensor_cores(precision, index, rounded_operands):
+def test_batches_on_tensor_cores(precision, index):
     """A step of plain descent shows the gradient."""
     problem = TENSOR_PROBLEMS[index]
     problem = dataclasses.replace(problem, precision=precision, batch_size=40, rows=44)

@@ -24,7 +24,7 @@ LAUNCH_SECONDS = 0.05
 PHASE_MEETINGS = 20
 
 
-def _forms(problem: Problem, machine: Machine) -> list[Form]:
+def forms(problem: Problem, machine: Machine) -> list[Form]:
     """Return the forms of products that a problem may be computed in, the best first.
 
     Of the float form the more rows a thread's tile has, the less is read for a multiply-add: a step
@@ -32,17 +32,17 @@ def _forms(problem: Problem, machine: Machine) -> list[Form]:
     62 in tiles of 2 (sm_90).
     """
     rows = (8, 4, 2) if problem.dtype == "float32" else (4, 2)
-    forms = [float_form(problem.dtype, each, TILE_COLUMNS) for each in rows]
+    found = [float_form(problem.dtype, each, TILE_COLUMNS) for each in rows]
     tensor = machine.gpu_capability >= TENSOR_CAPABILITY and problem.dtype == "float32"
     if tensor and problem.precision in TENSOR_FORMS:
-        return [TENSOR_FORMS[problem.precision], *forms]
-    return forms
+        return [TENSOR_FORMS[problem.precision], *found]
+    return found
 
 
-def _busy(problem: Problem, found: Placement) -> bool:
-    """Return whether the largest layer has a tile for each thread."""
+def busy(problem: Problem, form: Form, rows: int) -> bool:
+    """Return whether the largest layer has a tile for each thread in a product of so many rows."""
     largest = max(parameter_layout(problem.sizes), key=lambda layer: layer.fan_in * layer.fan_out)
-    return found.rows * largest.fan_out >= THREADS * found.form.row_pad * TILE_COLUMNS
+    return rows * largest.fan_out >= THREADS * form.row_pad * TILE_COLUMNS
 
 
 def placement_of(problem: Problem, machine: Machine) -> Placement | str:
@@ -52,9 +52,9 @@ def placement_of(problem: Problem, machine: Machine) -> Placement | str:
     else the one of the smallest tiles, which also needs least memory.
     """
     found: Placement | str = ""
-    for form in _forms(problem, machine):
+    for form in forms(problem, machine):
         found = place(problem, form, THREADS, machine.gpu_shared_bytes)
-        if isinstance(found, Placement) and (form.mixed or _busy(problem, found)):
+        if isinstance(found, Placement) and (form.mixed or busy(problem, form, found.rows)):
             return found
     return found
 
@@ -67,7 +67,7 @@ def supports(problem: Problem, machine: Machine) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _rate(form: Form, problem: Problem, machine: Machine) -> float:
+def block_rate(form: Form, problem: Problem, machine: Machine) -> float:
     """Return the floating-point operations a second of one block."""
     share = TENSOR_EFFICIENCY if form.mixed else FLOAT_EFFICIENCY
     # Where tensor cores are allowed and not there, products are float32's.
@@ -85,7 +85,7 @@ def batch_seconds(problem: Problem, machine: Machine) -> float:
     # Of each tile the rows, each layer forward and backward, the loss; the check, the update.
     phases = tiles * (2 * layers + 2) + 1
     flops = problem.flops / (problem.members * problem.rows) * problem.batch_size
-    rate = _rate(found.form, problem, machine)
+    rate = block_rate(found.form, problem, machine)
     return flops / rate + phases * PHASE_MEETINGS * machine.gpu_meeting_seconds
 
 

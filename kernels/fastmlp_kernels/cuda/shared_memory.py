@@ -1,5 +1,6 @@
 """More shared memory for a block than the 48 KB that CUDA gives unasked."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from fastmlp_kernels.compile import simulated
@@ -32,3 +33,16 @@ def allow(kernel: Any, signature: tuple, shared_bytes: int) -> None:
 def _check(driver: Any, status: Any, what: str) -> None:
     if status != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"{what}: got {status.name}")
+
+
+@dataclass(frozen=True)
+class Granted:
+    """A kernel whose launches have so many bytes of dynamic shared memory."""
+
+    kernel: Any
+    shared_bytes: int
+
+    def __getitem__(self, configuration: tuple) -> Any:
+        """Return what launches a grid of blocks on a stream."""
+        grid, block, stream = configuration
+        return self.kernel[grid, block, stream, self.shared_bytes]
