@@ -218,7 +218,7 @@ class LayeredProgram:
         kind = (penalized, factors is None)
         size = self.problem.batch_size
         enqueue = functools.partial(self._batch, parameters, slots, X, y, size, factors, penalized)
-        return functools.partial(self.steps.run, kind, key, held, enqueue)
+        return functools.partial(self.steps.run, kind, key, enqueue)
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`: steps that are disarmed, as after a batch that was not finite."""
