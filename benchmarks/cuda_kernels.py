@@ -145,9 +145,72 @@ def resident() -> Iterator[Compiled]:
         )
 
 
+def fused() -> Iterator[Compiled]:
+    """Yield the kernels of `cuda.fused`, for four hidden layers of 64 and 16,384 rows a batch."""
+    from fastmlp_kernels.cuda import fused as kernels
+    from fastmlp_kernels.cuda import fused_step
+    from fastmlp_kernels.cuda.chain import rows_in_use
+    from fastmlp_kernels.cuda.fused_cost import THREADS, placement_of, plan_of
+
+    for variant, (dtype, precision) in VARIANTS.items():
+        problem = Problem(
+            sizes=(64, 64, 64, 64, 64, 16),
+            activations=("relu", "relu", "relu", "relu", "identity"),
+            loss="half_squared_error",
+            dtype=dtype,
+            precision=precision,
+            batch_size=16384,
+            rows=16384,
+        )
+        found = placement_of(problem, HOPPER)
+        if isinstance(found, str):
+            continue
+        accumulate = plan_of(problem, found.rows).accumulate
+        rows = rows_in_use(problem)
+        choice = kernels.Choice(found.form, THREADS, rows, accumulate, found.gradient_shared)
+        function = kernels.build(choice).py_func
+        yield Compiled(
+            "tile_gradients",
+            variant,
+            function,
+            kernels.signature(found.form),
+            THREADS,
+            found.shared_bytes,
+            (8, 0) if found.form.mixed or precision != "float32" else (7, 5),
+        )
+    sums = fused_step.Sums()
+    for dtype in DTYPES:
+        function = fused_step.build_sums(sums, dtype).py_func
+        signature = fused_step.sum_signature(dtype)
+        yield Compiled("sum_and_check", dtype, function, signature, sums.threads)
+        function = fused_step.build_apply("adam").py_func
+        signature = fused_step.apply_signature(dtype)
+        yield Compiled("apply_gradient", dtype, function, signature, THREADS)
+
+
+def checks() -> Iterator[Compiled]:
+    """Yield the checks of arrays that are on the GPU already."""
+    from numba import types
+
+    from fastmlp_kernels.cuda import checks as kernels
+
+    flag = types.Array(types.int32, 1, "C")
+    for dtype in DTYPES:
+        real = getattr(types, dtype)
+        vector, matrix = types.Array(real, 1, "C"), types.Array(real, 2, "C")
+        signatures = {
+            "find_outside": (vector, vector, types.int64, flag),
+            "find_bad_sums": (matrix, vector, flag),
+        }
+        for name, signature in signatures.items():
+            yield Compiled(name, dtype, getattr(kernels, name).py_func, signature, kernels.THREADS)
+
+
 GROUPS: dict[str, Callable[[], Iterator[Compiled]]] = {
     "cuda.layered": layered,
+    "cuda.fused": fused,
     "cuda.resident": resident,
+    "device arrays": checks,
 }
 
 

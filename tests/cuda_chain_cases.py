@@ -192,7 +192,7 @@ def tile_kernel(form, threads, rows):
     """Return a kernel that adds a batch's gradient to one in global memory, tile by tile."""
     parts = chain.build(form, threads, rows, True, tile_columns=form.pad)
     kind, row_pad = getattr(numba, form.number), form.row_pad
-    nothing = np.float32(np.nan)
+    nothing, adds_losses = np.float32(np.nan), chain.loss_thread(threads)
 
     @cuda_kernel
     def kernel(parameters, X, y, order, factors, weighted, losses, gradient, words, count):
@@ -212,10 +212,10 @@ def tile_kernel(form, threads, rows):
             parts.forward(numbers, numbers, words, rows, t)
             parts.loss(numbers, numbers, words, factors, start * weighted, weighted, size, rows, t)
             cuda.syncthreads()
-            total = parts.add_losses(numbers, words, size, total, t)
+            total = parts.add_losses(numbers, words, rows, total, t)
             parts.backward(numbers, numbers, words, gradient, SPARE, rows, t)
             cuda.syncthreads()
-        if t == threads - 1:
+        if t == adds_losses:
             losses[0] = total
 
     return kernel
@@ -224,15 +224,16 @@ def tile_kernel(form, threads, rows):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("index", range(len(PROBLEMS)))
 def test_tiles_of_a_batch(index, weighted, sizes):
-    count, dtype = 7, DTYPES[(index + weighted) % 2]
-    problem = dataclasses.replace(PROBLEMS[index], dtype=dtype, batch_size=8, rows=8)
+    dtype, batch = DTYPES[(index + weighted) % 2], max(8, 2 * sizes[1])
+    count = batch - 1
+    problem = dataclasses.replace(PROBLEMS[index], dtype=dtype, batch_size=batch, rows=batch)
     data = sample(problem, seed=index, weighted=weighted)
     form = float_form(dtype, *sizes[1:])
     whole = place(problem, form, sizes[0], 1 << 20, gradient_shared=False)
-    assert whole.rows == 8
+    assert whole.rows == batch
     # Room for half of it.
     half = whole if index == 1 else place(problem, form, sizes[0], whole.shared_bytes - 1, False)
-    assert index == 1 or half.rows == 4
+    assert index == 1 or half.rows == batch // 2
     factors = data.factors if weighted else np.array([problem.scale(count)], dtype)
     around = np.full(SPARE, np.nan, dtype)
     parameters = np.concatenate([around, data.parameters, around])

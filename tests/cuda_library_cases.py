@@ -195,13 +195,15 @@ def test_a_recording_is_for_the_arrays_that_it_was_made_with(tiles):
         assert (recorder.recorded, recorder.launched) == (2, 11)
 
 
-def test_after_prepare_nothing_is_changed_and_a_step_is_recorded(tiles):
+@pytest.mark.parametrize("more", [False, True])
+def test_after_prepare_nothing_is_changed_and_a_step_is_recorded(tiles, more):
     problem = in_form(PROGRAMS[4], "bfloat16", batch_size=2, rows=6)
     device, recorder = recorded(problem, tiles)
-    data, program = sample(problem, seed=10), device.program
+    data = sample(problem, seed=10, weighted=more, penalized=more)
+    program = device.program
     expected = with_library(problem, tiles).epoch(data.copy())
     held = [program.to_device(array) for array in data.arguments()[:4]]
-    program.prepare(*held)
+    program.prepare(*held, weighted=more, penalized=more)
     for array, original in zip(held, data.arguments(), strict=False):
         program.to_host(array, seen := original.copy())
         assert seen.tobytes() == original.tobytes()

@@ -23,7 +23,7 @@ from tests.tolerances import Bounded, Precision, compare
 pytestmark = MARKS
 
 # Threads, and rows of a thread's tile.
-SIZES = [(6, 2)] if simulated() else [(6, 2), (64, 4), (256, 4)]
+SIZES = [(6, 2)] if simulated() else [(6, 2), (64, 2), (256, 2)]
 
 
 @pytest.fixture(params=SIZES, ids=str)
@@ -122,28 +122,6 @@ def test_epoch(sizes, index, plain):
         before = after
 
 
-@pytest.fixture
-def rounded_operands(monkeypatch):
-    """Widen the bounds by what else is read from rounded operands than factors of products.
-
-    The slopes of kept activations, and dZ in the gradient of a bias: its product with ones.
-    """
-
-    def sum_rows(precision, A):
-        total = precision.product(Bounded.exact(np.ones((1, len(A.value)))), A)
-        return Bounded(total.value[0], total.error[0])
-
-    def slope(row, Z, A, precision):
-        unit = precision.operand_unit
-        return plain_slope(
-            row, Z, Bounded(A.value, A.error * (1 + unit) + unit * np.abs(A.value)), precision
-        )
-
-    plain_slope = tolerances.slope_bound
-    monkeypatch.setattr(Precision, "sum_rows", sum_rows)
-    monkeypatch.setattr(tolerances, "slope_bound", slope)
-
-
 # Kept outputs and inputs, also of the last layer; the second in two tiles.
 TENSOR_PROBLEMS = [
     Problem((4, 5, 3), ("tanh", "identity"), "squared_error"),
@@ -154,7 +132,7 @@ TENSOR_PROBLEMS = [
 
 @pytest.mark.parametrize("precision", list(TENSOR_FORMS))
 @pytest.mark.parametrize("index", range(len(TENSOR_PROBLEMS)))
-def test_batches_on_tensor_cores(precision, index, rounded_operands):
+def test_batches_on_tensor_cores(precision, index):
     """A step of plain descent shows the gradient."""
     problem = TENSOR_PROBLEMS[index]
     problem = dataclasses.replace(problem, precision=precision, batch_size=40, rows=44)
@@ -291,9 +269,9 @@ def test_a_stop_ends_the_epoch_between_launches(sizes, monkeypatch):
     run(build(single, sizes), alone)
     assert together.parameters[1].tobytes() == alone.parameters.tobytes()
     stopped = before.copy()
-    stopped.control[:, STOP] = 1
+    stopped.control[:] = [1, 7, 7]
     run(program, stopped)
-    assert stopped.control[:, BATCHES].tolist() == [0, 0] and np.isnan(stopped.losses).all()
+    assert stopped.control.tolist() == [[1, 0, 0]] * 2 and np.isnan(stopped.losses).all()
     assert stopped.parameters.tobytes() == before.parameters.tobytes()
 
 

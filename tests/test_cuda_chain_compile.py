@@ -19,6 +19,7 @@ from fastmlp_kernels.cuda import resident
 from fastmlp_kernels.cuda.chain import Rows
 from fastmlp_kernels.cuda.placement import TENSOR_FORMS, float_form
 from fastmlp_kernels.cuda.resident_cost import THREADS
+from fastmlp_kernels.cuda.shared_memory import allow
 from tests.test_cuda_compile import disassembler, double_precision, machine_code
 
 pytestmark = [
@@ -120,3 +121,29 @@ def test_machine_code(compiled, case, tmp_path):
     rows = min(tile_rows, 4)
     loads = 2 * (tile_rows + 4) + (2 * rows if rows == 4 else rows)
     assert wide >= loads * (2 if name == "float64" else 1), wide
+
+
+@pytest.mark.parametrize("shared_bytes", [48 * 1024, 48 * 1024 + 16])
+def test_shared_memory_beyond_the_usual_is_asked_for(monkeypatch, shared_bytes):
+    """Of the function behind the kernel, once it is compiled; a refusal is an error."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    success, refused = driver.CUresult.CUDA_SUCCESS, driver.CUresult.CUDA_ERROR_INVALID_VALUE
+    asked, answers = [], [success]
+
+    def set_attribute(function, attribute, value):
+        asked.append((function, attribute.name, value))
+        return (answers[-1],)
+
+    monkeypatch.setattr(driver, "cuKernelGetFunction", lambda kernel: (success, "function"))
+    monkeypatch.setattr(driver, "cuFuncSetAttribute", set_attribute)
+    function = SimpleNamespace(handle=driver.CUkernel(0))
+    compiled = SimpleNamespace(library=SimpleNamespace(get_cufunc=lambda: function))
+    kernel = SimpleNamespace(compile=lambda signature: asked.append(signature) or compiled)
+    allow(kernel, "types", shared_bytes)
+    name = "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"
+    beyond = shared_bytes > 48 * 1024
+    assert asked == ["types", *([("function", name, shared_bytes)] if beyond else [])]
+    answers.append(refused)
+    if beyond:
+        with pytest.raises(RuntimeError, match=f"{shared_bytes} bytes a block: got CUDA_ERROR_INV"):
+            allow(kernel, "types", shared_bytes)

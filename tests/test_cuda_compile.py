@@ -83,6 +83,19 @@ def test_a_nan_passes_through_the_hard_sigmoid():
         assert not re.search(r"\b(min|max)(\.ftz)?\.f32", ptx), name
 
 
+@pytest.mark.parametrize("name", ["linear_forward", "linear_backward", "weight_gradient"])
+def test_a_thread_of_a_product_reads_its_neighbours_as_vectors(name, tmp_path):
+    """Four terms at a time: two vectors and 16 multiply-adds each."""
+    reason = assembler_missing() or disassembler_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    code = machine_code(compiled(name, "float32", (9, 0)), (9, 0), tmp_path)
+    assert len(re.findall(r"\bLDS\.128\b", code)) >= 8
+    assert len(re.findall(r"\bFFMA\b", code)) >= 4 * Tiles().registers ** 2
+    # One by one they would be as many as the multiply-adds of two terms.
+    assert len(re.findall(r"\bLDS\b(?!\.128)", code)) == 0
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", Kernels._fields)

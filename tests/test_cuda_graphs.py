@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -87,7 +88,7 @@ def test_steps_are_launched_then_recorded_then_replayed(launches):
     steps = Steps(launches, Recorder(driver))
     assert steps.reason == ""
     for key in ("a", "a", "a", "b", "a"):
-        steps.run(("kind",), (key,), key, functools.partial(run.append, key))
+        steps.run(("kind",), (key,), functools.partial(run.append, key))
     # The first plainly, each key once into a recording; the rest are replays.
     assert run == ["a", "a", "b"]
     assert [name for name, *_ in driver.calls].count("cuGraphLaunch") == 4
@@ -97,15 +98,30 @@ def test_only_the_latest_recordings_are_kept(launches):
     driver = Driver()
     steps = Steps(launches, Recorder(driver))
     for key in range(graphs.KEPT + 3):
-        steps.run(("kind",), (key,), key, lambda: None)
+        steps.run(("kind",), (key,), lambda: None)
     assert len(steps.graphs) == graphs.KEPT
     gc.collect()
     assert [name for name, *_ in driver.calls].count("cuGraphExecDestroy") == 2
+
+
+def test_a_graph_keeps_none_of_the_arrays(launches):
+    """Else the data of a fit would stay on the GPU until the program goes."""
+
+    class Array:
+        pass
+
+    X, steps = Array(), Steps(launches, Recorder(Driver()))
+    for _ in range(3):
+        steps.run(("kind",), ("where X lies",), functools.partial(id, X))
+    gone = weakref.ref(X)
+    del X
+    gc.collect()
+    assert len(steps.graphs) == 1 and gone() is None
 
 
 def test_steps_without_graphs(launches):
     run = []
     steps = Steps(launches, False)
     for _ in range(3):
-        steps.run((), (), None, lambda: run.append(1))
+        steps.run((), (), lambda: run.append(1))
     assert len(run) == 3 and steps.reason == "CUDA graphs are not wanted"

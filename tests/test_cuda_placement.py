@@ -1,11 +1,13 @@
 """Where a network lies in shared memory: plain arithmetic, so no compiler and no simulator."""
 
 import dataclasses
+import math
 import subprocess
 
 import numpy as np
 import pytest
 
+from fastmlp_kernels.cuda import KERNELS, resident_cost
 from fastmlp_kernels.cuda import placement as at
 from fastmlp_kernels.cuda.placement import (
     ALIGNMENT,
@@ -20,7 +22,7 @@ from fastmlp_kernels.cuda.placement import (
     place,
     row_stride,
 )
-from fastmlp_kernels.problem import Problem, parameter_layout
+from fastmlp_kernels.problem import Machine, Problem, parameter_layout
 
 KB = 1024
 FORMS = [float_form("float32"), float_form("float64"), *TENSOR_FORMS.values()]
@@ -186,3 +188,56 @@ def test_what_does_not_fit_says_by_how_much():
     assert 4 * 2 * 2 * 256 * 256 / KB < needed < 1100
     assert isinstance(place(problem, float_form("float32"), 256, needed * KB), Placement)
     assert isinstance(place(problem, float_form("float32"), 256, (needed - 1) * KB), str)
+
+
+GPU = Machine(
+    cuda_missing=None, gpu_capability=(9, 0), gpu_processors=132, gpu_shared_bytes=227 * KB
+)
+
+
+def test_support_and_its_reasons():
+    small, large = PROBLEMS[0], Problem((784, 256, 10), ("relu", "identity"), "squared_error")
+    assert resident_cost.supports(small, GPU) is None
+    assert resident_cost.supports(small, Machine(cuda_missing="no driver")) == "no driver"
+    reason = resident_cost.supports(large, GPU)
+    assert reason.startswith("needs ") and reason.endswith("the GPU has 227 KB")
+    assert resident_cost.cost(large, GPU) == float("inf")
+    names = [kernel.name for kernel in KERNELS]
+    kernel = KERNELS[names.index("cuda.resident")]
+    assert kernel.device == "cuda" and kernel.supports(small, GPU) is None
+
+
+def form_of(problem, machine=GPU):
+    return resident_cost.placement_of(problem, machine).form
+
+
+def test_the_form_follows_precision_and_capability():
+    problem = PROBLEMS[0]
+    for precision, form in TENSOR_FORMS.items():
+        rounded = dataclasses.replace(problem, precision=precision)
+        assert form_of(rounded) == form
+        older = dataclasses.replace(GPU, gpu_capability=(7, 5))
+        assert form_of(rounded, older).name == "float"
+        double = dataclasses.replace(rounded, dtype="float64")
+        assert form_of(double).number == "float64"
+
+
+def test_a_thread_has_as_large_a_tile_as_leaves_none_idle():
+    problem = Problem((8, 64, 1), ("tanh", "identity"), "squared_error")
+    for batch, rows in ((16, 2), (48, 2), (64, 4), (128, 8), (300, 8)):
+        assert form_of(dataclasses.replace(problem, batch_size=batch)).row_pad == rows
+    # Wider operands, or float32 where those of tensor cores have no room beside the weights.
+    deep = Problem((64,) * 5 + (16,), ("gelu",) * 4 + ("identity",), "squared_error", "adam")
+    deep = dataclasses.replace(deep, batch_size=256, precision="bfloat16")
+    assert form_of(deep) == float_form("float32", 2)
+
+
+def test_members_cost_nothing_until_the_multiprocessors_are_taken():
+    def seconds(members, **changes):
+        problem = dataclasses.replace(PROBLEMS[0], rows=4096, members=members, **changes)
+        # Copies apart, which every network has of its own.
+        return resident_cost.cost(problem, dataclasses.replace(GPU, gpu_copy_bytes=math.inf))
+
+    assert 0 < seconds(1) == seconds(132) < seconds(133)
+    assert seconds(1, batch_size=32) > seconds(1, batch_size=256)
+    assert seconds(1, dtype="float64") > seconds(1) > seconds(1, precision="bfloat16")

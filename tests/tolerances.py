@@ -95,7 +95,8 @@ class Precision:
 
     def sum_rows(self, A: Bounded) -> Bounded:
         """Return the sum over the rows."""
-        error = A.error.sum(axis=0) + self.gamma(len(A.value) + 1) * A.size.sum(axis=0)
+        share = self.gamma(len(A.value) + 1) + self.operand_unit
+        error = A.error.sum(axis=0) + share * A.size.sum(axis=0)
         return Bounded(A.value.sum(axis=0), error)
 
     def times(self, A: Bounded, B: Bounded) -> Bounded:
@@ -126,11 +127,13 @@ def activation_bound(row, Z: Bounded, precision: Precision) -> Bounded:
 def slope_bound(row, Z: Bounded, A: Bounded, precision: Precision) -> Bounded:
     """Return the slope at `Z` and `A`, of which the kept one is read, and its bound."""
     kept = A if row.keeps == "output" else Z
+    # An activation may be kept as the factor of a product that it is.
+    reach = kept.error + (precision.operand_unit * kept.size if row.keeps == "output" else 0)
     value, change = _spread(
         lambda x: elementwise(row.slope, x, x),
         kept.value,
-        kept.value - kept.error,
-        kept.value + kept.error,
+        kept.value - reach,
+        kept.value + reach,
     )
     if row.name in ("identity", "relu"):
         return Bounded(value, change)

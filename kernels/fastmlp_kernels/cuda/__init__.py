@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fastmlp_kernels.cuda import costs, resident_cost
+from fastmlp_kernels.cuda import costs, fused_cost, resident_cost
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 
 
@@ -29,13 +29,21 @@ def _build_resident(problem: Problem, machine: Machine) -> Program:
     return ResidentProgram(problem, machine)
 
 
+def _build_fused(problem: Problem, machine: Machine) -> Program:
+    from fastmlp_kernels.cuda.fused_program import FusedProgram
+
+    return FusedProgram(problem, machine)
+
+
 KERNELS = (
     Kernel("cuda.layered", "cuda", _supports, costs.layered_seconds, _build),
+    Kernel("cuda.fused", "cuda", fused_cost.supports, fused_cost.cost, _build_fused),
     Kernel("cuda.resident", "cuda", resident_cost.supports, resident_cost.cost, _build_resident),
 )
 
 LAUNCHES: dict[str, Callable[[Problem, Machine], int]] = {
     # Counted with cuBLASLt, which a machine with a GPU mostly has.
     "cuda.layered": lambda problem, machine: costs.layered_launches(problem, True),
+    "cuda.fused": fused_cost.launches,
     "cuda.resident": resident_cost.launches,
 }

@@ -14,8 +14,8 @@ from fastmlp_kernels.cuda.placement import HEAD, LAYER_WORDS
 from fastmlp_kernels.cuda.sums import block_sum
 
 
-def finite(threads: int) -> Any:
-    """Return the check of a step."""
+def finite(threads: int, adds_losses: int) -> Any:
+    """Return the check of a step, whose loss the thread `adds_losses` has."""
 
     @cuda_part
     def finite(numbers, words, total, t):
@@ -26,7 +26,7 @@ def finite(threads: int) -> Any:
         numbers : dtype[:], shared memory, read
         words : int64[:]
         total : dtype
-            The loss, in the last thread.
+            The loss, in the thread that adds losses.
         t : int
 
         Notes
@@ -35,10 +35,12 @@ def finite(threads: int) -> Any:
         P reads.
         """
         gradient = word(words, at.GRADIENT)
-        found = 1 if t == threads - 1 and not math.isfinite(total) else 0
-        for k in range(t, words[at.PARAMETERS], threads):
+        found = 1 if t == adds_losses and not math.isfinite(total) else 0
+        k = t & SMALL
+        while k < words[at.PARAMETERS]:
             if not math.isfinite(numbers[(gradient + k) & SMALL]):
                 found = 1
+            k += threads
         return cuda.syncthreads_or(found) == 0
 
     return finite

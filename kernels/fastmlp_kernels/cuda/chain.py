@@ -11,6 +11,7 @@ themselves say which. None of them waits at its beginning or at its end.
 import functools
 from typing import Any, NamedTuple
 
+import numba
 from numba import cuda
 
 from fastmlp_kernels.algebra import loss_rules
@@ -22,6 +23,14 @@ from fastmlp_kernels.cuda.offsets import SMALL, word
 from fastmlp_kernels.cuda.placement import HEAD, LAYER_WORDS, Form
 from fastmlp_kernels.cuda.products import BlockProducts
 from fastmlp_kernels.problem import Problem
+
+# Of a sum over rows: loads that are under way together.
+ROWS_AT_A_TIME = 8
+
+
+def loss_thread(threads: int) -> int:
+    """Return the thread that adds up losses: of a warp that has no column of a narrow layer."""
+    return threads // 2
 
 
 class Chain(NamedTuple):
@@ -66,7 +75,7 @@ def build(form: Form, threads: int, rows: Rows, accumulate: bool, tile_columns: 
         gather=block_copies.gather(threads, products.to_operand),
         forward=_forward(products),
         loss=_loss(threads, products, rows),
-        add_losses=_add_losses(threads),
+        add_losses=_add_losses(threads, min(products.row_pad, ROWS_AT_A_TIME)),
         backward=_backward(threads, products, accumulate),
         products=products,
     )
@@ -181,22 +190,44 @@ def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
                     dz = factor * numbers[place + j] * slope(activation, x, x)
                     operands[delta + j] = to_operand(dz)
             else:
+                numbers[word(words, at.ROW_LOSSES) + i] = numbers.dtype.type(0)
                 for j in range(outputs):
                     operands[delta + j] = to_operand(numbers.dtype.type(0))
 
     return loss
 
 
-def _add_losses(threads: int) -> Any:
+def _column_sum(step: int, to_number: Any) -> Any:
+    """Return the sum of a column; so many rows at a time, as one waits long for each alone."""
+
     @cuda_part
-    def add_losses(numbers, words, count, total, t):
-        """Return `total` and the losses of the tile's rows in the last thread; `total` elsewhere.
+    def column_sum(values, start, stride, rows, total):
+        """Return `total` and ``values[start + i * stride]`` for i below `rows`, ascending."""
+        places = cuda.local.array(step, numba.int64)
+        for e in range(step):
+            places[e] = (start + e * stride) & SMALL
+        for i in range(0, rows, step):
+            down = (i * stride) & SMALL
+            for e in range(step):
+                total += to_number(values[places[e] + down])
+        return total
+
+    return column_sum
+
+
+def _add_losses(threads: int, step: int) -> Any:
+    column_sum = _column_sum(step, block_linear.exact)
+    mine = loss_thread(threads)
+
+    @cuda_part
+    def add_losses(numbers, words, rows, total, t):
+        """Return `total` and the losses of the tile's rows in `loss_thread`; `total` elsewhere.
 
         Parameters
         ----------
         numbers : dtype[:], shared memory, read
         words : int64[:]
-        count : int
+        rows : int
         total : dtype
             Of the tiles before.
         t : int
@@ -204,14 +235,11 @@ def _add_losses(threads: int) -> Any:
         Notes
         -----
         One chain of additions, rows ascending: the same for every size of tile and block, error at
-        most ``count u`` of the sum of magnitudes. A tree would wait for the whole block
-        ``log2 count`` times; this waits for nobody, beside the backward pass of the others, and the
-        last thread is one that has fewest tiles of it.
+        most ``rows u`` of the sum of magnitudes. A tree would wait ``log2 rows`` times for the
+        whole block; this waits for nobody, beside the backward pass of the others.
         """
-        losses = word(words, at.ROW_LOSSES)
-        if t == threads - 1:
-            for i in range(count):
-                total += numbers[(losses + i) & SMALL]
+        if t == mine:
+            total = column_sum(numbers, word(words, at.ROW_LOSSES), 1, rows, total)
         return total
 
     return add_losses
@@ -276,16 +304,14 @@ def _backward(threads: int, products: BlockProducts, accumulate: bool) -> Any:
 
 
 def _bias_gradient(threads: int, products: BlockProducts, accumulate: bool) -> Any:
-    to_number = products.to_number
+    column_sum = _column_sum(min(products.row_pad, ROWS_AT_A_TIME), products.to_number)
 
     @cuda_part
     def bias_gradient(operands, gradient, start, dZ, dZ_stride, rows, fan_out, t):
         """Sum the columns of dZ, a thread a column, rows ascending."""
         # From the last thread on: the first ones have more tiles of the products.
         for j in range(threads - 1 - t, fan_out, threads):
-            total = gradient.dtype.type(0)
-            for i in range(rows):
-                total += to_number(operands[(dZ + i * dZ_stride + j) & SMALL])
+            total = column_sum(operands, dZ + j, dZ_stride, rows, gradient.dtype.type(0))
             if accumulate:
                 gradient[start + j] += total
             else:

@@ -111,10 +111,10 @@ class Steps:
             self.recorder, self.reason = recorder()
         elif recording:
             self.reason = ""
-        self.graphs: dict[tuple, tuple[Graph, Any]] = {}
+        self.graphs: dict[tuple, Graph] = {}
         self.compiled: set[tuple] = set()
 
-    def run(self, kind: tuple, key: tuple, held: Any, enqueue: Callable[[], None]) -> None:
+    def run(self, kind: tuple, key: tuple, enqueue: Callable[[], None]) -> None:
         """Enqueue a full batch on the current stream.
 
         Parameters
@@ -123,9 +123,9 @@ class Steps:
             What decides which kernels are launched. The first step of each kind is launched
             plainly, so that no recording has to compile or load one.
         key : tuple
-            What decides the arguments: addresses and shapes of the caller's arrays.
-        held : sequence
-            Those arrays, kept for as long as a graph has their addresses.
+            What decides the arguments: addresses and shapes of the caller's arrays. The arrays are
+            not kept: a graph is launched only while others of these shapes lie there, and what it
+            does with those is right.
         enqueue : callable
             Launches the step.
         """
@@ -143,5 +143,5 @@ class Steps:
                 return
             while len(self.graphs) >= KEPT:
                 self.graphs.pop(next(iter(self.graphs)))
-            self.graphs[kind, key] = (graph, held)
-        self.graphs[kind, key][0].launch(self.launches.stream)
+            self.graphs[kind, key] = graph
+        self.graphs[kind, key].launch(self.launches.stream)

@@ -22,6 +22,7 @@ from fastmlp_kernels.cuda.bfloat16 import round_rows
 from fastmlp_kernels.cuda.gather import gather_rows
 from fastmlp_kernels.cuda.loss import loss_and_gradient, predict_rows
 
+WARP = 32
 # What a thread of `sum_squares` sums at least, where there are so many elements.
 ELEMENTS_OF_A_SUM = 4
 
@@ -156,6 +157,14 @@ class Launches:
         """Launch with a thread for each of `count` elements."""
         threads = self.tiles.threads
         self.grid(kernel, -(-count // threads), threads, *arguments)
+
+    def by_row(self, kernel: Any, rows: int, *arguments: Any) -> None:
+        """Launch with a thread for each of `rows` rows, in small blocks.
+
+        A thread goes over a whole row: a batch's rows are spread over many processors.
+        """
+        threads = min(WARP, self.tiles.threads)
+        self.grid(kernel, -(-rows // threads), threads, *arguments)
 
     def one_more(self, kernel: Any, count: int, *arguments: Any) -> None:
         """Launch with a thread for each of `count` elements, and one more block."""

@@ -196,7 +196,7 @@ class LayeredProgram:
         A = self._forward_chain(parameters, work.inputs, rows)
         own = self._factors(rows, None) if factors is None else factors
         arguments = (A, work.targets, self.rule, rows, own, self.counter, size, work.row_losses)
-        self._over(kernels.loss_and_gradient, rows, *arguments, self.layers[-1].dZ)
+        self.launches.by_row(kernels.loss_and_gradient, rows, *arguments, self.layers[-1].dZ)
         gradient = work.gradient
         self._backward_chain(parameters, work.inputs, rows, 0, gradient, None)
         arguments = (gradient, work.row_losses, rows, self.losses, self.counter, self.status)
@@ -218,7 +218,7 @@ class LayeredProgram:
         kind = (penalized, factors is None)
         size = self.problem.batch_size
         enqueue = functools.partial(self._batch, parameters, slots, X, y, size, factors, penalized)
-        return functools.partial(self.steps.run, kind, key, held, enqueue)
+        return functools.partial(self.steps.run, kind, key, enqueue)
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`: steps that are disarmed, as after a batch that was not finite."""
@@ -301,12 +301,13 @@ class LayeredProgram:
     def loss(self, y, factors=None):
         """See `Program.loss`."""
         work, rows, A = self.workspace, self.rows, self.layers[-1].A
+        kernel = self.kernels.loss_and_gradient
         own = self._factors(rows, factors)
         arguments = (A, y, self.rule, rows, own, self.first_batch, 0, work.row_losses)
         # Of no use here, but `sum_losses` notes a loss that is not finite in it.
         self.status.copy_to_device(np.zeros(CONTROL_WORDS, np.int64))
         with small_grids_allowed():
-            self._over(self.kernels.loss_and_gradient, rows, *arguments, work.loss_gradient)
+            self.launches.by_row(kernel, rows, *arguments, work.loss_gradient)
             arguments = (work.row_losses, rows, self.one_loss, 0, self.status)
             self.launches.block(self.kernels.sum_losses, *arguments)
         return float(self.one_loss.copy_to_host()[0])
@@ -360,4 +361,6 @@ class LayeredProgram:
             self.forward(parameters, X[start : start + batch], part)
             if link:
                 with small_grids_allowed():
-                    self._over(self.kernels.predict_rows, len(part), part, code, len(part))
+                    self.launches.by_row(
+                        self.kernels.predict_rows, len(part), part, code, len(part)
+                    )

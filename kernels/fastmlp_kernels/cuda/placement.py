@@ -256,7 +256,7 @@ def _words(problem: Problem, form: Form, rows: int, threads: int, shared: Sequen
     """Return the table and the regions for tiles of so many rows."""
     memory = _Memory()
     count, columns = problem.parameter_count, problem.target_columns
-    gradient_shared, state_shared = shared
+    gradient_shared, state_shared, master = shared
     layers = [
         _layer_words(problem, form, index, layer, threads, memory)
         for index, layer in enumerate(parameter_layout(problem.sizes))
@@ -300,7 +300,7 @@ def _words(problem: Problem, form: Form, rows: int, threads: int, shared: Sequen
         GRADIENT: numbers("gradient", count if gradient_shared else 0),
         FIRST: numbers("first", slots[0]),
         SECOND: numbers("second", slots[1]),
-        MASTER: numbers("master", count if form.mixed else 0),
+        MASTER: numbers("master", count if form.mixed and master else 0),
     }
     head[NUMBERS_USED] = memory.end // np.dtype(form.number).itemsize
     table = [head[k] for k in range(HEAD)]
@@ -313,7 +313,7 @@ def _placement(
     problem: Problem, form: Form, threads: int, shared: Sequence[bool], rows: int
 ) -> Placement:
     words, regions = _words(problem, form, rows, threads, shared)
-    return Placement(form, rows, *shared, regions, words)
+    return Placement(form, rows, *shared[:2], regions, words)
 
 
 def _largest(
@@ -338,6 +338,7 @@ def place(
     capacity: int,
     gradient_shared: bool = True,
     state_shared: bool | None = None,
+    master: bool = True,
 ) -> Placement | str:
     """Return where the network lies in shared memory, or why it does not fit.
 
@@ -353,6 +354,8 @@ def place(
         Whether the gradient is to lie there too.
     state_shared : bool, optional
         Whether the optimizer's state is; by default where that leaves room for `FEW_ROWS`.
+    master : bool
+        Whether parameters lie there as numbers too where operands are others, for an update there.
 
     Returns
     -------
@@ -362,10 +365,10 @@ def place(
     """
     wanted = min(FEW_ROWS, problem.batch_size)
     for shared in (True, False) if state_shared is None else (state_shared,):
-        found = _largest(problem, form, threads, capacity, (gradient_shared, shared))
+        found = _largest(problem, form, threads, capacity, (gradient_shared, shared, master))
         if found and (found.rows >= wanted or not shared or state_shared):
             return found
-    least = (gradient_shared, bool(state_shared))
+    least = (gradient_shared, bool(state_shared), master)
     smallest = _placement(problem, form, threads, least, form.row_pad)
     needed = -(-smallest.shared_bytes // 1024)
     return f"needs {needed} KB of shared memory a block, the GPU has {capacity // 1024} KB"

@@ -96,7 +96,7 @@ def build(choice: Choice) -> Any:
         -----
         Launch: a block a network, of `threads` threads and the placement's shared memory. Aliasing:
         none of the arrays overlap. Cost: that of the batches' products, at the speed of one
-        multiprocessor, and 2 L + 4 barriers a batch of one tile. Accuracy: sums in one order, that
+        multiprocessor, and 2 L + 3 barriers a batch of one tile. Accuracy: sums in one order, that
         of rows, terms and parameters; nothing depends on the other networks. Source: `reference`.
         """
         numbers = cuda.shared.array(0, number, SHARED_ALIGNMENT)
@@ -161,7 +161,8 @@ def _end(choice: Choice) -> Any:
 def _train(choice: Choice, parts: Chain) -> Any:
     threads, form, state_shared = choice.threads, choice.form, choice.state_shared
     slots = OPTIMIZERS[choice.optimizer].slots
-    finite = block_update.finite(threads)
+    adds_losses = chain.loss_thread(threads)
+    finite = block_update.finite(threads, adds_losses)
     weight_squares = block_update.weight_squares(threads, form.mixed)
     to_operand = parts.products.to_operand
     update = block_update.update_network(
@@ -203,7 +204,7 @@ def _train(choice: Choice, parts: Chain) -> Any:
             )
             # Between the gradient's elements and the threads that look at them and apply them.
             cuda.syncthreads()
-            if t == threads - 1:
+            if t == adds_losses:
                 losses[mine + done] = total
             if not finite(numbers, words, total, t):
                 if t == 0:
@@ -256,7 +257,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
 
     @cuda_part
     def gradients(operands, numbers, words, X, y, order, factors, member, batch, weighted, t):
-        """Compute a batch's gradient; return its loss to the last thread.
+        """Compute a batch's gradient; return its loss to `loss_thread`.
 
         The first tile's rows are there. The caller waits before it reads a gradient.
         """
@@ -281,7 +282,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             loss(operands, numbers, words, factors, factor, weighted, count, rows, t)
             # Between the last layer's dZ, and the row losses, and what reads them.
             cuda.syncthreads()
-            total = add_losses(numbers, words, count, total, t)
+            total = add_losses(numbers, words, rows, total, t)
             backward(operands, numbers, words, numbers, word(words, at.GRADIENT), rows, t)
             start += count
         return total

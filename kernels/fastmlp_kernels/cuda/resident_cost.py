@@ -19,33 +19,44 @@ TENSOR_EFFICIENCY = 0.15
 # Predicted time of a launch: the host sees a request to stop between two, and what it does there
 # takes some tens of microseconds.
 LAUNCH_SECONDS = 0.05
+# What the work between two barriers takes at least, in barriers: each waits for shared memory some
+# ten times in a row, of which two warps a scheduler hide little. An estimate too.
+PHASE_MEETINGS = 20
 
 
-def _tile_rows(problem: Problem) -> int:
-    """Return the rows of a thread's tile: the more, the less it reads for a multiply-add.
+def forms(problem: Problem, machine: Machine) -> list[Form]:
+    """Return the forms of products that a problem may be computed in, the best first.
 
-    But only as many as leave each thread a tile of the largest layer: a step of the float form's
-    loop has 128 multiply-adds of 180 instructions in tiles of 8 rows, 64 of 101 in tiles of 4, and
-    32 of 62 in tiles of 2 (sm_90).
+    Of the float form the more rows a thread's tile has, the less is read for a multiply-add: a step
+    of its loop has 128 of 180 instructions in tiles of 8 rows, 64 of 101 in tiles of 4, and 32 of
+    62 in tiles of 2 (sm_90).
     """
-    largest = max(parameter_layout(problem.sizes), key=lambda layer: layer.fan_in * layer.fan_out)
-    for rows in (8, 4) if problem.dtype == "float32" else (4,):
-        if problem.batch_size * largest.fan_out >= THREADS * rows * TILE_COLUMNS:
-            return rows
-    return 2
-
-
-def form_of(problem: Problem, machine: Machine) -> Form:
-    """Return the form of the products that a problem is computed in."""
+    rows = (8, 4, 2) if problem.dtype == "float32" else (4, 2)
+    found = [float_form(problem.dtype, each, TILE_COLUMNS) for each in rows]
     tensor = machine.gpu_capability >= TENSOR_CAPABILITY and problem.dtype == "float32"
     if tensor and problem.precision in TENSOR_FORMS:
-        return TENSOR_FORMS[problem.precision]
-    return float_form(problem.dtype, _tile_rows(problem), TILE_COLUMNS)
+        return [TENSOR_FORMS[problem.precision], *found]
+    return found
+
+
+def busy(problem: Problem, form: Form, rows: int) -> bool:
+    """Return whether the largest layer has a tile for each thread in a product of so many rows."""
+    largest = max(parameter_layout(problem.sizes), key=lambda layer: layer.fan_in * layer.fan_out)
+    return rows * largest.fan_out >= THREADS * form.row_pad * TILE_COLUMNS
 
 
 def placement_of(problem: Problem, machine: Machine) -> Placement | str:
-    """Return where the network lies in a block's shared memory, or why it does not fit."""
-    return place(problem, form_of(problem, machine), THREADS, machine.gpu_shared_bytes)
+    """Return where the network lies in a block's shared memory, or why it does not fit.
+
+    The form is that of the placement: the first of those that fit which keeps all threads busy,
+    else the one of the smallest tiles, which also needs least memory.
+    """
+    found: Placement | str = ""
+    for form in forms(problem, machine):
+        found = place(problem, form, THREADS, machine.gpu_shared_bytes)
+        if isinstance(found, Placement) and (form.mixed or busy(problem, form, found.rows)):
+            return found
+    return found
 
 
 def supports(problem: Problem, machine: Machine) -> str | None:
@@ -56,7 +67,7 @@ def supports(problem: Problem, machine: Machine) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _rate(form: Form, problem: Problem, machine: Machine) -> float:
+def block_rate(form: Form, problem: Problem, machine: Machine) -> float:
     """Return the floating-point operations a second of one block."""
     share = TENSOR_EFFICIENCY if form.mixed else FLOAT_EFFICIENCY
     # Where tensor cores are allowed and not there, products are float32's.
@@ -71,12 +82,11 @@ def batch_seconds(problem: Problem, machine: Machine) -> float:
         return float("inf")
     tiles = -(-problem.batch_size // found.rows)
     layers = len(problem.sizes) - 1
-    # Each layer forward and backward, the loss and the rows for each tile; check and update.
-    barriers = tiles * (2 * layers + 3) + 3
-    # Columns of a product's tile that a narrow layer does not fill are computed all the same.
+    # Of each tile the rows, each layer forward and backward, the loss; the check, the update.
+    phases = tiles * (2 * layers + 2) + 1
     flops = problem.flops / (problem.members * problem.rows) * problem.batch_size
-    rate = _rate(found.form, problem, machine)
-    return flops / rate + barriers * 20 * machine.gpu_meeting_seconds
+    rate = block_rate(found.form, problem, machine)
+    return flops / rate + phases * PHASE_MEETINGS * machine.gpu_meeting_seconds
 
 
 def batches_a_launch(problem: Problem, machine: Machine) -> int:

@@ -10,8 +10,8 @@ from fastmlp_kernels.cuda import resident, resident_cost, shared_memory
 from fastmlp_kernels.cuda.chain import rows_in_use
 from fastmlp_kernels.cuda.launching import Tiles, small_grids_allowed
 from fastmlp_kernels.cuda.layered import LayeredProgram
-from fastmlp_kernels.cuda.placement import Placement, place
-from fastmlp_kernels.cuda.resident_cost import THREADS, form_of
+from fastmlp_kernels.cuda.placement import Placement
+from fastmlp_kernels.cuda.resident_cost import THREADS, placement_of
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Machine, Problem
 
 
@@ -27,9 +27,9 @@ class ResidentProgram(LayeredProgram):
     tiles : Tiles, optional
         Block sizes of the single calls.
     placement : Placement, optional
-        Where the network lies in shared memory; by default as `place` has it.
+        Where the network lies in shared memory; by default as `placement_of` has it.
     threads : int
-        Of a block.
+        Of a block; those that the placement was made for.
     batches_a_launch : int, optional
         The most batches of a launch; by default what takes `resident_cost.LAUNCH_SECONDS`.
     """
@@ -45,9 +45,7 @@ class ResidentProgram(LayeredProgram):
     ) -> None:
         machine = machine or Machine()
         super().__init__(problem, tiles)
-        found = placement or place(
-            problem, form_of(problem, machine), threads, machine.gpu_shared_bytes
-        )
+        found = placement or placement_of(problem, machine)
         if isinstance(found, str):
             raise ValueError(f"problem: {found}")
         self.placement, self.threads = found, threads
@@ -61,7 +59,7 @@ class ResidentProgram(LayeredProgram):
         )
         self.resident = resident.build(choice)
         self.batches_a_launch = batches_a_launch or resident_cost.batches_a_launch(problem, machine)
-        self.resident_launches = 0
+        self.resident_launches, self.prepared = 0, False
         self.words = cuda.to_device(found.table())
         members, batches = problem.members, problem.batches
         self.all_orders = cuda.device_array(members * problem.rows, np.int64)
@@ -79,8 +77,10 @@ class ResidentProgram(LayeredProgram):
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`."""
-        shared_bytes = self.placement.shared_bytes
-        shared_memory.allow(self.resident, resident.signature(self.placement.form), shared_bytes)
+        if not self.prepared:
+            types = resident.signature(self.placement.form)
+            shared_memory.allow(self.resident, types, self.placement.shared_bytes)
+            self.prepared = True
 
     def epoch(
         self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
@@ -94,6 +94,7 @@ class ResidentProgram(LayeredProgram):
         members, batches = self.problem.members, losses.shape[-1]
         self._upload(order, hyper, factors)
         words = control.reshape(members, CONTROL_WORDS)
+        words[:, BATCHES], words[:, STATUS] = 0, 0
         known = np.zeros_like(words)
         arguments = (
             *(self._flat(parameters), self._flat(state), X, y, self.all_orders, self.all_hypers),

@@ -1,5 +1,6 @@
 """More shared memory for a block than the 48 KB that CUDA gives unasked."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from fastmlp_kernels.compile import simulated
@@ -15,12 +16,12 @@ def allow(kernel: Any, signature: tuple, shared_bytes: int) -> None:
     """
     if simulated():
         return
-    kernel.compile(signature)
+    compiled = kernel.compile(signature)
     if shared_bytes <= UNASKED_BYTES:
         return
     from cuda.bindings import driver
 
-    function = kernel.overloads[signature].library.get_cufunc().handle
+    function = compiled.library.get_cufunc().handle
     if isinstance(function, driver.CUkernel):
         status, function = driver.cuKernelGetFunction(function)
         _check(driver, status, "cuKernelGetFunction")
@@ -32,3 +33,16 @@ def allow(kernel: Any, signature: tuple, shared_bytes: int) -> None:
 def _check(driver: Any, status: Any, what: str) -> None:
     if status != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"{what}: got {status.name}")
+
+
+@dataclass(frozen=True)
+class Granted:
+    """A kernel whose launches have so many bytes of dynamic shared memory."""
+
+    kernel: Any
+    shared_bytes: int
+
+    def __getitem__(self, configuration: tuple) -> Any:
+        """Return what launches a grid of blocks on a stream."""
+        grid, block, stream = configuration
+        return self.kernel[grid, block, stream, self.shared_bytes]
