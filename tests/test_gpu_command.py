@@ -12,7 +12,7 @@ import pytest
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import ceilings, device_cases, report, steps
 from benchmarks.gpu.steps import Context, Skipped, Step
-from fastmlp.machine import find_gpu
+from fastmlp.machine import detect
 from fastmlp_kernels.problem import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,7 +205,7 @@ def test_a_cuda_folder_is_found_and_one_that_is_named_is_kept(monkeypatch, tmp_p
     assert steps.environment()["CUDA_HOME"] == "/mine"
 
 
-@pytest.mark.skipif(find_gpu()[0] is None, reason="there is a GPU here")
+@pytest.mark.skipif(detect().cuda_missing is None, reason="there is a GPU here")
 def test_without_a_gpu_each_step_says_so_in_a_line(tmp_path):
     arguments = ["--here", "gpu", "--quick", "--out", str(tmp_path)]
     answer = subprocess.run(
@@ -215,7 +215,7 @@ def test_without_a_gpu_each_step_says_so_in_a_line(tmp_path):
         timeout=120,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    reason, _ = find_gpu()
+    reason = detect().cuda_missing
     for step in steps.STEPS:
         (last,) = [
             line

@@ -294,7 +294,6 @@ def sequence(
 
 def missing_gpu() -> str | None:
     """Return why no GPU can be used, or None."""
-    from fastmlp.machine import find_gpu
+    from fastmlp.machine import detect
 
-    reason, _ = find_gpu()
-    return reason
+    return detect().cuda_missing
