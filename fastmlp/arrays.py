@@ -24,8 +24,12 @@ PROBABILITY_SLACK = 1e-3
 LARGEST_DOT = 8192
 
 
+# DLPack's kinds of memory that a GPU reads: its own, and what is managed for both sides.
+GPU_KINDS = (2, 13)
+
+
 class Data(NamedTuple):
-    """Checked inputs and targets of as many rows.
+    """Checked inputs and targets of as many rows, which may lie on a GPU.
 
     `labels` says whether y is one class index a row.
     """
@@ -36,12 +40,30 @@ class Data(NamedTuple):
 
 
 def check_data(
-    X: Any, y: Any, sizes: tuple[int, ...], loss: Loss, dtype: DType, of: str = ""
+    X: Any,
+    y: Any,
+    sizes: tuple[int, ...],
+    loss: Loss,
+    dtype: DType,
+    of: str = "",
+    there: bool = False,
 ) -> Data:
-    """Return checked inputs and targets; `of` is put before their names in messages."""
-    inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
-    targets, labels = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
-    return Data(inputs, targets, labels)
+    """Return checked inputs and targets; `of` is put before their names in messages.
+
+    `there` says whether arrays on a GPU stay there: see `fastmlp.device_arrays`.
+    """
+    inputs = found = None
+    if there:
+        from fastmlp.device_arrays import matrix_there, targets_there
+
+        inputs = matrix_there(X, sizes[0], dtype, f"{of}X")
+    if inputs is None:
+        inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
+    if there:
+        found = targets_there(y, len(inputs), sizes[-1], loss, dtype, f"{of}y")
+    if found is None:
+        found = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
+    return Data(inputs, *found)
 
 
 def check_matrix(
@@ -206,7 +228,7 @@ def to_host(value: Any, argument: str) -> Array:
     # A tensor that records gradients refuses to be read.
     value = value.detach() if hasattr(value, "detach") else value
     try:
-        if hasattr(value, "__cuda_array_interface__"):
+        if hasattr(value, "__cuda_array_interface__") or lies_on_gpu(value):
             return device_to_host(value)
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -218,6 +240,24 @@ def to_host(value: Any, argument: str) -> Array:
             f"{argument}: got {type(value).__name__} that NumPy cannot read ({error}), "
             "wanted an array of real numbers"
         ) from error
+
+
+def host_copy(array: Any) -> Array:
+    """Return checked data as a NumPy array: itself, unless it lies on a device."""
+    return array if type(array) is np.ndarray else device_to_host(array)
+
+
+def lies_on_gpu(value: Any) -> bool:
+    """Return whether an array-like is in a GPU's memory."""
+    if getattr(value, "__cuda_ndarray__", False):
+        return True
+    try:
+        if hasattr(value, "__dlpack_device__"):
+            return int(value.__dlpack_device__()[0]) in GPU_KINDS
+        return hasattr(value, "__cuda_array_interface__")
+    except (RuntimeError, BufferError, TypeError, AttributeError):
+        # A library that does not tell: its arrays are read as ever.
+        return False
 
 
 def device_to_host(value: Any) -> Array:

@@ -1,21 +1,24 @@
 """One epoch after another on one set of data: what every fit repeats, and no policy."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, all_finite
+from fastmlp.arrays import Data
 from fastmlp.batches import batch_rows
+from fastmlp.errors import DeviceLostError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import TrainingState
 from fastmlp.planning import ANYWHERE, Programs, Where
+from fastmlp.residency import guarded, home_of
 from fastmlp.steps import applied_batches
 from fastmlp.weighting import Weights, row_factors
-from fastmlp_kernels.problem import CONTROL_WORDS, STATUS
+from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Program
 
 Array = NDArray[Any]
 
@@ -67,6 +70,9 @@ class Trainer:
     l2 : float
         ``l2 / 2`` times the sum of the squares of all weights, no biases, is added to the sum of
         the losses of each mini-batch, before a mean divides it by the rows' weights.
+    lazy : bool
+        Whether a GPU's parameters and state may be ahead of the host's after `run`; whoever reads
+        those calls `fetch` before.
     """
 
     def __init__(
@@ -80,12 +86,14 @@ class Trainer:
         *,
         weights: Weights | None = None,
         l2: float = 0.0,
+        lazy: bool = False,
     ) -> None:
         self.state, self.data, self.weights, self.l2 = state, data, weights, l2
         self.plan, self.program = programs.get(
             len(data.X), batch_size, where, labels=data.labels, rule=rule
         )
         problem = self.plan.problem
+        self._programs, self._where, self._lazy = programs, where, lazy
         self._rule = rule
         self._sizes = batch_rows(problem.rows, batch_size)
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -101,17 +109,67 @@ class Trainer:
     def prepare(self) -> None:
         """Bring everything to the device, and compile or load what an epoch runs."""
         self.state.prepare(self._rule, self.plan.problem.slots)
-        to_device = self.program.to_device
-        self._X, self._y = to_device(self.data.X), to_device(self.data.y)
-        self.upload()
-        self._before = self.state.snapshot()
-        arrays = (self._parameters, self._slots, self._X, self._y)
-        self.program.prepare(*arrays, self.weights is not None, self._squares is not None)
+        with guarded(self.plan.kernel.device, "fit"):
+            self._home = home_of(self.state, self.program)
+            self._rows = self._stream()
+            flags = self.weights is not None, self._squares is not None
+            for program, X, y in self._places():
+                program.prepare(self._home.parameters, self._home.slots, X, y, *flags)
+
+    def _places(self) -> list[tuple[Program, Any, Any]]:
+        """Bring the rows to the device; return each program that an epoch runs, and its rows."""
+        X, y = self.data.X, self.data.y
+        if self._rows is None:
+            to_device = self.program.to_device
+            self._X, self._y = to_device(X), to_device(y)
+            return [(self.program, self._X, self._y)]
+        full, (first, second) = self._rows.rows, self._rows.buffers
+        sizes = {min(full, len(X)), len(X) % full} - {0}
+        self._by_rows = {rows: self._program_of(rows) for rows in sizes}
+        return [(self._by_rows[rows], first[:rows], second[:rows]) for rows in sizes]
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Raise a device's errors in plain words; go back to the host's values if it is lost."""
+        try:
+            with guarded(self.plan.kernel.device, "fit"):
+                yield
+        except DeviceLostError:
+            self._home.lose()
+            raise
+
+    def _stream(self) -> Any:
+        """Return the rows as chunks where they do not fit in the device's memory, or None."""
+        memory, X, y = self.program.memory, self.data.X, self.data.y
+        # Rows that are there already have their place.
+        if memory is None or type(X) is not np.ndarray or type(y) is not np.ndarray:
+            return None
+        if X.nbytes + y.nbytes <= memory.available():
+            return None
+        from fastmlp_kernels.cuda.streaming import StreamedRows
+
+        return StreamedRows(memory, X, y, self.plan.problem.batch_size)
+
+    def _program_of(self, rows: int) -> Program:
+        """Return the program for a chunk of so many rows: the same kernel, the same batches."""
+        where = self._where._replace(kernel=self.plan.kernel.name)
+        batch_size = min(rows, self.plan.problem.batch_size)
+        _, program = self._programs.get(
+            rows, batch_size, where, labels=self.data.labels, rule=self._rule, purpose="chunk"
+        )
+        return program
 
     def upload(self) -> None:
         """Bring the parameters and the state to the device: the host has changed them."""
-        self._parameters = self.program.to_device(self.state.parameters)
-        self._slots = self.program.to_device(self.state.slots)
+        with self._guarded():
+            self._home.upload()
+
+    def fetch(self) -> None:
+        """Bring the parameters and the state to the host: somebody reads them."""
+        home = self._home
+        if self.program.memory is not None and not home.lost:
+            with self._guarded():
+                home.fetch()
 
     def _factors(self, order: NDArray[np.int64]) -> tuple[Array | None, Any, NDArray[np.float64]]:
         """Return the rows' factors, each batch's own, and what the batches weigh."""
@@ -145,32 +203,97 @@ class Trainer:
         waiting: Callable[[int], None] = lambda done: None,
     ) -> Epoch:
         """Train on the rows in an order; `waiting` is told how many batches are done, if long."""
-        state, program, control = self.state, self.program, self._control
+        program, control = self.program, self._control
         factors, of_batch, weights = self._factors(order)
         penalty = self.l2 * of_batch
         hyper = self._hyper(optimizer, penalty)
-        state.save(self._before)
         control.fill(0)
-        arrays = (self._parameters, self._slots, self._X, self._y, order, hyper, self._losses)
+        arrays = (order, hyper, self._losses, control, factors, self._squares)
+        run = self._run_here if program.memory is None else self._run_there
+        seconds, finite = run(arrays, waiting)
+        penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
+        losses = self._losses.astype(np.float64)
+        return Epoch(losses, penalties, weights, seconds, int(control[STATUS]), finite)
+
+    def _run_here(self, arrays: Any, waiting: Callable[[int], None]) -> tuple[float, bool]:
+        """Run an epoch on the host; return its seconds, and whether all is finite after it."""
+        home, control, program = self._home, self._control, self.program
+        held = (home.parameters, home.slots, self._X, self._y)
 
         def work() -> None:
-            program.epoch(*arrays, control, factors, self._squares)
+            program.epoch(*held, *arrays)
 
+        home.keep()
         started = time.perf_counter()
         try:
             run_interruptibly(work, control, self.plan.seconds, waiting)
         finally:
             # Also after an interrupt: the state is then that of the last finished batch.
-            program.to_host(self._parameters, state.parameters)
-            program.to_host(self._slots, state.slots)
-            state.steps += applied_batches(control)
-        seconds = time.perf_counter() - started
-        penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
-        finite = all_finite(state.parameters) and all_finite(state.slots)
-        losses = self._losses.astype(np.float64)
-        return Epoch(losses, penalties, weights, seconds, int(control[STATUS]), finite)
+            self.state.steps += applied_batches(control)
+        return time.perf_counter() - started, home.is_finite()
+
+    def _run_there(self, arrays: Any, waiting: Callable[[int], None]) -> tuple[float, bool]:
+        """Run an epoch on a device; the host's arrays follow when they are needed, or at once."""
+        home, control = self._home, self._control
+
+        def work() -> None:
+            self._epoch_there(*arrays)
+
+        with self._guarded():
+            home.keep()
+            started = time.perf_counter()
+            try:
+                run_interruptibly(work, control, self.plan.seconds, waiting)
+            finally:
+                self.state.steps += applied_batches(control)
+                home.trained()
+                if not self._lazy:
+                    home.fetch()
+            return time.perf_counter() - started, home.is_finite()
+
+    def _epoch_there(
+        self,
+        order: NDArray[np.int64],
+        hyper: Array,
+        losses: Array,
+        control: NDArray[np.int64],
+        factors: Array | None,
+        squares: NDArray[np.float64] | None,
+    ) -> None:
+        """Run an epoch on a device, chunk by chunk where its rows do not fit there."""
+        program, held = self.program, (self._home.parameters, self._home.slots)
+        assert program.memory is not None
+        with program.memory.here():
+            if self._rows is None:
+                arrays: Any = (order, hyper, losses, control, factors, squares)
+                program.epoch(*held, self._X, self._y, *arrays)
+                return
+            with contextlib.closing(self._rows.chunks(order)) as chunks:
+                for chunk in chunks:
+                    count, first = len(chunk.order), chunk.batch
+                    rows = slice(chunk.start, chunk.start + count)
+                    steps = slice(first, first - (-count // self.plan.problem.batch_size))
+                    control[BATCHES] = 0
+                    self._by_rows[count].epoch(
+                        *held,
+                        chunk.X,
+                        chunk.y,
+                        chunk.order,
+                        hyper[steps],
+                        losses[steps],
+                        control,
+                        None if factors is None else factors[rows],
+                        None if squares is None else squares[steps],
+                    )
+                    control[BATCHES] += first
+                    if control[STATUS]:
+                        control[STATUS] += first
+                    if control[STATUS] or control[STOP]:
+                        return
 
     def undo(self) -> None:
         """Go back to the parameters and the state from before the last epoch."""
-        self.state.restore(self._before)
-        self.upload()
+        with self._guarded():
+            self._home.undo()
+            if not self._lazy:
+                self._home.fetch()

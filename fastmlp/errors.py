@@ -33,6 +33,18 @@ class DeviceError(FastMLPError, RuntimeError):
     """A device or kernel cannot run the problem."""
 
 
+class DeviceMemoryError(DeviceError, MemoryError):
+    """Something does not fit in the memory of a GPU; the model is as it was."""
+
+
+class DeviceLostError(DeviceError):
+    """The process cannot use its GPU any more; the model holds its last good parameters.
+
+    They are those of an epoch, and at most a second or two of training, before: see
+    `fastmlp.residency`. The process's other work, also on the CPU, is not disturbed.
+    """
+
+
 class CallOrderError(FastMLPError, RuntimeError):
     """A method needs another one to be called first."""
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 import math
@@ -9,21 +10,29 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastmlp.machine_file import stored_constants
+from fastmlp_kernels.cuda.failures import driver_refusal
 from fastmlp_kernels.problem import Machine
 
 logger = logging.getLogger("fastmlp")
 
 CGROUP = Path("/sys/fs/cgroup")
 NAME_BYTES = 256
+# CUdevice_attribute: the compute capability, multiprocessors, and the shared memory that a block
+# may have where its kernel asks for more than usual.
+MAJOR, MINOR, PROCESSORS, SHARED_BYTES = 75, 76, 16, 97
+# libNVVM, which writes PTX, and nvJitLink, which makes machine code of it, by CUDA version.
+TOOLKIT = ("nvidia-nvvm", "nvidia-cuda-nvcc-cu12")
+LINKER = ("nvidia-nvjitlink", "nvidia-nvjitlink-cu12")
 
 
 @functools.cache
 def detect() -> Machine:
     """Return what kernels may use here."""
-    missing, gpu = find_gpu()
-    machine = Machine(cores=count_cores(), cuda_missing=missing, gpu=gpu, **stored_constants())
+    known = {"cores": count_cores(), **find_gpu(), **stored_constants()}
+    machine = Machine(**known)
     logger.debug("machine: %s", machine)
     return machine
 
@@ -72,39 +81,74 @@ def own_cgroups() -> list[Path]:
     return [each for each in (folder, *folder.parents) if each.is_relative_to(CGROUP)]
 
 
-def find_gpu() -> tuple[str | None, str]:
-    """Return why no GPU can be used (None when one can), and the GPU's name."""
+def find_gpu() -> dict[str, Any]:
+    """Return what `Machine` says of the GPU; `cuda_missing` says why none can be used, or is None.
+
+    The first one that the driver shows is asked: CUDA_VISIBLE_DEVICES chooses which that is.
+    """
     if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
-        return None, "CUDA simulator"
-    missing, gpu = ask_driver()
-    if missing is None and importlib.util.find_spec("numba_cuda") is None:
+        return {"cuda_missing": None, "gpu": "CUDA simulator"}
+    driver, missing = load_driver()
+    if missing is not None:
+        return {"cuda_missing": missing}
+    facts, version = ask_driver(driver)
+    if importlib.util.find_spec("numba_cuda") is None:
         missing = (
-            f"there is an NVIDIA GPU ({gpu}), but the package numba-cuda was not found: "
+            f"there is an NVIDIA GPU ({facts['gpu']}), but the package numba-cuda was not found: "
             "pip install 'fastmlp[cuda13]' (or 'fastmlp[cuda12]' for an older driver)"
         )
-    return missing, gpu
+    else:
+        missing = driver_refusal(version, installed(TOOLKIT), installed(LINKER))
+    return {"cuda_missing": missing, **facts}
 
 
-def ask_driver() -> tuple[str | None, str]:
-    """Return why the NVIDIA driver offers no GPU (None when it does), and the first one's name."""
+def load_driver() -> tuple[Any, str | None]:
+    """Return the NVIDIA driver's library, initialised, and why it offers no GPU, or None."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
     except OSError:
-        return f"no NVIDIA driver: {library} was not found; install the NVIDIA driver", ""
+        return None, f"no NVIDIA driver: {library} was not found; install the NVIDIA driver"
     status = driver.cuInit(0)
     if status != 0:
-        return (
+        return driver, (
             f"the NVIDIA driver found no usable GPU: cuInit of {library} returned {status}; "
-            "see what nvidia-smi says",
-            "",
+            "see what nvidia-smi says"
         )
     count = ctypes.c_int(0)
     status = driver.cuDeviceGetCount(ctypes.byref(count))
     if status != 0 or count.value == 0:
-        return "the NVIDIA driver lists no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES", ""
-    device = ctypes.c_int(0)
+        return driver, "the NVIDIA driver lists no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return driver, None
+
+
+def ask_driver(driver: Any) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Return what a driver says of its first GPU, and the CUDA version that it supports."""
+    device, number = ctypes.c_int(0), ctypes.c_int(0)
     name = ctypes.create_string_buffer(NAME_BYTES)
     driver.cuDeviceGet(ctypes.byref(device), 0)
     driver.cuDeviceGetName(name, NAME_BYTES, device)
-    return None, name.value.decode(errors="replace")
+
+    def attribute(code: int) -> int:
+        driver.cuDeviceGetAttribute(ctypes.byref(number), code, device)
+        return number.value
+
+    facts = {
+        "gpu": name.value.decode(errors="replace"),
+        "gpu_capability": (attribute(MAJOR), attribute(MINOR)),
+        "gpu_processors": attribute(PROCESSORS),
+        "gpu_shared_bytes": attribute(SHARED_BYTES),
+    }
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    return facts, (number.value // 1000, number.value % 1000 // 10)
+
+
+def installed(distributions: tuple[str, ...]) -> tuple[int, int] | None:
+    """Return major and minor version of the first of some distributions that is installed."""
+    for name in distributions:
+        try:
+            major, minor = importlib.metadata.version(name).split(".")[:2]
+            return int(major), int(minor)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue
+    return None

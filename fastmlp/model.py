@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from fastmlp import steps, training
 from fastmlp.arrays import check_data, check_integer, check_matrix, check_number, check_targets
 from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
+from fastmlp.device_arrays import follows, matrix_there, stays
 from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError
 from fastmlp.gradients import Gradients
 from fastmlp.history import History
@@ -15,6 +16,7 @@ from fastmlp.metrics import Evaluation, check_metric
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.parameters import aligned_zeros, check_values
+from fastmlp.planning import Where
 from fastmlp.weighting import check_sample_weight, check_weights
 
 Array = NDArray[Any]
@@ -77,7 +79,8 @@ class MLP(Network):
         Parameters
         ----------
         X, y : array-like (rows, inputs) and (rows, outputs)
-            y also as (rows,) of a single output, or (rows,) of class labels.
+            y also as (rows,) of a single output, or (rows,) of class labels. Arrays on a GPU,
+            contiguous and of the model's dtype, are used there; "auto" then means "cuda".
         epochs, batch_size : int
             The last mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
@@ -88,8 +91,7 @@ class MLP(Network):
         shuffle : bool
             Whether each epoch has an order of its own, by seed and number of the epoch.
         sample_weight : array-like (rows,); class_weight : "balanced" or dict, optional
-            Weights of the rows' losses, none below 0, and by class, multiplied into them; means
-            become weighted means.
+            Of the rows' losses, none below 0, and by class, as a product; means become weighted.
         l2 : float
             ``l2 / 2`` times the sum of the squares of all weights (no biases) is added to the sum
             of a mini-batch's losses, before a mean divides it by its rows, or their weights:
@@ -114,7 +116,8 @@ class MLP(Network):
         NonFiniteTrainingError
             If a loss, gradient or parameter becomes infinite or NaN; the last good ones stay.
         """
-        data, validation = self._data(X, y), self._validation(validation_data)
+        where, there = self._place(self._asked(device, kernel, threads), X)
+        data, validation = self._data(X, y, "", there), self._validation(validation_data, there)
         options = training.Options(
             epochs=check_integer(epochs, "epochs", 1),
             batch_size=check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
@@ -125,7 +128,7 @@ class MLP(Network):
             l2=check_number(l2, "l2"),
             early_stopping=check_early_stopping(early_stopping, validation is not None),
             callbacks=check_callbacks(callbacks),
-            where=self._asked(device, kernel, threads),
+            where=where,
             progress=progress,
             verbose=verbose,
         )
@@ -140,13 +143,20 @@ class MLP(Network):
         run.run()
         return run.history
 
-    def _validation(self, pair: Any) -> Any:
+    def _place(self, where: Where, X: Any) -> tuple[Where, bool]:
+        """Return where a call runs, and whether arrays on a GPU are used there as they are."""
+        if type(X) is np.ndarray:
+            return where, False
+        where = where._replace(device=follows(X, where.device, where.kernel))
+        return where, stays(where.device, where.kernel)
+
+    def _validation(self, pair: Any, there: bool) -> Any:
         if pair is None:
             return None
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
         X, y = pair
-        return self._data(X, y, of="validation ")
+        return self._data(X, y, "validation ", there)
 
     def predict(
         self,
@@ -158,8 +168,10 @@ class MLP(Network):
     ) -> Array:
         """Return the outputs (rows, outputs); class probabilities for a softmax loss."""
         sizes = self.template.sizes
-        inputs = check_matrix(X, sizes[0], self.dtype, "X")
-        where = self._asked(device, kernel, threads)
+        where, there = self._place(self._asked(device, kernel, threads), X)
+        inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
+        if inputs is None:
+            inputs = check_matrix(X, sizes[0], self.dtype, "X")
         return steps.predict(self._state.parameters, self._programs, inputs, sizes[-1], where)
 
     def evaluate(
@@ -176,20 +188,24 @@ class MLP(Network):
 
         `metric` is "accuracy" or "r2"; by default the one that suits the loss.
         """
-        data = self._data(X, y)
+        where, there = self._place(self._asked(device, kernel, threads), X)
+        data = self._data(X, y, there=there)
         name = check_metric(metric, self._loss)
-        where = self._asked(device, kernel, threads)
         return training.evaluate(self.parameters, self._programs, data, self.template, name, where)
 
     def step(
         self, X: Any, y: Any, optimizer: Optimizer | None = None, *, sample_weight: Any = None
     ) -> float:
         """Take one training step on a batch, in one fused call; return the loss before it."""
-        data = self._data(X, y)
+        # Not by `_place`: its call alone would be seen in the time of a small step.
+        where, there = self._where, False
+        if type(X) is not np.ndarray:
+            where, there = self._place(where, X)
+        data = self._data(X, y, "", there)
         weights = check_sample_weight(sample_weight, len(data.X))
         chosen = check_optimizer(optimizer)
         self._changed()
-        batch = (len(data.X), data.labels, chosen.rule, self._where)
+        batch = (len(data.X), data.labels, chosen.rule, where)
         if self._step is None or not self._step.serves(*batch):
             self._step = steps.Step(self._programs, *batch)
         return self._step.take(self._state, data, chosen, weights)
@@ -198,15 +214,16 @@ class MLP(Network):
         self, X: Any, y: Any, *, sample_weight: Any = None
     ) -> tuple[float, Gradients]:
         """Return the loss of a batch and its gradient; nothing is updated or accumulated."""
-        data = self._data(X, y)
+        where, there = self._place(self._where, X)
+        data = self._data(X, y, there=there)
         weights = check_sample_weight(sample_weight, len(data.X))
         flat = aligned_zeros(self.parameters.shape, self.dtype)
-        where = (flat, self._where, weights)
-        loss = steps.value_and_gradient(self.parameters, self._programs, data, *where)
+        rest = (flat, where, weights)
+        loss = steps.value_and_gradient(self.parameters, self._programs, data, *rest)
         return loss, self._gradients_of(flat)
 
-    def _data(self, X: Any, y: Any, of: str = "") -> Any:
-        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of)
+    def _data(self, X: Any, y: Any, of: str = "", there: bool = False) -> Any:
+        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
 
     def forward(self, X: Any) -> Array:
         """Return the outputs of a batch (logits for a softmax loss); keep what `backward` needs."""

@@ -10,6 +10,7 @@ import numpy as np
 from fastmlp.arrays import check_integer
 from fastmlp.errors import DeviceError, DomainError, DTypeError, ShapeError, check_name, look_up
 from fastmlp.machine import detect
+from fastmlp.residency import guarded
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
 from fastmlp_kernels.problem import (
     DTYPES,
@@ -234,7 +235,9 @@ class Programs:
         machine = machine_with(where.threads)
         chosen = plan(problem, where.device, where.kernel, machine)
         announce_compilation(chosen)
-        found = self._kept[key] = chosen, chosen.kernel.build(problem, machine)
+        with guarded(chosen.kernel.device, "device"):
+            program = chosen.kernel.build(problem, machine)
+        found = self._kept[key] = chosen, program
         if len(self._kept) > PROGRAMS_KEPT:
             self._kept.popitem(last=False)
         return found

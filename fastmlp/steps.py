@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from fastmlp.arrays import Data
 from fastmlp.batches import CHUNK_ROWS
-from fastmlp.errors import NonFiniteTrainingError
+from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import TrainingState
 from fastmlp.planning import Programs, Where
+from fastmlp.residency import blank, guarded, resident, written
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.algebra import HYPER_WIDTH
-from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, Problem
+from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, DeviceMemory, Problem
 
 Array = NDArray[Any]
 
@@ -66,7 +67,8 @@ class Step:
         plan, self._program = programs.get(rows, rows, where, labels=labels, rule=rule)
         self._rule, self._slots, self._problem = rule, plan.problem.slots, plan.problem
         # On the host its methods return what they are given, at half a microsecond a step.
-        self._copies = plan.kernel.device != "cpu"
+        self._device = plan.kernel.device
+        self._copies = self._device != "cpu"
         dtype = np.dtype(plan.problem.dtype)
         self._numbers = StepNumbers(dtype)
         self._order = np.arange(rows, dtype=np.int64)
@@ -89,17 +91,15 @@ class Step:
         state.prepare(self._rule, self._slots)
         hyper = self._numbers.of(optimizer, state.steps + 1)
         control.fill(0)
-        factors = batch_factors(self._problem, weights)
-        arrays = (state.parameters, state.slots, data.X, data.y)
+        factors = None if weights is None else batch_factors(self._problem, weights)
+        call = (self._order, hyper, self._losses, control, factors)
         if self._copies:
-            arrays = tuple(map(program.to_device, arrays))
-        try:
-            program.epoch(*arrays, self._order, hyper, self._losses, control, factors)
-        finally:
-            if self._copies:
-                program.to_host(arrays[0], state.parameters)
-                program.to_host(arrays[1], state.slots)
-            state.steps += applied_batches(control)
+            self._take_there(state, data, call)
+        else:
+            try:
+                program.epoch(state.parameters, state.slots, data.X, data.y, *call)
+            finally:
+                state.steps += applied_batches(control)
         loss = self._losses.item()
         if control.item(STATUS):
             raise NonFiniteTrainingError.at(
@@ -110,6 +110,28 @@ class Step:
                 None,
             )
         return loss
+
+    def _take_there(self, state: TrainingState, data: Data, call: Any) -> None:
+        """Take the step on a device, where parameters and state have stayed since the last one.
+
+        They are copied to the host after every step: users hold views of the parameters, which no
+        method could bring up to date when they are read.
+        """
+        program, steps = self._program, state.steps
+        try:
+            with guarded(self._device, "step"):
+                parameters = resident(program, state.parameters)
+                slots = resident(program, state.slots)
+                X, y = program.to_device(data.X), program.to_device(data.y)
+                try:
+                    program.epoch(parameters, slots, X, y, *call)
+                finally:
+                    state.steps += applied_batches(self._control)
+                    written(program, state.parameters)
+                    written(program, state.slots)
+        except DeviceLostError:
+            state.steps = steps
+            raise
 
 
 def batch_factors(problem: Problem, weights: Weights | None) -> Array | None:
@@ -132,7 +154,7 @@ class Pass:
         rows = len(X)
         # A purpose of its own: no other call may overwrite what is kept for `backward`.
         plan, self._program = programs.get(rows, rows, where, labels=labels, purpose="parts")
-        self._problem = plan.problem
+        self._problem, self._device = plan.problem, plan.kernel.device
         self.kernel = plan.kernel.name
         self.X, self.labels, self.has_loss = X, labels, False
 
@@ -140,15 +162,24 @@ class Pass:
         """Return the outputs."""
         program = self._program
         outputs = np.empty((len(self.X), self._problem.sizes[-1]), dtype=parameters.dtype)
-        out = program.to_device(outputs)
-        program.forward(program.to_device(parameters), program.to_device(self.X), out)
-        program.to_host(out, outputs)
+        if program.memory is None:
+            program.forward(parameters, self.X, outputs)
+            return outputs
+        with guarded(self._device, "forward"):
+            out = blank(program, outputs)
+            program.forward(resident(program, parameters), program.to_device(self.X), out)
+            program.to_host(out, outputs)
         return outputs
 
     def loss(self, y: Array, weights: Weights | None = None) -> float:
         """Return the loss; its gradient is then what `backward` starts from."""
         factors = batch_factors(self._problem, weights)
-        loss = self._program.loss(self._program.to_device(y), factors)
+        program = self._program
+        if program.memory is None:
+            loss = program.loss(y, factors)
+        else:
+            with guarded(self._device, "compute_loss"):
+                loss = program.loss(program.to_device(y), factors)
         self.has_loss = True
         return loss
 
@@ -156,11 +187,15 @@ class Pass:
         """Add the parameters' gradient to `flat`; return that of the inputs."""
         program = self._program
         result = np.empty_like(self.X)
-        gradient, dX = program.to_device(flat), program.to_device(result)
-        by_outputs = None if upstream is None else program.to_device(upstream)
-        program.backward(program.to_device(parameters), by_outputs, gradient, dX)
-        program.to_host(gradient, flat)
-        program.to_host(dX, result)
+        if program.memory is None:
+            program.backward(parameters, upstream, flat, result)
+            return result
+        with guarded(self._device, "backward"):
+            gradient, dX = program.to_device(flat), blank(program, result)
+            by_outputs = None if upstream is None else program.to_device(upstream)
+            program.backward(resident(program, parameters), by_outputs, gradient, dX)
+            program.to_host(gradient, flat)
+            program.to_host(dX, result)
         return result
 
 
@@ -169,12 +204,29 @@ def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where
     # The next power of two: predictions of every length then share a few programs.
     rows = len(X)
     capacity = 1 << (rows - 1).bit_length()
-    _, program = programs.get(capacity, min(capacity, CHUNK_ROWS), where)
+    plan, program = programs.get(capacity, min(capacity, CHUNK_ROWS), where)
     result = np.empty((rows, outputs), dtype=X.dtype)
-    out = program.to_device(result)
-    program.predict(program.to_device(parameters), program.to_device(X), out, True)
-    program.to_host(out, result)
+    if program.memory is None:
+        program.predict(resident(program, parameters), X, result, True)
+        return result
+    with guarded(plan.kernel.device, "predict"):
+        held = resident(program, parameters)
+        pieces = rows_that_fit(program.memory, X, result)
+        for start in range(0, rows, pieces):
+            part = slice(start, start + pieces)
+            out = blank(program, result[part])
+            program.predict(held, program.to_device(X[part]), out, True)
+            program.to_host(out, result[part])
     return result
+
+
+def rows_that_fit(memory: DeviceMemory, X: Any, outputs: Array) -> int:
+    """Return how many rows of inputs and outputs fit in a device's memory: all of them, mostly."""
+    rows = len(outputs)
+    # Inputs that are there already take no more.
+    count = outputs.nbytes + (X.nbytes if type(X) is np.ndarray else 0)
+    available = memory.available()
+    return rows if count <= available else max(1, int(available // (count / rows)))
 
 
 def value_and_gradient(
@@ -189,10 +241,13 @@ def value_and_gradient(
     rows = len(data.X)
     plan, program = programs.get(rows, rows, where, labels=data.labels)
     factors = batch_factors(plan.problem, weights)
-    gradient = program.to_device(flat)
-    X, y = program.to_device(data.X), program.to_device(data.y)
-    loss = program.value_and_gradient(program.to_device(parameters), X, y, gradient, factors)
-    program.to_host(gradient, flat)
+    if program.memory is None:
+        return program.value_and_gradient(parameters, data.X, data.y, flat, factors)
+    with guarded(plan.kernel.device, "value_and_grad"):
+        gradient = blank(program, flat)
+        X, y = program.to_device(data.X), program.to_device(data.y)
+        loss = program.value_and_gradient(resident(program, parameters), X, y, gradient, factors)
+        program.to_host(gradient, flat)
     return loss
 
 
@@ -207,8 +262,13 @@ def apply(
     plan, program = programs.get(1, 1, where, rule=optimizer.rule)
     state.prepare(optimizer.rule, plan.problem.slots)
     hyper = optimizer.hyper(state.steps + 1, 1, gradient.dtype)
-    parameters, slots = program.to_device(state.parameters), program.to_device(state.slots)
-    program.update(parameters, program.to_device(gradient), slots, program.to_device(hyper))
-    program.to_host(parameters, state.parameters)
-    program.to_host(slots, state.slots)
+    if program.memory is None:
+        program.update(state.parameters, gradient, state.slots, hyper)
+        state.steps += 1
+        return
+    with guarded(plan.kernel.device, "apply"):
+        parameters, slots = resident(program, state.parameters), resident(program, state.slots)
+        program.update(parameters, program.to_device(gradient), slots, program.to_device(hyper))
+        written(program, state.parameters)
+        written(program, state.slots)
     state.steps += 1

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data
+from fastmlp.arrays import Data, host_copy
 from fastmlp.batches import CHUNK_ROWS, batch_rows, combine_losses, epoch_order
 from fastmlp.callbacks import Callback, EarlyStopping, EpochEnd, Patience
 from fastmlp.epochs import Epoch, Trainer
@@ -17,6 +17,7 @@ from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import TrainingState
 from fastmlp.planning import Programs, Where
 from fastmlp.progress import Report
+from fastmlp.residency import blank, guarded, resident
 from fastmlp.weighting import Weights
 from fastmlp_kernels.problem import Problem
 
@@ -64,6 +65,7 @@ class Fit:
             options.where,
             weights=options.weights,
             l2=options.l2,
+            lazy=True,
         )
         self.problem = self.trainer.plan.problem
         chosen = self.trainer.plan.kernel
@@ -83,6 +85,8 @@ class Fit:
                     break
         finally:
             report.close()
+            # Also after an interrupt or an error.
+            self.trainer.fetch()
         if self.patience is not None:
             self.history.best_epoch = self.patience.best_epoch
             if self.patience.best_parameters is not None:
@@ -117,6 +121,7 @@ class Fit:
         """Tell everybody of the last epoch; return whether anybody wants to stop."""
         if self.patience is None and not self.options.callbacks:
             return False
+        self.trainer.fetch()
         event = EpochEnd(
             epochs=self.options.epochs,
             step=self.state.steps,
@@ -145,7 +150,7 @@ class Fit:
         if last is None and len(self.history):
             last = float(self.history.loss[-1])
         number, batch = len(self.history) + 1, bad or len(losses)
-        largest = float(np.abs(self.data.X).max())
+        largest = float(np.abs(host_copy(self.data.X)).max())
         rate = float(np.max(self.options.optimizer.rates(self.state.steps, 1)))
         raise NonFiniteTrainingError.at(
             f"fit: got a loss, gradient or parameter that is not finite in epoch {number}, batch "
@@ -176,10 +181,12 @@ def evaluate(
     for size in map(int, sizes):
         part = slice(start, start + size)
         start += size
-        _, program = programs.get(size, size, where, labels=data.labels)
-        out = program.to_device(outputs[part])
-        program.forward(program.to_device(parameters), program.to_device(data.X[part]), out)
-        losses.append(program.loss(program.to_device(data.y[part])))
-        program.to_host(out, outputs[part])
+        plan, program = programs.get(size, size, where, labels=data.labels)
+        with guarded(plan.kernel.device, "evaluate"):
+            out = blank(program, outputs[part])
+            held = resident(program, parameters), program.to_device(data.X[part])
+            program.forward(*held, out)
+            losses.append(program.loss(program.to_device(data.y[part])))
+            program.to_host(out, outputs[part])
     loss = combine_losses(losses, sizes, problem.reduction)
-    return Evaluation(loss, score(metric, outputs, data.y, data.labels), metric)
+    return Evaluation(loss, score(metric, outputs, host_copy(data.y), data.labels), metric)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, host_array
+from fastmlp.arrays import Data, host_array, host_copy
 from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp_kernels.problem import Problem
 
@@ -49,12 +49,13 @@ def class_weights(class_weight: Any, data: Data) -> Weights:
     `class_weight` maps classes to weights (1 where one is missing), or is "balanced": rows over
     classes times the rows of the class, so that every class has the same weight in total.
     """
-    if data.y.shape[1] != 1 or not (data.labels or np.isin(data.y, (0, 1)).all()):
+    y = host_copy(data.y)
+    if y.shape[1] != 1 or not (data.labels or np.isin(y, (0, 1)).all()):
         raise DomainError(
-            f"class_weight: got targets of shape {data.y.shape} that are no classes, wanted one "
+            f"class_weight: got targets of shape {y.shape} that are no classes, wanted one "
             "class a row: labels, or one column of 0 and 1"
         )
-    labels = data.y[:, 0].astype(np.int64)
+    labels = y[:, 0].astype(np.int64)
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise DomainError(

@@ -215,15 +215,56 @@ class Machine:
     instruction_set: str = ""
 
 
+class DeviceMemory(Protocol):
+    """Memory that is not the host's, as a program uses it: see `cuda.memory.DeviceMemory`.
+
+    `traffic` counts what has moved to it and from it.
+    """
+
+    traffic: Any
+
+    def here(self) -> Any:
+        """Return a context in which any thread works on this program's device."""
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        """Return a new device array, not written."""
+
+    def to_device(self, array: Any) -> Any:
+        """Return the array on the device; one that is there already is not copied."""
+
+    def write(self, array: np.ndarray, held: Any) -> None:
+        """Copy a host array into a device array of its shape."""
+
+    def to_host(self, held: Any, out: np.ndarray) -> None:
+        """Copy a device array into a host array of its shape, after all that was enqueued."""
+
+    def copy(self, held: Any, into: Any) -> None:
+        """Copy a device array into another one of its shape, in the order of the launches."""
+
+    def all_finite(self, *arrays: Any) -> bool:
+        """Return whether all elements of device arrays of one dtype are finite."""
+
+    def available(self) -> float:
+        """Return the bytes that data may take on the device."""
+
+
 class Program(Protocol):
     """A kernel built for a problem, with its workspace: what `Kernel.build` returns.
 
     Arrays are C-contiguous, of the problem's dtype, and made by `to_device` (which is the identity
     on the CPU). Nothing is checked here: `fastmlp.arrays` has done it. A program is used by one
     thread at a time.
+
+    Attributes
+    ----------
+    problem : Problem
+    memory : DeviceMemory or None
+        Where the program computes, if that is not the host's memory. Parameters and state then
+        stay there from one epoch to the next, and it is the caller who brings them to the host.
     """
 
     problem: Problem
+    memory: DeviceMemory | None
 
     def to_device(self, array: np.ndarray) -> Any:
         """Return the array where the program computes; no copy on the CPU."""
@@ -271,6 +312,9 @@ class Program(Protocol):
         `factors` (host, dtype[rows]) multiply the losses of the rows, in the order of the epoch,
         in place of the reduction's own factor. The sum of the squares of all weights, no biases, as
         they were before batch k, goes to ``squares[k]`` (host, float64[batches]).
+
+        What was enqueued on a device has ended when this returns: `X` and `y` may then be
+        overwritten. Parameters and state stay there.
 
         With more than one member every array but `X` and `y` has one more axis, the first:
         parameters dtype[members, P], state dtype[members, slots, P], order int64[members, rows],

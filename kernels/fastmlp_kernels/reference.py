@@ -88,6 +88,8 @@ def backward_chain(
 class ReferenceProgram:
     """The `Program` of the reference kernel."""
 
+    memory = None
+
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 

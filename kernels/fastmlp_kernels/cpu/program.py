@@ -37,6 +37,8 @@ DIRECT_ROWS = 4
 class FusedProgram(Layout):
     """A problem's memory and the calls into compiled code; see `problem.Program`."""
 
+    memory = None
+
     def __init__(self, problem: Problem, machine: Machine | None = None) -> None:
         machine = Machine() if machine is None else machine
         target = instruction_set(machine.instruction_set)

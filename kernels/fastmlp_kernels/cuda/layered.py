@@ -20,6 +20,7 @@ from fastmlp_kernels.cuda import linear, loss, update
 from fastmlp_kernels.cuda.activation import activation_backward, activation_forward
 from fastmlp_kernels.cuda.gather import gather_rows
 from fastmlp_kernels.cuda.loss import check_finite, loss_and_gradient, predict_rows
+from fastmlp_kernels.cuda.memory import DeviceMemory
 from fastmlp_kernels.problem import (
     BATCHES,
     CONTROL_WORDS,
@@ -119,6 +120,7 @@ class LayeredProgram:
     """The `Program` of `cuda.layered`: its workspace on the device, and the launches."""
 
     def __init__(self, problem: Problem, tiles: Tiles | None = None) -> None:
+        self.memory = DeviceMemory()
         self.problem = problem
         self.tiles = tiles or Tiles()
         self.kernels = build(self.tiles)
@@ -234,18 +236,11 @@ class LayeredProgram:
 
     def to_device(self, array: np.ndarray) -> Any:
         """Return the array on the GPU; one that is there already is not copied."""
-        if getattr(array, "__cuda_ndarray__", False):
-            return array
-        if hasattr(array, "__cuda_array_interface__"):
-            return cuda.as_cuda_array(array)
-        if array.size == 0:
-            return cuda.device_array(array.shape, array.dtype)
-        return cuda.to_device(array)
+        return self.memory.to_device(array)
 
     def to_host(self, array: Any, out: np.ndarray) -> None:
         """Copy a device array, once all that was enqueued before is done."""
-        if out.size > 0:
-            self.to_device(array).copy_to_host(out)
+        self.memory.to_host(array, out)
 
     def _forward_chain(self, parameters: Any, X: Any, rows: int) -> Any:
         """Run every layer on `rows` rows of `X`, keeping what `_backward_chain` needs."""
