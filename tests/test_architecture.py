@@ -173,8 +173,9 @@ KERNEL_NAMES = {
     "gather_rows",
 }
 EXTRA_NAMES = {"cpu": set(), "cuda": {"check_finite"}}
-# Programs have methods of these names, which the contract documents.
-NO_KERNELS = {"__init__", "program", "layered"}
+# Programs have methods of these names, which the contract documents, and the products of a layer in
+# shared memory are parts of kernels, which `products` documents.
+NO_KERNELS = {"__init__", "program", "layered", "block_linear", "tensor_linear"}
 
 
 def kernel_nodes():

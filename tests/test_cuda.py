@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CASES = ("cuda_kernel_cases.py", "cuda_program_cases.py", "cuda_memory_cases.py")
+CASES = sorted(path.name for path in HERE.glob("cuda_*_cases.py"))
 # Far fewer would mean that something was not collected.
 FEWEST_CASES = 150
 

@@ -303,6 +303,18 @@ def cuda_part(function: Callable) -> Any:
     return cuda.jit(device=True, **CUDA_FLAGS)(function)
 
 
+def cuda_inlined(function: Callable) -> Any:
+    """Compile a part of CUDA kernels that is given an array of the thread's own.
+
+    Registers have no address: were the part called, the array would lie in local memory.
+    """
+    from numba import cuda
+
+    if simulated():
+        return cuda.jit(device=True, **CUDA_FLAGS)(function)
+    return cuda.jit(device=True, forceinline=True, **CUDA_FLAGS)(function)
+
+
 def cuda_kernel(function: Callable) -> Any:
     """Compile a CUDA kernel, to be launched as ``kernel[grid, block](...)``."""
     from numba import cuda

@@ -1,5 +1,6 @@
 """CUDA kernels. Importing this package imports no Numba: `build` does, when a program is made."""
 
+from fastmlp_kernels.cuda import resident_cost
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 
 
@@ -33,4 +34,13 @@ def _build(problem: Problem, machine: Machine) -> Program:
     return LayeredProgram(problem)
 
 
-KERNELS = (Kernel("cuda.layered", "cuda", _supports, _cost, _build),)
+def _build_resident(problem: Problem, machine: Machine) -> Program:
+    from fastmlp_kernels.cuda.resident_program import ResidentProgram
+
+    return ResidentProgram(problem, machine)
+
+
+KERNELS = (
+    Kernel("cuda.layered", "cuda", _supports, _cost, _build),
+    Kernel("cuda.resident", "cuda", resident_cost.supports, resident_cost.cost, _build_resident),
+)

@@ -1,0 +1,371 @@
+"""Where a network lies in the shared memory of a block, as a table of words.
+
+Plain arithmetic, without Numba: `supports` asks it, and the kernels read its table. A tile of rows
+goes through all layers there, so for each layer it holds the weights, the activation, the
+pre-activation where it is kept, and beside them two matrices in turn for the derivatives by the
+pre-activations.
+"""
+
+import bisect
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fastmlp_kernels.algebra import HYPER_WIDTH
+from fastmlp_kernels.problem import LayerLayout, Problem, parameter_layout
+
+# Words of the table's head. Offsets are in elements of their own array: `operands` for X, the
+# weights, hidden activations and dZ, `numbers` for anything else.
+(
+    LAYERS,
+    PARAMETERS,
+    NUMBERS_USED,
+    TILE_ROWS,
+    BATCH_SIZE,
+    EPOCH_ROWS,
+    INPUTS,
+    X,
+    X_STRIDE,
+    X_DOWN,
+    X_ALONG,
+    TARGET_COLUMNS,
+    TARGETS,
+    TARGET_STRIDE,
+    TARGET_DOWN,
+    TARGET_ALONG,
+    OUTPUTS,
+    LOGITS,
+    LOGIT_STRIDE,
+    LOSS_GRADIENT,
+    LOSS_GRADIENT_STRIDE,
+    ROW_LOSSES,
+    PARTIAL,
+    HYPER,
+    GRADIENT,
+    FIRST,
+    SECOND,
+    MASTER,
+) = range(28)
+HEAD = 28
+
+# Words of a layer. `A` is what it reads, `OUT` its activation (the last layer's is in `numbers`),
+# `KEPT` what its slope reads: Z in `numbers` where KEEPS_INPUT is 1, else `OUT`. A thread that
+# walks over W, `threads` elements at a time, goes DOWN rows and ALONG columns at once.
+(
+    FAN_IN,
+    FAN_OUT,
+    W,
+    W_STRIDE,
+    B,
+    A,
+    A_STRIDE,
+    OUT,
+    OUT_STRIDE,
+    KEPT,
+    KEPT_STRIDE,
+    KEEPS_INPUT,
+    DZ,
+    DZ_STRIDE,
+    START,
+    ACTIVATION,
+    DOWN,
+    ALONG,
+) = range(18)
+LAYER_WORDS = 18
+
+# Every region begins at a multiple of it, for loads of 16 bytes and for ldmatrix.
+ALIGNMENT = 16
+# State moves out of shared memory only for tiles of fewer rows than these.
+FEW_ROWS = 32
+
+
+class Form(NamedTuple):
+    """What a placement depends on of the block products: see `products.BlockProducts`."""
+
+    name: str
+    operand: str
+    number: str
+    pad: int
+    skew: int
+    row_pad: int
+
+    @property
+    def mixed(self) -> bool:
+        """Whether operands and numbers are of different kinds."""
+        return self.name != "float"
+
+
+def float_form(dtype: str, tile_rows: int = 4, tile_columns: int = 4) -> Form:
+    """Return the form of `block_linear` for its register tiles."""
+    pad = max(4, tile_rows, tile_columns)
+    return Form("float", dtype, dtype, pad, ALIGNMENT // np.dtype(dtype).itemsize, tile_rows)
+
+
+# The forms of `tensor_linear`, by precision.
+TENSOR_FORMS = {
+    "bfloat16": Form("bfloat16", "uint16", "float32", 32, 8, 32),
+    "tf32": Form("tf32", "float32", "float32", 32, 4, 32),
+}
+
+
+def padded(width: int, multiple: int) -> int:
+    """Return the smallest multiple that is not below `width`."""
+    return -(-width // multiple) * multiple
+
+
+def row_stride(width: int, form: Form) -> int:
+    """Return the elements from a row of operands to the next.
+
+    An odd multiple of the skew, which is 16 bytes: the 128 bytes of the banks are 8 of those, so
+    8 neighbouring rows begin in 8 different ones.
+    """
+    columns = padded(width, form.pad)
+    return columns + (form.skew if columns // form.skew % 2 == 0 else 0)
+
+
+class Region(NamedTuple):
+    """Bytes of shared memory that have one use."""
+
+    name: str
+    start: int
+    size: int
+
+
+class _Memory:
+    """Regions one after the other."""
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+        self.end = 0
+
+    def take(self, name: str, count: int, dtype: str) -> int:
+        """Return the offset, in elements, of room for so many."""
+        item = np.dtype(dtype).itemsize
+        region = Region(name, self.end, padded(count * item, ALIGNMENT))
+        self.regions.append(region)
+        self.end += region.size
+        return region.start // item
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A network's place in shared memory, for tiles of so many rows.
+
+    Parameters
+    ----------
+    form : Form
+    rows : int
+        Of a tile: a multiple of ``form.row_pad``.
+    gradient_shared, state_shared : bool
+        Whether the gradient and the optimizer's state lie in shared memory, or in global.
+    regions : tuple of Region
+    words : tuple of int
+        The table: `HEAD` words, then `LAYER_WORDS` for each layer.
+    """
+
+    form: Form
+    rows: int
+    gradient_shared: bool
+    state_shared: bool
+    regions: tuple[Region, ...]
+    words: tuple[int, ...]
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        return self.regions[-1].start + self.regions[-1].size
+
+    def table(self) -> np.ndarray:
+        """Return the words as an array."""
+        return np.array(self.words, np.int64)
+
+    def layer(self, index: int) -> tuple[int, ...]:
+        """Return the words of a layer."""
+        start = HEAD + index * LAYER_WORDS
+        return self.words[start : start + LAYER_WORDS]
+
+
+def activations_in_use(problem: Problem) -> tuple[str, ...]:
+    """Return the activations of a training step, each once: its place here is its code."""
+    return tuple(dict.fromkeys(problem.training_activations))
+
+
+class _Rows(NamedTuple):
+    """What a tile needs: offsets and strides by layer, of rows."""
+
+    inputs: list[tuple[int, int]]
+    kept: list[tuple[int, int]]
+    deltas: list[tuple[int, int]]
+    loss_gradient: tuple[int, int]
+
+
+def _place_rows(problem: Problem, form: Form, rows: int, memory: _Memory) -> _Rows:
+    """Return where a tile's matrices lie; the last of the inputs are the outputs, as numbers."""
+    last = len(problem.sizes) - 2
+    inputs, kept, deltas = [], [], []
+    for index, width in enumerate(problem.sizes):
+        output = index == last + 1
+        # A thread a row reads the outputs: an odd stride puts 32 rows into 32 banks.
+        stride = width | 1 if output else row_stride(width, form)
+        dtype = form.number if output else form.operand
+        inputs.append((memory.take(f"activation {index}", rows * stride, dtype), stride))
+    turns = [0, 0]
+    for index, width in enumerate(problem.sizes[1:]):
+        turn = (last - index) % 2
+        turns[turn] = max(turns[turn], rows * row_stride(width, form))
+    buffers = [memory.take(f"dZ {k}", size, form.operand) for k, size in enumerate(turns)]
+    for index, width in enumerate(problem.sizes[1:]):
+        stride = row_stride(width, form)
+        kept.append(inputs[index + 1])
+        if problem.keeps_input[index]:
+            kept[index] = memory.take(f"Z {index}", rows * stride, form.number), stride
+        deltas.append((buffers[(last - index) % 2], stride))
+    gradient = deltas[last]
+    if form.mixed:
+        stride = problem.sizes[-1] | 1
+        gradient = memory.take("loss gradient", rows * stride, form.number), stride
+    return _Rows(inputs, kept, deltas, gradient)
+
+
+def _layer_words(
+    problem: Problem, form: Form, index: int, layer: LayerLayout, threads: int, memory: _Memory
+) -> dict[int, int]:
+    """Return the words of a layer that rows have no part in."""
+    fan_in, fan_out = layer.fan_in, layer.fan_out
+    stride = row_stride(fan_out, form)
+    codes = activations_in_use(problem)
+    return {
+        FAN_IN: fan_in,
+        FAN_OUT: fan_out,
+        W: memory.take(f"W {index}", padded(fan_in, form.pad) * stride, form.operand),
+        W_STRIDE: stride,
+        # Padded, as products may read on; what they make of it is not used.
+        B: memory.take(f"b {index}", padded(fan_out, form.pad), form.number),
+        KEEPS_INPUT: int(problem.keeps_input[index]),
+        START: layer.weight.start,
+        ACTIVATION: codes.index(problem.training_activations[index]),
+        DOWN: threads // fan_out,
+        ALONG: threads % fan_out,
+    }
+
+
+def _words(problem: Problem, form: Form, rows: int, threads: int, shared: Sequence[bool]) -> tuple:
+    """Return the table and the regions for tiles of so many rows."""
+    memory = _Memory()
+    count, columns = problem.parameter_count, problem.target_columns
+    gradient_shared, state_shared = shared
+    layers = [
+        _layer_words(problem, form, index, layer, threads, memory)
+        for index, layer in enumerate(parameter_layout(problem.sizes))
+    ]
+    places = _place_rows(problem, form, rows, memory)
+    for index, layer in enumerate(layers):
+        layer[A], layer[A_STRIDE] = places.inputs[index]
+        layer[OUT], layer[OUT_STRIDE] = places.inputs[index + 1]
+        layer[KEPT], layer[KEPT_STRIDE] = places.kept[index]
+        layer[DZ], layer[DZ_STRIDE] = places.deltas[index]
+    slots = [count if state_shared and k < problem.slots else 0 for k in range(2)]
+
+    def numbers(name: str, size: int) -> int:
+        return memory.take(name, size, form.number)
+
+    head = {
+        LAYERS: len(layers),
+        PARAMETERS: count,
+        TILE_ROWS: rows,
+        BATCH_SIZE: problem.batch_size,
+        EPOCH_ROWS: problem.rows,
+        INPUTS: problem.sizes[0],
+        X: places.inputs[0][0],
+        X_STRIDE: places.inputs[0][1],
+        X_DOWN: threads // problem.sizes[0],
+        X_ALONG: threads % problem.sizes[0],
+        TARGET_COLUMNS: columns,
+        TARGETS: numbers("targets", rows * (columns | 1)),
+        TARGET_STRIDE: columns | 1,
+        TARGET_DOWN: threads // columns,
+        TARGET_ALONG: threads % columns,
+        OUTPUTS: problem.sizes[-1],
+        LOGITS: places.inputs[-1][0],
+        LOGIT_STRIDE: places.inputs[-1][1],
+        LOSS_GRADIENT: places.loss_gradient[0],
+        LOSS_GRADIENT_STRIDE: places.loss_gradient[1],
+        ROW_LOSSES: numbers("row losses", rows),
+        PARTIAL: numbers("partial sums", threads),
+        # Those of this step, and of the next one.
+        HYPER: numbers("hyper", 2 * HYPER_WIDTH),
+        GRADIENT: numbers("gradient", count if gradient_shared else 0),
+        FIRST: numbers("first", slots[0]),
+        SECOND: numbers("second", slots[1]),
+        MASTER: numbers("master", count if form.mixed else 0),
+    }
+    head[NUMBERS_USED] = memory.end // np.dtype(form.number).itemsize
+    table = [head[k] for k in range(HEAD)]
+    for layer in layers:
+        table += [layer[k] for k in range(LAYER_WORDS)]
+    return tuple(table), tuple(memory.regions)
+
+
+def _placement(
+    problem: Problem, form: Form, threads: int, shared: Sequence[bool], rows: int
+) -> Placement:
+    words, regions = _words(problem, form, rows, threads, shared)
+    return Placement(form, rows, *shared, regions, words)
+
+
+def _largest(
+    problem: Problem, form: Form, threads: int, capacity: int, shared: Sequence[bool]
+) -> Placement | None:
+    """Return the placement of most rows that fits; of as many tiles, the one of fewest rows."""
+    step = form.row_pad
+    build = functools.partial(_placement, problem, form, threads, shared)
+    sizes = range(step, padded(problem.batch_size, step) + 1, step)
+    fitting = bisect.bisect_right(sizes, capacity, key=lambda rows: build(rows).shared_bytes)
+    if fitting == 0:
+        return None
+    tiles = -(-problem.batch_size // sizes[fitting - 1])
+    return build(padded(-(-problem.batch_size // tiles), step))
+
+
+@functools.lru_cache(maxsize=256)
+def place(
+    problem: Problem,
+    form: Form,
+    threads: int,
+    capacity: int,
+    gradient_shared: bool = True,
+    state_shared: bool | None = None,
+) -> Placement | str:
+    """Return where the network lies in shared memory, or why it does not fit.
+
+    Parameters
+    ----------
+    problem : Problem
+    form : Form
+    threads : int
+        Of a block.
+    capacity : int
+        Bytes of shared memory that a block may have.
+    gradient_shared : bool
+        Whether the gradient is to lie there too.
+    state_shared : bool, optional
+        Whether the optimizer's state is; by default where that leaves room for `FEW_ROWS`.
+
+    Returns
+    -------
+    Placement or str
+        As many rows a tile as fit, and not more than the batch has; of the sizes that take as many
+        tiles for a batch, the smallest, so that the last tile is not nearly empty.
+    """
+    wanted = min(FEW_ROWS, problem.batch_size)
+    for shared in (True, False) if state_shared is None else (state_shared,):
+        found = _largest(problem, form, threads, capacity, (gradient_shared, shared))
+        if found and (found.rows >= wanted or not shared or state_shared):
+            return found
+    least = (gradient_shared, bool(state_shared))
+    smallest = _placement(problem, form, threads, least, form.row_pad)
+    needed = -(-smallest.shared_bytes // 1024)
+    return f"needs {needed} KB of shared memory a block, the GPU has {capacity // 1024} KB"

@@ -1,0 +1,34 @@
+"""More shared memory for a block than the 48 KB that CUDA gives unasked."""
+
+from typing import Any
+
+from fastmlp_kernels.compile import simulated
+
+# What every launch may have.
+UNASKED_BYTES = 48 * 1024
+
+
+def allow(kernel: Any, signature: tuple, shared_bytes: int) -> None:
+    """Compile a kernel for a signature, and let its launches have that much dynamic shared memory.
+
+    Numba asks for none beyond `UNASKED_BYTES`, and a launch with more then fails as invalid.
+    """
+    if simulated():
+        return
+    kernel.compile(signature)
+    if shared_bytes <= UNASKED_BYTES:
+        return
+    from cuda.bindings import driver
+
+    function = kernel.overloads[signature].library.get_cufunc().handle
+    if isinstance(function, driver.CUkernel):
+        status, function = driver.cuKernelGetFunction(function)
+        _check(driver, status, "cuKernelGetFunction")
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    (status,) = driver.cuFuncSetAttribute(function, attribute, shared_bytes)
+    _check(driver, status, f"shared memory of {shared_bytes} bytes a block")
+
+
+def _check(driver: Any, status: Any, what: str) -> None:
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"{what}: got {status.name}")

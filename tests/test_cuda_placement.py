@@ -1,0 +1,188 @@
+"""Where a network lies in shared memory: plain arithmetic, so no compiler and no simulator."""
+
+import dataclasses
+import subprocess
+
+import numpy as np
+import pytest
+
+from fastmlp_kernels.cuda import placement as at
+from fastmlp_kernels.cuda.placement import (
+    ALIGNMENT,
+    FEW_ROWS,
+    HEAD,
+    LAYER_WORDS,
+    TENSOR_FORMS,
+    Placement,
+    activations_in_use,
+    float_form,
+    padded,
+    place,
+    row_stride,
+)
+from fastmlp_kernels.problem import Problem, parameter_layout
+
+KB = 1024
+FORMS = [float_form("float32"), float_form("float64"), *TENSOR_FORMS.values()]
+PROBLEMS = [
+    Problem((64, 64, 64, 1), ("tanh", "gelu", "identity"), "squared_error", "adam", batch_size=256),
+    Problem((5, 9, 3), ("silu", "identity"), "softmax_cross_entropy", "sgd", labels=True),
+    Problem((7, 2), ("softplus",), "poisson", "momentum", batch_size=5),
+    Problem((3, 40, 33, 2), ("gelu", "exp", "gelu"), "squared_error", "adam", batch_size=50),
+]
+
+
+@pytest.fixture(params=FORMS, ids=lambda form: f"{form.name} {form.number}")
+def form(request):
+    return request.param
+
+
+@pytest.fixture(params=PROBLEMS, ids=lambda problem: str(problem.sizes))
+def problem(request):
+    return request.param
+
+
+def test_no_numba_is_imported(child_python, child_environment):
+    code = "import sys; import fastmlp_kernels.cuda.placement; assert 'numba' not in sys.modules"
+    subprocess.run([child_python, "-c", code], env=child_environment, check=True)
+
+
+def test_regions_are_apart_aligned_and_within_the_total(problem, form):
+    found = place(problem, form, 256, 200 * KB)
+    end = 0
+    for region in found.regions:
+        assert region.start == end and region.start % ALIGNMENT == 0 and region.size >= 0
+        end += region.size
+    assert found.shared_bytes == end <= 200 * KB
+    names = [region.name for region in found.regions]
+    assert len(set(names)) == len(names)
+    item = np.dtype(form.number).itemsize
+    assert found.words[at.NUMBERS_USED] * item == end
+
+
+def spans(problem, form, found):
+    """Return (first byte, byte after the last) of everything that the words point at."""
+    operand, number = np.dtype(form.operand).itemsize, np.dtype(form.number).itemsize
+    rows, words, result = found.rows, found.words, {}
+
+    def matrix(name, offset, count, stride, width, item):
+        result[name] = (offset * item, (offset + (count - 1) * stride + width) * item)
+
+    matrix(
+        "targets", words[at.TARGETS], rows, words[at.TARGET_STRIDE], problem.target_columns, number
+    )
+    matrix("X", words[at.X], rows, words[at.X_STRIDE], padded(problem.sizes[0], form.pad), operand)
+    sizes = {
+        at.ROW_LOSSES: rows,
+        at.PARTIAL: 256,
+        at.HYPER: 20,
+        at.GRADIENT: problem.parameter_count,
+    }
+    sizes |= {at.FIRST: problem.parameter_count} if found.state_shared and problem.slots > 0 else {}
+    sizes |= (
+        {at.SECOND: problem.parameter_count} if found.state_shared and problem.slots > 1 else {}
+    )
+    sizes |= {at.MASTER: problem.parameter_count} if form.mixed else {}
+    for word, count in sizes.items():
+        matrix(word, words[word], 1, 0, count, number)
+    last = len(problem.sizes) - 2
+    for index, width in enumerate(problem.sizes[1:]):
+        layer, wide = found.layer(index), padded(width, form.pad)
+        below = padded(problem.sizes[index], form.pad)
+        matrix(f"W {index}", layer[at.W], below, layer[at.W_STRIDE], wide, operand)
+        matrix(f"b {index}", layer[at.B], 1, 0, wide, number)
+        out = (number, width) if index == last else (operand, wide)
+        matrix(f"out {index}", layer[at.OUT], rows, layer[at.OUT_STRIDE], out[1], out[0])
+        if problem.keeps_input[index]:
+            matrix(f"Z {index}", layer[at.KEPT], rows, layer[at.KEPT_STRIDE], width, number)
+        else:
+            assert layer[at.KEPT : at.KEPT_STRIDE + 1] == layer[at.OUT : at.OUT_STRIDE + 1]
+        matrix(f"dZ {index}", layer[at.DZ], rows, layer[at.DZ_STRIDE], wide, operand)
+    return result
+
+
+def test_what_is_used_at_one_time_does_not_overlap(problem, form):
+    found = place(problem, form, 256, 200 * KB)
+    placed = spans(problem, form, found)
+    assert len(placed) >= 10
+    for name, (start, end) in placed.items():
+        assert start % ALIGNMENT == 0 and 0 <= start < end <= found.shared_bytes, name
+        for other, (other_start, other_end) in placed.items():
+            if other == name or (end <= other_start or other_end <= start):
+                continue
+            # In turns: never two neighbours.
+            assert {str(each).split()[0] for each in (name, other)} == {"dZ"}, (name, other)
+            layers = [int(str(each).split()[1]) for each in (name, other)]
+            assert abs(layers[0] - layers[1]) > 1, (name, other)
+
+
+def test_the_words_of_layers(problem, form):
+    found = place(problem, form, 256, 200 * KB)
+    assert len(found.words) == HEAD + LAYER_WORDS * (len(problem.sizes) - 1)
+    assert found.table().dtype == np.int64 and found.table().tolist() == list(found.words)
+    used = activations_in_use(problem)
+    assert len(set(used)) == len(used) <= len(problem.activations)
+    for index, layout in enumerate(parameter_layout(problem.sizes)):
+        layer = found.layer(index)
+        assert layer[at.FAN_IN : at.FAN_OUT + 1] == (layout.fan_in, layout.fan_out)
+        assert layer[at.START] == layout.weight.start
+        assert used[layer[at.ACTIVATION]] == problem.training_activations[index]
+        assert layer[at.DOWN] * layout.fan_out + layer[at.ALONG] == 256
+        assert layer[at.ALONG] < layout.fan_out
+        if index > 0:
+            before = found.layer(index - 1)
+            assert layer[at.A : at.A_STRIDE + 1] == before[at.OUT : at.OUT_STRIDE + 1]
+    assert found.layer(0)[at.A] == found.words[at.X]
+
+
+def test_neighbouring_rows_of_operands_begin_in_different_banks(form):
+    item = np.dtype(form.operand).itemsize
+    for width in range(1, 140):
+        stride = row_stride(width, form)
+        assert stride >= padded(width, form.pad) and stride * item % 16 == 0
+        begins = {(row * stride * item) % 128 for row in range(8)}
+        assert len(begins) == 8, width
+
+
+def test_as_many_rows_as_fit_in_tiles_of_like_size(form):
+    problem = dataclasses.replace(PROBLEMS[0], batch_size=1000, rows=1000)
+    seen = set()
+    for capacity in (100 * KB, 150 * KB, 227 * KB, 1000 * KB):
+        found = place(problem, form, 256, capacity, state_shared=False)
+        if isinstance(found, str):
+            continue
+        assert found.rows % form.row_pad == 0 and found.shared_bytes <= capacity
+        tiles = -(-1000 // found.rows)
+        # One tile fewer would need more rows than fit.
+        if tiles > 1:
+            more = dataclasses.replace(
+                problem, batch_size=padded(-(-1000 // (tiles - 1)), form.row_pad)
+            )
+            assert place(more, form, 256, capacity, state_shared=False).rows < more.batch_size
+        assert found.rows - form.row_pad < -(-1000 // tiles)
+        seen.add(found.rows)
+    assert len(seen) > 1
+
+
+def test_state_leaves_shared_memory_when_rows_need_the_room(form):
+    problem = dataclasses.replace(PROBLEMS[0], batch_size=FEW_ROWS)
+    assert place(problem, form, 256, 400 * KB).state_shared
+    enough = place(problem, form, 256, 400 * KB, state_shared=False)
+    assert enough.rows == FEW_ROWS
+    tight = place(problem, form, 256, enough.shared_bytes)
+    assert not tight.state_shared and tight.rows == FEW_ROWS
+    # A third of a tile is no reason to fetch what fits.
+    less = dataclasses.replace(problem, batch_size=8)
+    assert place(less, form, 256, 400 * KB).state_shared
+
+
+def test_what_does_not_fit_says_by_how_much():
+    problem = Problem((256, 256, 256), ("tanh", "identity"), "squared_error")
+    reason = place(problem, float_form("float32"), 256, 227 * KB)
+    assert isinstance(reason, str)
+    needed = int(reason.split()[1])
+    assert reason == f"needs {needed} KB of shared memory a block, the GPU has 227 KB"
+    # Weights twice, as the gradient lies there too.
+    assert 4 * 2 * 2 * 256 * 256 / KB < needed < 1100
+    assert isinstance(place(problem, float_form("float32"), 256, needed * KB), Placement)
+    assert isinstance(place(problem, float_form("float32"), 256, (needed - 1) * KB), str)
