@@ -8,18 +8,32 @@ from typing import Any, NamedTuple, NoReturn, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arrays import Data, check_data, check_integer, check_matrix, check_number
+from fastmlp.arrays import (
+    Data,
+    check_data,
+    check_integer,
+    check_matrix,
+    check_number,
+    host_copy,
+)
 from fastmlp.batches import CHUNK_ROWS
+from fastmlp.device_arrays import follows, matrix_there, stays
 from fastmlp.ensemble_history import EnsembleHistory
-from fastmlp.errors import DomainError, DTypeError, NonFiniteTrainingError, ShapeError
+from fastmlp.errors import DTypeError, NonFiniteTrainingError
 from fastmlp.metrics import check_metric
 from fastmlp.model import MLP
 from fastmlp.network import LARGEST_SEED
-from fastmlp.optimizers import Optimizer, check_optimizer
+from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
 from fastmlp.planning import Programs, Where, check_threads
 from fastmlp.progress import Report
-from fastmlp.side_by_side import MembersEpoch, MembersState, MembersTrainer
+from fastmlp.residency import blank, guarded
+from fastmlp.side_by_side import (
+    MembersEpoch,
+    MembersState,
+    MembersTrainer,
+    check_optimizers,
+)
 from fastmlp.training import evaluate
 from fastmlp.weighting import check_weights
 from fastmlp_kernels.algebra import LOSSES
@@ -202,10 +216,10 @@ class Ensemble:
             If a number of some networks becomes infinite or NaN: after the others have finished
             the epoch. Those that failed keep their last good parameters.
         """
-        data, validation = self._data(X, y), self._validation(validation_data)
+        where, there = self._place(self._asked(device, kernel, threads), X)
+        data, validation = self._data(X, y, "", there), self._validation(validation_data, there)
         epochs = check_integer(epochs, "epochs", 1)
         check_values("parameters", self.parameters, self.parameters)
-        where = self._asked(device, kernel, threads)
         trainer = MembersTrainer(
             self._state,
             self._together,
@@ -229,12 +243,15 @@ class Ensemble:
             for _ in range(epochs):
                 self._epoch(trainer, history, report.batch)
                 if validation is not None:
+                    trainer.fetch()
                     found = self._evaluate(validation, metric, where)
                     history.record_validation(found.loss, found.score)
                 report.epoch()
         finally:
             trainer.close()
             report.close()
+            # Also after an interrupt or an error.
+            trainer.fetch()
         return history
 
     def _epoch(self, trainer: MembersTrainer, history: EnsembleHistory, waiting: Any) -> None:
@@ -252,8 +269,9 @@ class Ensemble:
         self, trainer: MembersTrainer, history: EnsembleHistory, epoch: MembersEpoch
     ) -> NoReturn:
         """Raise as some networks met a number that is not finite, and leave good parameters."""
-        # An overflow of the parameters shows one batch later, too late to name a good one.
-        trainer.undo(~epoch.finite)
+        if not epoch.finite.all():
+            # An overflow of the parameters shows one batch later, too late to name a good one.
+            trainer.undo(~epoch.finite)
         bad = np.flatnonzero((epoch.bad_batches > 0) | ~epoch.finite)
         first, batches = int(bad[0]), epoch.losses.shape[1]
         stopped = int(epoch.bad_batches[first])
@@ -270,7 +288,7 @@ class Ensemble:
             f"{batches}), wanted finite numbers (its last finite loss: {last}). Their parameters "
             "are the last good ones, and the other networks have finished the epoch. Try smaller "
             f"learning rates than {trainer.rate(first):g}, and inputs and targets of the order of "
-            f"1: the largest |X| is {float(np.abs(trainer.data.X).max()):.3g}",
+            f"1: the largest |X| is {float(np.abs(host_copy(trainer.data.X)).max()):.3g}",
             number,
             batch,
             last,
@@ -288,16 +306,20 @@ class Ensemble:
     ) -> Array:
         """Return the outputs of every network, (members, rows, outputs); see `MLP.predict`."""
         sizes = self.template.sizes
-        inputs = check_matrix(X, sizes[0], self.dtype, "X")
-        rows, where = len(inputs), self._asked(device, kernel, threads)
+        where, there = self._place(self._asked(device, kernel, threads), X)
+        inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
+        if inputs is None:
+            inputs = check_matrix(X, sizes[0], self.dtype, "X")
+        rows = len(inputs)
         capacity = 1 << (rows - 1).bit_length()
-        _, program = self._alone.get(capacity, min(capacity, CHUNK_ROWS), where)
+        plan, program = self._alone.get(capacity, min(capacity, CHUNK_ROWS), where)
         result = np.empty((len(self), rows, sizes[-1]), dtype=self.dtype)
-        given = program.to_device(inputs)
-        for parameters, outputs in zip(self.parameters, result, strict=True):
-            out = program.to_device(outputs)
-            program.predict(program.to_device(parameters), given, out, True)
-            program.to_host(out, outputs)
+        with guarded(plan.kernel.device, "predict"):
+            given, out = program.to_device(inputs), blank(program, result[0])
+            for parameters, outputs in zip(self.parameters, result, strict=True):
+                out = outputs if program.memory is None else out
+                program.predict(program.to_device(parameters), given, out, True)
+                program.to_host(out, outputs)
         return result
 
     def predict_mean(self, X: Any, **where: Any) -> Array:
@@ -319,8 +341,9 @@ class Ensemble:
         threads: int | None = None,
     ) -> Evaluations:
         """Return the loss and the score of every network; see `MLP.evaluate`."""
+        where, there = self._place(self._asked(device, kernel, threads), X)
         name = check_metric(metric, self._loss)
-        return self._evaluate(self._data(X, y), name, self._asked(device, kernel, threads))
+        return self._evaluate(self._data(X, y, "", there), name, where)
 
     def _evaluate(self, data: Data, metric: str, where: Where) -> Evaluations:
         of_each = [
@@ -333,16 +356,21 @@ class Ensemble:
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
         return Where(device, kernel, self.threads if threads is None else check_threads(threads))
 
-    def _data(self, X: Any, y: Any, of: str = "") -> Data:
-        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of)
+    def _place(self, where: Where, X: Any) -> tuple[Where, bool]:
+        """Return where a call runs, and whether arrays on a GPU are used there as they are."""
+        where = where._replace(device=follows(X, where.device, where.kernel))
+        return where, stays(where.device, where.kernel)
 
-    def _validation(self, pair: Any) -> Data | None:
+    def _data(self, X: Any, y: Any, of: str, there: bool) -> Data:
+        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
+
+    def _validation(self, pair: Any, there: bool) -> Data | None:
         if pair is None:
             return None
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
         X, y = pair
-        return self._data(X, y, of="validation ")
+        return self._data(X, y, "validation ", there)
 
     def __repr__(self) -> str:
         problem = self.template
@@ -363,20 +391,3 @@ class Ensemble:
         self.__dict__.update(state)
         self._state.realign()
         self._forget()
-
-
-def check_optimizers(given: Any, members: int) -> tuple[Optimizer, ...]:
-    """Return one optimizer a network, all of one rule; one may stand for all of them."""
-    if not isinstance(given, list | tuple):
-        return (check_optimizer(given),) * members
-    if len(given) != members:
-        raise ShapeError(
-            f"optimizer: got {len(given)} of them, wanted one, or {members}, one for each network"
-        )
-    checked = tuple(check_optimizer(each) for each in given)
-    rules = dict.fromkeys(each.rule for each in checked)
-    if len(rules) > 1:
-        raise DomainError(
-            f"optimizer: got the rules {', '.join(rules)}, wanted one rule for all networks"
-        )
-    return checked

@@ -232,3 +232,8 @@ class OnDevice:
             self._memory.copy(kept, held)
         self._state.steps = self._steps
         self.trained()
+
+
+def home_of(state: TrainingState, program: Program) -> OnHost | OnDevice:
+    """Return where a program trains a state."""
+    return OnHost(state) if program.memory is None else OnDevice(state, program.memory)

@@ -4,22 +4,25 @@
 hyper-parameters are made ahead, and all else is one operation on the arrays of all networks.
 """
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, all_finite
+from fastmlp.arrays import Data
 from fastmlp.batches import batch_rows
+from fastmlp.errors import DeviceLostError, DomainError, ShapeError
 from fastmlp.interrupts import run_interruptibly
-from fastmlp.optimizers import Optimizer
+from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.orders import Orders
 from fastmlp.parameters import TrainingState, aligned_zeros
 from fastmlp.planning import Programs, Where, machine_with
+from fastmlp.residency import OnDevice, OnHost, guarded, home_of
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import WEIGHT_DECAY
@@ -88,10 +91,6 @@ class MembersState:
         state.realign()
         return state
 
-    def changing(self) -> tuple[Array, ...]:
-        """Return the arrays that an epoch changes."""
-        return self.parameters, self.slots, self.steps, self.epochs
-
     def realign(self) -> None:
         """Restore the alignment, which copying and unpickling do not keep."""
         for name in ("parameters", "slots"):
@@ -99,6 +98,23 @@ class MembersState:
             aligned = aligned_zeros(array.shape, array.dtype)
             aligned[...] = array
             setattr(self, name, aligned)
+
+
+def check_optimizers(given: Any, members: int) -> tuple[Optimizer, ...]:
+    """Return one optimizer a network, all of one rule; one may stand for all of them."""
+    if not isinstance(given, list | tuple):
+        return (check_optimizer(given),) * members
+    if len(given) != members:
+        raise ShapeError(
+            f"optimizer: got {len(given)} of them, wanted one, or {members}, one for each network"
+        )
+    checked = tuple(check_optimizer(each) for each in given)
+    rules = dict.fromkeys(each.rule for each in checked)
+    if len(rules) > 1:
+        raise DomainError(
+            f"optimizer: got the rules {', '.join(rules)}, wanted one rule for all networks"
+        )
+    return checked
 
 
 class MembersEpoch(NamedTuple):
@@ -180,6 +196,7 @@ class MembersTrainer:
         self._control = np.zeros((problem.members, CONTROL_WORDS), dtype=np.int64)
         self._ahead: Array = np.zeros((0, *shape, HYPER_WIDTH), dtype=problem.dtype)
         self._given = 0
+        self._home: OnHost | OnDevice | None = None
         # Only a schedule has to be asked again.
         settings = [each.settings["learning_rate"] for each in optimizers]
         self._scheduled = [k for k, rate in enumerate(settings) if callable(rate)]
@@ -196,12 +213,39 @@ class MembersTrainer:
             for optimizer, step in zip(self._optimizers, steps, strict=False)
         ]
         self._decays = np.array([table[0, WEIGHT_DECAY] for table in tables])[:, None]
-        self._X, self._y = to_device(self.data.X), to_device(self.data.y)
-        self._parameters = to_device(self._of(state.parameters))
-        self._slots = to_device(self._of(state.slots))
-        self._before = tuple(array.copy() for array in state.changing())
-        arrays = (self._parameters, self._slots, self._X, self._y)
-        self.program.prepare(*arrays, self.weights is not None, self._squares is not None)
+        # What is held there has one more axis than a network's, or, of one network, is its own.
+        held = TrainingState(
+            self._of(state.parameters), state.seeds[0], rule=state.rule, slots=self._of(state.slots)
+        )
+        self._held: Any = held
+        self._note()
+        with guarded(self.plan.kernel.device, "fit"):
+            self._home = home = home_of(held, self.program)
+            self._X, self._y = to_device(self.data.X), to_device(self.data.y)
+            arrays = (home.parameters, home.slots, self._X, self._y)
+            self.program.prepare(*arrays, self.weights is not None, self._squares is not None)
+
+    def _note(self) -> None:
+        """Tell whoever holds parameters and state how many steps and epochs they are after."""
+        self._held.steps, self._held.epochs = self.state.steps.copy(), self.state.epochs.copy()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Raise a device's errors in plain words; go back to the host's values if it is lost."""
+        try:
+            with guarded(self.plan.kernel.device, "fit"):
+                yield
+        except DeviceLostError:
+            assert self._home is not None
+            self._home.lose()
+            self.state.steps[:], self.state.epochs[:] = self._held.steps, self._held.epochs
+            raise
+
+    def fetch(self) -> None:
+        """Bring the parameters and the state to the host: somebody reads them."""
+        if self._home is not None and not self._home.lost:
+            with self._guarded():
+                self._home.fetch()
 
     def close(self) -> None:
         """End what works beside the epochs."""
@@ -253,41 +297,56 @@ class MembersTrainer:
 
         Every network that does all of its batches has finished the epoch, whatever the others do.
         """
-        state, program, control = self.state, self.program, self._control
+        control, home = self._control, self._home
+        assert home is not None
         order = self._orders.next()
         factors, of_batch, weights = self._factors(order)
         penalty = self.l2 * of_batch
         hyper = self._hyper(penalty)
-        for kept, array in zip(self._before, state.changing(), strict=True):
-            kept[...] = array
         control.fill(0)
         own = (order, hyper, self._losses, control, factors, self._squares)
-        arrays = (self._parameters, self._slots, self._X, self._y, *map(self._of, own))
-        started = time.perf_counter()
-        try:
-            run_interruptibly(
-                lambda: program.epoch(*arrays),
-                control,
-                self.plan.seconds,
-                lambda done: waiting(done // len(control)),
-            )
-        finally:
-            # Also after an interrupt: the state is then that of the last finished batches.
-            program.to_host(self._parameters, self._of(state.parameters))
-            program.to_host(self._slots, self._of(state.slots))
-            failed = control[:, STATUS]
-            applied = np.where(failed > 0, failed - 1, control[:, BATCHES])
-            state.steps += applied
-            state.epochs += applied == self._losses.shape[1]
-        seconds = time.perf_counter() - started
+        held = (home.parameters, home.slots, self._X, self._y)
+        with self._guarded():
+            home.keep()
+            self._before = self.state.steps.copy(), self.state.epochs.copy()
+            started = time.perf_counter()
+            try:
+                run_interruptibly(
+                    lambda: self._epoch(*held, *map(self._of, own)),
+                    control,
+                    self.plan.seconds,
+                    lambda done: waiting(done // len(control)),
+                )
+            finally:
+                # Also after an interrupt: the state is then that of the last finished batches.
+                self._count()
+                home.trained()
+            seconds = time.perf_counter() - started
+            finite = self._finite(home)
         penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
         losses = self._losses.astype(np.float64)
-        return MembersEpoch(losses, penalties, weights, seconds, failed.copy(), self._finite())
+        failed = control[:, STATUS].copy()
+        return MembersEpoch(losses, penalties, weights, seconds, failed, finite)
 
-    def _finite(self) -> NDArray[np.bool_]:
+    def _epoch(self, *arrays: Any) -> None:
+        memory = self.program.memory
+        # An epoch that is long runs in a thread of its own.
+        with contextlib.nullcontext() if memory is None else memory.here():
+            self.program.epoch(*arrays)
+
+    def _count(self) -> None:
+        """Count the batches that changed parameters, and the epochs that were finished."""
+        failed = self._control[:, STATUS]
+        applied = np.where(failed > 0, failed - 1, self._control[:, BATCHES])
+        self.state.steps += applied
+        self.state.epochs += applied == self._losses.shape[1]
+        self._note()
+
+    def _finite(self, home: OnHost | OnDevice) -> NDArray[np.bool_]:
         parameters, slots = self.state.parameters, self.state.slots
-        if all_finite(parameters) and all_finite(slots):
+        if home.is_finite():
             return np.ones(len(parameters), dtype=np.bool_)
+        home.fetch()
         good = np.isfinite(parameters).all(axis=1) & np.isfinite(slots).all(axis=(1, 2))
         return np.asarray(good, dtype=np.bool_)
 
@@ -310,5 +369,14 @@ class MembersTrainer:
 
     def undo(self, members: NDArray[np.bool_]) -> None:
         """Bring some networks back to where they were before the last epoch; no epoch follows."""
-        for kept, array in zip(self._before, self.state.changing(), strict=True):
-            array[members] = kept[members]
+        home, state = self._home, self.state
+        assert home is not None
+        with self._guarded():
+            home.fetch()
+            now = state.parameters.copy(), state.slots.copy()
+            home.undo()
+            home.fetch()
+        for array, later in zip((state.parameters, state.slots), now, strict=True):
+            array[~members] = later[~members]
+        for count, before in zip((state.steps, state.epochs), self._before, strict=True):
+            count[members] = before[members]

@@ -161,6 +161,12 @@ def test_batches_on_tensor_cores(precision, index):
     sizes = np.abs(before.parameters) + np.abs(moved)
     error = oracle.gradient.error + 2 * Precision(problem.dtype).unit * sizes
     compare(moved, Bounded(oracle.gradient.value, error), "gradient")
+    # The second batch multiplies by what the first one has made of the weights.
+    both, rows = run(program, before.copy()), data.order[40:]
+    oracle = tolerances.step(
+        problem, data.parameters, data.X[rows], data.y[rows], data.factors[40:]
+    )
+    compare(both.losses[1:], oracle.loss, "loss of the second batch")
 
 
 def stack(samples):

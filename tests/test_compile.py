@@ -395,6 +395,7 @@ def test_the_kernels_that_python_calls_are_cached():
     assert set(kernels) == {
         ("fused", "run"),
         ("fused", "point_at"),
+        ("members", "train_in_turns"),
         ("team", "change_bell"),
         ("update", "call_update"),
     }

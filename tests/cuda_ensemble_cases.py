@@ -1,0 +1,116 @@
+"""Ensembles on a GPU: each network is what it is alone there, and what it is on the CPU.
+
+Not collected by itself: `test_cuda` runs this file in a process of its own, in Numba's simulator
+(which must be chosen before Numba is imported) and, where there is one, on the GPU.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastmlp import MLP, SGD, Adam, Ensemble, NonFiniteTrainingError, planning, residency
+from fastmlp_kernels.compile import simulated
+from fastmlp_kernels.cuda.memory import DeviceMemory
+from fastmlp_kernels.cuda.placement import float_form, place
+from fastmlp_kernels.cuda.resident_program import ResidentProgram
+from tests.cuda_device import MARKS, TILES
+
+pytestmark = MARKS
+
+RNG = np.random.default_rng(6)
+# Not a multiple of the batch size: the last mini-batch is smaller.
+X = RNG.normal(size=(7, 2)).astype(np.float32)
+Y = np.sin(X[:, :1] * 2).astype(np.float32)
+WEIGHTS = np.array([1, 2, 0, 1, 3, 0.5, 1])
+CHAIN = ([2, 3, 1], "tanh")
+HERE = {"kernel": "cuda.resident", "batch_size": 3}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Have the simulator run few threads a block: it takes a Python thread for each."""
+    if not simulated():
+        return
+
+    def build(problem, machine):
+        placement = place(problem, float_form(problem.dtype, 2), 6, 1 << 20)
+        return ResidentProgram(problem, machine, TILES[0], placement, threads=6)
+
+    kernels = [
+        replace(each, build=build) if each.name == "cuda.resident" else each
+        for each in planning.KERNELS
+    ]
+    monkeypatch.setattr(planning, "KERNELS", tuple(kernels))
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """Return the shapes of what is copied to the host; no copy is due because time has passed."""
+    shapes, to_host = [], DeviceMemory.to_host
+
+    def counted(self, array, out):
+        shapes.append(out.shape)
+        to_host(self, array, out)
+
+    monkeypatch.setattr(DeviceMemory, "to_host", counted)
+    monkeypatch.setattr(residency, "BACKUP_SECONDS", 1e9)
+    return shapes
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("more", [{}, {"sample_weight": WEIGHTS, "l2": 0.2}])
+def test_members_are_the_networks_that_they_would_be_alone(copies, members, more):
+    optimizers = [Adam(0.01 * (1 + member)) for member in range(members)]
+    ensemble, on_cpu = (Ensemble(CHAIN[0], members, CHAIN[1], seed=3) for _ in range(2))
+    history = ensemble.fit(X, Y, epochs=3, optimizer=optimizers, **HERE, **more)
+    assert history.kernel == "cuda.resident" and history.device == "cuda"
+    # Parameters and state, when the fit is over.
+    assert len(copies) == 2
+    expected = on_cpu.fit(X, Y, epochs=3, batch_size=3, optimizer=optimizers, device="cpu", **more)
+    close = {"rtol": 1e-4, "atol": 1e-6}
+    np.testing.assert_allclose(ensemble.parameters, on_cpu.parameters, **close)
+    np.testing.assert_allclose(history.loss, expected.loss, **close)
+    np.testing.assert_allclose(history.penalty, expected.penalty, **close)
+    model = MLP(*CHAIN, seed=3 + members - 1)
+    model.fit(X, Y, epochs=3, optimizer=optimizers[-1], **HERE, **more)
+    np.testing.assert_array_equal(ensemble[-1].parameters, model.parameters)
+    np.testing.assert_array_equal(ensemble[-1]._state.slots, model._state.slots)
+    assert ensemble[-1]._state.steps == model._state.steps == 9
+
+
+def test_what_the_host_writes_and_reads_between_fits_is_seen():
+    chain = CHAIN[0], 2, CHAIN[1]
+    ensemble, on_cpu = Ensemble(*chain), Ensemble(*chain)
+    for each, where in ((ensemble, HERE), (on_cpu, {"device": "cpu", "batch_size": 3})):
+        history = each.fit(X, Y, epochs=1, **where, validation_data=(X[:3], Y[:3]))
+        each.parameters[:, 0] = 0.5
+        each.fit(X, Y, epochs=1, **where)
+        assert history.validation_loss.shape == (1, 2)
+    np.testing.assert_allclose(ensemble.parameters, on_cpu.parameters, rtol=1e-4, atol=1e-6)
+    outputs = ensemble.predict(X, kernel="cuda.resident")
+    np.testing.assert_allclose(outputs, ensemble.predict(X, device="cpu"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7])
+def test_networks_that_fail_keep_their_last_good_parameters(batch_size):
+    """Of the batch before, or, where only a look at the parameters tells, of the epoch before."""
+    more = {"kernel": "cuda.resident", "batch_size": batch_size}
+    ensemble, model = Ensemble(CHAIN[0], 3, CHAIN[1]), MLP(*CHAIN, seed=2)
+    for each in (ensemble, model):
+        each.fit(X, Y, epochs=1, **more)
+    before = ensemble.parameters.copy()
+    # Of one batch: the weights are finite until they are multiplied by the rate.
+    targets = Y if batch_size == 3 else 1e3 * Y
+    with pytest.raises(NonFiniteTrainingError, match="members 1;") as caught:
+        rates = [0.01, 1e38, 0.01]
+        ensemble.fit(X, targets, epochs=2, optimizer=[SGD(rate) for rate in rates], **more)
+    assert caught.value.members == (1,)
+    assert ensemble.epochs_trained.tolist() == [2, 1, 2]
+    batches = -(-7 // batch_size)
+    failed = batches if batch_size == 7 else batches + caught.value.batch - 1
+    assert ensemble._state.steps.tolist() == [2 * batches, failed, 2 * batches]
+    model.fit(X, targets, epochs=1, optimizer=SGD(0.01), **more)
+    np.testing.assert_array_equal(ensemble.parameters[2], model.parameters)
+    assert np.isfinite(ensemble.parameters).all()
+    assert (ensemble.parameters[1] == before[1]).all() == (batch_size == 7)
