@@ -104,7 +104,8 @@ def test_machine_code_has_no_spills(name, dtype, capability):
     if reason is not None:
         pytest.skip(reason)
     found = resources(assemble(compiled(name, dtype, capability), capability).log)
-    assert 0 < found.registers <= 128
+    # Two blocks of 256 threads a multiprocessor; in float64, whose units are few, one is enough.
+    assert 0 < found.registers <= (128 if dtype == "float32" else 255)
     assert found.local_bytes == 0
 
 
