@@ -132,7 +132,10 @@ def microkernels(target: InstructionSet, dtype: str) -> dict[str, int]:
     """Return the addresses of every microkernel, by name."""
     code, names = _cached_object(target, dtype)
     machine = target_machine(target)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    # Code reaches its constants by 32-bit distances. In a large process (PyTorch and JAX in it) the
+    # usual manager may place the two farther apart, and LLVM then ends the process; this one places
+    # all sections of an object in one piece.
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine, use_lmm=True)
     engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
