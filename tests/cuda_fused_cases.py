@@ -193,6 +193,27 @@ def test_neither_blocks_nor_the_place_of_gradients_change_a_bit(sizes):
     assert other.state.tobytes() != first.state.tobytes()
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_a_slice_is_one_block_s(sizes, blocks, monkeypatch):
+    """Two that computed the same one would both add to its gradient in global memory."""
+    if not simulated():
+        pytest.skip("the simulator alone can count what is written")
+    from numba.cuda.simulator.cudadrv.devicearray import FakeWithinKernelCUDAArray as Array
+
+    problem = dataclasses.replace(PROBLEMS[3][0], batch_size=18, rows=18)
+    program = build(problem, sizes, slices=4, blocks=blocks)
+    seen, write = [], Array.__setitem__
+
+    def count(self, place, value):
+        if self._item.shape == program.slice_losses.shape:
+            seen.append(place)
+        write(self, place, value)
+
+    monkeypatch.setattr(Array, "__setitem__", count)
+    run(program, sample(problem))
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
 def test_training_stops_at_a_nan(sizes):
     problem = dataclasses.replace(PROBLEMS[1][0], batch_size=6, rows=24)
     data = sample(problem, seed=4, penalized=True)
@@ -207,6 +228,8 @@ def test_training_stops_at_a_nan(sizes):
     assert np.isnan(data.losses[2:]).all() and np.isnan(data.squares[3:]).all()
     expected = tolerances.squares(problem, data.parameters)
     compare(data.squares[2:3], expected, "squares before the batch that failed")
+    # The batch after it, which is sound, was not even computed.
+    assert np.isnan(program.partials.copy_to_host()).any()
     assert data.parameters.tobytes() == healthy.parameters.tobytes()
     assert data.state.tobytes() == healthy.state.tobytes()
 
