@@ -55,7 +55,7 @@ def build(choice: Choice) -> Any:
     parts = chain.build(form, threads, choice.rows, choice.accumulate, choice.tile_columns)
     # As numbers the parameters stay in global memory, where `apply_gradient` writes them.
     load = block_copies.load(threads, parts.products.to_operand, False)
-    gradients = _gradients(choice, parts)
+    gradients, adds_losses = _gradients(choice, parts), chain.loss_thread(threads)
 
     @cuda_kernel
     def tile_gradients(
@@ -122,7 +122,7 @@ def build(choice: Choice) -> Any:
                 *(operands, numbers, words, X, y, order, factors, partials),
                 *(start, size, s, slices, weighted, t),
             )
-            if t == threads - 1:
+            if t == adds_losses:
                 slice_losses[s] = total
             s += cuda.gridDim.x
 
@@ -153,7 +153,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
         weighted,
         t,
     ):
-        """Write the gradient of a slice's tiles; return its loss to the last thread.
+        """Write the gradient of a slice's tiles; return its loss to `loss_thread`.
 
         Waits first, for what the block wrote to shared memory before.
         """
@@ -178,7 +178,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             loss(operands, numbers, words, factors, factor, weighted, held, rows, t)
             # Between the last layer's dZ, and the row losses, and what reads them.
             cuda.syncthreads()
-            total = add_losses(numbers, words, held, total, t)
+            total = add_losses(numbers, words, rows, total, t)
             if shared:
                 backward(operands, numbers, words, numbers, word(words, at.GRADIENT), rows, t)
             else:
