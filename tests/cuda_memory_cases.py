@@ -26,14 +26,24 @@ from fastmlp.errors import (
 )
 from fastmlp.planning import Where
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda import checks, failures, layered, memory, streaming
+from fastmlp_kernels.cuda import (
+    checks,
+    failures,
+    fused_program,
+    layered,
+    memory,
+    resident_program,
+    streaming,
+)
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP
 from tests.cuda_device import MARKS, TILES
 
 pytestmark = MARKS
 
+# Subclasses of the class that `small_blocks` replaces: they are to be defined before.
+SUBCLASSES = (fused_program.FusedProgram, resident_program.ResidentProgram)
 ROWS = 7
-GPU = Where(device="cuda")
+GPU = Where(device="cuda", kernel="cuda.layered")
 LAYERED = {"kernel": "cuda.layered"}
 
 
