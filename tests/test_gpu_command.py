@@ -315,6 +315,19 @@ def test_a_quick_run_and_the_sanitizer_take_a_case_of_each_test():
     assert device_cases.first_of_each(ids) == chosen
 
 
+def test_cases_are_shared_out_to_processes_the_first_of_each_test_first():
+    ids = [f"a.py::test_x[{k}]" for k in range(9)] + ["a.py::test_y", "b.py::test_z[0]"]
+    found = device_cases.portions(ids, quick=False)
+    assert sorted(each for _, cases in found for each in cases) == sorted(ids)
+    assert [cases for _, cases in found[:2]] == [
+        ["a.py::test_x[0]", "a.py::test_y"],
+        ["b.py::test_z[0]"],
+    ]
+    assert [len(cases) for _, cases in found[2:]] == [6, 2]
+    assert len({name for name, _ in found}) == len(found)
+    assert device_cases.portions(ids, quick=True) == found[:2]
+
+
 def test_every_file_of_cuda_cases_is_run():
     names = {file.name for file in device_cases.case_files()}
     assert {"cuda_kernel_cases.py", "cuda_program_cases.py"} <= names

@@ -1,7 +1,12 @@
-"""All CUDA cases of the tests on the GPU: a pytest process a file, several at a time."""
+"""All CUDA cases of the tests on the GPU, in several pytest processes at a time.
+
+Compiling is most of it, which the host does: one case of each test comes first, and then all others
+for as long as there is time.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -13,7 +18,10 @@ from typing import Any
 
 from benchmarks.gpu.steps import ROOT, Context
 
-AT_A_TIME = 4
+# Processes at a time: each compiles on one core, and the GPU holds a context for each.
+MOST_AT_A_TIME = 12
+# Cases of a process: starting one takes some seconds.
+CASES_A_PROCESS = 6
 TAIL = 3000
 
 
@@ -23,24 +31,48 @@ def case_files() -> list[Path]:
 
 
 def run(context: Context) -> None:
-    """Run every file; one that fails or is cut off leaves the others theirs."""
-    files = case_files()
-    with ThreadPoolExecutor(AT_A_TIME) as several:
-        # Compiling is most of it, which the host does.
-        waiting = {file: several.submit(run_file, file, context) for file in files}
-        for file, answer in waiting.items():
+    """Run every case; what fails or is cut off leaves the others theirs."""
+    workers = max(2, min(MOST_AT_A_TIME, (os.cpu_count() or 2) - 2))
+    with ThreadPoolExecutor(workers) as several:
+        ids = [each for found in several.map(collected, case_files()) for each in found]
+        waiting = {
+            name: several.submit(run_cases, cases, context)
+            for name, cases in portions(ids, context.quick)
+        }
+        for name, answer in waiting.items():
             found = answer.result()
-            context.keep(file.stem, found)
-            print(f"  {file.stem}: {found['summary']}", flush=True)
-            if not found["passed"]:
-                context.fail(f"{file.stem}: {found['summary']}")
+            context.keep(name, found)
+            if found["code"] is None:
+                print(f"  {name}: cut off", flush=True)
+            elif not found["passed"]:
+                context.fail(f"{name}: {found['summary']}")
+    done = sum(found["cases"] for found in context.results.values() if found["passed"])
+    print(f"  {done} of {len(ids)} cases passed", flush=True)
 
 
-def run_file(file: Path, context: Context) -> dict[str, Any]:
-    """Run the cases of a file; return pytest's summary and the end of its output."""
-    chosen = first_of_each(collected(file)) if context.quick else [str(file)]
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-rfE", *chosen]
-    return run_pytest(command, context.left())
+def portions(ids: list[str], quick: bool) -> list[tuple[str, list[str]]]:
+    """Return the cases of each process, by name: those that come first of each test, then others.
+
+    With `quick`, the first alone.
+    """
+    first = first_of_each(ids)
+    rest = [] if quick else sorted(set(ids) - set(first), key=ids.index)
+    found = []
+    for kind, chosen in (("one of each test", first), ("others", rest)):
+        for file, cases in itertools.groupby(chosen, key=lambda each: each.partition("::")[0]):
+            held = list(cases)
+            for start in range(0, len(held), CASES_A_PROCESS):
+                name = f"{Path(file).stem}, {kind}, from {start + 1}"
+                found.append((name, held[start : start + CASES_A_PROCESS]))
+    return found
+
+
+def run_cases(cases: list[str], context: Context) -> dict[str, Any]:
+    """Run some cases; return pytest's summary, the end of its output, and how many they were."""
+    if context.left() <= 0:
+        return {"code": None, "passed": False, "summary": "cut off", "output": "", "cases": 0}
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-rfE", *cases]
+    return run_pytest(command, context.left()) | {"cases": len(cases)}
 
 
 def run_pytest(command: list[str], seconds: float) -> dict[str, Any]:

@@ -73,19 +73,19 @@ def panels_of(words, columns):
 def _product(words, left, right, initial, out, ending, block):
     """Write ``left @ right`` plus the initial row: a block of rows, of k and of column panels.
 
-    `ending` is a column of the tiles, or 0, and where the layer below keeps its activation: tiles
-    of that column end with an activation, and the largest magnitude that they met is returned.
+    `ending` is a column of the tiles, and where the layer below keeps its activation, for tiles
+    that end with one: those return the largest magnitude that they met, and others 0.
     """
     right, right_stride, columns = right
     initial, step = initial
-    finish, kept = ending
+    column, kept = ending
     first, last, start, count, first_panel, last_panel = block
     item, panel, lanes = word(words, ITEM), word(words, PANEL), word(words, LANES)
     stride = word(words, PANEL_STRIDE)
     left += start * stride // panel * item
     seen = 0
     for j in range(first_panel, last_panel):
-        width = TILE_NARROW if columns - j * panel <= lanes else TILE_WIDE
+        wide = 0 if columns - j * panel <= lanes else TILE_WIDE - TILE_NARROW
         right_j = right + (j * right_stride + start * panel) * item
         out_j = out + j * stride * item
         begin = initial + j * step * item
@@ -95,14 +95,10 @@ def _product(words, left, right, initial, out, ending, block):
                 tile += TILE_COLUMNS * WORD_BYTES
             here = out_j + row * panel * item
             from_row = left + row * panel * item
-            operands = (from_row, stride, right_j, count)
-            initial_rows = (here, panel) if start > 0 else (begin, 0)
-            if finish:
-                place = (here, kept + here - out)
-                function = word(tile, finish + width - TILE_NARROW)
-                seen = max(seen, call(function, operands + initial_rows + place))
-            else:
-                call(word(tile, width), operands + initial_rows + (here,))
+            above = here if start > 0 else begin
+            rows = panel if start > 0 else 0
+            operands = (from_row, stride, right_j, count, above, rows, here, kept + here - out)
+            seen = max(seen, call(word(tile, column + wide), operands))
             row += word(tile, TILE_ROWS)
     return seen
 
@@ -185,7 +181,7 @@ def linear_forward(words, layer, left, block, lists):
         bias = word(row, B), word(words, PANEL)
         for start in range(0, depth, word(words, DEPTH_BLOCK)):
             count = min(word(words, DEPTH_BLOCK), depth - start)
-            ending = finish if start + count == depth else 0, 0
+            ending = finish if finish and start + count == depth else TILE_NARROW, 0
             here = first, last, start, count, first_panel, last_panel
             seen = _product(words, left, weights, bias, word(row, Z), ending, here)
         if finish:
@@ -222,7 +218,7 @@ def linear_backward(words, layer, first, last, dA, kept, slope, finish):
     weights = word(row, TRANSPOSED), word(row, TRANSPOSED_STRIDE), word(row, FAN_IN)
     for start in range(0, depth, word(words, DEPTH_BLOCK)):
         count = min(word(words, DEPTH_BLOCK), depth - start)
-        ending = finish if start + count == depth else 0, kept
+        ending = finish if finish and start + count == depth else TILE_NARROW, kept
         here = first, last, start, count, 0, panels
         zeros = word(words, ZEROS), 0
         seen = _product(words, word(row, DELTA), weights, zeros, dA, ending, here)

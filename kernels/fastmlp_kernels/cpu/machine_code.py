@@ -10,7 +10,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
-from fastmlp_kernels.compile import DIGEST_BYTES, cache_folder, stamp
+from fastmlp_kernels.compile import DIGEST_BYTES, cache_folder, stamp, uncollected
 from fastmlp_kernels.cpu import finishing_tiles, listed_tiles
 from fastmlp_kernels.cpu import microkernels as dense
 from fastmlp_kernels.cpu.simd import (
@@ -82,8 +82,9 @@ def assembly(target: InstructionSet, dtype: str) -> str:
 
 
 def _object_file(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]]:
-    module, names = optimized_module(target, dtype)
-    return target_machine(target).emit_object(module), names
+    with uncollected():
+        module, names = optimized_module(target, dtype)
+        return target_machine(target).emit_object(module), names
 
 
 def _cached_object(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]]:

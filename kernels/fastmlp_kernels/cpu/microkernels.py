@@ -106,13 +106,14 @@ def emit_product(e: Emitter, rows: int, vectors: int) -> None:
     initial, initial_stride : address of the first row of initial values; elements between rows
         (0 repeats one row: a bias)
     out : address of the tile's first row; may be `initial`
+    kept : not read; tiles that end with an activation have it
 
     Notes
     -----
     With fewer vectors than a panel has, the rest of the tile's rows is zero. Cost:
     ``2 * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused multiply-adds.
     """
-    *operands, out = e.begin(product_name(rows, vectors), 7)
+    *operands, out, _ = e.begin(product_name(rows, vectors), 8)
     totals = product_totals(e, rows, vectors, *operands)
     store_totals(e, fill_narrow(e, totals, vectors), out)
     e.end()
