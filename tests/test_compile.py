@@ -450,7 +450,15 @@ TWINS = {
     "update": ["update"],
     "gather": ["gather_rows"],
 }
-ON_CUDA_ONLY = {"check_finite", "sum_squares"}
+# What surrounds a product of cuBLASLt, which the tiles of both sides have in themselves, and the
+# roundings of its factors.
+ON_CUDA_ONLY = {
+    "bias_and_activation",
+    "check_finite",
+    "round_rows",
+    "slope_and_sums",
+    "sum_squares",
+}
 
 
 def public_functions(module):
@@ -484,7 +492,7 @@ def test_twins_have_the_same_names_in_the_same_modules(module):
 
 
 def test_nothing_on_cuda_lacks_a_twin_but_what_is_listed():
-    from fastmlp_kernels.cuda.layered import Kernels
+    from fastmlp_kernels.cuda.launching import Kernels
 
     assert (
         set(Kernels._fields) == {name for names in TWINS.values() for name in names} | ON_CUDA_ONLY
