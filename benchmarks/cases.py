@@ -50,7 +50,7 @@ class Case:
     batch : int
         Rows of a mini-batch.
     steps : int
-        Mini-batches of an epoch: what one timing covers, so that it lasts tens of milliseconds.
+        Mini-batches of an epoch. A timing covers as many epochs as take tens of milliseconds.
     reason : str
         Why it is measured.
     target : float

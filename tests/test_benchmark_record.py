@@ -180,3 +180,7 @@ def test_a_quick_run_leaves_a_record_and_its_report(tmp_path):
     assert by_provider["fastmlp"] == by_provider["fastmlp.fit"] == [0, 1]
     assert file.with_suffix(".md").read_text(encoding="utf-8") in result.stdout
     assert "| 2-20-5 |" in result.stdout
+
+
+def test_a_timing_covers_tens_of_milliseconds_of_epochs():
+    assert [conftest.epochs_of(seconds) for seconds in (1e-3, 0.019, 0.02, 5.0)] == [20, 2, 1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import shutil
 import signal
 import tempfile
@@ -20,6 +21,7 @@ from benchmarks.workers import CLOCK, Failed, Missing, Pool
 from fastmlp.machine import count_cores, detect
 
 MOST_ROUNDS = 5
+LEAST_SECONDS = 0.02
 SMALL_CALLS = "16-64-1"
 """What single calls are measured on: a network whose arithmetic is about as short as a call."""
 
@@ -212,16 +214,26 @@ def epochs(
 ) -> Callable[[str], None]:
     """Return what times whole epochs under the name of a suite."""
     worker, about = prepared
+    count = epochs_of(about["seconds"])
 
     def take(name: str) -> None:
         turn(
             name,
-            lambda: CLOCK.advance(worker.ask("epoch")),
-            rounds_of(settings, about["seconds"]),
+            lambda: CLOCK.advance(worker.ask("epoch", count)),
+            rounds_of(settings, count * about["seconds"]),
             **{word: value for word, value in about.items() if word != "seconds"},
         )
 
     return take
+
+
+def epochs_of(seconds: float) -> int:
+    """Return how many epochs one timing covers, one after the other as in any training.
+
+    Before each timing the processors have idled: what it takes to have them all at work again would
+    be a fifth of an epoch of a millisecond.
+    """
+    return max(1, math.ceil(LEAST_SECONDS / max(seconds, 1e-9)))
 
 
 def rounds_of(settings: Settings, seconds: float) -> int:
