@@ -136,6 +136,8 @@ def ask_driver(driver: Any) -> tuple[dict[str, Any], tuple[int, int]]:
     driver.cuDeviceGetName(name, NAME_BYTES, device)
 
     def attribute(code: int) -> int:
+        # What a driver does not know it does not write either.
+        number.value = 0
         driver.cuDeviceGetAttribute(ctypes.byref(number), code, device)
         return number.value
 

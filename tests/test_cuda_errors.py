@@ -221,7 +221,10 @@ class Driver:
 
     def cuDeviceGetAttribute(self, number, code, device):
         assert device.value == 7
-        number._obj.value = {75: 9, 76: 0, 16: 132, 97: 232448}[code]
+        known = {75: 9, 76: 0, 16: 132, 97: 232448, 13: 1_830_000, 37: 5120}
+        if code not in known:
+            return 1  # CUDA_ERROR_INVALID_VALUE, and nothing written
+        number._obj.value = known[code]
         return 0
 
     def cuDriverGetVersion(self, number):
@@ -266,6 +269,10 @@ def test_the_gpu_is_described_by_its_driver(gpu):
         "gpu_capability": (9, 0),
         "gpu_processors": 132,
         "gpu_shared_bytes": 232448,
+        # By its clock; it does not say the memory's, so the bandwidth stays the shipped one.
+        "gpu_flops": pytest.approx(2 * 128 * 132 * 1.83e9 * 0.75),
+        "gpu_tf32_flops": pytest.approx(2 * 1024 * 132 * 1.83e9 * 0.75),
+        "gpu_bfloat16_flops": pytest.approx(2 * 2048 * 132 * 1.83e9 * 0.75),
     }
 
 

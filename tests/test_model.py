@@ -317,7 +317,8 @@ def test_explain_names_the_chosen_and_every_rejected_kernel():
 
 def test_the_cheapest_kernel_wins():
     problem = MLP([500, 4000, 4000, 10]).template
-    gpu = Machine(cores=1, cuda_missing=None, gpu="a GPU", gpu_launch_seconds=1e-9)
+    cheap = {"gpu_launch_seconds": 1e-9, "gpu_copy_seconds": 1e-9, "gpu_copy_bytes": 1e15}
+    gpu = Machine(cores=1, cuda_missing=None, gpu="a GPU", **cheap)
     assert plan(problem, machine=gpu).kernel.device == "cuda"
     assert plan(problem, "cpu", machine=gpu).kernel.device == "cpu"
     slow = Machine(cores=1, cuda_missing=None, gpu="a GPU", gpu_launch_seconds=10.0)

@@ -250,9 +250,9 @@ class Layout:
     def _fill_functions(self) -> None:
         words, problem, dtype = self.words, self.problem, self.problem.dtype
         code = microkernels(self.target, dtype)
-        names = [product_name, listed_product_name]
         finishing = list(product(FINISHES, (FORWARD, BACKWARD)))
-        names += [partial(finishing_name, way, activation) for activation, way in finishing]
+        names = [partial(finishing_name, way, activation) for activation, way in finishing]
+        names = [product_name, *names, listed_product_name]
         self.tiles = np.array(
             [
                 (rows, *(code[name(rows, v)] for name in names for v in (1, 2)))
@@ -329,7 +329,7 @@ class Layout:
             Z = stored
             A = stored + size if keeps_input else stored
             rows, columns = _padded(layer.fan_in, panel), _padded(layer.fan_out, panel)
-            row[: tables.VALUE] = (
+            row[: tables.VALUE_TILE] = (
                 layer.fan_in,
                 layer.fan_out,
                 layer.weight.start,

@@ -133,17 +133,19 @@ SKIPS_COLUMNS, SKIPS_ROWS = 1, 2
     KEPT,
     DELTA,
     SQUARES,  # address of the first unit's sum
+    VALUE_TILE,  # columns of the tiles that apply value and slope to a product, or 0
+    SLOPE_TILE,
     VALUE,  # addresses of functions
     SLOPE,
-    VALUE_TILE,  # columns of the tiles that apply them to a product, or 0
-    SLOPE_TILE,
     CHAIN_COLUMNS,
 ) = range(20)
 
-# Columns of the tiles, one row a height, the largest first. Those that finish a product follow, two
-# for each activation and direction: see `Layout`.
-TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_LISTED_NARROW, TILE_LISTED_WIDE, TILE_FINISHING = range(6)
-TILE_COLUMNS = TILE_FINISHING + 2 * 2 * len(FINISHES)
+# Columns of the tiles, one row a height, the largest first; from TILE_FINISHING on those that end
+# with an activation, two for each and its direction: see `Layout`.
+TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_FINISHING = range(4)
+TILE_LISTED_NARROW = TILE_FINISHING + 2 * 2 * len(FINISHES)
+TILE_LISTED_WIDE = TILE_LISTED_NARROW + 1
+TILE_COLUMNS = TILE_LISTED_WIDE + 1
 
 
 def address(array: np.ndarray) -> int:
