@@ -41,6 +41,13 @@ def test_what_a_first_epoch_pays_for_threads_and_caches_does_not_count():
     assert run(Pace((2, 1)), seconds, 50)[-1] == 2
 
 
+def test_a_pause_after_the_first_epoch_does_not_count_either():
+    def seconds(threads, epoch):
+        return 100.0 if threads == 2 and epoch < 2 else {2: 1.0, 1: 1.5}[threads]
+
+    assert run(Pace((2, 1)), seconds, 50)[-1] == 2
+
+
 def test_a_machine_that_changes_is_noticed():
     """Two threads are the faster, then for a while the slower: at most a review's epochs later."""
     epochs = 10 * REVIEW
