@@ -5,7 +5,8 @@ from collections.abc import Sequence
 # Predicted times that differ by less than this factor are tried out.
 CLOSE = 1.6
 # Epochs until the number of threads that lost is tried again: neighbours come and go, and a virtual
-# machine's processors are moved. Three trial epochs in so many cost 2 % where one is twice the other.
+# machine's processors are moved. Three epochs of trial in so many cost 2 % where one takes twice as
+# long.
 REVIEW = 150
 # The fastest epoch of a trial counts: the first one starts threads and fills caches, and the second
 # may have to start threads anew, after a pause of the caller's.
