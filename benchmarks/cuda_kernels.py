@@ -183,9 +183,6 @@ def fused() -> Iterator[Compiled]:
         function = fused_step.build_sums(sums, dtype).py_func
         signature = fused_step.sum_signature(dtype)
         yield Compiled("sum_and_check", dtype, function, signature, sums.threads)
-        function = fused_step.build_apply("adam").py_func
-        signature = fused_step.apply_signature(dtype)
-        yield Compiled("apply_gradient", dtype, function, signature, THREADS)
 
 
 def checks() -> Iterator[Compiled]:

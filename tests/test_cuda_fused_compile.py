@@ -61,10 +61,6 @@ def compiled_kernels():
         kernel = fused_step.build_sums(Sums(), dtype)
         signature = fused_step.sum_signature(dtype)
         yield f"sum_and_check {dtype}", kernel.py_func, signature, Sums().threads, 0
-        for optimizer in ("sgd", "adamw"):
-            kernel = fused_step.build_apply(optimizer)
-            signature = fused_step.apply_signature(dtype)
-            yield f"apply_gradient {optimizer} {dtype}", kernel.py_func, signature, 128, 0
 
 
 KERNELS = {name: others for name, *others in compiled_kernels()}
@@ -74,7 +70,7 @@ def capabilities(name):
     """Return the GPUs to compile for: all for one kernel of each kind, else Hopper."""
     if name.endswith("tf32"):
         return CAPABILITIES[1:]
-    every = ("tile_gradients float32", "sum_and_check float32", "apply_gradient adamw float32")
+    every = ("tile_gradients float32", "sum_and_check float32")
     return CAPABILITIES if name in every else [(9, 0)]
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import ceilings, device_cases, report, steps
+from benchmarks.gpu import device_cases, report, steps
 from benchmarks.gpu.steps import Context, Skipped, Step
 from fastmlp.machine import detect
-from fastmlp_kernels.problem import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -247,32 +246,6 @@ def test_an_attempt_that_skips_fails_nothing():
     here = context()
     here.attempt("a", skip)
     assert here.results == {"a": {"skipped": "not here"}} and here.failures == []
-
-
-def test_constants_are_fields_of_the_machine():
-    measured = {
-        "products": {"float32": 5e13, "tf32": 3e14, "bfloat16": 7e14},
-        "memory": {"bytes_per_second": 3e12},
-        "launch": {"empty": 4e-6, "8_arrays": 9e-6},
-        "graph_node": {"seconds": 1.5e-6},
-        "block_barrier": {"256_threads": 3e-8},
-        "copies": {"to_device_bytes_per_second": 1.2e10, "smallest_seconds": 8e-6},
-    }
-    found = ceilings.constants(measured)
-    assert found == {
-        "gpu_flops": 5e13,
-        "gpu_tf32_flops": 3e14,
-        "gpu_bfloat16_flops": 7e14,
-        "gpu_bytes": 3e12,
-        "gpu_launch_seconds": 9e-6,
-        "gpu_node_seconds": 1.5e-6,
-        "gpu_meeting_seconds": 3e-8,
-        "gpu_copy_bytes": 1.2e10,
-        "gpu_copy_seconds": 8e-6,
-    }
-    Machine(**found)
-    # What could not be measured is left to the shipped constants.
-    assert ceilings.constants({"products": {"skipped": "no PyTorch"}, "launch": None}) == {}
 
 
 @pytest.mark.parametrize(

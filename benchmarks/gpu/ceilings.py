@@ -1,6 +1,6 @@
-"""Ceilings of this GPU and host, each measured: what costs are predicted from, what times face.
+"""Ceilings of this GPU and host, each measured: what times face, and what costs are predicted from.
 
-``constants`` holds them under the names of `fastmlp_kernels.problem.Machine`.
+The latter are ``constants``, under the names of `fastmlp_kernels.problem.Machine`.
 """
 
 from __future__ import annotations
@@ -31,30 +31,16 @@ def run(context: Context) -> None:
     context.attempt("memory", memory_copy)
     context.attempt("graph_node", graph_node)
     context.attempt("tensor_core_loop", tensor_core_loop)
-    context.keep("constants", constants(context.results))
+    context.attempt("constants", constants, context.quick)
     if products and "skipped" in products:
         print("  without PyTorch no product was measured", flush=True)
 
 
-def constants(found: dict[str, Any]) -> dict[str, float]:
-    """Return the fields of `Machine` that these measurements give.
+def constants(quick: bool) -> dict[str, float]:
+    """Return the fields of `Machine` as ``fastmlp calibrate`` measures them."""
+    from fastmlp_kernels.cuda.measuring import Effort, measure
 
-    A launch of ours passes several arrays, so it costs what one of eight does. Data reach the GPU
-    from ordinary memory, so copies are those that are not pinned.
-    """
-    pairs = {
-        "gpu_flops": ("products", "float32"),
-        "gpu_tf32_flops": ("products", "tf32"),
-        "gpu_bfloat16_flops": ("products", "bfloat16"),
-        "gpu_bytes": ("memory", "bytes_per_second"),
-        "gpu_launch_seconds": ("launch", "8_arrays"),
-        "gpu_node_seconds": ("graph_node", "seconds"),
-        "gpu_meeting_seconds": ("block_barrier", "256_threads"),
-        "gpu_copy_bytes": ("copies", "to_device_bytes_per_second"),
-        "gpu_copy_seconds": ("copies", "smallest_seconds"),
-    }
-    values = {name: (found.get(part) or {}).get(key) for name, (part, key) in pairs.items()}
-    return {name: float(value) for name, value in values.items() if value}
+    return measure(Effort(launches=100, meetings=1000, bytes=2**22, width=512) if quick else None)
 
 
 def median_of(repeats: int, function: Callable[[], float]) -> float:

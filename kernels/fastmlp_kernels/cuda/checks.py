@@ -4,17 +4,15 @@ Only the answer comes to the host. Where it is bad, the caller brings the array 
 is wrong in the words of the checks on the host.
 """
 
-import contextlib
 import math
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numba import cuda
-from numba.core.errors import NumbaPerformanceWarning
 
 from fastmlp_kernels.compile import cuda_kernel
+from fastmlp_kernels.cuda.launching import small_grids_allowed
 
 THREADS = 256
 # Each thread takes many elements of a large array: more blocks than this would not be faster.
@@ -84,14 +82,6 @@ def find_bad_sums(values, slack, found):
         # Written so that a NaN is bad.
         if not abs(total - values.dtype.type(1)) <= slack[0]:
             found[0] = 1
-
-
-@contextlib.contextmanager
-def small_grids_allowed() -> Iterator[None]:
-    """Silence Numba's advice on grids that do not fill the GPU: small arrays have them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Grid size", NumbaPerformanceWarning)
-        yield
 
 
 class Outside:

@@ -1,6 +1,6 @@
 """`cuda.fused`: tiles of a batch's rows shared out to blocks, each tile through all layers.
 
-A step is three launches: `tile_gradients` here, then `sum_and_check` and `apply_gradient` of
+A step is three launches: `tile_gradients` here, then `sum_and_check` of
 `fused_step`. The tiles of a batch belong to *slices*, and each slice has a partial gradient in
 global memory: which tiles are whose, and in what order anything is added, depends on the problem
 and the rows of a tile, and not on how many blocks there are. So GPUs that have room for the same
@@ -53,7 +53,7 @@ def build(choice: Choice) -> Any:
     form, mixed, threads = choice.form, choice.form.mixed, choice.threads
     operand, number = getattr(numba, form.operand), getattr(numba, form.number)
     parts = chain.build(form, threads, choice.rows, choice.accumulate, choice.tile_columns)
-    # As numbers the parameters stay in global memory, where `apply_gradient` writes them.
+    # As numbers the parameters stay in global memory, where `update` writes them.
     load = block_copies.load(threads, parts.products.to_operand, False)
     gradients, adds_losses = _gradients(choice, parts), chain.loss_thread(threads)
 

@@ -77,11 +77,12 @@ class FusedProgram(LayeredProgram):
         )
         self.tile_gradients = Granted(fused.build(choice), found.shared_bytes)
         self.sum_and_check = fused_step.build_sums(self.sums, problem.dtype)
-        self.apply_gradient = fused_step.build_apply(problem.optimizer)
         self.granted = False
         self.words = cuda.to_device(self._table())
         self.partials = self._empty(self.plan.slices * problem.parameter_count)
         self.slice_losses = self._empty(self.plan.slices)
+        self.no_places = cuda.device_array(0, np.int32)
+        self.no_rounded = cuda.device_array(0, np.uint16)
 
     def _table(self) -> np.ndarray:
         """Return the placement's table, which is that of a tile, with the rows of the epoch."""
@@ -112,5 +113,7 @@ class FusedProgram(LayeredProgram):
         launch = (self.sum_and_check, blocks, self.sums.threads)
         arguments += (self.losses, self.squares, *shared)
         self.launches.grid(*launch, *arguments, *table, int(penalized))
-        arguments = (parameters, gradient, *slots, self.biases, self.hyper, *shared)
-        self.launches.over(self.apply_gradient, count, *arguments)
+        arguments = (parameters, gradient, *slots, self.biases, self.optimizer, self.hyper)
+        # No product of this step reads weights that are rounded beforehand.
+        nowhere = (self.no_places, self.no_rounded)
+        self.launches.over(self.kernels.update, count, *arguments, *shared, *nowhere)

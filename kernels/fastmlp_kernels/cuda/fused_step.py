@@ -1,4 +1,4 @@
-"""The end of a step of `cuda.fused`: partial gradients are added up and checked, then applied."""
+"""The sums of a step of `cuda.fused`: partial gradients are added up and checked."""
 
 import functools
 import math
@@ -8,9 +8,7 @@ import numba
 import numpy as np
 from numba import cuda
 
-from fastmlp_kernels.algebra import OPTIMIZERS
-from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
-from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
+from fastmlp_kernels.compile import cuda_kernel, cuda_part
 from fastmlp_kernels.cuda import placement as at
 from fastmlp_kernels.cuda.gather import BATCH, UPDATED
 from fastmlp_kernels.cuda.sums import block_sum
@@ -198,69 +196,3 @@ def build_sums(sums: Sums, number: str) -> Any:
             sum_squares(parameters, biases, squares, batch, partial, t)
 
     return sum_and_check
-
-
-def apply_signature(number: str) -> tuple:
-    """Return the types of the arguments of `apply_gradient`."""
-    real, word = getattr(numba, number), numba.int64
-    vector, indices = real[::1], word[::1]
-    return (vector, vector, vector, vector, numba.uint8[::1], real[:, ::1], indices, indices)
-
-
-@functools.cache
-def build_apply(optimizer: str) -> Any:
-    """Return the kernel that applies a gradient by a row of OPTIMIZERS."""
-    row = OPTIMIZERS[optimizer]
-    slots, rule = row.slots, cuda_switch([row.update])
-
-    @cuda_kernel
-    def apply_gradient(parameters, gradient, first, second, biases, hyper, counter, status):
-        """Apply one optimizer step to every parameter, unless training has stopped being finite.
-
-        Parameters
-        ----------
-        parameters : dtype[P], read and written
-        gradient : dtype[P], read
-        first, second : dtype[P], read and written
-            The optimizer's state; those that the rule does not use may be empty.
-        biases : uint8[P], read
-            1 where the parameter is a bias.
-        hyper : dtype[batches, HYPER_WIDTH], read
-        counter : int64[2], read and written
-            The row of `hyper` is ``counter[UPDATED]``; ``counter[BATCH]`` becomes one more.
-        status : int64[3], read
-            Nothing but the counter is written when ``status[STATUS]`` is not 0.
-
-        Notes
-        -----
-        Launch: a thread a parameter. Aliasing: none of the arrays overlap. Cost: about 10 flops and
-        4 to 8 memory accesses a parameter. Accuracy: as the rule's. Source: `algebra.optimizers`.
-        """
-        i = cuda.grid(1)
-        batch = counter[UPDATED]
-        if i == 0:
-            counter[BATCH] = batch + 1
-        if i >= parameters.size or status[STATUS] != 0:
-            return
-        h = (
-            hyper[batch, RULE_START],
-            hyper[batch, RULE_START + 1],
-            hyper[batch, RULE_START + 2],
-            hyper[batch, RULE_START + 3],
-            hyper[batch, RULE_START + 4],
-            hyper[batch, RULE_START + 5],
-            hyper[batch, RULE_START + 6],
-            hyper[batch, RULE_START + 7],
-        )
-        decay = hyper[batch, BIAS_DECAY] if biases[i] != 0 else hyper[batch, WEIGHT_DECAY]
-        value, zero = parameters[i], parameters.dtype.type(0)
-        slope = gradient[i] + decay * value
-        m = first[i] if slots > 0 else zero
-        v = second[i] if slots > 1 else zero
-        parameters[i], m, v = rule(0, value, slope, m, v, h)
-        if slots > 0:
-            first[i] = m
-        if slots > 1:
-            second[i] = v
-
-    return apply_gradient
