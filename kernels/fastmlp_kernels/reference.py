@@ -13,6 +13,7 @@ from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
 from fastmlp_kernels.problem import (
     BATCHES,
+    CONTROL_WORDS,
     STATUS,
     STOP,
     Kernel,
@@ -92,6 +93,7 @@ class ReferenceProgram:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """Return the array itself."""

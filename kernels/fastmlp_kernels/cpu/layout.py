@@ -304,6 +304,7 @@ class Layout:
             (tables.UNUSED, self.constants["unused"]),
             (tables.UNIT_SQUARES, self.workspace.unit_squares),
             (tables.MEETING, self.constants["meeting"]),
+            (tables.BELLS, self.constants["bells"]),
             (tables.CHAIN, self.chain),
             (tables.TILES, self.tiles),
         ):
