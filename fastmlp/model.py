@@ -220,7 +220,7 @@ class MLP(Network):
             step = steps.Step(self._programs, *batch)
         loss = step.take(self._state, data, optimizer, weights)
         self._step = step
-        step.check_finite(loss)
+        step.check_finite(self._state)
         return loss
 
     def value_and_grad(

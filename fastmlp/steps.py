@@ -25,6 +25,8 @@ Array = NDArray[Any]
 
 # Steps whose numbers are computed together: a table costs as much as a step, whatever its length.
 STEPS_AHEAD = 256
+# A loss below which no step of a sensible learning rate overflows, in either dtype.
+CALM_LOSS = 1e8
 # Of a long prediction, what is predicted to take so long is computed at once.
 PIECE_SECONDS = 0.2
 
@@ -81,6 +83,8 @@ class Step:
         self._numbers = StepNumbers(dtype)
         self._order = np.arange(rows, dtype=np.int64)
         self._losses = np.zeros(1, dtype=dtype)
+        self._careful, self._refused = True, ""
+        self._last_optimizer: Optimizer | None = None
         self._control = np.zeros(CONTROL_WORDS, dtype=np.int64)
 
     def serves(self, rows: int, labels: bool, rule: str, where: Where) -> bool:
@@ -96,8 +100,7 @@ class Step:
     ) -> float:
         """Train on a batch of the size that this was made for; return the loss before.
 
-        The loss, or a gradient, may be infinite or NaN: then nothing was changed, and
-        `check_finite` raises.
+        Where something was infinite or NaN, `check_finite` raises: nothing was changed.
         """
         control, rule = self._control, self._rule
         before = state.settled()
@@ -107,6 +110,11 @@ class Step:
         hyper = self._numbers.of(optimizer, steps + 1)
         factors = None if weights is None else batch_factors(self._problem, weights)
         rest = (self._order, hyper, self._losses, control, factors)
+        # A finite gradient may still bring parameters to infinity, and a look at all of them is as
+        # long as the step of a small network. It is taken where the loss is far from anything calm.
+        careful = self._careful or optimizer is not self._last_optimizer
+        self._last_optimizer = optimizer
+        snapshot = state.snapshot() if careful else None
         if rule != present:
             state.tell_of_change(rule)
         control.fill(0)
@@ -120,22 +128,37 @@ class Step:
             if isinstance(error, DeviceLostError) or not applied_batches(control):
                 state.now = before
             raise
+        loss = self._losses.item()
+        self._careful = not abs(loss) < CALM_LOSS
         if control.item(STATUS):
             state.now = before
+            self._refused = f"a loss of {loss} or a gradient that is not finite"
+        elif (careful or self._careful) and not self._leaves_finite(state, slots):
+            self._refused = "a step to parameters that are not finite"
+            if snapshot is not None:
+                np.copyto(state.parameters, snapshot.parameters)
+                np.copyto(before[3], snapshot.slots)
+                state.now = before
         else:
             state.now = (steps + 1, epochs, rule, slots, None, 0)
-        return self._losses.item()
+        return loss
+
+    def _leaves_finite(self, state: TrainingState, slots: Array) -> bool:
+        return all_finite(state.parameters) and all_finite(slots)
 
     def end(self) -> None:
         """Let others have the program."""
         self._shelf.put_back(self._pair)
 
-    def check_finite(self, loss: float) -> None:
+    def check_finite(self, state: TrainingState) -> None:
         """Raise an error if the last step was refused, as something was infinite or NaN."""
-        if self._control.item(STATUS):
+        if self._refused:
+            refused, self._refused = self._refused, ""
+            kept = "Nothing was changed"
+            if not all_finite(state.parameters):
+                kept = "The parameters are not finite any more: assign good ones"
             raise NonFiniteTrainingError.at(
-                f"step: got a loss of {loss} or a gradient that is not finite, wanted finite "
-                "numbers. Nothing was changed; try a smaller learning rate",
+                f"step: got {refused}, wanted finite numbers. {kept}; try a smaller learning rate",
                 None,
                 None,
                 None,

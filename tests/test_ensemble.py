@@ -33,7 +33,7 @@ from fastmlp_kernels import cpu, reference
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.cpu.members import SideBySideProgram
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.team import StayingTeam
+from fastmlp_kernels.cpu.team import Team
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP, Machine, Problem
 from tests.machines import team
 from tests.samples import Sample, poison, sample
@@ -588,17 +588,17 @@ def nobody_stays():
     return True
 
 
-def test_an_interrupt_between_keeping_and_training_lets_everybody_go(monkeypatch):
+def test_an_interrupt_before_an_epoch_lets_everybody_go(monkeypatch):
     problem = replace(PROBLEM, members=4)
     alone, together = samples(PROBLEM, 4)
     program = SideBySideProgram(problem, team(3))
-    keep = StayingTeam.keep
 
-    def interrupted(self, *arguments):
-        keep(self, *arguments)
+    def interrupted(self, work, members, before_start):
+        for member in range(members - 1):
+            self._start(work, member)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(StayingTeam, "keep", interrupted)
+    monkeypatch.setattr(Team, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         program.epoch(*together.arguments())
     monkeypatch.undo()
