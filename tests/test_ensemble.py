@@ -763,6 +763,7 @@ print(json.dumps({
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself Ctrl-C")
+@pytest.mark.usefixtures("interrupts_heard")
 def test_an_interrupt_stops_all_networks_between_two_batches(child_python, child_environment):
     done = subprocess.run(
         [child_python, "-c", INTERRUPTED],
