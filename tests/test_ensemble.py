@@ -545,11 +545,13 @@ def test_all_networks_stop_after_whole_batches():
     for member, count in enumerate(finished):
         assert np.isfinite(together.losses[member, :count]).all()
         assert np.isnan(together.losses[member, count:]).all()
-        alone = FusedProgram(problem, team(1))
-        own = [getattr(start, name)[member] for name in ("parameters", "state", "order", "hyper")]
+        own = [start.parameters[member], start.state[member]]
         losses, control = np.zeros(count, np.float32), np.zeros(3, np.int64)
         if count:
-            alone.epoch(*own[:2], start.X, start.y, *own[2:], losses, control)
+            rows = int(count) * PROBLEM.batch_size
+            alone = FusedProgram(replace(PROBLEM, rows=rows), team(1))
+            rest = start.order[member, :rows], start.hyper[member, :count], losses, control
+            alone.epoch(*own, start.X, start.y, *rest)
         assert together.parameters[member].tobytes() == own[0].tobytes()
 
 

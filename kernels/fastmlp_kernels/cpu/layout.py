@@ -310,6 +310,7 @@ class Layout:
         ):
             words[word] = address(array)
         self._connect_chain()
+        self.own_targets = int(words[tables.TARGETS])
         self.table = address(words)
 
     def _connect_chain(self) -> None:

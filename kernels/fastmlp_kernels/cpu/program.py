@@ -54,10 +54,9 @@ class FusedProgram(Layout):
         self._costs = self.unit_costs()
         # Once: a problem counts anew each time.
         self._count, self._batches = problem.parameter_count, problem.batches
-        self._own_targets = address(self.workspace.targets)
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
-        self._team = Team(self.constants["bells"])
+        self._team: Team | None = None
         # What epochs skip; `prepare` sets it.
         self.skips = 0
 
@@ -119,7 +118,7 @@ class FusedProgram(Layout):
         words[tables.PACKED] = 1
         words[tables.SQUARES_OUT] = 0
         words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
-        words[tables.TARGETS] = self._own_targets
+        words[tables.TARGETS] = self.own_targets
         scales, rows = self.constants["scales"], sizes[0]
         full = min(rows, problem.batch_size)
         last = rows - (sizes[1] - 1) * problem.batch_size
@@ -133,7 +132,8 @@ class FusedProgram(Layout):
         if threads == 1:
             run(self.table, CALLER)
         else:
-            self._team.run(self._take_part, threads, self._choose_places)
+            team = self._team = self._team or Team(self.constants["bells"])
+            team.run(self._take_part, threads, self._choose_places)
 
     def _take_part(self, member: int) -> bool:
         return run(self.table, member)
