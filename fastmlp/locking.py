@@ -118,9 +118,10 @@ class ModelLock:
         self._refuse_to_wait_for_oneself(method)
         if self.fitting.locked():
             raise self._busy(method)
-        # What an interrupt has left behind is put right here.
-        self._crowded = self._turn.locked()
-        if self._crowded:
+        # Looked at after it is taken back: whoever comes later than that look says so anew.
+        self._crowded = False
+        if self._turn.locked() or self.fitting.locked():
+            self._crowded = True
             self._let_readers_go_first()
 
     def _let_readers_go_first(self) -> None:
