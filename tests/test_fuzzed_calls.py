@@ -119,9 +119,7 @@ def good_fit(chance, kind, generator):
         arguments["l2"] = 1e-3
     if chance.random() < 0.3:
         arguments["validation_data"] = data(kind, generator, 9)
-        arguments["early_stopping"] = chance.choice(
-            [None, True, fastmlp.EarlyStopping(patience=1)]
-        )
+        arguments["early_stopping"] = chance.choice([None, True, fastmlp.EarlyStopping(patience=1)])
     if chance.random() < 0.2:
         arguments["callbacks"] = lambda event: event.epoch == 2
     return lambda model: model.fit(X, y, **arguments)
@@ -389,9 +387,7 @@ def attack_an_ensemble_with_random_calls(seed, count):
                 lambda X=X, bad=bad_y: model.fit(X, bad, batch_size=1),
                 lambda X=X, bad=bad_y: model.evaluate(X, bad),
                 lambda X=X, y=y: model.fit(X, y, epochs=0, batch_size=1),
-                lambda X=X, y=y: model.fit(
-                    X, y, batch_size=1, optimizer=[fastmlp.SGD(0.1)]
-                ),
+                lambda X=X, y=y: model.fit(X, y, batch_size=1, optimizer=[fastmlp.SGD(0.1)]),
                 lambda X=X, y=y: model.fit(
                     X, y, batch_size=1, optimizer=fastmlp.Adagrad(failing_schedule)
                 ),
@@ -421,6 +417,4 @@ def attack_an_ensemble_with_random_calls(seed, count):
 
 def test_random_calls_of_an_ensemble():
     count = tries(CALLS) // 10
-    assert_withstood(
-        run_attack(attack_an_ensemble_with_random_calls, 0, count, seconds=240.0)
-    )
+    assert_withstood(run_attack(attack_an_ensemble_with_random_calls, 0, count, seconds=240.0))

@@ -15,11 +15,20 @@ import numpy as np
 import pytest
 
 import fastmlp
-from tests.attacks import Tally, assert_withstood, begin, bits, in_teams, run_attack, tries
+from tests.attacks import (
+    Tally,
+    assert_withstood,
+    begin,
+    bits,
+    in_teams,
+    own_threads,
+    run_attack,
+    tries,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes of POSIX")
 
-ROWS = 600
+ROWS = 2000
 CHILD_SECONDS = 20.0
 
 
@@ -32,13 +41,13 @@ def rows():
 def fresh(ensemble=False):
     arguments = "relu", "softmax_cross_entropy"
     if ensemble:
-        return fastmlp.Ensemble([16, 32, 4], 3, *arguments, seed=1)
-    return fastmlp.MLP([16, 32, 4], *arguments, seed=1)
+        return fastmlp.Ensemble([16, 96, 64, 4], 3, *arguments, seed=1)
+    return fastmlp.MLP([16, 96, 64, 4], *arguments, seed=1)
 
 
 def fit(model, epochs=2):
     X, y = rows()
-    model.fit(X, y, epochs=epochs, batch_size=50, optimizer=fastmlp.Adam(1e-3))
+    model.fit(X, y, epochs=epochs, batch_size=250, optimizer=fastmlp.Adam(1e-3))
     return model
 
 
@@ -127,6 +136,7 @@ def attack_by_forking_during_a_fit(threads, ensemble, count):
             thread = threading.Thread(target=train, daemon=True)
             thread.start()
             time.sleep(0.005 + 0.02 * chance.random())
+            tally.note(f"{len(own_threads())} threads at work")
             found = in_forked_child(lambda work=work, model=model: work(model))
             stop.set()
             thread.join()
