@@ -21,12 +21,17 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTOR = float(os.environ.get("FASTMLP_ATTACKS", "1"))
 PROLOGUE = "import sys; from tests.attacks import child; child(*sys.argv[1:])"
 # What a child prints before its result: whatever else it prints is shown if it fails.
 RESULT = "attack result: "
+
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="memory is looked up in Linux's /proc"
+)
 
 
 def tries(count):

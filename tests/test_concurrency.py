@@ -62,7 +62,14 @@ def fresh(kind):
     from fastmlp.sklearn import MLPClassifier, MLPRegressor
 
     made = MLPClassifier if kind == "classifier" else MLPRegressor
-    model = made(hidden_layer_sizes=(16,), random_state=0, max_iter=3, batch_size=32, tol=0.0, n_iter_no_change=99)
+    model = made(
+        hidden_layer_sizes=(16,),
+        random_state=0,
+        max_iter=3,
+        batch_size=32,
+        tol=0.0,
+        n_iter_no_change=99,
+    )
     X, y = data(kind)
     return fitted_quietly(model, X, y)
 
