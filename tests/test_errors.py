@@ -80,7 +80,6 @@ BAD_LABELS = {
     "too large": (LABELS + 1, DomainError, "the first 3 at index 2"),
     "fraction": (LABELS + 0.5, DomainError, "the first 0.5 at index 0"),
     "nan": (changed(LABELS, 1, np.nan), DomainError, "nan at index 1"),
-    "bool": (LABELS > 1, DTypeError, "bool"),
     "text": (["cat"] * ROWS, DTypeError, "<U3"),
     "columns": (np.ones((ROWS, 2)) / 2, ShapeError, f"({ROWS}, 3) of class probabilities"),
     "sums": (np.full((ROWS, 3), 0.5), DomainError, "rows that sum to 1"),
