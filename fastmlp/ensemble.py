@@ -15,6 +15,7 @@ from fastmlp.arrays import (
     check_matrix,
     check_number,
     host_copy,
+    largest_magnitude,
 )
 from fastmlp.batches import CHUNK_ROWS
 from fastmlp.device_arrays import follows, matrix_there, stays
@@ -123,7 +124,9 @@ class Ensemble:
 
     @parameters.setter
     def parameters(self, values: Any) -> None:
-        self._state.parameters[:] = check_values("parameters", values, self._state.parameters)
+        state = self._state
+        checked = check_values("parameters", values, state.parameters)
+        state.change("parameters", lambda: np.copyto(state.parameters, checked))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -218,40 +221,51 @@ class Ensemble:
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
         data, validation = self._data(X, y, "", there), self._validation(validation_data, there)
-        epochs = check_integer(epochs, "epochs", 1)
-        check_values("parameters", self.parameters, self.parameters)
-        trainer = MembersTrainer(
-            self._state,
-            self._together,
-            data,
-            check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
-            check_optimizers(optimizer, len(self)),
-            where,
-            epochs=epochs,
-            shuffle=bool(shuffle),
-            weights=check_weights(sample_weight, class_weight, data),
-            l2=check_number(l2, "l2"),
-        )
-        plan, metric = trainer.plan, check_metric(None, self._loss)
+        batch_size = check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X")
+        settings: dict[str, Any] = {
+            "epochs": check_integer(epochs, "epochs", 1),
+            "shuffle": bool(shuffle),
+            "weights": check_weights(sample_weight, class_weight, data),
+            "l2": check_number(l2, "l2"),
+        }
+        arguments = (data, batch_size, check_optimizers(optimizer, len(self)), where)
+
+        def train() -> EnsembleHistory:
+            check_values("parameters", self.parameters, self.parameters)
+            trainer = MembersTrainer(self._state, self._together, *arguments, **settings)
+            return self._train(trainer, settings["epochs"], validation, progress, verbose)
+
+        return self._state.lock.fit("fit", train)
+
+    def _train(
+        self,
+        trainer: MembersTrainer,
+        epochs: int,
+        validation: Data | None,
+        progress: bool | None,
+        verbose: int,
+    ) -> EnsembleHistory:
+        plan, metric, lock = trainer.plan, check_metric(None, self._loss), self._state.lock
         history = EnsembleHistory(
-            plan.kernel.name, plan.kernel.device, metric, len(data.X), len(self)
+            plan.kernel.name, plan.kernel.device, metric, len(trainer.data.X), len(self)
         )
         self.history = history
         report = Report(epochs, plan.problem.batches, history, progress, verbose)
         try:
-            trainer.prepare()
+            lock.epoch(trainer.prepare)
             for _ in range(epochs):
                 self._epoch(trainer, history, report.batch)
                 if validation is not None:
-                    trainer.fetch()
-                    found = self._evaluate(validation, metric, where)
+                    lock.epoch(trainer.fetch)
+                    found = self._evaluate(self.parameters, validation, metric, trainer.where)
                     history.record_validation(found.loss, found.score)
                 report.epoch()
         finally:
             trainer.close()
             report.close()
             # Also after an interrupt or an error.
-            trainer.fetch()
+            lock.epoch(trainer.fetch)
+        trainer.put_back()
         return history
 
     def _epoch(self, trainer: MembersTrainer, history: EnsembleHistory, waiting: Any) -> None:
@@ -269,9 +283,6 @@ class Ensemble:
         self, trainer: MembersTrainer, history: EnsembleHistory, epoch: MembersEpoch
     ) -> NoReturn:
         """Raise as some networks met a number that is not finite, and leave good parameters."""
-        if not epoch.finite.all():
-            # An overflow of the parameters shows one batch later, too late to name a good one.
-            trainer.undo(~epoch.finite)
         bad = np.flatnonzero((epoch.bad_batches > 0) | ~epoch.finite)
         first, batches = int(bad[0]), epoch.losses.shape[1]
         stopped = int(epoch.bad_batches[first])
@@ -288,7 +299,7 @@ class Ensemble:
             f"{batches}), wanted finite numbers (its last finite loss: {last}). Their parameters "
             "are the last good ones, and the other networks have finished the epoch. Try smaller "
             f"learning rates than {trainer.rate(first):g}, and inputs and targets of the order of "
-            f"1: the largest |X| is {float(np.abs(host_copy(trainer.data.X)).max()):.3g}",
+            f"1: the largest |X| is {largest_magnitude(host_copy(trainer.data.X)):.3g}",
             number,
             batch,
             last,
@@ -310,16 +321,21 @@ class Ensemble:
         inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
         if inputs is None:
             inputs = check_matrix(X, sizes[0], self.dtype, "X")
-        rows = len(inputs)
+        return self._state.read("predict", lambda all_of: self._predict(all_of, inputs, where))
+
+    def _predict(self, of_each: Array, inputs: Array, where: Where) -> Array:
+        rows, outputs = len(inputs), self.template.sizes[-1]
         capacity = 1 << (rows - 1).bit_length()
-        plan, program = self._alone.get(capacity, min(capacity, CHUNK_ROWS), where)
-        result = np.empty((len(self), rows, sizes[-1]), dtype=self.dtype)
-        with guarded(plan.kernel.device, "predict"):
+        result = np.empty((len(of_each), rows, outputs), dtype=self.dtype)
+        with (
+            self._alone.taken(capacity, min(capacity, CHUNK_ROWS), where) as (plan, program),
+            guarded(plan.kernel.device, "predict"),
+        ):
             given, out = program.to_device(inputs), blank(program, result[0])
-            for parameters, outputs in zip(self.parameters, result, strict=True):
-                out = outputs if program.memory is None else out
+            for parameters, own in zip(of_each, result, strict=True):
+                out = own if program.memory is None else out
                 program.predict(program.to_device(parameters), given, out, True)
-                program.to_host(out, outputs)
+                program.to_host(out, own)
         return result
 
     def predict_mean(self, X: Any, **where: Any) -> Array:
@@ -342,15 +358,15 @@ class Ensemble:
     ) -> Evaluations:
         """Return the loss and the score of every network; see `MLP.evaluate`."""
         where, there = self._place(self._asked(device, kernel, threads), X)
-        name = check_metric(metric, self._loss)
-        return self._evaluate(self._data(X, y, "", there), name, where)
+        rest = (self._data(X, y, "", there), check_metric(metric, self._loss), where)
+        return self._state.read("evaluate", lambda all_of: self._evaluate(all_of, *rest))
 
-    def _evaluate(self, data: Data, metric: str, where: Where) -> Evaluations:
-        of_each = [
+    def _evaluate(self, of_each: Array, data: Data, metric: str, where: Where) -> Evaluations:
+        found = [
             evaluate(parameters, self._alone, data, self._single, metric, where)
-            for parameters in self.parameters
+            for parameters in of_each
         ]
-        losses, scores = ([each[k] for each in of_each] for k in range(2))
+        losses, scores = ([each[k] for each in found] for k in range(2))
         return Evaluations(np.array(losses), np.array(scores), metric)
 
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
@@ -389,5 +405,4 @@ class Ensemble:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled ensemble."""
         self.__dict__.update(state)
-        self._state.realign()
         self._forget()

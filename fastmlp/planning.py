@@ -1,7 +1,12 @@
 """Dispatch as a value: which kernel runs a problem, and why none of the others."""
 
+import contextlib
 import logging
+import os
+import time
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,8 +33,12 @@ logger = logging.getLogger("fastmlp")
 DEVICES = ("auto", "cpu", "cuda")
 # The oracle is slow by design, whatever a roofline says of a network of three parameters.
 ONLY_BY_NAME = "reference"
-# Programs that a model keeps: a fit, its validation, a prediction and single steps fit in.
+# Kinds of programs that a model keeps: a fit, its validation, a prediction and single steps fit in.
 PROGRAMS_KEPT = 8
+# Programs of a kind that there may be on a machine of few processors.
+FEWEST_PROGRAMS = 4
+# How long a thread waits for another's program before it has one of its own made.
+WAIT_SECONDS = 0.2
 
 _announced: set[str] = set()
 
@@ -200,14 +209,66 @@ class Where(NamedTuple):
 ANYWHERE = Where()
 
 
+class Shelf:
+    """The programs of one kind of call: whoever computes takes one, alone, and puts it back.
+
+    A program holds a workspace and tables that describe one call, so it is used by one thread at a
+    time. It is put back only after a call that ended well: one that an exception has left halfway
+    is dropped, and never believed again.
+    """
+
+    def __init__(self, build: Callable[[], tuple[Plan, Program]]) -> None:
+        self._build = build
+        # Both ends of a list are moved by one instruction: threads need no lock here.
+        self._idle: list[tuple[Plan, Program]] = []
+        self._made: weakref.WeakSet[Program] = weakref.WeakSet()
+        self._process = os.getpid()
+
+    def take(self) -> tuple[Plan, Program]:
+        """Return a plan and its program, for this thread alone."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._wait_or_build()
+
+    def put_back(self, pair: tuple[Plan, Program]) -> None:
+        """Let others have a program; its call has ended well."""
+        if len(self._idle) < most_programs():
+            self._idle.append(pair)
+
+    def _wait_or_build(self) -> tuple[Plan, Program]:
+        if self._process != os.getpid():
+            # Those that the parent's other threads have taken never come back to a forked child.
+            self._made, self._process = weakref.WeakSet(), os.getpid()
+        deadline = time.monotonic() + WAIT_SECONDS
+        while len(self._made) >= most_programs() and time.monotonic() < deadline:
+            time.sleep(WAIT_SECONDS / 1000)
+            with contextlib.suppress(IndexError):
+                return self._idle.pop()
+        pair = self._build()
+        self._made.add(pair[1])
+        return pair
+
+
+def most_programs() -> int:
+    """Return how many programs of a kind there are, but for a caller that has waited long.
+
+    More threads than processors gain nothing, and each program takes memory.
+    """
+    return max(FEWEST_PROGRAMS, 2 * detect().cores)
+
+
 class Programs:
-    """The programs of a model, built when they are first needed; the least used are dropped."""
+    """The programs of a model, built when they are first needed; the least used are dropped.
+
+    Any number of threads may ask it.
+    """
 
     def __init__(self, template: Problem) -> None:
         self._template = template
-        self._kept: OrderedDict[tuple[Any, ...], tuple[Plan, Program]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Shelf] = OrderedDict()
 
-    def get(
+    def shelf(
         self,
         rows: int,
         batch_size: int,
@@ -215,32 +276,67 @@ class Programs:
         *,
         labels: bool = False,
         rule: str = "sgd",
-        purpose: str = "",
-    ) -> tuple[Plan, Program]:
-        """Return the plan and the program for an epoch of `rows` rows.
-
-        Programs of different `purpose` are never the same: what the backward pass needs must
-        outlive a prediction made in between.
-        """
+    ) -> Shelf:
+        """Return the programs for epochs of `rows` rows."""
         # The request is the key, and not the problem that it makes: planning and hashing a
         # problem cost more than a step of a small network.
-        key = (rows, batch_size, where, labels, rule, purpose)
-        found = self._kept.get(key)
-        if found is not None:
+        key = (rows, batch_size, where, labels, rule)
+        try:
+            found = self._kept[key]
             self._kept.move_to_end(key)
-            return found
+        except KeyError:
+            # Unknown, or dropped by another thread between the two.
+            return self._add(key, rows, batch_size, where, labels, rule)
+        return found
+
+    def _add(
+        self,
+        key: tuple[Any, ...],
+        rows: int,
+        batch_size: int,
+        where: Where,
+        labels: bool,
+        rule: str,
+    ) -> Shelf:
         problem = replace(
             self._template, rows=rows, batch_size=batch_size, labels=labels, optimizer=rule
         )
         machine = machine_with(where.threads)
         chosen = plan(problem, where.device, where.kernel, machine)
-        announce_compilation(chosen)
-        with guarded(chosen.kernel.device, "device"):
-            program = chosen.kernel.build(problem, machine)
-        found = self._kept[key] = chosen, program
-        if len(self._kept) > PROGRAMS_KEPT:
-            self._kept.popitem(last=False)
+
+        def build() -> tuple[Plan, Program]:
+            announce_compilation(chosen)
+            with guarded(chosen.kernel.device, "device"):
+                return chosen, chosen.kernel.build(problem, machine)
+
+        found = self._kept.setdefault(key, Shelf(build))
+        while len(self._kept) > PROGRAMS_KEPT:
+            with contextlib.suppress(KeyError):
+                self._kept.popitem(last=False)
         return found
+
+    def taken(self, rows: int, batch_size: int, *where: Any, **kind: Any) -> "Taken":
+        """Return a context that takes a program off its shelf: see `shelf`."""
+        return Taken(self.shelf(rows, batch_size, *where, **kind))
+
+
+class Taken:
+    """A context: a plan and its program, put back if all goes well."""
+
+    __slots__ = ("_pair", "_shelf")
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    def __enter__(self) -> tuple[Plan, Program]:
+        """Take a program."""
+        self._pair = self._shelf.take()
+        return self._pair
+
+    def __exit__(self, kind: Any, *details: Any) -> None:
+        """Put it back, or drop it."""
+        if kind is None:
+            self._shelf.put_back(self._pair)
 
 
 def check_threads(threads: object) -> int | None:
