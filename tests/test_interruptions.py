@@ -242,7 +242,7 @@ def prepared(operation, threads):
 
 
 def attack_at_random_moments(operation, threads, count, limit):
-    """Interrupt an operation at random moments, on models that were used before and that were not."""
+    """Interrupt an operation at random moments, on models that are warm and that are not."""
     blob, seconds = prepared(operation, threads)
     expected, tally, chance = Expected(blob), Tally(), random.Random(0)
     interrupter, raised = Interrupter(), itertools.cycle(EXCEPTIONS[:3])
