@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import sigutils
+from numba.core import event, sigutils
 from numba.core import types as numba_types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
@@ -29,6 +29,7 @@ from numba.extending import overload, register_jitable
 
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.elementary import FORMS, plus
+from fastmlp_kernels.announcing import compile_always, compile_or_load
 
 logger = logging.getLogger("fastmlp")
 
@@ -51,6 +52,8 @@ RULE_FLAGS: dict[str, Any] = {**CPU_FLAGS, "forceinline": True}
 SUM_FLAGS: dict[str, Any] = {**RULE_FLAGS, "fastmath": {"contract", "reassoc"}}
 # The default FMA contraction stays on; fastmath would flush and approximate.
 CUDA_FLAGS: dict[str, Any] = {"fastmath": False}
+# What they are called where it is said that they are being compiled.
+CPU_KERNELS = "kernels"
 
 
 def _callees(function: types.FunctionType) -> list[types.FunctionType]:
@@ -199,13 +202,39 @@ def kernel(function: Callable) -> Any:
     with contextlib.suppress(RuntimeError):
         dispatcher._cache = StampedCache(function)
     compiling = dispatcher.compile
-
-    def compile_uncollected(signature: Any) -> Any:
-        with uncollected():
-            return compiling(signature)
-
-    dispatcher.compile = compile_uncollected
+    dispatcher.compile = lambda signature: _announced(lambda: compiling(signature))
     return dispatcher
+
+
+class _Passes(event.Listener):
+    """Hears the compiler's passes: what is loaded from the disk cache goes through none."""
+
+    def __init__(self, begins: Callable[[], None]) -> None:
+        self._begins = begins
+
+    def on_start(self, started: Any) -> None:
+        self._begins()
+
+    def on_end(self, ended: Any) -> None:
+        pass
+
+
+def _announced(work: Callable[[], Any]) -> Any:
+    """Compile or load CPU code by calling `work`."""
+
+    def heard(begins: Callable[[], None]) -> Any:
+        with uncollected(), event.install_listener("numba:run_pass", _Passes(begins)):
+            return work()
+
+    return compile_or_load(heard, CPU_KERNELS, how_often())
+
+
+@functools.cache
+def how_often() -> str:
+    """Return in words how often a CPU kernel is compiled."""
+    if cache_folder() is None:
+        return "in each process, as there is no cache folder"
+    return "once per installation and version"
 
 
 @contextlib.contextmanager
@@ -259,8 +288,7 @@ def leaf(function: Callable, name: str, signature: Any) -> CFunc:
     compiled = CFunc(function, sigutils.normalize_signature(signature), {}, CPU_FLAGS)
     with contextlib.suppress(RuntimeError):
         compiled._cache = StampedCache(function, name)
-    with uncollected():
-        compiled.compile()
+    _announced(compiled.compile)
     return compiled
 
 
@@ -343,4 +371,10 @@ def cuda_kernel(function: Callable) -> Any:
     """Compile a CUDA kernel, to be launched as ``kernel[grid, block](...)``."""
     from numba import cuda
 
-    return cuda.jit(**CUDA_FLAGS)(function)
+    dispatcher = cuda.jit(**CUDA_FLAGS)(function)
+    if not simulated():
+        compiling = dispatcher.compile
+        dispatcher.compile = lambda signature: compile_always(
+            lambda: compiling(signature), "GPU kernels", "in each process"
+        )
+    return dispatcher
