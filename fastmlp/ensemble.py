@@ -27,7 +27,7 @@ from fastmlp.network import LARGEST_SEED
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
 from fastmlp.planning import Programs, Where, check_threads
-from fastmlp.progress import Report
+from fastmlp.progress import Report, shows_progress
 from fastmlp.residency import blank, guarded
 from fastmlp.side_by_side import (
     MembersEpoch,
@@ -179,6 +179,7 @@ class Ensemble:
         """Yield a copy of each network."""
         return (self[member] for member in range(len(self)))
 
+    @shows_progress
     def fit(
         self,
         X: Any,

@@ -17,6 +17,7 @@ from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.parameters import aligned_zeros, check_values
 from fastmlp.planning import Where
+from fastmlp.progress import shows_progress
 from fastmlp.weighting import check_sample_weight, check_weights
 
 Array = NDArray[Any]
@@ -53,6 +54,7 @@ class MLP(Network):
         Of the last `fit`, also of one that was interrupted.
     """
 
+    @shows_progress
     def fit(
         self,
         X: Any,
@@ -103,7 +105,7 @@ class MLP(Network):
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional
-            A progress bar always or never; by default in a terminal, after two seconds.
+            A line about the fit always or never; by default for a person, after two seconds.
         verbose : int
             With 1, a line about every second.
 
