@@ -14,18 +14,20 @@ from fastmlp.arrays import (
     check_integer,
     check_matrix,
     check_number,
+    check_seed,
     host_copy,
 )
 from fastmlp.batches import CHUNK_ROWS
 from fastmlp.device_arrays import follows, matrix_there, stays
 from fastmlp.ensemble_history import EnsembleHistory
-from fastmlp.errors import DTypeError, NonFiniteTrainingError
+from fastmlp.errors import DTypeError, NonFiniteTrainingError, known_keywords
+from fastmlp.frames import Columns, check_columns, column_names
 from fastmlp.metrics import check_metric
 from fastmlp.model import MLP
 from fastmlp.network import LARGEST_SEED
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
-from fastmlp.planning import Programs, Where, check_threads
+from fastmlp.planning import Programs, Where, check_place, check_threads
 from fastmlp.progress import Report
 from fastmlp.residency import blank, guarded
 from fastmlp.side_by_side import (
@@ -75,6 +77,7 @@ class Ensemble:
     ``ensemble[k]`` is network k as an `MLP` of its own: a copy.
     """
 
+    @known_keywords
     def __init__(
         self,
         sizes: Sequence[int],
@@ -82,15 +85,15 @@ class Ensemble:
         activations: Any = "relu",
         loss: Any = "half_squared_error",
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         dtype: DTypeLike = "float32",
         reduction: str = "mean",
         precision: str = "float32",
         initializer: Any = None,
     ) -> None:
         count = check_integer(members, "members", 1)
-        self.seed = check_integer(
-            seed, "seed", 0, LARGEST_SEED - count + 1, ", as each network has the next"
+        self.seed = check_seed(
+            seed, "seed", LARGEST_SEED - count + 1, ", as each network has the next"
         )
         given: dict[str, Any] = {
             "dtype": dtype,
@@ -107,6 +110,7 @@ class Ensemble:
             parameters[member] = MLP(sizes, activations, loss, seed=own, **given).parameters
         self._state = MembersState(parameters, seeds)
         self._threads: int | None = None
+        self._columns: Columns | None = None
         self.history: EnsembleHistory | None = None
         self._forget()
 
@@ -170,12 +174,14 @@ class Ensemble:
         model._state = self._state.member(index)
         model.history = None if self.history is None else self.history.member(index)
         model.threads = self.threads
+        model._columns = self._columns
         return model
 
     def __iter__(self) -> Iterator[MLP]:
         """Yield a copy of each network."""
         return (self[member] for member in range(len(self)))
 
+    @known_keywords
     def fit(
         self,
         X: Any,
@@ -232,6 +238,7 @@ class Ensemble:
             weights=check_weights(sample_weight, class_weight, data),
             l2=check_number(l2, "l2"),
         )
+        self._columns = self._columns or column_names(X)
         plan, metric = trainer.plan, check_metric(None, self._loss)
         history = EnsembleHistory(
             plan.kernel.name, plan.kernel.device, metric, len(data.X), len(self)
@@ -307,10 +314,13 @@ class Ensemble:
         """Return the outputs of every network, (members, rows, outputs); see `MLP.predict`."""
         sizes = self.template.sizes
         where, there = self._place(self._asked(device, kernel, threads), X)
+        check_columns(X, self._columns, "X")
         inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
         if inputs is None:
-            inputs = check_matrix(X, sizes[0], self.dtype, "X")
+            inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
         rows = len(inputs)
+        if not rows:
+            return np.empty((len(self), 0, sizes[-1]), dtype=self.dtype)
         capacity = 1 << (rows - 1).bit_length()
         plan, program = self._alone.get(capacity, min(capacity, CHUNK_ROWS), where)
         result = np.empty((len(self), rows, sizes[-1]), dtype=self.dtype)
@@ -330,6 +340,7 @@ class Ensemble:
         """Return their standard deviation, (rows, outputs): how far the networks disagree."""
         return self.predict(X, **where).std(axis=0, dtype=np.float64).astype(self.dtype)
 
+    @known_keywords
     def evaluate(
         self,
         X: Any,
@@ -342,8 +353,8 @@ class Ensemble:
     ) -> Evaluations:
         """Return the loss and the score of every network; see `MLP.evaluate`."""
         where, there = self._place(self._asked(device, kernel, threads), X)
-        name = check_metric(metric, self._loss)
-        return self._evaluate(self._data(X, y, "", there), name, where)
+        data = self._data(X, y, "", there)
+        return self._evaluate(data, check_metric(metric, self._loss, data), where)
 
     def _evaluate(self, data: Data, metric: str, where: Where) -> Evaluations:
         of_each = [
@@ -354,7 +365,8 @@ class Ensemble:
         return Evaluations(np.array(losses), np.array(scores), metric)
 
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
-        return Where(device, kernel, self.threads if threads is None else check_threads(threads))
+        threads = self.threads if threads is None else check_threads(threads)
+        return Where(*check_place(device, kernel), threads)
 
     def _place(self, where: Where, X: Any) -> tuple[Where, bool]:
         """Return where a call runs, and whether arrays on a GPU are used there as they are."""
@@ -362,6 +374,7 @@ class Ensemble:
         return where, stays(where.device, where.kernel)
 
     def _data(self, X: Any, y: Any, of: str, there: bool) -> Data:
+        check_columns(X, self._columns, f"{of}X")
         return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
 
     def _validation(self, pair: Any, there: bool) -> Data | None:

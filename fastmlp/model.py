@@ -9,7 +9,8 @@ from fastmlp import steps, training
 from fastmlp.arrays import check_data, check_integer, check_matrix, check_number, check_targets
 from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
 from fastmlp.device_arrays import follows, inputs_there, stays
-from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError
+from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError, known_keywords
+from fastmlp.frames import check_columns, column_names
 from fastmlp.gradients import Gradients
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
@@ -33,8 +34,9 @@ class MLP(Network):
         One name for all hidden layers, with the identity at the output; or one per layer.
     loss : str or row
         Its name in the table `LOSSES`.
-    seed : int
-        Of the first weights and of the order of the rows in `fit`.
+    seed : int or None
+        Of the first weights and of the order of the rows in `fit`. None draws one, which `repr`
+        and ``model.seed`` show.
     dtype : {"float32", "float64"}
         Of the parameters and of everything computed.
     reduction : {"mean", "sum", "batch_mean"}
@@ -53,6 +55,7 @@ class MLP(Network):
         Of the last `fit`, also of one that was interrupted.
     """
 
+    @known_keywords
     def fit(
         self,
         X: Any,
@@ -84,8 +87,10 @@ class MLP(Network):
         epochs, batch_size : int
             The last mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
-            ``SGD(0.01)`` by default. Its state stays in the model. Its learning rate may be a
-            schedule, a callable ``step -> rate``: see `fastmlp.schedules`.
+            ``SGD(0.01)`` by default. Its state stays in the model; an optimizer of another rule
+            starts with a fresh one, and the log warns of it. Its learning rate may be a schedule,
+            a callable ``step -> rate``: see `fastmlp.schedules`. A name such as "adam" stands for
+            its defaults.
         validation_data : (X, y), optional
             Evaluated after each epoch.
         shuffle : bool
@@ -132,6 +137,7 @@ class MLP(Network):
             progress=progress,
             verbose=verbose,
         )
+        self._columns = self._columns or column_names(X)
         return self._train(data, validation, options)
 
     def _train(self, data: Any, validation: Any, options: training.Options) -> History:
@@ -166,17 +172,24 @@ class MLP(Network):
         kernel: str | None = None,
         threads: int | None = None,
     ) -> Array:
-        """Return the outputs (rows, outputs); class probabilities for a softmax loss."""
+        """Return the outputs (rows, outputs); class probabilities for a softmax loss.
+
+        No rows give an array of no rows.
+        """
         sizes = self.template.sizes
         where, there = self._asked(device, kernel, threads), False
         if type(X) is not np.ndarray:
+            check_columns(X, self._columns, "X")
             where, there = self._place(where, X)
         if there:
             inputs = inputs_there(X, sizes[0], self.dtype)
         else:
-            inputs = check_matrix(X, sizes[0], self.dtype, "X")
+            inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
+        if not len(inputs):
+            return np.empty((0, sizes[-1]), self.dtype)
         return steps.predict(self._state.parameters, self._programs, inputs, sizes[-1], where)
 
+    @known_keywords
     def evaluate(
         self,
         X: Any,
@@ -189,11 +202,12 @@ class MLP(Network):
     ) -> Evaluation:
         """Return the loss of all rows, reduced as in training, and a score.
 
-        `metric` is "accuracy" or "r2"; by default the one that suits the loss.
+        `metric` is "accuracy" or "r2"; by default the one that suits the loss. An accuracy needs
+        targets that are classes.
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
         data = self._data(X, y, there=there)
-        name = check_metric(metric, self._loss)
+        name = check_metric(metric, self._loss, data)
         return training.evaluate(self.parameters, self._programs, data, self.template, name, where)
 
     def step(
@@ -227,10 +241,13 @@ class MLP(Network):
         return loss, self._gradients_of(flat)
 
     def _data(self, X: Any, y: Any, of: str = "", there: bool = False) -> Any:
+        if self._columns is not None:
+            check_columns(X, self._columns, f"{of}X")
         return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
 
     def forward(self, X: Any) -> Array:
         """Return the outputs of a batch (logits for a softmax loss); keep what `backward` needs."""
+        check_columns(X, self._columns, "X")
         return self._forward(check_matrix(X, self.sizes[0], self.dtype, "X"), self._labels)
 
     def _forward(self, X: Array, labels: bool) -> Array:

@@ -16,6 +16,10 @@ logger = logging.getLogger("fastmlp")
 
 Array = NDArray[Any]
 
+FRESH_STATE = (
+    "optimizer: %s takes over from %s with a fresh state: what the other one had learnt of the "
+    "gradients is lost, and its steps are counted from 0"
+)
 # A cache line, and the widest vector register.
 ALIGNMENT = 64
 
@@ -71,8 +75,11 @@ class ParameterViews(Sequence[Array]):
         """Return the view of a layer."""
         return self._views[index]
 
-    def __setitem__(self, index: int, values: Any) -> None:
-        """Copy `values` into the view of a layer."""
+    def __setitem__(self, index: int | slice, values: Any) -> None:
+        """Copy `values` into the view of a layer, or one array each into those of a slice."""
+        if isinstance(index, slice):
+            self.assign(values, range(len(self))[index])
+            return
         view = self._views[index]
         # ``views[i] += x`` has changed the view already and assigns it to itself.
         if values is not view:
@@ -80,15 +87,24 @@ class ParameterViews(Sequence[Array]):
         if self._changed is not None:
             self._changed()
 
-    def assign(self, values: Any) -> None:
-        """Copy one array a layer, once all of them have been checked."""
-        given = list(values)
-        if len(given) != len(self):
+    def assign(self, values: Any, layers: Sequence[int] | None = None) -> None:
+        """Copy one array a layer, once all of them have been checked; by default to all layers."""
+        places = range(len(self)) if layers is None else layers
+        try:
+            given = list(values)
+        except TypeError:
+            raise DTypeError(
+                f"{self._argument}: got {type(values).__name__}, wanted {len(places)} arrays, one "
+                "per layer"
+            ) from None
+        if len(given) != len(places):
             raise ShapeError(
-                f"{self._argument}: got {len(given)} arrays, wanted {len(self)}, one per layer"
+                f"{self._argument}: got {len(given)} arrays, wanted {len(places)}, one per layer"
             )
-        checked = [self._check(index, each).copy() for index, each in enumerate(given)]
-        for index, each in enumerate(checked):
+        checked = [
+            self._check(index, each).copy() for index, each in zip(places, given, strict=True)
+        ]
+        for index, each in zip(places, checked, strict=True):
             self[index] = each
 
     def _check(self, index: int, values: Any) -> Array:
@@ -167,7 +183,7 @@ class TrainingState:
         if rule == self.rule:
             return
         if self.rule is not None and self.steps:
-            logger.info("optimizer %s takes over from %s with a fresh state", rule, self.rule)
+            logger.warning(FRESH_STATE, rule, self.rule)
         self.slots = aligned_zeros((slots, self.parameters.size), self.parameters.dtype)
         self.rule, self.steps = rule, 0
 

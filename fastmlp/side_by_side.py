@@ -20,7 +20,7 @@ from fastmlp.errors import DeviceLostError, DomainError, ShapeError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.orders import Orders
-from fastmlp.parameters import TrainingState, aligned_zeros
+from fastmlp.parameters import FRESH_STATE, TrainingState, aligned_zeros
 from fastmlp.planning import Programs, Where, machine_with
 from fastmlp.residency import OnDevice, OnHost, guarded, home_of
 from fastmlp.weighting import Weights, row_factors
@@ -71,7 +71,7 @@ class MembersState:
         """Make sure that the optimizer's state is that of `rule`: another one starts afresh."""
         if rule != self.rule:
             if self.rule is not None and self.steps.any():
-                logger.info("optimizer %s takes over from %s with a fresh state", rule, self.rule)
+                logger.warning(FRESH_STATE, rule, self.rule)
             members, count = self.parameters.shape
             self.slots = aligned_zeros((members, slots, count), self.parameters.dtype)
             self.rule = rule
