@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastmlp import remedies
 from fastmlp.errors import DomainError, DTypeError, ShapeError
-from fastmlp.frames import numbers_of
+from fastmlp.frames import Columns, check_columns, numbers_of
 from fastmlp_kernels.algebra import Loss
 from fastmlp_kernels.algebra.tables import Interval
 
@@ -50,11 +50,15 @@ def check_data(
     dtype: DType,
     of: str = "",
     there: bool = False,
+    columns: Columns | None = None,
 ) -> Data:
     """Return checked inputs and targets; `of` is put before their names in messages.
 
-    `there` says whether arrays on a GPU stay there: see `fastmlp.device_arrays`.
+    `there` says whether arrays on a GPU stay there: see `fastmlp.device_arrays`. `columns` are
+    the names that a table's columns must have.
     """
+    if columns is not None:
+        check_columns(X, columns, f"{of}X")
     if there:
         from fastmlp.device_arrays import check_data_there
 
@@ -65,6 +69,13 @@ def check_data(
         raise ShapeError(f"{error}{remedies.of_swapped(X, y, sizes[0])}") from None
     targets, labels = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
     return Data(inputs, targets, labels)
+
+
+def check_pair(pair: Any) -> tuple[Any, Any]:
+    """Return validation data as the pair that they must be."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
+    return pair[0], pair[1]
 
 
 def check_matrix(
@@ -106,7 +117,8 @@ def check_targets(
     try:
         if by_label:
             return check_labels(array.reshape(rows), outputs, dtype, argument), True
-        targets = convert(array.reshape(rows, outputs), dtype, argument)
+        matrix = array if array.ndim == 2 else array.reshape(rows, outputs)
+        targets = convert(matrix, dtype, argument)
     except DomainError as error:
         raise DomainError(
             f"{error}{_target_hint(array, outputs, dtype, by_label, argument)}"
@@ -239,7 +251,7 @@ def host_array(value: Any, argument: str, least: int = 1) -> Array:
             hint = remedies.of_kind(value, array, called(argument))
             raise DTypeError(f"{argument}: got {kind}, wanted real numbers in a dense array{hint}")
         array = numbers
-    if array.size == 0 and (least or array.shape[:1] != (0,)):
+    if array.size == 0 and (least or array.ndim != 2 or len(array)):
         raise ShapeError(f"{argument}: got no data, shape {array.shape}; wanted at least one row")
     return array
 

@@ -8,15 +8,8 @@ from typing import Any, NamedTuple, NoReturn, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arrays import (
-    Data,
-    check_data,
-    check_integer,
-    check_matrix,
-    check_number,
-    check_seed,
-    host_copy,
-)
+from fastmlp import arrays
+from fastmlp.arrays import Data, check_integer, check_matrix, check_number
 from fastmlp.batches import CHUNK_ROWS
 from fastmlp.device_arrays import follows, matrix_there, stays
 from fastmlp.ensemble_history import EnsembleHistory
@@ -27,7 +20,7 @@ from fastmlp.model import MLP
 from fastmlp.network import LARGEST_SEED
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
-from fastmlp.planning import Programs, Where, check_place, check_threads
+from fastmlp.planning import Programs, Where, asked, check_threads
 from fastmlp.progress import Report
 from fastmlp.residency import blank, guarded
 from fastmlp.side_by_side import (
@@ -92,7 +85,7 @@ class Ensemble:
         initializer: Any = None,
     ) -> None:
         count = check_integer(members, "members", 1)
-        self.seed = check_seed(
+        self.seed = arrays.check_seed(
             seed, "seed", LARGEST_SEED - count + 1, ", as each network has the next"
         )
         given: dict[str, Any] = {
@@ -189,7 +182,7 @@ class Ensemble:
         *,
         epochs: int = 10,
         batch_size: int = 32,
-        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        optimizer: Optimizer | str | Sequence[Optimizer] | None = None,
         validation_data: tuple[Any, Any] | None = None,
         shuffle: bool = True,
         sample_weight: Any = None,
@@ -223,7 +216,8 @@ class Ensemble:
             the epoch. Those that failed keep their last good parameters.
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
-        data, validation = self._data(X, y, "", there), self._validation(validation_data, there)
+        data, columns = self._data(X, y, "", there), self._columns or column_names(X)
+        validation = self._validation(validation_data, there, columns)
         epochs = check_integer(epochs, "epochs", 1)
         check_values("parameters", self.parameters, self.parameters)
         trainer = MembersTrainer(
@@ -238,7 +232,7 @@ class Ensemble:
             weights=check_weights(sample_weight, class_weight, data),
             l2=check_number(l2, "l2"),
         )
-        self._columns = self._columns or column_names(X)
+        self._columns = columns
         plan, metric = trainer.plan, check_metric(None, self._loss)
         history = EnsembleHistory(
             plan.kernel.name, plan.kernel.device, metric, len(data.X), len(self)
@@ -295,7 +289,7 @@ class Ensemble:
             f"{batches}), wanted finite numbers (its last finite loss: {last}). Their parameters "
             "are the last good ones, and the other networks have finished the epoch. Try smaller "
             f"learning rates than {trainer.rate(first):g}, and inputs and targets of the order of "
-            f"1: the largest |X| is {float(np.abs(host_copy(trainer.data.X)).max()):.3g}",
+            f"1: the largest |X| is {float(np.abs(arrays.host_copy(trainer.data.X)).max()):.3g}",
             number,
             batch,
             last,
@@ -365,25 +359,24 @@ class Ensemble:
         return Evaluations(np.array(losses), np.array(scores), metric)
 
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
-        threads = self.threads if threads is None else check_threads(threads)
-        return Where(*check_place(device, kernel), threads)
+        return asked(device, kernel, threads, self.threads)
 
     def _place(self, where: Where, X: Any) -> tuple[Where, bool]:
         """Return where a call runs, and whether arrays on a GPU are used there as they are."""
         where = where._replace(device=follows(X, where.device, where.kernel))
         return where, stays(where.device, where.kernel)
 
-    def _data(self, X: Any, y: Any, of: str, there: bool) -> Data:
-        check_columns(X, self._columns, f"{of}X")
-        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
+    def _data(self, X: Any, y: Any, of: str, there: bool, columns: Columns | None = None) -> Data:
+        columns = columns or self._columns
+        return arrays.check_data(
+            X, y, self.template.sizes, self._loss, self.dtype, of, there, columns
+        )
 
-    def _validation(self, pair: Any, there: bool) -> Data | None:
+    def _validation(self, pair: Any, there: bool, columns: Columns | None) -> Data | None:
         if pair is None:
             return None
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
-        X, y = pair
-        return self._data(X, y, "validation ", there)
+        X, y = arrays.check_pair(pair)
+        return self._data(X, y, "validation ", there, columns)
 
     def __repr__(self) -> str:
         problem = self.template

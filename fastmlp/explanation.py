@@ -118,7 +118,7 @@ def explain(
     model: Planned,
     batch_size: int = 32,
     rows: int | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | str | None = None,
     device: str = "auto",
     kernel: str | None = None,
     threads: int | None = None,

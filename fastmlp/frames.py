@@ -84,7 +84,7 @@ def numbers_of(frame: Any, argument: str) -> NDArray[Any] | None:
         if _are_numbers(dtype):
             if missing:
                 raise DomainError(
-                    f"{argument}: got {missing} missing values in column {column!r}, wanted "
+                    f"{argument}: got missing values in column {column!r}, {missing} of them, wanted "
                     f"numbers{missing_hint(name)}"
                 )
         else:

@@ -6,11 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp import steps, training
-from fastmlp.arrays import check_data, check_integer, check_matrix, check_number, check_targets
+from fastmlp.arrays import (
+    check_data,
+    check_integer,
+    check_matrix,
+    check_number,
+    check_pair,
+    check_targets,
+)
 from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
 from fastmlp.device_arrays import follows, inputs_there, stays
-from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError, known_keywords
-from fastmlp.frames import check_columns, column_names
+from fastmlp.errors import CallOrderError, NonFiniteTrainingError, known_keywords
+from fastmlp.frames import Columns, check_columns, column_names
 from fastmlp.gradients import Gradients
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
@@ -63,7 +70,7 @@ class MLP(Network):
         *,
         epochs: int = 10,
         batch_size: int = 32,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | str | None = None,
         validation_data: tuple[Any, Any] | None = None,
         shuffle: bool = True,
         sample_weight: Any = None,
@@ -87,14 +94,10 @@ class MLP(Network):
         epochs, batch_size : int
             The last mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
-            ``SGD(0.01)`` by default. Its state stays in the model; an optimizer of another rule
-            starts with a fresh one, and the log warns of it. Its learning rate may be a schedule,
-            a callable ``step -> rate``: see `fastmlp.schedules`. A name such as "adam" stands for
-            its defaults.
-        validation_data : (X, y), optional
-            Evaluated after each epoch.
-        shuffle : bool
-            Whether each epoch has an order of its own, by seed and number of the epoch.
+            ``SGD(0.01)`` by default; "adam" is ``Adam()``. Its state stays in the model: one of
+            another rule starts afresh, with a warning in the log. Rates: see `fastmlp.schedules`.
+        validation_data : (X, y), optional; shuffle : bool
+            Evaluated after each epoch; whether an epoch has an order of its own, by its number.
         sample_weight : array-like (rows,); class_weight : "balanced" or dict, optional
             Of the rows' losses, none below 0, and by class, as a product; means become weighted.
         l2 : float
@@ -102,7 +105,7 @@ class MLP(Network):
             of a mini-batch's losses, before a mean divides it by its rows, or their weights:
             scikit-learn's ``alpha``. It is kept apart, in ``history.penalty``.
         early_stopping : EarlyStopping or True, optional
-            When to stop before the last epoch, and whether to go back to the best one.
+            When to stop early, and whether to go back to the best epoch.
         callbacks : callable or sequence of callables, optional
             Called with an `EpochEnd` after every epoch; one that returns True stops the fit.
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
@@ -122,7 +125,8 @@ class MLP(Network):
             If a loss, gradient or parameter becomes infinite or NaN; the last good ones stay.
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
-        data, validation = self._data(X, y, "", there), self._validation(validation_data, there)
+        data, columns = self._data(X, y, "", there), self._columns or column_names(X)
+        validation = self._validation(validation_data, there, columns)
         options = training.Options(
             epochs=check_integer(epochs, "epochs", 1),
             batch_size=check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
@@ -137,7 +141,7 @@ class MLP(Network):
             progress=progress,
             verbose=verbose,
         )
-        self._columns = self._columns or column_names(X)
+        self._columns = columns
         return self._train(data, validation, options)
 
     def _train(self, data: Any, validation: Any, options: training.Options) -> History:
@@ -156,13 +160,11 @@ class MLP(Network):
         where = where._replace(device=follows(X, where.device, where.kernel))
         return where, stays(where.device, where.kernel)
 
-    def _validation(self, pair: Any, there: bool) -> Any:
+    def _validation(self, pair: Any, there: bool, columns: Columns | None) -> Any:
         if pair is None:
             return None
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
-        X, y = pair
-        return self._data(X, y, "validation ", there)
+        X, y = check_pair(pair)
+        return self._data(X, y, "validation ", there, columns)
 
     def predict(
         self,
@@ -211,7 +213,7 @@ class MLP(Network):
         return training.evaluate(self.parameters, self._programs, data, self.template, name, where)
 
     def step(
-        self, X: Any, y: Any, optimizer: Optimizer | None = None, *, sample_weight: Any = None
+        self, X: Any, y: Any, optimizer: Optimizer | str | None = None, *, sample_weight: Any = None
     ) -> float:
         """Take one training step on a batch, in one fused call; return the loss before it."""
         # Without `_place` where nothing speaks for the GPU: its call is seen in a step's time.
@@ -240,10 +242,11 @@ class MLP(Network):
         loss = steps.value_and_gradient(self.parameters, self._programs, data, *rest)
         return loss, self._gradients_of(flat)
 
-    def _data(self, X: Any, y: Any, of: str = "", there: bool = False) -> Any:
-        if self._columns is not None:
-            check_columns(X, self._columns, f"{of}X")
-        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
+    def _data(
+        self, X: Any, y: Any, of: str = "", there: bool = False, columns: Columns | None = None
+    ) -> Any:
+        columns = columns or self._columns
+        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there, columns)
 
     def forward(self, X: Any) -> Array:
         """Return the outputs of a batch (logits for a softmax loss); keep what `backward` needs."""
@@ -297,7 +300,7 @@ class MLP(Network):
             raise CallOrderError("backward: got neither, wanted compute_loss(y) before it or dyhat")
         return last.backward(self.parameters, upstream, self.gradients.flat)
 
-    def apply(self, optimizer: Optimizer | None = None) -> None:
+    def apply(self, optimizer: Optimizer | str | None = None) -> None:
         """Take one step of the optimizer along the accumulated gradients."""
         chosen = check_optimizer(optimizer)
         flat = self.gradients.flat

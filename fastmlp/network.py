@@ -21,7 +21,7 @@ from fastmlp.parameters import (
     initialize,
     weight_views,
 )
-from fastmlp.planning import Programs, Where, check_place, check_threads, make_problem
+from fastmlp.planning import Programs, Where, asked, check_threads, make_problem
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
 from fastmlp_kernels.problem import LayerLayout, parameter_layout
 
@@ -119,8 +119,7 @@ class Network:
         self._where = Where(threads=check_threads(count))
 
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
-        threads = self.threads if threads is None else check_threads(threads)
-        return Where(*check_place(device, kernel), threads)
+        return asked(device, kernel, threads, self.threads)
 
     @property
     def epochs_trained(self) -> int:

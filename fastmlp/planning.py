@@ -241,6 +241,12 @@ class Where(NamedTuple):
 ANYWHERE = Where()
 
 
+def asked(device: Any, kernel: Any, threads: Any, otherwise: int | None) -> Where:
+    """Return what a call asks of its place, checked; `otherwise` stands for no word on threads."""
+    threads = otherwise if threads is None else check_threads(threads)
+    return Where(*check_place(device, kernel), threads)
+
+
 class Programs:
     """The programs of a model, built when they are first needed; the least used are dropped."""
 
