@@ -65,8 +65,13 @@ def check_data(
         return check_data_there(X, y, sizes, loss, dtype, of)
     try:
         inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
-    except ShapeError as error:
-        raise ShapeError(f"{error}{remedies.of_swapped(X, y, sizes[0])}") from None
+    except ShapeError:
+        if remedies.are_swapped(X, y, sizes[0]):
+            raise ShapeError(
+                f"{of}X: got shape {np.shape(X)}, wanted (rows, {sizes[0]}), which y has: are they "
+                "swapped?"
+            ) from None
+        raise
     targets, labels = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
     return Data(inputs, targets, labels)
 

@@ -84,7 +84,7 @@ def numbers_of(frame: Any, argument: str) -> NDArray[Any] | None:
         if _are_numbers(dtype):
             if missing:
                 raise DomainError(
-                    f"{argument}: got missing values in column {column!r}, {missing} of them, wanted "
+                    f"{argument}: got no value in {missing} rows of column {column!r}, wanted "
                     f"numbers{missing_hint(name)}"
                 )
         else:
@@ -94,8 +94,8 @@ def numbers_of(frame: Any, argument: str) -> NDArray[Any] | None:
 
 
 def missing_hint(name: str) -> str:
-    """Return what to do about missing values of a table."""
-    return f"; {name}.fillna({name}.mean()) fills them, {name}.dropna() leaves out their rows"
+    """Return what to do about missing values of a table, with its colon."""
+    return f": {name}.fillna({name}.mean()) fills them, {name}.dropna() leaves out their rows"
 
 
 def _are_numbers(dtype: Any) -> bool:

@@ -206,6 +206,7 @@ def check_optimizer(optimizer: object) -> Optimizer:
         raise DTypeError(f"optimizer: got the class {name}, {wanted}; call it: {name}()")
     got = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
     if isinstance(optimizer, int | float):
+        got = repr(optimizer)
         hint = f"; a learning rate is given to one: SGD({optimizer!r})"
     elif type(optimizer).__name__ in {type(each).__name__ for each in BY_NAME.values()}:
         hint = "; fastmlp has its own of that name"

@@ -94,14 +94,13 @@ def of_matrix(shape: tuple[int, ...], columns: int, rows: int | None, name: str)
     return ""
 
 
-def of_swapped(X: Any, y: Any, columns: int) -> str:
-    """Say that inputs and targets look as if they had been swapped."""
+def are_swapped(X: Any, y: Any, columns: int) -> bool:
+    """Return whether inputs and targets look as if they had been swapped."""
     try:
         inputs, targets = np.shape(X), np.shape(y)
     except ValueError:
-        return ""
-    swapped = len(targets) == 2 and targets[1] == columns and inputs[:1] == targets[:1]
-    return "; y has the shape that X should have: are they swapped?" if swapped else ""
+        return False
+    return len(targets) == 2 and targets[1] == columns and inputs[:1] == targets[:1]
 
 
 def of_targets(array: Array, rows: int, outputs: int, loss: Loss, name: str) -> str:
@@ -174,7 +173,7 @@ def of_missing(value: Any, array: Array, name: str) -> str:
     if names is not None and array.ndim == 2:
         column = int(np.flatnonzero(missing.any(axis=0))[0])
         count = int(np.count_nonzero(missing[:, column]))
-        return f", and column {names[column]!r} misses {count}{missing_hint(name)}"
+        return f"; column {names[column]!r} misses {count} values{missing_hint(name)}"
     if name == "y":
         return "; rows without a target are left out: keep = ~numpy.isnan(y); X[keep], y[keep]"
     return (

@@ -149,6 +149,9 @@ def _rate_of(rate: Callable[[int], Any], step: int, argument: str) -> float:
 
 def _as_rates(given: Any, shape: tuple[int, ...], argument: str, at: str) -> NDArray[np.float64]:
     try:
+        if given is None:
+            # NumPy would read it as NaN.
+            raise TypeError
         rates = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError):
         raise DTypeError(

@@ -64,7 +64,7 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
     "monitor": {"valloss": "validation_loss", "valscore": "validation_score", "trainloss": "loss"},
 }
 
-_FANS = "did you mean {0}_uniform or {0}_normal?"
+_FANS = "did you mean '{0}_uniform' or '{0}_normal'?"
 _GLOROT, _HE, _LECUN = (_FANS.format(name) for name in ("glorot", "he", "lecun"))
 _SOFTMAX = (
     "the softmax is a part of the loss: write 'identity' at the output with "
