@@ -219,6 +219,20 @@ def test_kernel_on_another_device(regressor):
     assert_refused(regressor, call, fastmlp.DeviceError, "kernel:")
 
 
+@pytest.mark.parametrize("kernel", [5, [], {}, 1.5, b"cpu.fused"])
+def test_kernels_that_are_no_names(regressor, kernel):
+    """Also with inputs that are no array, which are first asked where they lie."""
+    for inputs in (X, X.tolist()):
+        for call in (
+            lambda: regressor.predict(inputs, kernel=kernel),  # noqa: B023
+            lambda: regressor.evaluate(inputs, Y, kernel=kernel),  # noqa: B023
+            lambda: regressor.fit(inputs, Y, batch_size=4, kernel=kernel),  # noqa: B023
+        ):
+            assert_refused(regressor, call, UnknownNameError, "kernel:", f"got {kernel!r}")
+    with pytest.raises(UnknownNameError, match="kernel: got"):
+        fastmlp.Ensemble([4, 3, 1], 2).predict(X.tolist(), kernel=kernel)
+
+
 @pytest.mark.parametrize(
     ("metric", "part"), [("r2", "wanted 'accuracy'"), ("acuracy", "did you mean 'accuracy'")]
 )
