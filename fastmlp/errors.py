@@ -93,9 +93,12 @@ class NonFiniteTrainingError(FastMLPError, RuntimeError):
 def refuse_name(argument: str, got: object, known: Iterable[str], kind: str = "") -> NoReturn:
     """Raise the error for a name that is not among `known`, with an answer or the nearest one."""
     names = list(known)
-    hint = answer(kind or argument, got)
+    # A function or a class of another library is called what its name means.
+    name = str(getattr(got, "__name__", got))
+    hint = answer(kind or argument, name)
     if hint is None:
-        near = difflib.get_close_matches(str(got), names, n=1)
+        meant = resolve(kind or argument, name, names)
+        near = [meant] if meant else difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else ""
     ending = f"; {hint}" if hint else ""
     raise UnknownNameError(f"{argument}: got {got!r}, wanted one of {', '.join(names)}{ending}")

@@ -105,7 +105,7 @@ def _check_sizes(sizes: Any) -> tuple[int, ...]:
 
 
 def _check_activations(activations: Any, layers: int) -> list[Any]:
-    if isinstance(activations, str) or hasattr(activations, "name"):
+    if isinstance(activations, str) or hasattr(activations, "name") or callable(activations):
         hidden = look_up("activations", ACTIVATIONS, activations)
         return [hidden] * (layers - 1) + [ACTIVATIONS["identity"]]
     try:

@@ -86,6 +86,29 @@ def test_synonyms_have_the_numbers_of_their_libraries():
         assert model.evaluate(X, targets).loss == pytest.approx(expected, rel=1e-12), name
 
 
+def test_things_of_other_libraries_are_answered_with_our_names():
+    def relu(x):
+        return x
+
+    class MSELoss:
+        def __repr__(self):
+            return "MSELoss()"
+
+    class Device:
+        def __repr__(self):
+            return "cuda"
+
+    for call, part in (
+        (lambda: MLP([4, 1], relu), r"activations: got <function .*; did you mean 'relu'\?"),
+        (lambda: MLP([4, 1], [np.tanh]), r"activations\[0\]: got .*; did you mean 'tanh'\?"),
+        (lambda: MLP([4, 1], loss=MSELoss()), r"loss: got MSELoss\(\), .*'squared_error'\?"),
+        (lambda: MLP([4, 1], loss=MSELoss), "loss: got <class .*'squared_error'"),
+        (lambda: check_place(Device(), None), r"device: got cuda, .*; did you mean 'cuda'\?"),
+    ):
+        with pytest.raises(UnknownNameError, match=part):
+            call()
+
+
 def test_an_optimizer_by_its_name_has_the_default_numbers():
     for name in ("adam", "Adam", "sgd", "AdamW", "RMSprop", "adagrad"):
         assert isinstance(check_optimizer(name), Optimizer)
