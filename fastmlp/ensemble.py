@@ -20,7 +20,7 @@ from fastmlp.model import MLP
 from fastmlp.network import LARGEST_SEED
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
-from fastmlp.planning import Programs, Where, asked, check_threads
+from fastmlp.planning import Programs, Where, asked, check_memory, check_threads
 from fastmlp.progress import Report
 from fastmlp.residency import blank, guarded
 from fastmlp.side_by_side import (
@@ -94,14 +94,14 @@ class Ensemble:
             "precision": precision,
             "initializer": initializer,
         }
-        seeds = tuple(range(self.seed, self.seed + count))
+        seeds = range(self.seed, self.seed + count)
         first = MLP(sizes, activations, loss, seed=seeds[0], **given)
-        self.template = replace(first.template, members=count)
+        self.template = check_memory(replace(first.template, members=count))
         parameters = aligned_zeros((count, first.parameters.size), first.dtype)
         parameters[0] = first.parameters
         for member, own in enumerate(seeds[1:], start=1):
             parameters[member] = MLP(sizes, activations, loss, seed=own, **given).parameters
-        self._state = MembersState(parameters, seeds)
+        self._state = MembersState(parameters, tuple(seeds))
         self._threads: int | None = None
         self._columns: Columns | None = None
         self.history: EnsembleHistory | None = None

@@ -70,19 +70,22 @@ def make_problem(
         batch_size=1,
         rows=1,
     )
-    _check_memory(problem)
-    return problem
+    return check_memory(problem)
 
 
-def _check_memory(problem: Problem) -> None:
-    """Refuse a network whose parameters alone are more than the machine's memory."""
+def check_memory(problem: Problem) -> Problem:
+    """Return the problem, unless its parameters alone are more than the machine's memory."""
     count = sum((inputs + 1) * outputs for inputs, outputs in pairwise(problem.sizes))
-    needed = count * np.dtype(problem.dtype).itemsize
+    needed = problem.members * count * np.dtype(problem.dtype).itemsize
     if needed > physical_memory():
+        alone = problem.members == 1
+        networks = "" if alone else f"{problem.members:,} networks of "
         raise ShapeError(
-            f"sizes: got {count:,} parameters, {needed / 1e9:,.0f} GB in {problem.dtype}, wanted a "
-            "network that fits in the memory of this machine"
+            f"{'sizes' if alone else 'members'}: got {networks}{count:,} parameters, "
+            f"{needed / 1e9:,.0f} GB in {problem.dtype}, wanted what fits in the memory of this "
+            "machine"
         )
+    return problem
 
 
 def physical_memory() -> int:

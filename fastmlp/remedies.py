@@ -176,6 +176,8 @@ def of_missing(value: Any, array: Array, name: str) -> str:
         return f"; column {names[column]!r} misses {count} values{missing_hint(name)}"
     if name == "y":
         return "; rows without a target are left out: keep = ~numpy.isnan(y); X[keep], y[keep]"
+    if name != "X":
+        return ""
     return (
         f"; missing values are filled, with the columns' means for example: numpy.where("
         f"numpy.isnan({name}), numpy.nanmean({name}, axis=0), {name})"

@@ -189,7 +189,7 @@ _SCORE_IS_THERE = (
     "evaluate(X, y, metric=...) gives another one"
 )
 
-# Keywords of other libraries: the keyword of ours, or an answer.
+# Keywords of other libraries: the keyword of ours, or those of ours where it depends on the call.
 KEYWORDS: Mapping[str, str] = {
     "nepochs": "epochs",
     "numepochs": "epochs",
@@ -213,7 +213,7 @@ KEYWORDS: Mapping[str, str] = {
     "solver": "optimizer",
     "optim": "optimizer",
     "opt": "optimizer",
-    "alpha": "l2",
+    "alpha": "l2 decay",
     "evalset": "validation_data",
     "valdata": "validation_data",
     "validation": "validation_data",
@@ -269,13 +269,13 @@ KEYWORD_ANSWERS: Mapping[str, str] = {
 _OF_A_MODEL = ("sizes", "activations", "loss", "seed", "dtype", "reduction", "precision")
 _OF_A_FIT = (
     *("epochs", "batch_size", "optimizer", "validation_data", "shuffle", "sample_weight"),
-    *("class_weight", "l2", "early_stopping", "callbacks", "device", "kernel", "threads"),
-    *("progress", "verbose"),
+    *("class_weight", "l2", "device", "kernel", "threads", "progress", "verbose"),
 )
 HOMES: Mapping[str, str] = {
     **dict.fromkeys((*_OF_A_MODEL, "initializer"), "MLP(...), where the network is made"),
     "members": "Ensemble(...)",
     **dict.fromkeys(_OF_A_FIT, "fit"),
+    **dict.fromkeys(("early_stopping", "callbacks"), "MLP.fit, of a single network"),
 }
 
 
@@ -295,9 +295,11 @@ def resolve(kind: str, name: str, known: Iterable[str]) -> str | None:
 def keyword_hint(got: str, known: Collection[str]) -> str | None:
     """Return what to say of an unknown keyword that other libraries have, or None."""
     wanted = normal(got)
-    ours = {normal(each): each for each in known}.get(wanted) or KEYWORDS.get(wanted, got)
-    if ours in known:
-        return f"did you mean {ours}=?"
+    meant = {normal(each): each for each in known}.get(wanted) or KEYWORDS.get(wanted, got)
+    for ours in meant.split():
+        if ours in known:
+            return f"did you mean {ours}=?"
+    ours = meant.split()[0]
     found = KEYWORD_ANSWERS.get(normal(ours))
     if found is None and ours in HOMES:
         return f"{ours}= is a keyword of {HOMES[ours]}"

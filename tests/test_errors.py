@@ -214,6 +214,11 @@ def test_bad_arguments_of_fit(regressor, arguments, error, part):
     assert_refused(regressor, lambda: regressor.fit(X, Y, **given), error, argument + ":", part)
 
 
+def test_an_ensemble_that_fits_in_no_memory():
+    with pytest.raises(ShapeError, match=r"members: got 1,000,000,000 networks of 1,001,000 param"):
+        fastmlp.Ensemble([1000, 1000], 10**9)
+
+
 def test_kernel_on_another_device(regressor):
     call = lambda: regressor.predict(X, device="cpu", kernel="cuda.layered")  # noqa: E731
     assert_refused(regressor, call, fastmlp.DeviceError, "kernel:")

@@ -147,12 +147,24 @@ def test_the_answers_to_keywords_name_keywords_that_there_are():
     calls = (MLP, Ensemble, MLP.fit, MLP.evaluate, EarlyStopping)
     calls = (*calls, *(type(each) for each in fastmlp.optimizers.BY_NAME.values()))
     ours = {name for call in calls for name in inspect.signature(call).parameters}
-    assert set(synonyms.KEYWORDS.values()) <= ours and set(synonyms.HOMES) <= ours
+    meant = {each for names in synonyms.KEYWORDS.values() for each in names.split()}
+    assert meant <= ours and set(synonyms.HOMES) <= ours
     for name in (*synonyms.KEYWORDS, *synonyms.KEYWORD_ANSWERS):
         assert synonyms.normal(name) == name
     for method in ("fit", "evaluate"):
         for name in inspect.signature(getattr(MLP, method)).parameters:
             assert name in {"self", "X", "y", "metric"} or name in synonyms.HOMES
+
+
+def test_no_answer_sends_to_the_call_that_has_been_made():
+    for method in (MLP.fit, Ensemble.fit):
+        known = list(inspect.signature(method).parameters)
+        for name in {*synonyms.KEYWORDS, *synonyms.KEYWORD_ANSWERS, *synonyms.HOMES} - {*known}:
+            hint = synonyms.keyword_hint(name, known) or ""
+            assert not hint.endswith("is a keyword of fit"), name
+    hint = synonyms.keyword_hint("alpha", ["learning_rate", "decay"])
+    assert hint == "did you mean decay=?"
+    assert synonyms.keyword_hint("alpha", ["epochs", "l2"]) == "did you mean l2=?"
 
 
 def test_a_class_keeps_its_signature():
