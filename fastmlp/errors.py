@@ -131,8 +131,9 @@ def look_up(argument: str, table: Any, name: object) -> Any:
 def known_keywords(called: Called) -> Called:
     """Have an unknown keyword raise an error that says what was called, and the nearest keyword.
 
-    Python's own names the method that a class has inherited, such as ``Network.__init__``. For
-    calls that take a millisecond, or a class that is made once: the wrapper costs 0.1 us.
+    Python's own names the method that a class has inherited, such as ``Network.__init__``. Not for
+    single steps and predictions: a wrapper would be seen in their time, and Python's own error
+    names the method there.
     """
     if isinstance(called, type):
         made: Any = called

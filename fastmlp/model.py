@@ -94,8 +94,8 @@ class MLP(Network):
         epochs, batch_size : int
             The last mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
-            ``SGD(0.01)`` by default; "adam" is ``Adam()``. Its state stays in the model: one of
-            another rule starts afresh, with a warning in the log. Rates: see `fastmlp.schedules`.
+            ``SGD(0.01)`` by default; "adam" is ``Adam()``. Its rate may be a schedule: see
+            `fastmlp.schedules`. Its state stays; one of another rule starts afresh and is logged.
         validation_data : (X, y), optional; shuffle : bool
             Evaluated after each epoch; whether an epoch has an order of its own, by its number.
         sample_weight : array-like (rows,); class_weight : "balanced" or dict, optional

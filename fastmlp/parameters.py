@@ -16,10 +16,7 @@ logger = logging.getLogger("fastmlp")
 
 Array = NDArray[Any]
 
-FRESH_STATE = (
-    "optimizer: %s takes over from %s with a fresh state: what the other one had learnt of the "
-    "gradients is lost, and its steps are counted from 0"
-)
+FRESH_STATE = "optimizer: %s takes over from %s with a fresh state; its steps are counted from 0"
 # A cache line, and the widest vector register.
 ALIGNMENT = 64
 
