@@ -85,7 +85,7 @@ def numbers_of(frame: Any, argument: str) -> NDArray[Any] | None:
             if missing:
                 raise DomainError(
                     f"{argument}: got no value in {missing} rows of column {column!r}, wanted "
-                    f"numbers{missing_hint(name)}"
+                    f"numbers{missing_hint(frame, name)}"
                 )
         else:
             _refuse_column(frame, column, dtype, argument, name)
@@ -93,9 +93,17 @@ def numbers_of(frame: Any, argument: str) -> NDArray[Any] | None:
     return np.stack(columns, axis=1)
 
 
-def missing_hint(name: str) -> str:
+def missing_hint(frame: Any, name: str) -> str:
     """Return what to do about missing values of a table, with its colon."""
-    return f": {name}.fillna({name}.mean()) fills them, {name}.dropna() leaves out their rows"
+    if _is_polars(frame):
+        fill, leave_out = "fill_null(strategy='mean')", "drop_nulls()"
+    else:
+        fill, leave_out = f"fillna({name}.mean())", "dropna()"
+    return f": {name}.{fill} fills them, {name}.{leave_out} leaves out their rows"
+
+
+def _is_polars(frame: Any) -> bool:
+    return type(frame).__module__.startswith("polars")
 
 
 def _are_numbers(dtype: Any) -> bool:
@@ -113,7 +121,7 @@ def _missing(column: Any) -> int:
 
 def _refuse_column(frame: Any, column: Any, dtype: Any, argument: str, name: str) -> NoReturn:
     kind = str(dtype).lower()
-    polars = type(frame).__module__.startswith("polars")
+    polars = _is_polars(frame)
     if getattr(dtype, "kind", "") in ("M", "m") or kind.startswith(("date", "time", "duration")):
         got = f"of times (dtype {dtype})"
         days = f"{name}[{column!r}] - {name}[{column!r}].min()"

@@ -173,7 +173,8 @@ def of_missing(value: Any, array: Array, name: str) -> str:
     if names is not None and array.ndim == 2:
         column = int(np.flatnonzero(missing.any(axis=0))[0])
         count = int(np.count_nonzero(missing[:, column]))
-        return f"; column {names[column]!r} misses {count} values{missing_hint(name)}"
+        hint = missing_hint(value, name)
+        return f"; column {names[column]!r} has none in {count} of its rows{hint}"
     if name == "y":
         return "; rows without a target are left out: keep = ~numpy.isnan(y); X[keep], y[keep]"
     if name != "X":

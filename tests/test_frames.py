@@ -111,7 +111,11 @@ BAD_COLUMNS = {
     "numbers as text": (Column(X[:, 0].astype(str), "str"), DTypeError, r"\['bad'\].astype\(float"),
     "times": (np.arange(12).astype("datetime64[D]"), DTypeError, "column 'bad' of times.*dt.days"),
     "missing": (Column([1, None] * 6, "Int64"), DomainError, "no value in 6 rows of column 'bad'"),
-    "NaN": (np.where(X[:, 0] > 0, np.nan, 1.0), DomainError, "column 'bad' misses .* X.fillna"),
+    "NaN": (
+        np.where(X[:, 0] > 0, np.nan, 1.0),
+        DomainError,
+        "column 'bad' has none in .* X.fillna",
+    ),
 }
 
 
@@ -130,3 +134,17 @@ def test_class_names_in_a_table_are_numbered_and_not_encoded():
     model = MLP([4, 3], loss="softmax_cross_entropy")
     with pytest.raises(DTypeError, match=r"^y: .*numpy.unique\(y, return_inverse=True\)"):
         model.fit(X, Table(colour=WORDS), batch_size=4)
+
+
+def test_a_table_of_polars_is_told_what_polars_has():
+    class DataFrame(Table):
+        """A table of the other library, by where its class stands."""
+
+    DataFrame.__module__ = "polars.dataframe.frame"
+    model = MLP([2, 1])
+    with pytest.raises(DTypeError, match=r"X.to_dummies\(\['bad'\]\); .*X.drop\(\['bad'\]\)"):
+        model.predict(DataFrame(good=X[:, 0], bad=WORDS))
+    with pytest.raises(DomainError, match=r"X.fill_null\(strategy='mean'\) .*X.drop_nulls\(\)"):
+        model.predict(DataFrame(good=X[:, 0], bad=np.where(X[:, 0] > 0, np.nan, 1.0)))
+    with pytest.raises(DTypeError, match=r"\.dt\.total_days\(\)"):
+        model.predict(DataFrame(good=X[:, 0], bad=np.arange(12).astype("datetime64[D]")))
