@@ -31,7 +31,7 @@ def follows(X: Any, device: str, kernel: str | None) -> str:
 
 def stays(device: str, kernel: str | None) -> bool:
     """Return whether arrays on a GPU are used there: whether that is where the call runs."""
-    there = device == "cuda" or (device == "auto" and (kernel or "").startswith("cuda."))
+    there = device == "cuda" or (device == "auto" and str(kernel).startswith("cuda."))
     return there and detect().cuda_missing is None
 
 

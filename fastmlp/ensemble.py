@@ -8,25 +8,19 @@ from typing import Any, NamedTuple, NoReturn, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arrays import (
-    Data,
-    check_data,
-    check_integer,
-    check_matrix,
-    check_number,
-    host_copy,
-    largest_magnitude,
-)
+from fastmlp import arrays
+from fastmlp.arrays import Data, check_integer, check_matrix, check_number
 from fastmlp.batches import CHUNK_ROWS
 from fastmlp.device_arrays import follows, matrix_there, stays
 from fastmlp.ensemble_history import EnsembleHistory
-from fastmlp.errors import DTypeError, NonFiniteTrainingError
+from fastmlp.errors import DTypeError, NonFiniteTrainingError, known_keywords
+from fastmlp.frames import Columns, check_columns, column_names
 from fastmlp.metrics import check_metric
 from fastmlp.model import MLP
 from fastmlp.network import LARGEST_SEED
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
-from fastmlp.planning import Programs, Where, check_threads
+from fastmlp.planning import Programs, Where, asked, check_memory, check_threads
 from fastmlp.progress import Report, shows_progress
 from fastmlp.residency import blank, guarded
 from fastmlp.side_by_side import (
@@ -76,6 +70,7 @@ class Ensemble:
     ``ensemble[k]`` is network k as an `MLP` of its own: a copy.
     """
 
+    @known_keywords
     def __init__(
         self,
         sizes: Sequence[int],
@@ -83,15 +78,15 @@ class Ensemble:
         activations: Any = "relu",
         loss: Any = "half_squared_error",
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         dtype: DTypeLike = "float32",
         reduction: str = "mean",
         precision: str = "float32",
         initializer: Any = None,
     ) -> None:
         count = check_integer(members, "members", 1)
-        self.seed = check_integer(
-            seed, "seed", 0, LARGEST_SEED - count + 1, ", as each network has the next"
+        self.seed = arrays.check_seed(
+            seed, "seed", LARGEST_SEED - count + 1, ", as each network has the next"
         )
         given: dict[str, Any] = {
             "dtype": dtype,
@@ -99,15 +94,16 @@ class Ensemble:
             "precision": precision,
             "initializer": initializer,
         }
-        seeds = tuple(range(self.seed, self.seed + count))
+        seeds = range(self.seed, self.seed + count)
         first = MLP(sizes, activations, loss, seed=seeds[0], **given)
-        self.template = replace(first.template, members=count)
+        self.template = check_memory(replace(first.template, members=count))
         parameters = aligned_zeros((count, first.parameters.size), first.dtype)
         parameters[0] = first.parameters
         for member, own in enumerate(seeds[1:], start=1):
             parameters[member] = MLP(sizes, activations, loss, seed=own, **given).parameters
-        self._state = MembersState(parameters, seeds)
+        self._state = MembersState(parameters, tuple(seeds))
         self._threads: int | None = None
+        self._columns: Columns | None = None
         self.history: EnsembleHistory | None = None
         self._forget()
 
@@ -173,6 +169,7 @@ class Ensemble:
         model._state = self._state.member(index)
         model.history = None if self.history is None else self.history.member(index)
         model.threads = self.threads
+        model._columns = self._columns
         return model
 
     def __iter__(self) -> Iterator[MLP]:
@@ -180,6 +177,7 @@ class Ensemble:
         return (self[member] for member in range(len(self)))
 
     @shows_progress
+    @known_keywords
     def fit(
         self,
         X: Any,
@@ -187,7 +185,7 @@ class Ensemble:
         *,
         epochs: int = 10,
         batch_size: int = 32,
-        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        optimizer: Optimizer | str | Sequence[Optimizer] | None = None,
         validation_data: tuple[Any, Any] | None = None,
         shuffle: bool = True,
         sample_weight: Any = None,
@@ -221,7 +219,8 @@ class Ensemble:
             the epoch. Those that failed keep their last good parameters.
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
-        data, validation = self._data(X, y, "", there), self._validation(validation_data, there)
+        data, columns = self._data(X, y, "", there), self._columns or column_names(X)
+        validation = self._validation(validation_data, there, columns)
         batch_size = check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X")
         settings: dict[str, Any] = {
             "epochs": check_integer(epochs, "epochs", 1),
@@ -234,6 +233,7 @@ class Ensemble:
         def train() -> EnsembleHistory:
             check_values("parameters", self.parameters, self.parameters)
             trainer = MembersTrainer(self._state, self._together, *arguments, **settings)
+            self._columns = columns
             return self._train(trainer, settings["epochs"], validation, progress, verbose)
 
         return self._state.lock.fit("fit", train)
@@ -294,13 +294,14 @@ class Ensemble:
         if last is None and len(history):
             last = float(history.loss[-1, first])
         names = ", ".join(map(str, bad))
+        largest = arrays.largest_magnitude(arrays.host_copy(trainer.data.X))
         error = NonFiniteTrainingError.at(
             f"fit: got a loss, gradient or parameter that is not finite in epoch {number} of "
             f"{len(bad)} of {len(self)} networks (members {names}; the first in batch {batch} of "
             f"{batches}), wanted finite numbers (its last finite loss: {last}). Their parameters "
             "are the last good ones, and the other networks have finished the epoch. Try smaller "
             f"learning rates than {trainer.rate(first):g}, and inputs and targets of the order of "
-            f"1: the largest |X| is {largest_magnitude(host_copy(trainer.data.X)):.3g}",
+            f"1: the largest |X| is {largest:.3g}",
             number,
             batch,
             last,
@@ -319,9 +320,12 @@ class Ensemble:
         """Return the outputs of every network, (members, rows, outputs); see `MLP.predict`."""
         sizes = self.template.sizes
         where, there = self._place(self._asked(device, kernel, threads), X)
+        check_columns(X, self._columns, "X")
         inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
         if inputs is None:
-            inputs = check_matrix(X, sizes[0], self.dtype, "X")
+            inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
+        if not len(inputs):
+            return np.empty((len(self), 0, sizes[-1]), dtype=self.dtype)
         return self._state.read("predict", lambda all_of: self._predict(all_of, inputs, where))
 
     def _predict(self, of_each: Array, inputs: Array, where: Where) -> Array:
@@ -347,6 +351,7 @@ class Ensemble:
         """Return their standard deviation, (rows, outputs): how far the networks disagree."""
         return self.predict(X, **where).std(axis=0, dtype=np.float64).astype(self.dtype)
 
+    @known_keywords
     def evaluate(
         self,
         X: Any,
@@ -359,7 +364,8 @@ class Ensemble:
     ) -> Evaluations:
         """Return the loss and the score of every network; see `MLP.evaluate`."""
         where, there = self._place(self._asked(device, kernel, threads), X)
-        rest = (self._data(X, y, "", there), check_metric(metric, self._loss), where)
+        data = self._data(X, y, "", there)
+        rest = (data, check_metric(metric, self._loss, data), where)
         return self._state.read("evaluate", lambda all_of: self._evaluate(all_of, *rest))
 
     def _evaluate(self, of_each: Array, data: Data, metric: str, where: Where) -> Evaluations:
@@ -371,23 +377,24 @@ class Ensemble:
         return Evaluations(np.array(losses), np.array(scores), metric)
 
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
-        return Where(device, kernel, self.threads if threads is None else check_threads(threads))
+        return asked(device, kernel, threads, self.threads)
 
     def _place(self, where: Where, X: Any) -> tuple[Where, bool]:
         """Return where a call runs, and whether arrays on a GPU are used there as they are."""
         where = where._replace(device=follows(X, where.device, where.kernel))
         return where, stays(where.device, where.kernel)
 
-    def _data(self, X: Any, y: Any, of: str, there: bool) -> Data:
-        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
+    def _data(self, X: Any, y: Any, of: str, there: bool, columns: Columns | None = None) -> Data:
+        columns = columns or self._columns
+        return arrays.check_data(
+            X, y, self.template.sizes, self._loss, self.dtype, of, there, columns
+        )
 
-    def _validation(self, pair: Any, there: bool) -> Data | None:
+    def _validation(self, pair: Any, there: bool, columns: Columns | None) -> Data | None:
         if pair is None:
             return None
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
-        X, y = pair
-        return self._data(X, y, "validation ", there)
+        X, y = arrays.check_pair(pair)
+        return self._data(X, y, "validation ", there, columns)
 
     def __repr__(self) -> str:
         problem = self.template

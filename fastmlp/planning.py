@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import sys
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from fastmlp.errors import DeviceError, DomainError, DTypeError, ShapeError, che
 from fastmlp.machine import detect
 from fastmlp.progress import show_compilation
 from fastmlp.residency import guarded
+from fastmlp.synonyms import answer, resolve
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
 from fastmlp_kernels.announcing import announce_to
 from fastmlp_kernels.problem import (
@@ -55,15 +58,16 @@ def make_problem(
         raise DomainError(f"activations: {got}, wanted one for the loss: {reason}")
     if row.link is not None and units[-1] < 2:
         raise ShapeError(
-            f"sizes: got 1 output with {row.name}, wanted one for each of >= 2 classes"
+            f"sizes: got 1 output with {row.name}, wanted one for each of >= 2 classes; two "
+            "classes with 1 output need 'sigmoid' there and loss='binary_cross_entropy'"
         )
     computed = _check_dtype(dtype)
-    check_name("precision", precision, PRECISIONS)
+    precision = check_name("precision", precision, PRECISIONS)
     if computed == "float64" and precision != "float32":
         raise DTypeError(
             f"precision: got {precision!r} with dtype 'float64', wanted dtype='float32' beside it"
         )
-    return Problem(
+    problem = Problem(
         sizes=units,
         activations=tuple(each.name for each in rows),
         loss=row.name,
@@ -73,6 +77,30 @@ def make_problem(
         batch_size=1,
         rows=1,
     )
+    return check_memory(problem)
+
+
+def check_memory(problem: Problem) -> Problem:
+    """Return the problem, unless its parameters alone are more than the machine's memory."""
+    count = sum((inputs + 1) * outputs for inputs, outputs in pairwise(problem.sizes))
+    needed = problem.members * count * np.dtype(problem.dtype).itemsize
+    if needed > physical_memory():
+        alone = problem.members == 1
+        networks = "" if alone else f"{problem.members:,} networks of "
+        raise ShapeError(
+            f"{'sizes' if alone else 'members'}: got {networks}{count:,} parameters, "
+            f"{needed / 1e9:,.0f} GB in {problem.dtype}, wanted what fits in the memory of this "
+            "machine"
+        )
+    return problem
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory of this machine, or what an address can reach where unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
 
 
 def _check_sizes(sizes: Any) -> tuple[int, ...]:
@@ -87,7 +115,7 @@ def _check_sizes(sizes: Any) -> tuple[int, ...]:
 
 
 def _check_activations(activations: Any, layers: int) -> list[Any]:
-    if isinstance(activations, str) or hasattr(activations, "name"):
+    if isinstance(activations, str) or hasattr(activations, "name") or callable(activations):
         hidden = look_up("activations", ACTIVATIONS, activations)
         return [hidden] * (layers - 1) + [ACTIVATIONS["identity"]]
     try:
@@ -97,8 +125,12 @@ def _check_activations(activations: Any, layers: int) -> list[Any]:
             f"activations: got {activations!r}, wanted a name or one per layer"
         ) from None
     if len(given) != layers:
+        hint = ""
+        if len(given) == layers - 1:
+            named = ", ".join(map(repr, [*given, "identity"]))
+            hint = f"; with the output's, such as [{named}]"
         raise ShapeError(
-            f"activations: got {len(given)}, wanted {layers}, one per layer of weights"
+            f"activations: got {len(given)}, wanted {layers}, one per layer of weights{hint}"
         )
     return [look_up(f"activations[{i}]", ACTIVATIONS, each) for i, each in enumerate(given)]
 
@@ -108,9 +140,13 @@ def _check_dtype(dtype: Any) -> str:
         name = np.dtype(dtype).name
     except TypeError:
         name = str(dtype)
-    if dtype is None or name not in DTYPES:
-        raise DTypeError(f"dtype: got {dtype!r}, wanted {' or '.join(map(repr, DTYPES))}")
-    return name
+    # PyTorch's dtypes are written "torch.float32".
+    known = None if dtype is None else resolve("dtype", name, DTYPES)
+    if known is None:
+        hint = answer("dtype", name)
+        wanted = " or ".join(map(repr, DTYPES))
+        raise DTypeError(f"dtype: got {dtype!r}, wanted {wanted}{f'; {hint}' if hint else ''}")
+    return known
 
 
 @dataclass(frozen=True)
@@ -131,6 +167,15 @@ class Plan:
     rejected: tuple[tuple[str, str], ...]
 
 
+def check_place(device: Any, kernel: Any) -> tuple[str, str | None]:
+    """Return a known device, and a known kernel or None for the fastest."""
+    if device != "auto":
+        device = check_name("device", device, DEVICES)
+    if kernel is not None:
+        kernel = check_name("kernel", kernel, [each.name for each in KERNELS])
+    return device, kernel
+
+
 def plan(
     problem: Problem,
     device: str = "auto",
@@ -146,10 +191,8 @@ def plan(
     DeviceError
         If the device is missing, or the kernel cannot run the problem.
     """
-    check_name("device", device, DEVICES)
+    device, kernel = check_place(device, kernel)
     names = [each.name for each in KERNELS]
-    if kernel is not None:
-        check_name("kernel", kernel, names)
     machine = detect() if machine is None else machine
     if device == "cuda" and machine.cuda_missing is not None:
         raise DeviceError(f"device: got 'cuda', wanted one that is here: {machine.cuda_missing}")
@@ -206,6 +249,12 @@ class Where(NamedTuple):
 
 
 ANYWHERE = Where()
+
+
+def asked(device: Any, kernel: Any, threads: Any, otherwise: int | None) -> Where:
+    """Return what a call asks of its place, checked; `otherwise` stands for no word on threads."""
+    threads = otherwise if threads is None else check_threads(threads)
+    return Where(*check_place(device, kernel), threads)
 
 
 class Shelf:

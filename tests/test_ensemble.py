@@ -662,7 +662,7 @@ BAD = {
     "rows": (lambda e: e.fit(X, Y[:-1]), ShapeError, "y: got 69 rows, wanted 70"),
     "batch": (lambda e: e.fit(X, Y, batch_size=71), DomainError, "batch_size: got 71, .*rows of X"),
     "epochs": (lambda e: e.fit(X, Y, epochs=0), DomainError, "epochs: got 0, wanted"),
-    "optimizer": (lambda e: e.fit(X, Y, optimizer="adam"), DTypeError, "optimizer: got 'adam'"),
+    "optimizer": (lambda e: e.fit(X, Y, optimizer=0.1), DTypeError, "optimizer: got 0.1"),
     "one of them": (
         lambda e: e.fit(X, Y, optimizer=[SGD(), SGD(), 3]),
         DTypeError,
