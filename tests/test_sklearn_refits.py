@@ -308,7 +308,7 @@ def test_classes_that_change():
             del each.classes_
         labels = np.stack([y > 0, y > 2, y > 5, y < 0], axis=1).astype(int)
         check_same_outcome(ours, theirs, lambda each, y=labels: each.fit(X, y))
-        check_same_outcome(ours, theirs, lambda each: each.fit(X, labels))
+        check_same_outcome(ours, theirs, lambda each, y=labels: each.fit(X, y))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1e-300, 1e300, 1e308])
