@@ -166,22 +166,25 @@ def attempt(action):
 
 for make, target in ((MLPClassifier, labels), (MLPRegressor, y)):
     for settings in ({{}}, {{"solver": "sgd"}}):
-        ours = make(hidden_layer_sizes=(20, 10), max_iter=3, batch_size=64, random_state=0, **settings)
-        ours.fit(X, target)
+        # Large enough for a team of threads, which must not be two calls' at once.
+        settings = {{"hidden_layer_sizes": (120, 80), "max_iter": 3, "random_state": 0, **settings}}
+        ours = make(**settings).fit(X, target)
 
         def partial(index):
-            return attempt(lambda: ours.partial_fit(X[: 500 + index], target[: 500 + index]))
+            # Of the same rows mostly: a program is made for a number of rows.
+            rows = slice(0, 900 - index % 2)
+            return attempt(lambda: ours.partial_fit(X[rows], target[rows]))
 
         with ThreadPoolExecutor({THREADS}) as pool:
             print(Counter(pool.map(partial, range(100))))
         assert ours.predict(X).shape == (900,)
 
         def mixed(index):
-            rows = slice(0, 400 + index)
+            rows = slice(0, 900 - index % 3)
             if index % 4 == 0:
                 return attempt(lambda: ours.fit(X[rows], target[rows]))
             if index % 4 == 1:
-                sizes = (20, 10) if index % 8 == 1 else (7,)
+                sizes = (120, 80) if index % 8 == 1 else (7,)
                 return attempt(lambda: ours.set_params(hidden_layer_sizes=sizes))
             if index % 4 == 2:
                 return attempt(lambda: ours.predict(X[rows]))
