@@ -146,6 +146,7 @@ class KernelEngine:
 
     def finish(self) -> None:
         """Leave the programs to the next fit: after an exception nobody relies on them."""
+        self._trainer.close()
         self._estimator._network.training.give(self._problem, self._programs)
 
     def _views(self, flat: Array) -> list[Array]:
