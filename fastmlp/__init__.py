@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastmlp.callbacks import EpochEnd as EpochEnd
     from fastmlp.ensemble import Ensemble as Ensemble
     from fastmlp.ensemble_history import EnsembleHistory as EnsembleHistory
+    from fastmlp.errors import BusyError as BusyError
     from fastmlp.errors import CallOrderError as CallOrderError
     from fastmlp.errors import DeviceError as DeviceError
     from fastmlp.errors import DeviceLostError as DeviceLostError
@@ -70,6 +71,7 @@ _NAMES_OF = {
         "DeviceMemoryError",
         "UnknownKeywordError",
         "UnknownNameError",
+        "BusyError",
         "CallOrderError",
         "MissingPackageError",
         "NonFiniteTrainingError",

@@ -210,6 +210,11 @@ def all_finite(array: Array) -> bool:
     return bool(np.isfinite(array).all())
 
 
+def largest_magnitude(array: Array) -> float:
+    """Return the largest absolute value; no copy is made, of an array that may fill the memory."""
+    return float(max(array.max(), -array.min()))
+
+
 def convert(array: Array, dtype: DType, argument: str) -> Array:
     """Return `array` in the compute dtype, C-contiguous, checked to be finite."""
     if array.dtype is dtype and array.flags.carray:

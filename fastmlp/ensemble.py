@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastmlp import arrays
-from fastmlp.arrays import Data, check_integer, check_matrix, check_number
+from fastmlp.arrays import Data, check_integer, check_matrix, check_number, host_copy
 from fastmlp.batches import CHUNK_ROWS
 from fastmlp.device_arrays import follows, matrix_there, stays
 from fastmlp.ensemble_history import EnsembleHistory
@@ -20,7 +20,8 @@ from fastmlp.model import MLP
 from fastmlp.network import LARGEST_SEED
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
-from fastmlp.planning import Programs, Where, asked, check_memory, check_threads
+from fastmlp.planning import Programs, Where, asked, check_threads
+from fastmlp.problems import check_memory
 from fastmlp.progress import Report
 from fastmlp.residency import blank, guarded
 from fastmlp.side_by_side import (
@@ -88,12 +89,8 @@ class Ensemble:
         self.seed = arrays.check_seed(
             seed, "seed", LARGEST_SEED - count + 1, ", as each network has the next"
         )
-        given: dict[str, Any] = {
-            "dtype": dtype,
-            "reduction": reduction,
-            "precision": precision,
-            "initializer": initializer,
-        }
+        given: dict[str, Any] = {"dtype": dtype, "reduction": reduction, "precision": precision}
+        given["initializer"] = initializer
         seeds = range(self.seed, self.seed + count)
         first = MLP(sizes, activations, loss, seed=seeds[0], **given)
         self.template = check_memory(replace(first.template, members=count))
@@ -120,7 +117,9 @@ class Ensemble:
 
     @parameters.setter
     def parameters(self, values: Any) -> None:
-        self._state.parameters[:] = check_values("parameters", values, self._state.parameters)
+        state = self._state
+        checked = check_values("parameters", values, state.parameters)
+        state.change("parameters", lambda: np.copyto(state.parameters, checked))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -148,22 +147,16 @@ class Ensemble:
     def __getitem__(self, member: SupportsIndex) -> MLP:
         """Return a copy of a network, with its optimizer's state: it goes on independently."""
         try:
-            asked = operator.index(member)
+            number = operator.index(member)
         except TypeError:
             raise DTypeError(f"member: got {member!r}, wanted a whole number") from None
         count = len(self)
-        if not -count <= asked < count:
-            raise IndexError(f"member: got {asked}, wanted a whole number from 0 to {count - 1}")
-        index, problem = asked % count, self.template
-        model = MLP(
-            problem.sizes,
-            problem.activations,
-            problem.loss,
-            seed=self._state.seeds[index],
-            dtype=problem.dtype,
-            reduction=problem.reduction,
-            precision=problem.precision,
-        )
+        if not -count <= number < count:
+            raise IndexError(f"member: got {number}, wanted a whole number from 0 to {count - 1}")
+        index, problem = number % count, self.template
+        names = ("activations", "loss", "dtype", "reduction", "precision")
+        same = {name: getattr(problem, name) for name in names}
+        model = MLP(problem.sizes, seed=self._state.seeds[index], **same)
         model._state = self._state.member(index)
         model.history = None if self.history is None else self.history.member(index)
         model.threads = self.threads
@@ -215,44 +208,55 @@ class Ensemble:
             If a number of some networks becomes infinite or NaN: after the others have finished
             the epoch. Those that failed keep their last good parameters.
         """
-        where, there = self._place(self._asked(device, kernel, threads), X)
+        where, there = self._place(X, device, kernel, threads)
         data, columns = self._data(X, y, "", there), self._columns or column_names(X)
         validation = self._validation(validation_data, there, columns)
-        epochs = check_integer(epochs, "epochs", 1)
-        check_values("parameters", self.parameters, self.parameters)
-        trainer = MembersTrainer(
-            self._state,
-            self._together,
-            data,
-            check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
-            check_optimizers(optimizer, len(self)),
-            where,
-            epochs=epochs,
-            shuffle=bool(shuffle),
-            weights=check_weights(sample_weight, class_weight, data),
-            l2=check_number(l2, "l2"),
-        )
-        self._columns = columns
-        plan, metric = trainer.plan, check_metric(None, self._loss)
+        batch_size = check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X")
+        settings: dict[str, Any] = {
+            "epochs": check_integer(epochs, "epochs", 1),
+            "shuffle": bool(shuffle),
+            "weights": check_weights(sample_weight, class_weight, data),
+            "l2": check_number(l2, "l2"),
+        }
+        arguments = (data, batch_size, check_optimizers(optimizer, len(self)), where)
+
+        def train() -> EnsembleHistory:
+            check_values("parameters", self.parameters, self.parameters)
+            trainer = MembersTrainer(self._state, self._together, *arguments, **settings)
+            self._columns = columns
+            return self._train(trainer, settings["epochs"], validation, progress, verbose)
+
+        return self._state.lock.fit("fit", train)
+
+    def _train(
+        self,
+        trainer: MembersTrainer,
+        epochs: int,
+        validation: Data | None,
+        progress: bool | None,
+        verbose: int,
+    ) -> EnsembleHistory:
+        plan, metric, lock = trainer.plan, check_metric(None, self._loss), self._state.lock
         history = EnsembleHistory(
-            plan.kernel.name, plan.kernel.device, metric, len(data.X), len(self)
+            plan.kernel.name, plan.kernel.device, metric, len(trainer.data.X), len(self)
         )
         self.history = history
         report = Report(epochs, plan.problem.batches, history, progress, verbose)
         try:
-            trainer.prepare()
+            lock.epoch(trainer.prepare)
             for _ in range(epochs):
                 self._epoch(trainer, history, report.batch)
                 if validation is not None:
-                    trainer.fetch()
-                    found = self._evaluate(validation, metric, where)
+                    lock.epoch(trainer.fetch)
+                    found = self._evaluate(self.parameters, validation, metric, trainer.where)
                     history.record_validation(found.loss, found.score)
                 report.epoch()
         finally:
             trainer.close()
             report.close()
             # Also after an interrupt or an error.
-            trainer.fetch()
+            lock.epoch(trainer.fetch)
+        trainer.put_back()
         return history
 
     def _epoch(self, trainer: MembersTrainer, history: EnsembleHistory, waiting: Any) -> None:
@@ -270,9 +274,6 @@ class Ensemble:
         self, trainer: MembersTrainer, history: EnsembleHistory, epoch: MembersEpoch
     ) -> NoReturn:
         """Raise as some networks met a number that is not finite, and leave good parameters."""
-        if not epoch.finite.all():
-            # An overflow of the parameters shows one batch later, too late to name a good one.
-            trainer.undo(~epoch.finite)
         bad = np.flatnonzero((epoch.bad_batches > 0) | ~epoch.finite)
         first, batches = int(bad[0]), epoch.losses.shape[1]
         stopped = int(epoch.bad_batches[first])
@@ -289,7 +290,7 @@ class Ensemble:
             f"{batches}), wanted finite numbers (its last finite loss: {last}). Their parameters "
             "are the last good ones, and the other networks have finished the epoch. Try smaller "
             f"learning rates than {trainer.rate(first):g}, and inputs and targets of the order of "
-            f"1: the largest |X| is {float(np.abs(arrays.host_copy(trainer.data.X)).max()):.3g}",
+            f"1: the largest |X| is {arrays.largest_magnitude(host_copy(trainer.data.X)):.3g}",
             number,
             batch,
             last,
@@ -307,23 +308,28 @@ class Ensemble:
     ) -> Array:
         """Return the outputs of every network, (members, rows, outputs); see `MLP.predict`."""
         sizes = self.template.sizes
-        where, there = self._place(self._asked(device, kernel, threads), X)
+        where, there = self._place(X, device, kernel, threads)
         check_columns(X, self._columns, "X")
         inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
         if inputs is None:
             inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
-        rows = len(inputs)
-        if not rows:
+        if not len(inputs):
             return np.empty((len(self), 0, sizes[-1]), dtype=self.dtype)
+        return self._state.read("predict", lambda all_of: self._predict(all_of, inputs, where))
+
+    def _predict(self, of_each: Array, inputs: Array, where: Where) -> Array:
+        rows, outputs = len(inputs), self.template.sizes[-1]
         capacity = 1 << (rows - 1).bit_length()
-        plan, program = self._alone.get(capacity, min(capacity, CHUNK_ROWS), where)
-        result = np.empty((len(self), rows, sizes[-1]), dtype=self.dtype)
-        with guarded(plan.kernel.device, "predict"):
+        result = np.empty((len(of_each), rows, outputs), dtype=self.dtype)
+        with (
+            self._alone.taken(capacity, min(capacity, CHUNK_ROWS), where) as (plan, program),
+            guarded(plan.kernel.device, "predict"),
+        ):
             given, out = program.to_device(inputs), blank(program, result[0])
-            for parameters, outputs in zip(self.parameters, result, strict=True):
-                out = outputs if program.memory is None else out
+            for parameters, own in zip(of_each, result, strict=True):
+                out = own if program.memory is None else out
                 program.predict(program.to_device(parameters), given, out, True)
-                program.to_host(out, outputs)
+                program.to_host(out, own)
         return result
 
     def predict_mean(self, X: Any, **where: Any) -> Array:
@@ -334,7 +340,6 @@ class Ensemble:
         """Return their standard deviation, (rows, outputs): how far the networks disagree."""
         return self.predict(X, **where).std(axis=0, dtype=np.float64).astype(self.dtype)
 
-    @known_keywords
     def evaluate(
         self,
         X: Any,
@@ -346,37 +351,33 @@ class Ensemble:
         threads: int | None = None,
     ) -> Evaluations:
         """Return the loss and the score of every network; see `MLP.evaluate`."""
-        where, there = self._place(self._asked(device, kernel, threads), X)
+        where, there = self._place(X, device, kernel, threads)
         data = self._data(X, y, "", there)
-        return self._evaluate(data, check_metric(metric, self._loss, data), where)
+        rest = (data, check_metric(metric, self._loss, data), where)
+        return self._state.read("evaluate", lambda all_of: self._evaluate(all_of, *rest))
 
-    def _evaluate(self, data: Data, metric: str, where: Where) -> Evaluations:
-        of_each = [
+    def _evaluate(self, of_each: Array, data: Data, metric: str, where: Where) -> Evaluations:
+        found = [
             evaluate(parameters, self._alone, data, self._single, metric, where)
-            for parameters in self.parameters
+            for parameters in of_each
         ]
-        losses, scores = ([each[k] for each in of_each] for k in range(2))
+        losses, scores = ([each[k] for each in found] for k in range(2))
         return Evaluations(np.array(losses), np.array(scores), metric)
 
-    def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
-        return asked(device, kernel, threads, self.threads)
-
-    def _place(self, where: Where, X: Any) -> tuple[Where, bool]:
+    def _place(self, X: Any, device: Any, kernel: Any, threads: Any) -> tuple[Where, bool]:
         """Return where a call runs, and whether arrays on a GPU are used there as they are."""
+        where = asked(device, kernel, threads, self.threads)
         where = where._replace(device=follows(X, where.device, where.kernel))
         return where, stays(where.device, where.kernel)
 
     def _data(self, X: Any, y: Any, of: str, there: bool, columns: Columns | None = None) -> Data:
-        columns = columns or self._columns
-        return arrays.check_data(
-            X, y, self.template.sizes, self._loss, self.dtype, of, there, columns
-        )
+        rest = (self._loss, self.dtype, of, there, columns or self._columns)
+        return arrays.check_data(X, y, self.template.sizes, *rest)
 
     def _validation(self, pair: Any, there: bool, columns: Columns | None) -> Data | None:
         if pair is None:
             return None
-        X, y = arrays.check_pair(pair)
-        return self._data(X, y, "validation ", there, columns)
+        return self._data(*arrays.check_pair(pair), "validation ", there, columns)
 
     def __repr__(self) -> str:
         problem = self.template
@@ -395,5 +396,4 @@ class Ensemble:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled ensemble."""
         self.__dict__.update(state)
-        self._state.realign()
         self._forget()

@@ -13,12 +13,11 @@ from fastmlp.batches import batch_rows
 from fastmlp.errors import DeviceLostError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
-from fastmlp.parameters import TrainingState
-from fastmlp.planning import ANYWHERE, Programs, Where
+from fastmlp.parameters import TrainingState, applied_batches
+from fastmlp.planning import ANYWHERE, Plan, Programs, Shelf, Where
 from fastmlp.residency import OnDevice, OnHost, guarded
-from fastmlp.steps import applied_batches
 from fastmlp.weighting import Weights, row_factors
-from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Program
+from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, DeviceMemory, Program
 
 Array = NDArray[Any]
 
@@ -37,7 +36,7 @@ class Epoch(NamedTuple):
         0, or the mini-batch, from 1, at which something was not finite: parameters and state are
         then those after the one before.
     finite : bool
-        Whether the parameters and the optimizer's state are. If not, `Trainer.undo` goes back.
+        Whether the parameters and the optimizer's state were; if not, they are those from before.
     """
 
     losses: NDArray[np.float64]
@@ -89,9 +88,10 @@ class Trainer:
         lazy: bool = False,
     ) -> None:
         self.state, self.data, self.weights, self.l2 = state, data, weights, l2
-        self.plan, self.program = programs.get(
-            len(data.X), batch_size, where, labels=data.labels, rule=rule
-        )
+        # Of this fit alone, until `close` lets others have them.
+        self._taken: list[tuple[Shelf, tuple[Plan, Program]]] = []
+        shelf = programs.shelf(len(data.X), batch_size, where, labels=data.labels, rule=rule)
+        self.plan, self.program = self._take(shelf)
         problem = self.plan.problem
         self._programs, self._where, self._lazy = programs, where, lazy
         self._rule = rule
@@ -105,10 +105,31 @@ class Trainer:
         self._even = np.ones(len(sizes)) if problem.reduction == "sum" else 1.0 / sizes, sizes
         self._optimizer: Optimizer | None = None
         self._ahead, self._first_ahead = np.zeros((0, 0)), 0
+        # What a fit goes back to that fails before its first step.
+        self._at_first: Any = None
+
+    def _take(self, shelf: Shelf) -> tuple[Plan, Program]:
+        pair = shelf.take()
+        self._taken.append((shelf, pair))
+        return pair
+
+    def close(self) -> None:
+        """Let others have the programs, after a fit that has ended well."""
+        while self._taken:
+            shelf, pair = self._taken.pop()
+            shelf.put_back(pair)
 
     def prepare(self) -> None:
         """Bring everything to the device, and compile or load what an epoch runs."""
+        self._at_first = self.state.settled()
         self.state.prepare(self._rule, self.plan.problem.slots)
+        try:
+            self._prepare()
+        except BaseException:
+            self.state.now = self._at_first
+            raise
+
+    def _prepare(self) -> None:
         flags = self.weights is not None, self._squares is not None
         if self.program.memory is None:
             self._home: OnHost | OnDevice = OnHost(self.state)
@@ -159,10 +180,9 @@ class Trainer:
         """Return the program for a chunk of so many rows: the same kernel, the same batches."""
         where = self._where._replace(kernel=self.plan.kernel.name)
         batch_size = min(rows, self.plan.problem.batch_size)
-        _, program = self._programs.get(
-            rows, batch_size, where, labels=self.data.labels, rule=self._rule, purpose="chunk"
-        )
-        return program
+        labels = self.data.labels
+        shelf = self._programs.shelf(rows, batch_size, where, labels=labels, rule=self._rule)
+        return self._take(shelf)[1]
 
     def upload(self) -> None:
         """Bring the parameters and the state to the device: the host has changed them."""
@@ -207,52 +227,65 @@ class Trainer:
         optimizer: Optimizer,
         waiting: Callable[[int], None] = lambda done: None,
     ) -> Epoch:
-        """Train on the rows in an order; `waiting` is told how many batches are done, if long."""
-        program, control = self.program, self._control
+        """Train on the rows in an order; `waiting` is told how many batches are done, if long.
+
+        An epoch after which the parameters or the state are not finite is undone.
+        """
+        state, control = self.state, self._control
         factors, of_batch, weights = self._factors(order)
         penalty = self.l2 * of_batch
-        hyper = self._hyper(optimizer, penalty)
-        control.fill(0)
-        arrays: Any = (order, hyper, self._losses, control, factors, self._squares)
-        if program.memory is not None:
-            seconds, finite = self._run_there(arrays, waiting)
-        else:
-            home = self._home
-            held = (home.parameters, home.slots, self._X, self._y)
-
-            def work() -> None:
-                program.epoch(*held, *arrays)
-
-            home.keep()
-            started = time.perf_counter()
-            try:
-                run_interruptibly(work, control, self.plan.seconds, waiting)
-            finally:
-                # Also after an interrupt: the state is then that of the last finished batch.
-                self.state.steps += applied_batches(control)
-            seconds, finite = time.perf_counter() - started, home.is_finite()
+        try:
+            hyper = self._hyper(optimizer, penalty)
+            state.settle()
+            control.fill(0)
+            arrays: Any = (order, hyper, self._losses, control, factors, self._squares)
+            # Whoever computes takes the lock: for a long epoch that is another thread.
+            seconds, finite = run_interruptibly(
+                lambda: state.lock.epoch(self._epoch, arrays), control, self.plan.seconds, waiting
+            )
+        except BaseException:
+            if self._at_first is not None and not applied_batches(control):
+                # Another optimizer's state is given up only for a step of this one.
+                state.now = self._at_first
+            raise
+        if applied_batches(control):
+            self._at_first = None
+        elif self._at_first is not None and control[STATUS]:
+            state.now = self._at_first
         penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
         losses = self._losses.astype(np.float64)
         return Epoch(losses, penalties, weights, seconds, int(control[STATUS]), finite)
 
-    def _run_there(self, arrays: Any, waiting: Callable[[int], None]) -> tuple[float, bool]:
-        """Run an epoch on a device; the host's arrays follow when they are needed, or at once."""
-        home, control = self._home, self._control
-
-        def work() -> None:
-            self._epoch_there(*arrays)
-
-        with self._guarded():
+    def _epoch(self, arrays: Any) -> tuple[float, bool]:
+        """Compute an epoch; return how long it took, and whether what it left is finite."""
+        state, home, memory = self.state, self._home, self.program.memory
+        with contextlib.nullcontext() if memory is None else self._on_device(memory):
             home.keep()
+            state.watch(arrays[3], self.plan.problem.batches)
             started = time.perf_counter()
             try:
-                run_interruptibly(work, control, self.plan.seconds, waiting)
+                if memory is None:
+                    held = (home.parameters, home.slots, self._X, self._y)
+                    self.program.epoch(*held, *arrays)
+                else:
+                    self._epoch_there(*arrays)
             finally:
-                self.state.steps += applied_batches(control)
+                # Also after an error: the state is then that of the last finished batch.
+                state.settle()
                 home.trained()
                 if not self._lazy:
                     home.fetch()
-            return time.perf_counter() - started, home.is_finite()
+            seconds, finite = time.perf_counter() - started, home.is_finite()
+            if not finite:
+                home.undo()
+                if not self._lazy:
+                    home.fetch()
+        return seconds, finite
+
+    @contextlib.contextmanager
+    def _on_device(self, memory: DeviceMemory) -> Iterator[None]:
+        with self._guarded(), memory.here():
+            yield
 
     def _epoch_there(
         self,
@@ -265,37 +298,35 @@ class Trainer:
     ) -> None:
         """Run an epoch on a device, chunk by chunk where its rows do not fit there."""
         program, held = self.program, (self._home.parameters, self._home.slots)
-        assert program.memory is not None
-        with program.memory.here():
-            if self._rows is None:
-                arrays: Any = (order, hyper, losses, control, factors, squares)
-                program.epoch(*held, self._X, self._y, *arrays)
-                return
-            # A chunk's own words: it is short, so a stop is heard soon enough between two of them.
-            own = np.zeros_like(control)
-            with contextlib.closing(self._rows.chunks(order)) as chunks:
-                for chunk in chunks:
-                    if control[STOP]:
-                        return
-                    count, first = len(chunk.order), chunk.batch
-                    rows = slice(chunk.start, chunk.start + count)
-                    steps = slice(first, first - (-count // self.plan.problem.batch_size))
-                    own.fill(0)
-                    self._by_rows[count].epoch(
-                        *held,
-                        chunk.X,
-                        chunk.y,
-                        chunk.order,
-                        hyper[steps],
-                        losses[steps],
-                        own,
-                        None if factors is None else factors[rows],
-                        None if squares is None else squares[steps],
-                    )
-                    control[BATCHES] = first + own[BATCHES]
-                    if own[STATUS]:
-                        control[STATUS] = first + own[STATUS]
-                        return
+        if self._rows is None:
+            arrays: Any = (order, hyper, losses, control, factors, squares)
+            program.epoch(*held, self._X, self._y, *arrays)
+            return
+        # A chunk's own words: it is short, so a stop is heard soon enough between two of them.
+        own = np.zeros_like(control)
+        with contextlib.closing(self._rows.chunks(order)) as chunks:
+            for chunk in chunks:
+                if control[STOP]:
+                    return
+                count, first = len(chunk.order), chunk.batch
+                rows = slice(chunk.start, chunk.start + count)
+                steps = slice(first, first - (-count // self.plan.problem.batch_size))
+                own.fill(0)
+                self._by_rows[count].epoch(
+                    *held,
+                    chunk.X,
+                    chunk.y,
+                    chunk.order,
+                    hyper[steps],
+                    losses[steps],
+                    own,
+                    None if factors is None else factors[rows],
+                    None if squares is None else squares[steps],
+                )
+                control[BATCHES] = first + own[BATCHES]
+                if own[STATUS]:
+                    control[STATUS] = first + own[STATUS]
+                    return
 
     def undo(self) -> None:
         """Go back to the parameters and the state from before the last epoch."""

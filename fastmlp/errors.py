@@ -54,6 +54,10 @@ class DeviceLostError(DeviceError):
     """
 
 
+class BusyError(FastMLPError, RuntimeError):
+    """A model is being trained and cannot be changed meanwhile; nothing has been changed."""
+
+
 class CallOrderError(FastMLPError, RuntimeError):
     """A method needs another one to be called first."""
 

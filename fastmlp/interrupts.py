@@ -1,67 +1,94 @@
-"""Ctrl-C during an epoch: compiled code does not look at signals, so Python waits beside it."""
+"""Ctrl-C during long work: compiled code does not look at signals, so Python waits beside it."""
 
 import threading
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp_kernels.problem import BATCHES, STOP
 
-# An epoch longer than this runs in a thread of its own, so that Ctrl-C is heard at once.
+T = TypeVar("T")
+
+# Work longer than this runs in a thread of its own, so that Ctrl-C is heard at once.
 THREAD_SECONDS = 0.05
 WAIT_SECONDS = 0.1
+# Who begins the work, or keeps it from being begun.
+WORKER, CALLER = "worker", "caller"
 
 
 def run_interruptibly(
-    work: Callable[[], None],
+    work: Callable[[], T],
     control: NDArray[np.int64],
     seconds: float,
-    waiting: Callable[[int], None],
-) -> None:
-    """Run an epoch so that an interrupt stops it after its present batch.
+    waiting: Callable[[int], None] = lambda done: None,
+) -> T:
+    """Return ``work()``, so that an exception stops it that a signal handler raises meanwhile.
 
-    A short epoch is simply waited for; a long one runs in a thread, while this one sleeps, reports
-    how far it is and passes an interrupt on. `control` may have one row for each of several
-    networks: they are stopped together, and their finished batches are counted together.
+    Short work is simply waited for. Long work runs in a thread, while this one sleeps, reports how
+    far it is, and on an exception sets ``control[STOP]`` and waits for the thread. `control` may
+    have one row for each of several networks: they are stopped together, and their finished batches
+    are counted together.
+
+    Work that changes a model takes the model's lock itself: it is then the worker who holds it, and
+    no second exception at a bad moment can free a model that is still being trained.
     """
     if seconds <= THREAD_SECONDS or threading.current_thread() is not threading.main_thread():
-        work()
-        return
-    failures: list[BaseException] = []
-    # Not Thread.is_alive: an interrupted join makes it say False of a thread that runs (CPython
-    # 3.11, Thread._wait_for_tstate_lock).
-    done = threading.Event()
-
-    def target() -> None:
-        try:
-            work()
-        except BaseException as failure:
-            failures.append(failure)
-        finally:
-            done.set()
-
-    thread = threading.Thread(target=target, name="fastmlp-epoch", daemon=True)
+        return work()
+    worker = _Worker(work)
     try:
         try:
-            thread.start()
+            threading.Thread(target=worker.run, name="fastmlp-epoch", daemon=True).start()
         except RuntimeError:
-            done.set()
-            raise
-        while not done.wait(WAIT_SECONDS):
+            # The system starts no more threads: nobody hears Ctrl-C, but the work is done.
+            worker.run()
+        while not worker.done.wait(WAIT_SECONDS):
             waiting(int(control[..., BATCHES].sum()))
     except BaseException:
         control[..., STOP] = 1
-        _wait(done)
+        worker.end()
         raise
-    if failures:
-        raise failures[0]
+    if worker.failure is not None:
+        raise worker.failure
+    return worker.result
 
 
-def _wait(done: threading.Event) -> None:
-    # Parameters must not be touched any more when this returns, however often Ctrl-C is pressed.
-    while not done.is_set():
+class _Worker:
+    """Work in a thread of its own, and how it ended."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._begun: dict[str, str] = {}
+        # Not Thread.is_alive: an interrupted join makes it say False of a thread that runs (CPython
+        # 3.11, Thread._wait_for_tstate_lock).
+        self.done = threading.Event()
+        self.result: Any = None
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Do the work, unless its caller has given it up."""
+        if self._begun.setdefault("by", WORKER) is not WORKER:
+            return
         try:
-            done.wait(WAIT_SECONDS)
-        except KeyboardInterrupt:
-            continue
+            self.result = self._work()
+        except BaseException as failure:
+            self.failure = failure
+        finally:
+            self.done.set()
+
+    def end(self) -> None:
+        """Wait until the work has ended, or see to it that it never begins.
+
+        Parameters must not be touched any more when this returns, whatever is raised meanwhile and
+        however often.
+        """
+        while True:
+            try:
+                if self._begun.setdefault("by", CALLER) is CALLER:
+                    return
+                while not self.done.is_set():
+                    self.done.wait(WAIT_SECONDS)
+                return
+            except BaseException:  # noqa: PERF203  whatever it is, the first one is raised
+                continue

@@ -142,14 +142,13 @@ class MLP(Network):
             verbose=verbose,
         )
         self._columns = columns
-        return self._train(data, validation, options)
+        return self._state.lock.fit("fit", lambda: self._train(data, validation, options))
 
     def _train(self, data: Any, validation: Any, options: training.Options) -> History:
         # Weights written through a view are not checked on the way in.
         check_values("parameters", self.parameters, self.parameters)
         run = training.Fit(self, self._state, self._programs, data, validation, options)
         self.history = run.history
-        self._changed()
         run.run()
         return run.history
 
@@ -189,7 +188,8 @@ class MLP(Network):
             inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
         if not len(inputs):
             return np.empty((0, sizes[-1]), self.dtype)
-        return steps.predict(self._state.parameters, self._programs, inputs, sizes[-1], where)
+        rest = (self._programs, inputs, sizes[-1], where)
+        return self._state.read("predict", lambda P: steps.predict(P, *rest))
 
     @known_keywords
     def evaluate(
@@ -209,8 +209,9 @@ class MLP(Network):
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
         data = self._data(X, y, there=there)
-        name = check_metric(metric, self._loss, data)
-        return training.evaluate(self.parameters, self._programs, data, self.template, name, where)
+        metric = check_metric(metric, self._loss, data)
+        rest = (self._programs, data, self.template, metric, where)
+        return self._state.read("evaluate", lambda P: training.evaluate(P, *rest))
 
     def step(
         self, X: Any, y: Any, optimizer: Optimizer | str | None = None, *, sample_weight: Any = None
@@ -224,11 +225,20 @@ class MLP(Network):
             data = self._data(X, y, "", there)
         weights = check_sample_weight(sample_weight, len(data.X))
         chosen = check_optimizer(optimizer)
-        self._changed()
-        batch = (len(data.X), data.labels, chosen.rule, where)
-        if self._step is None or not self._step.serves(*batch):
-            self._step = steps.Step(self._programs, *batch)
-        return self._step.take(self._state, data, chosen, weights)
+        return self._state.lock.change("step", self._take_step, data, chosen, weights, where)
+
+    def _take_step(self, data: Any, optimizer: Optimizer, weights: Any, where: Where) -> float:
+        # Taken out while it is used: one that an exception leaves halfway is not believed again.
+        step, self._step = self._step, None
+        batch = (len(data.X), data.labels, optimizer.rule, where)
+        if step is None or not step.serves(*batch):
+            if step is not None:
+                step.end()
+            step = steps.Step(self._programs, *batch)
+        loss = step.take(self._state, data, optimizer, weights)
+        self._step = step
+        step.check_finite(self._state)
+        return loss
 
     def value_and_grad(
         self, X: Any, y: Any, *, sample_weight: Any = None
@@ -238,8 +248,8 @@ class MLP(Network):
         data = self._data(X, y, there=there)
         weights = check_sample_weight(sample_weight, len(data.X))
         flat = aligned_zeros(self.parameters.shape, self.dtype)
-        rest = (flat, where, weights)
-        loss = steps.value_and_gradient(self.parameters, self._programs, data, *rest)
+        rest = (self._programs, data, flat, where, weights)
+        loss = self._state.read("value_and_grad", lambda P: steps.value_and_gradient(P, *rest))
         return loss, self._gradients_of(flat)
 
     def _data(
@@ -251,24 +261,33 @@ class MLP(Network):
     def forward(self, X: Any) -> Array:
         """Return the outputs of a batch (logits for a softmax loss); keep what `backward` needs."""
         check_columns(X, self._columns, "X")
-        return self._forward(check_matrix(X, self.sizes[0], self.dtype, "X"), self._labels)
+        inputs = check_matrix(X, self.sizes[0], self.dtype, "X")
+        return self._state.lock.hold("forward", self._forward, inputs, self._labels)
 
     def _forward(self, X: Array, labels: bool) -> Array:
+        last, self._pass = self._pass, None
+        if last is not None:
+            last.end()
         new = steps.Pass(self._programs, X, labels, self._where)
-        outputs = new.forward(self.parameters)
+        outputs = new.forward(self._state)
         self._pass, self._kernel = new, new.kernel
         return outputs
 
     def _last_pass(self, method: str) -> steps.Pass:
-        if self._pass is None:
+        last = self._pass
+        # The backward pass of a forward pass with other parameters would be no gradient at all.
+        if last is None or last.version is not self._state.now:
             raise CallOrderError(
                 f"{method}: got no forward pass with the present parameters, "
                 "wanted a call of forward(X) first"
             )
-        return self._pass
+        return last
 
     def compute_loss(self, y: Any, *, sample_weight: Any = None) -> float:
         """Return the loss of the last `forward`, and keep its gradient for `backward`."""
+        return self._state.lock.hold("compute_loss", self._compute_loss, y, sample_weight)
+
+    def _compute_loss(self, y: Any, sample_weight: Any) -> float:
         last = self._last_pass("compute_loss")
         weights = check_sample_weight(sample_weight, len(last.X))
         targets, labels = check_targets(y, len(last.X), self.sizes[-1], self._loss, self.dtype)
@@ -277,7 +296,10 @@ class MLP(Network):
             self._labels = labels
             self._forward(last.X, labels)
             last = self._last_pass("compute_loss")
-        return last.loss(targets, weights)
+        self._pass = None
+        loss = last.loss(targets, weights)
+        self._pass = last
+        return loss
 
     def zero_grad(self) -> None:
         """Set the accumulated gradients to zero."""
@@ -292,17 +314,25 @@ class MLP(Network):
             Derivative of anything by the outputs of the last `forward`; by default that of the
             last `compute_loss`.
         """
+        return self._state.lock.hold("backward", self._backward, dyhat)
+
+    def _backward(self, dyhat: Any) -> Array:
         last = self._last_pass("backward")
         upstream = None
         if dyhat is not None:
             upstream = check_matrix(dyhat, self.sizes[-1], self.dtype, "dyhat", len(last.X))
         elif not last.has_loss:
             raise CallOrderError("backward: got neither, wanted compute_loss(y) before it or dyhat")
-        return last.backward(self.parameters, upstream, self.gradients.flat)
+        self._pass = None
+        result = last.backward(self.parameters, upstream, self.gradients.flat)
+        self._pass = last
+        return result
 
     def apply(self, optimizer: Optimizer | str | None = None) -> None:
         """Take one step of the optimizer along the accumulated gradients."""
-        chosen = check_optimizer(optimizer)
+        self._state.lock.change("apply", self._apply, check_optimizer(optimizer))
+
+    def _apply(self, optimizer: Optimizer) -> None:
         flat = self.gradients.flat
         if not np.isfinite(flat).all():
             count = int((~np.isfinite(flat)).sum())
@@ -311,5 +341,4 @@ class MLP(Network):
                 "Nothing was changed; call zero_grad() and try a smaller learning rate"
             )
         where = self._where._replace(kernel=self._kernel)
-        steps.apply(self._state, self._programs, flat, chosen, where)
-        self._changed()
+        steps.apply(self._state, self._programs, flat, optimizer, where)

@@ -21,7 +21,8 @@ from fastmlp.parameters import (
     initialize,
     weight_views,
 )
-from fastmlp.planning import Programs, Where, asked, check_threads, make_problem
+from fastmlp.planning import Programs, Where, asked, check_threads
+from fastmlp.problems import make_problem
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
 from fastmlp_kernels.problem import LayerLayout, parameter_layout
 
@@ -133,14 +134,15 @@ class Network:
 
     @parameters.setter
     def parameters(self, values: Any) -> None:
-        self._state.parameters[:] = check_values("parameters", values, self._state.parameters)
-        self._changed()
+        state = self._state
+        checked = check_values("parameters", values, state.parameters)
+        state.change("parameters", lambda: np.copyto(state.parameters, checked))
 
     @property
     def weights(self) -> ParameterViews:
         """The weight matrices (inputs, outputs), one per layer: views, which may be assigned to."""
         views = weight_views(self._state.parameters, self._layout())
-        return ParameterViews("weights", views, self._changed)
+        return ParameterViews("weights", views, self._state.change)
 
     @weights.setter
     def weights(self, values: Any) -> None:
@@ -150,7 +152,7 @@ class Network:
     def biases(self) -> ParameterViews:
         """The bias vectors, one per layer: views, which may be assigned to."""
         views = bias_views(self._state.parameters, self._layout())
-        return ParameterViews("biases", views, self._changed)
+        return ParameterViews("biases", views, self._state.change)
 
     @biases.setter
     def biases(self, values: Any) -> None:
@@ -167,10 +169,6 @@ class Network:
         weights = ParameterViews("gradients.weights", weight_views(flat, self._layout()))
         biases = ParameterViews("gradients.biases", bias_views(flat, self._layout()))
         return Gradients(flat, weights, biases)
-
-    def _changed(self) -> None:
-        # The backward pass of a forward pass with other parameters would be no gradient at all.
-        self._pass = None
 
     def __repr__(self) -> str:
         rounded = "" if self.precision == "float32" else f", precision={self.precision!r}"
@@ -189,5 +187,4 @@ class Network:
         """Restore a copied or unpickled model."""
         self.__dict__.update(state)
         self._loss = LOSSES[self.template.loss]
-        self._state.realign()
         self._forget()

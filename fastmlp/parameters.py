@@ -2,21 +2,25 @@
 
 import logging
 import math
+import operator
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, overload
+from itertools import starmap
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastmlp.errors import DomainError, DTypeError, ShapeError
-from fastmlp_kernels.problem import LayerLayout
+from fastmlp.locking import ModelLock
+from fastmlp_kernels.problem import BATCHES, STATUS, LayerLayout
 
 logger = logging.getLogger("fastmlp")
 
 Array = NDArray[Any]
 
-FRESH_STATE = "optimizer: %s takes over from %s with a fresh state; its steps are counted from 0"
+T = TypeVar("T")
+
 # A cache line, and the widest vector register.
 ALIGNMENT = 64
 
@@ -47,6 +51,13 @@ def initialize(
             vector[layer.weight] = generator.normal(0.0, deviation, count)
 
 
+def aligned(array: Array) -> Array:
+    """Return a copy whose first element lies at a multiple of `ALIGNMENT` bytes."""
+    result = aligned_zeros(array.shape, array.dtype)
+    result[...] = array
+    return result
+
+
 class ParameterViews(Sequence[Array]):
     """Views of a flat vector, one per layer. Assigning to an element copies into the view."""
 
@@ -54,11 +65,12 @@ class ParameterViews(Sequence[Array]):
         self,
         argument: str,
         views: Iterable[Array],
-        changed: Callable[[], None] | None = None,
+        change: Callable[[str, Callable[[], None]], None] | None = None,
     ) -> None:
         self._argument = argument
         self._views = tuple(views)
-        self._changed = changed
+        # Does what it is given while nobody else changes the model: see `ModelLock.change`.
+        self._change = change
 
     def __len__(self) -> int:
         """Return the number of layers."""
@@ -77,12 +89,16 @@ class ParameterViews(Sequence[Array]):
         if isinstance(index, slice):
             self.assign(values, range(len(self))[index])
             return
-        view = self._views[index]
+        try:
+            number = range(len(self))[operator.index(index)]
+        except TypeError:
+            raise DTypeError(
+                f"{self._argument}: got an assignment to {index!r}, wanted the number of a layer: "
+                f"{self._argument}[0] = ..."
+            ) from None
+        view = self._views[number]
         # ``views[i] += x`` has changed the view already and assigns it to itself.
-        if values is not view:
-            view[...] = self._check(index % len(self), values)
-        if self._changed is not None:
-            self._changed()
+        self._write([] if values is view else [(view, self._check(number, values))])
 
     def assign(self, values: Any, layers: Sequence[int] | None = None) -> None:
         """Copy one array a layer, once all of them have been checked; by default to all layers."""
@@ -101,8 +117,18 @@ class ParameterViews(Sequence[Array]):
         checked = [
             self._check(index, each).copy() for index, each in zip(places, given, strict=True)
         ]
-        for index, each in zip(places, checked, strict=True):
-            self[index] = each
+        views = [self._views[index] for index in places]
+        self._write(list(zip(views, checked, strict=True)))
+
+    def _write(self, pairs: list[tuple[Array, Array]]) -> None:
+        def write() -> None:
+            for view, values in pairs:
+                view[...] = values
+
+        if self._change is None:
+            write()
+        else:
+            self._change(self._argument, write)
 
     def _check(self, index: int, values: Any) -> Array:
         return check_values(f"{self._argument}[{index}]", values, self._views[index])
@@ -143,20 +169,38 @@ def bias_views(vector: Array, layout: Sequence[LayerLayout]) -> list[Array]:
     return [vector[each.bias] for each in layout]
 
 
-@dataclass(eq=False)
-class Snapshot:
+def applied_batches(control: NDArray[np.int64]) -> int:
+    """Return how many batches of an epoch have changed the parameters."""
+    status = control.item(STATUS)
+    return status - 1 if status else control.item(BATCHES)
+
+
+def at_once(*calls: tuple[Any, ...]) -> None:
+    """Call functions written in C, each with its arguments; no signal handler runs in between.
+
+    Python runs handlers between two of its own instructions, and a deque that consumes an iterator
+    is one instruction.
+    """
+    deque(starmap(operator.call, calls), maxlen=0)
+
+
+class Snapshot(NamedTuple):
     """Copies of what an epoch changes: see `TrainingState`."""
 
     parameters: Array
     slots: Array
-    steps: int
+    steps: Any
+    epochs: Any
 
 
-@dataclass(eq=False)
 class TrainingState:
     """Everything that training changes.
 
-    Attributes
+    How far it is stands in one attribute, `now`, which is replaced as a whole, and the words that a
+    running kernel writes are a part of it. So an exception at any moment, as Ctrl-C raises, leaves
+    a state whose steps and epochs are those of its parameters.
+
+    Parameters
     ----------
     parameters : ndarray
         dtype[P]
@@ -166,42 +210,162 @@ class TrainingState:
         Finished epochs of all fits; steps taken with the present optimizer's state.
     rule : str or None
         The optimizer's rule that `slots`, dtype[slots, P], belong to.
+
+    Attributes
+    ----------
+    now : tuple
+        Steps, epochs, rule and slots before a kernel began; the kernel's control words, or None
+        while there is none; and the batches of its epoch, or 0 for one that is a single step.
+    lock : ModelLock
     """
 
-    parameters: Array
-    seed: int
-    epochs: int = 0
-    steps: int = 0
-    rule: str | None = None
-    slots: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    def __init__(
+        self,
+        parameters: Array,
+        seed: int,
+        epochs: Any = 0,
+        steps: Any = 0,
+        rule: str | None = None,
+        slots: Array | None = None,
+    ) -> None:
+        self.parameters, self.seed, self.lock = parameters, seed, ModelLock()
+        given = np.zeros((0, 0), dtype=parameters.dtype) if slots is None else slots
+        self.now: tuple[Any, Any, str | None, Array, Any, int]
+        self.now = (steps, epochs, rule, given, None, 0)
+
+    def _applied(self, control: Any) -> Any:
+        return applied_batches(control)
+
+    @property
+    def steps(self) -> Any:
+        """Steps taken with the present optimizer's state."""
+        steps, _, _, _, control, _ = self.now
+        return steps if control is None else steps + self._applied(control)
+
+    @steps.setter
+    def steps(self, steps: Any) -> None:
+        _, epochs, rule, slots, _, _ = self.settled()
+        self.now = (steps, epochs, rule, slots, None, 0)
+
+    @property
+    def epochs(self) -> Any:
+        """Finished epochs of all fits."""
+        return self.settled()[1]
+
+    @epochs.setter
+    def epochs(self, epochs: Any) -> None:
+        steps, _, rule, slots, _, _ = self.settled()
+        self.now = (steps, epochs, rule, slots, None, 0)
+
+    @property
+    def rule(self) -> str | None:
+        """The optimizer's rule that the slots belong to."""
+        return self.now[2]
+
+    @property
+    def slots(self) -> Array:
+        """The optimizer's state."""
+        return self.now[3]
+
+    def settled(self) -> tuple[Any, Any, str | None, Array, None, int]:
+        """Return what `now` would be had the kernel ended: it has, or an interrupt ended it."""
+        steps, epochs, rule, slots, control, batches = now = self.now
+        if control is None:
+            return now
+        applied = self._applied(control)
+        whole = (applied == batches) if batches else 0
+        return steps + applied, epochs + whole, rule, slots, None, 0
+
+    def settle(self) -> None:
+        """Take what the kernel's words say as the truth; they may then be used again."""
+        self.now = self.settled()
+
+    def watch(self, control: NDArray[np.int64], batches: int = 0) -> None:
+        """Have a kernel's words, now zero, say how far the state is; see `now`."""
+        steps, epochs, rule, slots, _, _ = self.settled()
+        self.now = (steps, epochs, rule, slots, control, batches)
+
+    def touch(self) -> None:
+        """Let whoever reads or keeps something of the parameters know that they have changed."""
+        self.now = (*self.settled(),)
+
+    def change(self, method: str, work: Callable[[], None]) -> None:
+        """Do what changes the parameters while nobody else does, and let readers know."""
+
+        def change() -> None:
+            self.touch()
+            work()
+
+        self.lock.change(method, change)
+
+    def read(self, method: str, work: Callable[[Array], T]) -> T:
+        """Return ``work(parameters)``, of parameters that nobody changes meanwhile.
+
+        Readers take no lock, so that any number of them go side by side. One that finds afterwards
+        that the parameters have changed begins again with a copy.
+        """
+        before = self.now
+        if not self.lock.writing.locked():
+            result = work(self.parameters)
+            if self.now is before:
+                return result
+        return work(self.lock.copied(method, self.parameters.copy))
+
+    def fresh_slots(self, count: int) -> Array:
+        """Return the optimizer's state as it begins."""
+        return aligned_zeros((count, self.parameters.size), self.parameters.dtype)
 
     def prepare(self, rule: str, slots: int) -> None:
         """Make sure that the optimizer's state is that of `rule`: another one starts afresh."""
-        if rule == self.rule:
+        steps, epochs, present, _, _, _ = self.settled()
+        if rule == present:
             return
-        if self.rule is not None and self.steps:
-            logger.warning(FRESH_STATE, rule, self.rule)
-        self.slots = aligned_zeros((slots, self.parameters.size), self.parameters.dtype)
-        self.rule, self.steps = rule, 0
+        self.tell_of_change(rule)
+        self.now = (0 * steps, epochs, rule, self.fresh_slots(slots), None, 0)
 
-    def snapshot(self) -> "Snapshot":
+    def tell_of_change(self, rule: str) -> None:
+        """Log that another optimizer's state is given up, if there is any."""
+        if self.rule is not None and np.any(self.steps):
+            logger.warning(
+                "optimizer: %s takes over from %s with a fresh state; its steps are counted from 0",
+                rule,
+                self.rule,
+            )
+
+    def snapshot(self) -> Snapshot:
         """Return copies of what an epoch changes."""
-        return Snapshot(self.parameters.copy(), self.slots.copy(), self.steps)
+        steps, epochs, _, slots, _, _ = self.settled()
+        return Snapshot(self.parameters.copy(), slots.copy(), steps, epochs)
 
-    def save(self, snapshot: "Snapshot") -> None:
-        """Bring a snapshot of the same optimizer up to date."""
-        snapshot.parameters[...], snapshot.slots[...] = self.parameters, self.slots
-        snapshot.steps = self.steps
+    def save(self, snapshot: Snapshot) -> Snapshot:
+        """Return a snapshot of the same optimizer, in the memory of an older one."""
+        steps, epochs, _, slots, _, _ = self.settled()
+        snapshot.parameters[...], snapshot.slots[...] = self.parameters, slots
+        return Snapshot(snapshot.parameters, snapshot.slots, steps, epochs)
 
-    def restore(self, snapshot: "Snapshot") -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of the same optimizer."""
-        self.parameters[...], self.slots[...] = snapshot.parameters, snapshot.slots
-        self.steps = snapshot.steps
+        now = (snapshot.steps, snapshot.epochs, self.rule, self.slots, None, 0)
+        at_once(
+            (np.copyto, self.parameters, snapshot.parameters),
+            (np.copyto, self.slots, snapshot.slots),
+            (setattr, self, "now", now),
+        )
 
-    def realign(self) -> None:
-        """Restore the alignment, which copying and unpickling do not keep."""
-        for name in ("parameters", "slots"):
-            array = getattr(self, name)
-            aligned = aligned_zeros(array.shape, array.dtype)
-            aligned[...] = array
-            setattr(self, name, aligned)
+    def __getstate__(self) -> dict[str, Any]:
+        """Return copies, made while nobody changes the state."""
+        return self.lock.copied("copy", self._contents)
+
+    def _contents(self) -> dict[str, Any]:
+        steps, epochs, rule, slots, _, _ = self.settled()
+        others = {name: value for name, value in vars(self).items() if name not in ("lock", "now")}
+        others["parameters"] = self.parameters.copy()
+        return {**others, "now": (steps, epochs, rule, slots.copy(), None, 0)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copied or unpickled state, at the alignment that copying does not keep."""
+        self.__dict__.update(state)
+        self.lock = ModelLock()
+        self.parameters = aligned(self.parameters)
+        steps, epochs, rule, slots, _, _ = self.now
+        self.now = (steps, epochs, rule, aligned(slots), None, 0)

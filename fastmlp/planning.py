@@ -1,25 +1,20 @@
 """Dispatch as a value: which kernel runs a problem, and why none of the others."""
 
+import contextlib
 import logging
 import os
-import sys
+import time
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fastmlp.arrays import check_integer
-from fastmlp.errors import DeviceError, DomainError, DTypeError, ShapeError, check_name, look_up
+from fastmlp.errors import DeviceError, check_name
 from fastmlp.machine import detect
 from fastmlp.residency import guarded
-from fastmlp.synonyms import answer, resolve
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
 from fastmlp_kernels.problem import (
-    DTYPES,
-    PRECISIONS,
-    REDUCTIONS,
     Kernel,
     Machine,
     Problem,
@@ -32,114 +27,14 @@ logger = logging.getLogger("fastmlp")
 DEVICES = ("auto", "cpu", "cuda")
 # The oracle is slow by design, whatever a roofline says of a network of three parameters.
 ONLY_BY_NAME = "reference"
-# Programs that a model keeps: a fit, its validation, a prediction and single steps fit in.
+# Kinds of programs that a model keeps: a fit, its validation, a prediction and single steps fit in.
 PROGRAMS_KEPT = 8
+# Programs of a kind that there may be on a machine of few processors.
+FEWEST_PROGRAMS = 4
+# How long a thread waits for another's program before it has one of its own made.
+WAIT_SECONDS = 0.2
 
 _announced: set[str] = set()
-
-
-def make_problem(
-    sizes: Any, activations: Any, loss: Any, dtype: Any, reduction: Any, precision: Any = "float32"
-) -> Problem:
-    """Return the problem that the arguments of a model describe, for one row."""
-    units = _check_sizes(sizes)
-    rows = _check_activations(activations, len(units) - 1)
-    row = look_up("loss", LOSSES, loss)
-    reason = row.refusal(rows[-1])
-    if reason is not None:
-        got = f"got {rows[-1].name!r} at the output"
-        raise DomainError(f"activations: {got}, wanted one for the loss: {reason}")
-    if row.link is not None and units[-1] < 2:
-        raise ShapeError(
-            f"sizes: got 1 output with {row.name}, wanted one for each of >= 2 classes; two "
-            "classes with 1 output need 'sigmoid' there and loss='binary_cross_entropy'"
-        )
-    computed = _check_dtype(dtype)
-    precision = check_name("precision", precision, PRECISIONS)
-    if computed == "float64" and precision != "float32":
-        raise DTypeError(
-            f"precision: got {precision!r} with dtype 'float64', wanted dtype='float32' beside it"
-        )
-    problem = Problem(
-        sizes=units,
-        activations=tuple(each.name for each in rows),
-        loss=row.name,
-        reduction=check_name("reduction", reduction, REDUCTIONS),
-        dtype=computed,
-        precision=precision,
-        batch_size=1,
-        rows=1,
-    )
-    return check_memory(problem)
-
-
-def check_memory(problem: Problem) -> Problem:
-    """Return the problem, unless its parameters alone are more than the machine's memory."""
-    count = sum((inputs + 1) * outputs for inputs, outputs in pairwise(problem.sizes))
-    needed = problem.members * count * np.dtype(problem.dtype).itemsize
-    if needed > physical_memory():
-        alone = problem.members == 1
-        networks = "" if alone else f"{problem.members:,} networks of "
-        raise ShapeError(
-            f"{'sizes' if alone else 'members'}: got {networks}{count:,} parameters, "
-            f"{needed / 1e9:,.0f} GB in {problem.dtype}, wanted what fits in the memory of this "
-            "machine"
-        )
-    return problem
-
-
-def physical_memory() -> int:
-    """Return the bytes of memory of this machine, or what an address can reach where unknown."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize
-
-
-def _check_sizes(sizes: Any) -> tuple[int, ...]:
-    wanted = "at least two positive whole numbers, inputs first: [784, 256, 10]"
-    try:
-        units = list(sizes)
-    except TypeError:
-        raise DTypeError(f"sizes: got {sizes!r}, wanted {wanted}") from None
-    if len(units) < 2:
-        raise ShapeError(f"sizes: got {units!r}, wanted {wanted}")
-    return tuple(check_integer(each, f"sizes[{i}]", 1) for i, each in enumerate(units))
-
-
-def _check_activations(activations: Any, layers: int) -> list[Any]:
-    if isinstance(activations, str) or hasattr(activations, "name") or callable(activations):
-        hidden = look_up("activations", ACTIVATIONS, activations)
-        return [hidden] * (layers - 1) + [ACTIVATIONS["identity"]]
-    try:
-        given = list(activations)
-    except TypeError:
-        raise DTypeError(
-            f"activations: got {activations!r}, wanted a name or one per layer"
-        ) from None
-    if len(given) != layers:
-        hint = ""
-        if len(given) == layers - 1:
-            named = ", ".join(map(repr, [*given, "identity"]))
-            hint = f"; with the output's, such as [{named}]"
-        raise ShapeError(
-            f"activations: got {len(given)}, wanted {layers}, one per layer of weights{hint}"
-        )
-    return [look_up(f"activations[{i}]", ACTIVATIONS, each) for i, each in enumerate(given)]
-
-
-def _check_dtype(dtype: Any) -> str:
-    try:
-        name = np.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    # PyTorch's dtypes are written "torch.float32".
-    known = None if dtype is None else resolve("dtype", name, DTYPES)
-    if known is None:
-        hint = answer("dtype", name)
-        wanted = " or ".join(map(repr, DTYPES))
-        raise DTypeError(f"dtype: got {dtype!r}, wanted {wanted}{f'; {hint}' if hint else ''}")
-    return known
 
 
 @dataclass(frozen=True)
@@ -250,14 +145,66 @@ def asked(device: Any, kernel: Any, threads: Any, otherwise: int | None) -> Wher
     return Where(*check_place(device, kernel), threads)
 
 
+class Shelf:
+    """The programs of one kind of call: whoever computes takes one, alone, and puts it back.
+
+    A program holds a workspace and tables that describe one call, so it is used by one thread at a
+    time. It is put back only after a call that ended well: one that an exception has left halfway
+    is dropped, and never believed again.
+    """
+
+    def __init__(self, build: Callable[[], tuple[Plan, Program]]) -> None:
+        self._build = build
+        # Both ends of a list are moved by one instruction: threads need no lock here.
+        self._idle: list[tuple[Plan, Program]] = []
+        self._made: weakref.WeakSet[Program] = weakref.WeakSet()
+        self._process = os.getpid()
+
+    def take(self) -> tuple[Plan, Program]:
+        """Return a plan and its program, for this thread alone."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._wait_or_build()
+
+    def put_back(self, pair: tuple[Plan, Program]) -> None:
+        """Let others have a program; its call has ended well."""
+        if len(self._idle) < most_programs():
+            self._idle.append(pair)
+
+    def _wait_or_build(self) -> tuple[Plan, Program]:
+        if self._process != os.getpid():
+            # Those that the parent's other threads have taken never come back to a forked child.
+            self._made, self._process = weakref.WeakSet(), os.getpid()
+        deadline = time.monotonic() + WAIT_SECONDS
+        while len(self._made) >= most_programs() and time.monotonic() < deadline:
+            time.sleep(WAIT_SECONDS / 1000)
+            with contextlib.suppress(IndexError):
+                return self._idle.pop()
+        pair = self._build()
+        self._made.add(pair[1])
+        return pair
+
+
+def most_programs() -> int:
+    """Return how many programs of a kind there are, but for a caller that has waited long.
+
+    More threads than processors gain nothing, and each program takes memory.
+    """
+    return max(FEWEST_PROGRAMS, 2 * detect().cores)
+
+
 class Programs:
-    """The programs of a model, built when they are first needed; the least used are dropped."""
+    """The programs of a model, built when they are first needed; the least used are dropped.
+
+    Any number of threads may ask it.
+    """
 
     def __init__(self, template: Problem) -> None:
         self._template = template
-        self._kept: OrderedDict[tuple[Any, ...], tuple[Plan, Program]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Shelf] = OrderedDict()
 
-    def get(
+    def shelf(
         self,
         rows: int,
         batch_size: int,
@@ -265,32 +212,67 @@ class Programs:
         *,
         labels: bool = False,
         rule: str = "sgd",
-        purpose: str = "",
-    ) -> tuple[Plan, Program]:
-        """Return the plan and the program for an epoch of `rows` rows.
-
-        Programs of different `purpose` are never the same: what the backward pass needs must
-        outlive a prediction made in between.
-        """
+    ) -> Shelf:
+        """Return the programs for epochs of `rows` rows."""
         # The request is the key, and not the problem that it makes: planning and hashing a
         # problem cost more than a step of a small network.
-        key = (rows, batch_size, where, labels, rule, purpose)
-        found = self._kept.get(key)
-        if found is not None:
+        key = (rows, batch_size, where, labels, rule)
+        try:
+            found = self._kept[key]
             self._kept.move_to_end(key)
-            return found
+        except KeyError:
+            # Unknown, or dropped by another thread between the two.
+            return self._add(key, rows, batch_size, where, labels, rule)
+        return found
+
+    def _add(
+        self,
+        key: tuple[Any, ...],
+        rows: int,
+        batch_size: int,
+        where: Where,
+        labels: bool,
+        rule: str,
+    ) -> Shelf:
         problem = replace(
             self._template, rows=rows, batch_size=batch_size, labels=labels, optimizer=rule
         )
         machine = machine_with(where.threads)
         chosen = plan(problem, where.device, where.kernel, machine)
-        announce_compilation(chosen)
-        with guarded(chosen.kernel.device, "device"):
-            program = chosen.kernel.build(problem, machine)
-        found = self._kept[key] = chosen, program
-        if len(self._kept) > PROGRAMS_KEPT:
-            self._kept.popitem(last=False)
+
+        def build() -> tuple[Plan, Program]:
+            announce_compilation(chosen)
+            with guarded(chosen.kernel.device, "device"):
+                return chosen, chosen.kernel.build(problem, machine)
+
+        found = self._kept.setdefault(key, Shelf(build))
+        while len(self._kept) > PROGRAMS_KEPT:
+            with contextlib.suppress(KeyError):
+                self._kept.popitem(last=False)
         return found
+
+    def taken(self, rows: int, batch_size: int, *where: Any, **kind: Any) -> "Taken":
+        """Return a context that takes a program off its shelf: see `shelf`."""
+        return Taken(self.shelf(rows, batch_size, *where, **kind))
+
+
+class Taken:
+    """A context: a plan and its program, put back if all goes well."""
+
+    __slots__ = ("_pair", "_shelf")
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    def __enter__(self) -> tuple[Plan, Program]:
+        """Take a program."""
+        self._pair = self._shelf.take()
+        return self._pair
+
+    def __exit__(self, kind: Any, *details: Any) -> None:
+        """Put it back, or drop it."""
+        if kind is None:
+            self._shelf.put_back(self._pair)
 
 
 def check_threads(threads: object) -> int | None:

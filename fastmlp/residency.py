@@ -147,7 +147,7 @@ class OnHost:
 
     def keep(self) -> None:
         """Remember the present values for `undo`."""
-        self._state.save(self._before)
+        self._before = self._state.save(self._before)
 
     def trained(self) -> None:
         """Take note of an epoch."""
@@ -177,7 +177,7 @@ class OnDevice:
         self.upload()
         arrays = (self.parameters, self.slots)
         self._before = [memory.empty(each.shape, each.dtype) for each in arrays]
-        self._steps = state.steps
+        self._counts = state.steps, state.epochs
         self._note(0.0)
 
     def _note(self, seconds: float) -> None:
@@ -203,7 +203,7 @@ class OnDevice:
             self.fetch()
         for held, into in zip((self.parameters, self.slots), self._before, strict=True):
             self._memory.copy(held, into)
-        self._steps = self._state.steps
+        self._counts = self._state.steps, self._state.epochs
 
     def trained(self) -> None:
         """Take note of an epoch: the host's arrays are behind."""
@@ -230,7 +230,7 @@ class OnDevice:
         """Go back to what was kept."""
         for held, kept in zip((self.parameters, self.slots), self._before, strict=True):
             self._memory.copy(kept, held)
-        self._state.steps = self._steps
+        self._state.steps, self._state.epochs = self._counts
         self.trained()
 
 

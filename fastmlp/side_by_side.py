@@ -5,10 +5,8 @@ hyper-parameters are made ahead, and all else is one operation on the arrays of 
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +18,13 @@ from fastmlp.errors import DeviceLostError, DomainError, ShapeError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.orders import Orders
-from fastmlp.parameters import FRESH_STATE, TrainingState, aligned_zeros
+from fastmlp.parameters import TrainingState, aligned, aligned_zeros
 from fastmlp.planning import Programs, Where, machine_with
 from fastmlp.residency import OnDevice, OnHost, guarded, home_of
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import WEIGHT_DECAY
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS
-
-logger = logging.getLogger("fastmlp")
 
 Array = NDArray[Any]
 Count = NDArray[np.int64]
@@ -38,66 +34,54 @@ Count = NDArray[np.int64]
 STEPS_AHEAD = 2**17
 
 
-@dataclass(eq=False)
-class MembersState:
-    """Everything that training changes: `parameters.TrainingState` with one more axis, the first.
+class MembersState(TrainingState):
+    """Everything that training changes, with one more axis, the first.
 
-    Attributes
+    Parameters
     ----------
     parameters : ndarray
         dtype[members, P]
     seeds : tuple of int
+
+    Attributes
+    ----------
     epochs, steps : ndarray
-        int64[members]: a network that failed, or an interrupt, leaves them uneven.
-    rule : str or None
+        int64[members], not to be written to: a network that failed, or an interrupt, leaves them
+        uneven.
     slots : ndarray
         dtype[members, slots, P]
     """
 
-    parameters: Array
-    seeds: tuple[int, ...]
-    epochs: Count = field(init=False)
-    steps: Count = field(init=False)
-    rule: str | None = None
-    slots: Array = field(init=False)
+    def __init__(self, parameters: Array, seeds: tuple[int, ...]) -> None:
+        members = len(seeds)
+        epochs, steps = np.zeros((2, members), dtype=np.int64)
+        slots = np.zeros((members, 0, 0), dtype=parameters.dtype)
+        super().__init__(parameters, seeds[0], epochs, steps, None, slots)
+        self.seeds = seeds
 
-    def __post_init__(self) -> None:
-        """Begin at the first epoch, with no optimizer's state."""
-        members = len(self.seeds)
-        self.epochs, self.steps = np.zeros((2, members), dtype=np.int64)
-        self.slots = np.zeros((members, 0, 0), dtype=self.parameters.dtype)
+    def _applied(self, control: Any) -> Any:
+        failed = control[:, STATUS]
+        return np.where(failed > 0, failed - 1, control[:, BATCHES])
 
-    def prepare(self, rule: str, slots: int) -> None:
-        """Make sure that the optimizer's state is that of `rule`: another one starts afresh."""
-        if rule != self.rule:
-            if self.rule is not None and self.steps.any():
-                logger.warning(FRESH_STATE, rule, self.rule)
-            members, count = self.parameters.shape
-            self.slots = aligned_zeros((members, slots, count), self.parameters.dtype)
-            self.rule = rule
-            self.steps[:] = 0
+    def fresh_slots(self, count: int) -> Array:
+        """Return the optimizer's state as it begins."""
+        members, size = self.parameters.shape
+        return aligned_zeros((members, count, size), self.parameters.dtype)
 
     def member(self, index: int) -> TrainingState:
-        """Return a copy of the state of one network."""
-        state = TrainingState(
-            self.parameters[index],
-            self.seeds[index],
-            epochs=int(self.epochs[index]),
-            steps=int(self.steps[index]),
-            rule=self.rule,
-            slots=self.slots[index],
-        )
-        # That makes the copy.
-        state.realign()
-        return state
+        """Return a copy of the state of one network, made while nobody changes it."""
+        return self.lock.copied("ensemble[k]", lambda: self._member(index))
 
-    def realign(self) -> None:
-        """Restore the alignment, which copying and unpickling do not keep."""
-        for name in ("parameters", "slots"):
-            array = getattr(self, name)
-            aligned = aligned_zeros(array.shape, array.dtype)
-            aligned[...] = array
-            setattr(self, name, aligned)
+    def _member(self, index: int) -> TrainingState:
+        steps, epochs, rule, slots, _, _ = self.settled()
+        return TrainingState(
+            aligned(self.parameters[index]),
+            self.seeds[index],
+            epochs=int(epochs[index]),
+            steps=int(steps[index]),
+            rule=rule,
+            slots=aligned(slots[index]),
+        )
 
 
 def check_optimizers(given: Any, members: int) -> tuple[Optimizer, ...]:
@@ -176,9 +160,11 @@ class MembersTrainer:
     ) -> None:
         self.state, self.data, self.weights, self.l2 = state, data, weights, l2
         self._optimizers, self._rule, self._left = optimizers, optimizers[0].rule, epochs
-        self.plan, self.program = programs.get(
+        self.where = where
+        self._shelf = programs.shelf(
             len(data.X), batch_size, where, labels=data.labels, rule=self._rule
         )
+        self.plan, self.program = self._pair = self._shelf.take()
         problem = self.plan.problem
         rows, shape = problem.rows, (problem.members, problem.batches)
         threads = machine_with(where.threads).cores
@@ -204,8 +190,18 @@ class MembersTrainer:
 
     def prepare(self) -> None:
         """Bring everything to the device, and compile or load what an epoch runs."""
-        state, to_device = self.state, self.program.to_device
+        state = self.state
+        # What a fit goes back to that fails before its first step.
+        self._at_first: Any = state.settled()
         state.prepare(self._rule, self.plan.problem.slots)
+        try:
+            self._prepare()
+        except BaseException:
+            state.now = self._at_first
+            raise
+
+    def _prepare(self) -> None:
+        state, to_device = self.state, self.program.to_device
         # Decays that belong to the gradient, and not to the rule: the penalty's is beside them.
         steps = state.steps.tolist() if self.l2 else []
         tables = [
@@ -227,7 +223,7 @@ class MembersTrainer:
 
     def _note(self) -> None:
         """Tell whoever holds parameters and state how many steps and epochs they are after."""
-        self._held.steps, self._held.epochs = self.state.steps.copy(), self.state.epochs.copy()
+        self._held.steps, self._held.epochs = self.state.steps, self.state.epochs
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -238,7 +234,7 @@ class MembersTrainer:
         except DeviceLostError:
             assert self._home is not None
             self._home.lose()
-            self.state.steps[:], self.state.epochs[:] = self._held.steps, self._held.epochs
+            self.state.steps, self.state.epochs = self._held.steps, self._held.epochs
             raise
 
     def fetch(self) -> None:
@@ -250,6 +246,10 @@ class MembersTrainer:
     def close(self) -> None:
         """End what works beside the epochs."""
         self._orders.close()
+
+    def put_back(self) -> None:
+        """Let others have the program, after a fit that has ended well."""
+        self._shelf.put_back(self._pair)
 
     def _of(self, array: Any) -> Any:
         """Return the array as programs take it: that of one network has no axis of networks."""
@@ -297,50 +297,58 @@ class MembersTrainer:
 
         Every network that does all of its batches has finished the epoch, whatever the others do.
         """
-        control, home = self._control, self._home
-        assert home is not None
-        order = self._orders.next()
-        factors, of_batch, weights = self._factors(order)
-        penalty = self.l2 * of_batch
-        hyper = self._hyper(penalty)
-        control.fill(0)
-        own = (order, hyper, self._losses, control, factors, self._squares)
-        held = (home.parameters, home.slots, self._X, self._y)
-        with self._guarded():
-            home.keep()
-            self._before = self.state.steps.copy(), self.state.epochs.copy()
-            started = time.perf_counter()
-            try:
-                run_interruptibly(
-                    lambda: self._epoch(*held, *map(self._of, own)),
-                    control,
-                    self.plan.seconds,
-                    lambda done: waiting(done // len(control)),
-                )
-            finally:
-                # Also after an interrupt: the state is then that of the last finished batches.
-                self._count()
-                home.trained()
-            seconds = time.perf_counter() - started
-            finite = self._finite(home)
+        state, control = self.state, self._control
+        try:
+            order = self._orders.next()
+            factors, of_batch, weights = self._factors(order)
+            penalty = self.l2 * of_batch
+            hyper = self._hyper(penalty)
+            state.settle()
+            control.fill(0)
+            own = (order, hyper, self._losses, control, factors, self._squares)
+            # Whoever computes takes the lock: for a long epoch that is another thread.
+            seconds, finite = run_interruptibly(
+                lambda: state.lock.epoch(self._epoch, own),
+                control,
+                self.plan.seconds,
+                lambda done: waiting(done // len(control)),
+            )
+        except BaseException:
+            if self._at_first is not None and not state._applied(control).any():
+                # Another optimizer's state is given up only for a step of this one.
+                state.now = self._at_first
+            raise
+        self._at_first = None
         penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
         losses = self._losses.astype(np.float64)
         failed = control[:, STATUS].copy()
         return MembersEpoch(losses, penalties, weights, seconds, failed, finite)
 
-    def _epoch(self, *arrays: Any) -> None:
-        memory = self.program.memory
-        # An epoch that is long runs in a thread of its own.
-        with contextlib.nullcontext() if memory is None else memory.here():
-            self.program.epoch(*arrays)
+    def _epoch(self, own: Any) -> tuple[float, NDArray[np.bool_]]:
+        """Compute an epoch; return how long it took, and which networks it left finite.
 
-    def _count(self) -> None:
-        """Count the batches that changed parameters, and the epochs that were finished."""
-        failed = self._control[:, STATUS]
-        applied = np.where(failed > 0, failed - 1, self._control[:, BATCHES])
-        self.state.steps += applied
-        self.state.epochs += applied == self._losses.shape[1]
-        self._note()
+        Networks that are not are brought back to where they were before it.
+        """
+        state, home, memory = self.state, self._home, self.program.memory
+        assert home is not None
+        with self._guarded(), contextlib.nullcontext() if memory is None else memory.here():
+            home.keep()
+            before = state.steps, state.epochs
+            state.watch(own[3], self.plan.problem.batches)
+            started = time.perf_counter()
+            try:
+                held = (home.parameters, home.slots, self._X, self._y)
+                self.program.epoch(*held, *map(self._of, own))
+            finally:
+                # Also after an error: the state is then that of the last finished batches.
+                state.settle()
+                self._note()
+                home.trained()
+            seconds = time.perf_counter() - started
+            finite = self._finite(home)
+            if not finite.all():
+                self._undo(~finite, before)
+        return seconds, finite
 
     def _finite(self, home: OnHost | OnDevice) -> NDArray[np.bool_]:
         parameters, slots = self.state.parameters, self.state.slots
@@ -367,16 +375,18 @@ class MembersTrainer:
             self._rates[member] = self.rate(member, -1)
         return self._rates.copy()
 
-    def undo(self, members: NDArray[np.bool_]) -> None:
-        """Bring some networks back to where they were before the last epoch; no epoch follows."""
+    def _undo(self, members: NDArray[np.bool_], counts: tuple[Count, Count]) -> None:
+        """Bring some networks back to where they were before the epoch; no epoch follows."""
         home, state = self._home, self.state
         assert home is not None
-        with self._guarded():
-            home.fetch()
-            now = state.parameters.copy(), state.slots.copy()
-            home.undo()
-            home.fetch()
+        home.fetch()
+        now = state.parameters.copy(), state.slots.copy()
+        home.undo()
+        home.fetch()
         for array, later in zip((state.parameters, state.slots), now, strict=True):
             array[~members] = later[~members]
-        for count, before in zip((state.steps, state.epochs), self._before, strict=True):
-            count[members] = before[members]
+        steps, epochs = (
+            np.where(members, before, after)
+            for before, after in zip(counts, (state.steps, state.epochs), strict=True)
+        )
+        state.now = (steps, epochs, state.rule, state.slots, None, 0)

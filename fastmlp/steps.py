@@ -3,26 +3,32 @@
 A step of a small network takes a few microseconds, so whatever can be made before it is made once.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data
+from fastmlp.arrays import Data, all_finite
 from fastmlp.batches import CHUNK_ROWS
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
+from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
-from fastmlp.parameters import TrainingState
+from fastmlp.parameters import TrainingState, aligned, applied_batches, at_once
 from fastmlp.planning import Programs, Where
 from fastmlp.residency import blank, guarded, resident, written
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.algebra import HYPER_WIDTH
-from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, DeviceMemory, Problem
+from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, DeviceMemory, Problem, Program
 
 Array = NDArray[Any]
 
 # Steps whose numbers are computed together: a table costs as much as a step, whatever its length.
 STEPS_AHEAD = 256
+# A loss below which no step of a sensible learning rate overflows, in either dtype.
+CALM_LOSS = 1e8
+# Of a long prediction, what is predicted to take so long is computed at once.
+PIECE_SECONDS = 0.2
 
 
 class StepNumbers:
@@ -54,7 +60,10 @@ class StepNumbers:
 
 
 class Step:
-    """A fused training step for batches of one size: an epoch of one batch in its own order."""
+    """A fused training step for batches of one size: an epoch of one batch in its own order.
+
+    It is used by one thread at a time, and after an exception no more.
+    """
 
     def __init__(
         self, programs: Programs, rows: int, labels: bool, rule: str, where: Where
@@ -62,9 +71,10 @@ class Step:
         self._serves = (rows, labels, rule, where)
         # Planned as the separate parts are, so that both run the same kernel and give the same
         # bits.
-        parts, _ = programs.get(rows, rows, where, labels=labels)
-        where = where._replace(kernel=parts.kernel.name)
-        plan, self._program = programs.get(rows, rows, where, labels=labels, rule=rule)
+        with programs.taken(rows, rows, where, labels=labels) as (parts, _):
+            where = where._replace(kernel=parts.kernel.name)
+        self._shelf = programs.shelf(rows, rows, where, labels=labels, rule=rule)
+        plan, self._program = self._pair = self._shelf.take()
         self._rule, self._slots, self._problem = rule, plan.problem.slots, plan.problem
         # On the host its methods return what they are given, at half a microsecond a step.
         self._device = plan.kernel.device
@@ -73,6 +83,8 @@ class Step:
         self._numbers = StepNumbers(dtype)
         self._order = np.arange(rows, dtype=np.int64)
         self._losses = np.zeros(1, dtype=dtype)
+        self._careful, self._refused = True, ""
+        self._last_optimizer: Optimizer | None = None
         self._control = np.zeros(CONTROL_WORDS, dtype=np.int64)
 
     def serves(self, rows: int, labels: bool, rule: str, where: Where) -> bool:
@@ -86,30 +98,71 @@ class Step:
         optimizer: Optimizer,
         weights: Weights | None = None,
     ) -> float:
-        """Train on a batch of the size that this was made for; return the loss before."""
-        program, control = self._program, self._control
-        state.prepare(self._rule, self._slots)
-        hyper = self._numbers.of(optimizer, state.steps + 1)
-        control.fill(0)
+        """Train on a batch of the size that this was made for; return the loss before.
+
+        Where something was infinite or NaN, `check_finite` raises: nothing was changed.
+        """
+        control, rule = self._control, self._rule
+        before = state.settled()
+        steps, epochs, present, slots, _, _ = before
+        if rule != present:
+            steps, slots = 0, state.fresh_slots(self._slots)
+        hyper = self._numbers.of(optimizer, steps + 1)
         factors = None if weights is None else batch_factors(self._problem, weights)
         rest = (self._order, hyper, self._losses, control, factors)
-        if self._copies:
-            self._take_there(state, data, rest)
-        else:
-            try:
-                program.epoch(state.parameters, state.slots, data.X, data.y, *rest)
-            finally:
-                state.steps += applied_batches(control)
+        # A finite gradient may still bring parameters to infinity, and a look at all of them is as
+        # long as the step of a small network. It is taken where the loss is far from anything calm.
+        careful = self._careful or optimizer is not self._last_optimizer
+        self._last_optimizer = optimizer
+        snapshot = state.snapshot() if careful else None
+        if rule != present:
+            state.tell_of_change(rule)
+        control.fill(0)
+        state.now = (steps, epochs, rule, slots, control, 0)
+        try:
+            if self._copies:
+                self._take_there(state, data, rest)
+            else:
+                self._program.epoch(state.parameters, slots, data.X, data.y, *rest)
+        except BaseException as error:
+            if isinstance(error, DeviceLostError) or not applied_batches(control):
+                state.now = before
+            raise
         loss = self._losses.item()
+        self._careful = not abs(loss) < CALM_LOSS
         if control.item(STATUS):
+            state.now = before
+            self._refused = f"a loss of {loss} or a gradient that is not finite"
+        elif (careful or self._careful) and not self._leaves_finite(state, slots):
+            self._refused = "a step to parameters that are not finite"
+            if snapshot is not None:
+                np.copyto(state.parameters, snapshot.parameters)
+                np.copyto(before[3], snapshot.slots)
+                state.now = before
+        else:
+            state.now = (steps + 1, epochs, rule, slots, None, 0)
+        return loss
+
+    def _leaves_finite(self, state: TrainingState, slots: Array) -> bool:
+        return all_finite(state.parameters) and all_finite(slots)
+
+    def end(self) -> None:
+        """Let others have the program."""
+        self._shelf.put_back(self._pair)
+
+    def check_finite(self, state: TrainingState) -> None:
+        """Raise an error if the last step was refused, as something was infinite or NaN."""
+        if self._refused:
+            refused, self._refused = self._refused, ""
+            kept = "Nothing was changed"
+            if not all_finite(state.parameters):
+                kept = "The parameters are not finite any more: assign good ones"
             raise NonFiniteTrainingError.at(
-                f"step: got a loss of {loss} or a gradient that is not finite, wanted finite "
-                "numbers. Nothing was changed; try a smaller learning rate",
+                f"step: got {refused}, wanted finite numbers. {kept}; try a smaller learning rate",
                 None,
                 None,
                 None,
             )
-        return loss
 
     def _take_there(self, state: TrainingState, data: Data, rest: Any) -> None:
         """Take the step on a device, where parameters and state have stayed since the last one.
@@ -117,21 +170,16 @@ class Step:
         They are copied to the host after every step: users hold views of the parameters, which no
         method could bring up to date when they are read.
         """
-        program, steps = self._program, state.steps
-        try:
-            with guarded(self._device, "step"):
-                parameters = resident(program, state.parameters)
-                slots = resident(program, state.slots)
-                X, y = program.to_device(data.X), program.to_device(data.y)
-                try:
-                    program.epoch(parameters, slots, X, y, *rest)
-                finally:
-                    state.steps += applied_batches(self._control)
-                    written(program, state.parameters)
-                    written(program, state.slots)
-        except DeviceLostError:
-            state.steps = steps
-            raise
+        program = self._program
+        with guarded(self._device, "step"):
+            parameters = resident(program, state.parameters)
+            slots = resident(program, state.slots)
+            X, y = program.to_device(data.X), program.to_device(data.y)
+            try:
+                program.epoch(parameters, slots, X, y, *rest)
+            finally:
+                written(program, state.parameters)
+                written(program, state.slots)
 
 
 def batch_factors(problem: Problem, weights: Weights | None) -> Array | None:
@@ -141,26 +189,30 @@ def batch_factors(problem: Problem, weights: Weights | None) -> Array | None:
     return row_factors(problem, weights, np.zeros(1, dtype=np.int64))[0]
 
 
-def applied_batches(control: NDArray[np.int64]) -> int:
-    """Return how many batches of an epoch have changed the parameters."""
-    status = control.item(STATUS)
-    return status - 1 if status else control.item(BATCHES)
-
-
 class Pass:
-    """A forward pass, and what the loss and the backward pass need of it."""
+    """A forward pass, and what the loss and the backward pass need of it.
+
+    Its program is its own until `end`: what the backward pass needs must outlive a prediction made
+    in between.
+    """
 
     def __init__(self, programs: Programs, X: Array, labels: bool, where: Where) -> None:
         rows = len(X)
-        # A purpose of its own: no other call may overwrite what is kept for `backward`.
-        plan, self._program = programs.get(rows, rows, where, labels=labels, purpose="parts")
+        self._shelf = programs.shelf(rows, rows, where, labels=labels)
+        plan, self._program = self._pair = self._shelf.take()
         self._problem, self._device = plan.problem, plan.kernel.device
         self.kernel = plan.kernel.name
         self.X, self.labels, self.has_loss = X, labels, False
+        # Of the parameters that the pass was computed with.
+        self.version: Any = None
 
-    def forward(self, parameters: Array) -> Array:
+    def end(self) -> None:
+        """Give the program back; nothing of this pass is needed any more."""
+        self._shelf.put_back(self._pair)
+
+    def forward(self, state: TrainingState) -> Array:
         """Return the outputs."""
-        program = self._program
+        program, parameters, self.version = self._program, state.parameters, state.now
         outputs = np.empty((len(self.X), self._problem.sizes[-1]), dtype=parameters.dtype)
         if program.memory is None:
             program.forward(parameters, self.X, outputs)
@@ -204,20 +256,35 @@ def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where
     # The next power of two: predictions of every length then share a few programs.
     rows = len(X)
     capacity = 1 << (rows - 1).bit_length()
-    plan, program = programs.get(capacity, min(capacity, CHUNK_ROWS), where)
+    shelf = programs.shelf(capacity, min(capacity, CHUNK_ROWS), where)
+    plan, program = pair = shelf.take()
     result = np.empty((rows, outputs), dtype=X.dtype)
-    if program.memory is None:
+    if program.memory is not None:
+        with guarded(plan.kernel.device, "predict"):
+            _predict_there(parameters, program, X, result)
+    elif plan.seconds <= PIECE_SECONDS:
         program.predict(parameters, X, result, True)
-        return result
-    with guarded(plan.kernel.device, "predict"):
-        held = resident(program, parameters)
-        pieces = rows_that_fit(program.memory, X, result)
-        for start in range(0, rows, pieces):
-            part = slice(start, start + pieces)
-            out = blank(program, result[part])
-            program.predict(held, program.to_device(X[part]), out, True)
-            program.to_host(out, result[part])
+    else:
+        # Ctrl-C is heard between two pieces.
+        for part in slices(rows, int(capacity * PIECE_SECONDS / plan.seconds) + 1):
+            program.predict(parameters, X[part], result[part], True)
+    shelf.put_back(pair)
     return result
+
+
+def _predict_there(parameters: Array, program: Program, X: Array, result: Array) -> None:
+    """Predict on a device, as many rows at once as fit there."""
+    assert program.memory is not None
+    held = resident(program, parameters)
+    for part in slices(len(result), rows_that_fit(program.memory, X, result)):
+        out = blank(program, result[part])
+        program.predict(held, program.to_device(X[part]), out, True)
+        program.to_host(out, result[part])
+
+
+def slices(rows: int, piece: int) -> Iterator[slice]:
+    """Yield the rows in pieces of so many."""
+    return (slice(start, min(start + piece, rows)) for start in range(0, rows, piece))
 
 
 def rows_that_fit(memory: DeviceMemory, X: Any, outputs: Array) -> int:
@@ -239,15 +306,19 @@ def value_and_gradient(
 ) -> float:
     """Return the loss of a batch and write its gradient to `flat`."""
     rows = len(data.X)
-    plan, program = programs.get(rows, rows, where, labels=data.labels)
-    factors = batch_factors(plan.problem, weights)
-    if program.memory is None:
-        return program.value_and_gradient(parameters, data.X, data.y, flat, factors)
-    with guarded(plan.kernel.device, "value_and_grad"):
-        gradient = blank(program, flat)
-        X, y = program.to_device(data.X), program.to_device(data.y)
-        loss = program.value_and_gradient(resident(program, parameters), X, y, gradient, factors)
-        program.to_host(gradient, flat)
+    with programs.taken(rows, rows, where, labels=data.labels) as (plan, program):
+        factors = batch_factors(plan.problem, weights)
+        if program.memory is None:
+            arguments = (parameters, data.X, data.y, flat, factors)
+            return run_interruptibly(
+                lambda: program.value_and_gradient(*arguments), program.control, plan.seconds
+            )
+        with guarded(plan.kernel.device, "value_and_grad"):
+            gradient = blank(program, flat)
+            X, y = program.to_device(data.X), program.to_device(data.y)
+            held = resident(program, parameters)
+            loss = program.value_and_gradient(held, X, y, gradient, factors)
+            program.to_host(gradient, flat)
     return loss
 
 
@@ -259,16 +330,29 @@ def apply(
     Another kernel may round its update differently, and the parts of a step would no longer give
     the bits of the whole.
     """
-    plan, program = programs.get(1, 1, where, rule=optimizer.rule)
-    state.prepare(optimizer.rule, plan.problem.slots)
-    hyper = optimizer.hyper(state.steps + 1, 1, gradient.dtype)
-    if program.memory is None:
-        program.update(state.parameters, gradient, state.slots, hyper)
-        state.steps += 1
-        return
-    with guarded(plan.kernel.device, "apply"):
-        parameters, slots = resident(program, state.parameters), resident(program, state.slots)
-        program.update(parameters, program.to_device(gradient), slots, program.to_device(hyper))
-        written(program, state.parameters)
-        written(program, state.slots)
-    state.steps += 1
+    rule = optimizer.rule
+    with programs.taken(1, 1, where, rule=rule) as (plan, program):
+        steps, epochs, present, slots, _, _ = state.settled()
+        if rule != present:
+            steps, slots = 0, state.fresh_slots(plan.problem.slots)
+        hyper = optimizer.hyper(steps + 1, 1, gradient.dtype)
+        # On copies: an update may overflow, and an interrupt may fall between two layers.
+        updated = aligned(state.parameters), aligned(slots)
+        if program.memory is None:
+            program.update(updated[0], gradient, updated[1], hyper)
+        else:
+            with guarded(plan.kernel.device, "apply"):
+                held = [program.to_device(each) for each in updated]
+                given = program.to_device(gradient), held[1], program.to_device(hyper)
+                program.update(held[0], *given)
+                for there, here in zip(held, updated, strict=True):
+                    program.to_host(there, here)
+    if not (all_finite(updated[0]) and all_finite(updated[1])):
+        raise NonFiniteTrainingError(
+            "apply: got a step to parameters that are not finite, wanted finite numbers. "
+            "Nothing was changed; try a smaller learning rate"
+        )
+    if rule != present:
+        state.tell_of_change(rule)
+    new = (steps + 1, epochs, rule, updated[1], None, 0)
+    at_once((np.copyto, state.parameters, updated[0]), (setattr, state, "now", new))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, host_copy
+from fastmlp.arrays import Data, host_copy, largest_magnitude
 from fastmlp.batches import CHUNK_ROWS, batch_rows, combine_losses, epoch_order
 from fastmlp.callbacks import Callback, EarlyStopping, EpochEnd, Patience
 from fastmlp.epochs import Epoch, Trainer
@@ -77,7 +77,8 @@ class Fit:
     def run(self) -> None:
         """Train; the history grows with every finished epoch."""
         self._started = time.perf_counter()
-        self.trainer.prepare()
+        lock = self.state.lock
+        lock.epoch(self.trainer.prepare)
         options, batches = self.options, self.problem.batches
         report = Report(options.epochs, batches, self.history, options.progress, options.verbose)
         try:
@@ -88,11 +89,16 @@ class Fit:
         finally:
             report.close()
             # Also after an interrupt or an error.
-            self.trainer.fetch()
+            lock.epoch(self.trainer.fetch)
         if self.patience is not None:
             self.history.best_epoch = self.patience.best_epoch
             if self.patience.best_parameters is not None:
-                self.state.parameters[...] = self.patience.best_parameters
+                lock.epoch(self._restore, self.patience.best_parameters)
+        self.trainer.close()
+
+    def _restore(self, parameters: Array) -> None:
+        self.state.touch()
+        self.state.parameters[...] = parameters
 
     def _epoch(self, report: Report) -> None:
         state, problem, optimizer = self.state, self.problem, self.options.optimizer
@@ -100,7 +106,6 @@ class Fit:
         epoch = self.trainer.run(order, optimizer, report.batch)
         if epoch.bad_batch or not epoch.finite:
             self._refuse(epoch)
-        state.epochs += 1
         loss, penalty = (
             combine_losses(values, epoch.weights, problem.reduction)
             for values in (epoch.losses, epoch.penalties)
@@ -146,7 +151,6 @@ class Fit:
             kept = "those after the last good batch"
         else:
             # An overflow of the parameters shows one batch later, too late to name a good one.
-            self.trainer.undo()
             kept = "those from before this epoch"
         bad, losses = epoch.bad_batch, epoch.losses
         good = losses[: bad - 1] if bad else losses
@@ -155,7 +159,7 @@ class Fit:
         if last is None and len(self.history):
             last = float(self.history.loss[-1])
         number, batch = len(self.history) + 1, bad or len(losses)
-        largest = float(np.abs(host_copy(self.data.X)).max())
+        largest = largest_magnitude(host_copy(self.data.X))
         rate = float(np.max(self.options.optimizer.rates(self.state.steps, 1)))
         raise NonFiniteTrainingError.at(
             f"fit: got a loss, gradient or parameter that is not finite in epoch {number}, batch "
@@ -186,12 +190,12 @@ def evaluate(
     for size in map(int, sizes):
         part = slice(start, start + size)
         start += size
-        plan, program = programs.get(size, size, where, labels=data.labels)
-        with guarded(plan.kernel.device, "evaluate"):
-            out = blank(program, outputs[part])
-            held = resident(program, parameters), program.to_device(data.X[part])
-            program.forward(*held, out)
-            losses.append(program.loss(program.to_device(data.y[part])))
-            program.to_host(out, outputs[part])
+        with programs.taken(size, size, where, labels=data.labels) as (plan, program):
+            with guarded(plan.kernel.device, "evaluate"):
+                out = blank(program, outputs[part])
+                held = resident(program, parameters), program.to_device(data.X[part])
+                program.forward(*held, out)
+                losses.append(program.loss(program.to_device(data.y[part])))
+                program.to_host(out, outputs[part])
     loss = combine_losses(losses, sizes, problem.reduction)
     return Evaluation(loss, score(metric, outputs, host_copy(data.y), data.labels), metric)

@@ -5,6 +5,7 @@ on a cold disk cache, once per machine) and read from the disk cache after that.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def child_environment():
 def child_python():
     """Return the interpreter that runs the tests."""
     return sys.executable
+
+
+@pytest.fixture
+def interrupts_heard():
+    """Have Ctrl-C interrupt this process and its children, also where the run ignores it.
+
+    A shell starts a background job with SIGINT ignored, Python then installs no handler, and
+    children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

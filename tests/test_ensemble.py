@@ -33,7 +33,7 @@ from fastmlp_kernels import cpu, reference
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.cpu.members import SideBySideProgram
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.team import StayingTeam
+from fastmlp_kernels.cpu.team import Team
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP, Machine, Problem
 from tests.machines import team
 from tests.samples import Sample, poison, sample
@@ -545,11 +545,13 @@ def test_all_networks_stop_after_whole_batches():
     for member, count in enumerate(finished):
         assert np.isfinite(together.losses[member, :count]).all()
         assert np.isnan(together.losses[member, count:]).all()
-        alone = FusedProgram(problem, team(1))
-        own = [getattr(start, name)[member] for name in ("parameters", "state", "order", "hyper")]
+        own = [start.parameters[member], start.state[member]]
         losses, control = np.zeros(count, np.float32), np.zeros(3, np.int64)
         if count:
-            alone.epoch(*own[:2], start.X, start.y, *own[2:], losses, control)
+            rows = int(count) * PROBLEM.batch_size
+            alone = FusedProgram(replace(PROBLEM, rows=rows), team(1))
+            rest = start.order[member, :rows], start.hyper[member, :count], losses, control
+            alone.epoch(*own, start.X, start.y, *rest)
         assert together.parameters[member].tobytes() == own[0].tobytes()
 
 
@@ -588,17 +590,17 @@ def nobody_stays():
     return True
 
 
-def test_an_interrupt_between_keeping_and_training_lets_everybody_go(monkeypatch):
+def test_an_interrupt_before_an_epoch_lets_everybody_go(monkeypatch):
     problem = replace(PROBLEM, members=4)
     alone, together = samples(PROBLEM, 4)
     program = SideBySideProgram(problem, team(3))
-    keep = StayingTeam.keep
 
-    def interrupted(self, *arguments):
-        keep(self, *arguments)
+    def interrupted(self, work, members, before_start):
+        for member in range(members - 1):
+            self._start(work, member)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(StayingTeam, "keep", interrupted)
+    monkeypatch.setattr(Team, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         program.epoch(*together.arguments())
     monkeypatch.undo()
@@ -763,6 +765,7 @@ print(json.dumps({
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself Ctrl-C")
+@pytest.mark.usefixtures("interrupts_heard")
 def test_an_interrupt_stops_all_networks_between_two_batches(child_python, child_environment):
     done = subprocess.run(
         [child_python, "-c", INTERRUPTED],

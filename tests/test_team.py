@@ -5,15 +5,32 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastmlp_kernels.compile import CPU_FLAGS, part
-from fastmlp_kernels.cpu import team as team_module
-from fastmlp_kernels.cpu.intrinsics import set_word, word
+from fastmlp_kernels.cpu.intrinsics import atomic_add, nanoseconds, set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.team import ARRIVED, GENERATION, MEETING_BYTES, meet, run_together
+from fastmlp_kernels.cpu.team import (
+    ARRIVED,
+    BELL_BYTES,
+    CALLER,
+    COMING,
+    GENERATION,
+    GONE,
+    LISTENING,
+    MEETING_BYTES,
+    NEXT_NANOSECONDS,
+    Team,
+    arrives,
+    call_team,
+    has_done,
+    is_called,
+    meet,
+    wait_for_team,
+)
 from fastmlp_kernels.problem import BATCHES, STOP, Problem
 from tests.machines import team
 from tests.samples import sample
@@ -52,11 +69,13 @@ def nobody_stays():
 
 
 def together(work, members):
-    """Run a team in a thread of its own: one that waits forever fails the test, and not all."""
-    team_of = threading.Thread(target=run_together, args=(work, members), daemon=True)
-    team_of.start()
-    team_of.join(60)
-    assert not team_of.is_alive(), "a member still waits"
+    """Call ``work(member)`` in a thread each: one that waits forever fails the test, and not all."""
+    threads = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(members)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a member still waits"
 
 
 def _rounds(place, slots, members, member, rounds, expected):
@@ -106,28 +125,113 @@ def test_without_meeting_they_are_out_of_step():
     assert not memory[:MEETING_BYTES].any()
 
 
-@pytest.mark.parametrize("members", [1, 2, 3, 8])
-def test_each_member_works_once_and_the_last_in_this_thread(members):
-    seen = []
-    run_together(lambda member: seen.append((member, threading.get_ident())), members)
-    assert sorted(member for member, _ in seen) == list(range(members))
-    assert dict(seen)[members - 1] == threading.get_ident()
+def _call(bells, counts, others, member):
+    """Count a call of a member in its own word, as the compiled calls of programs are made."""
+    if member == CALLER:
+        if not call_team(bells, others):
+            return False
+        atomic_add(counts + others * 8, 1)
+        wait_for_team(bells, others)
+        return True
+    if arrives(bells, member):
+        while is_called(bells, member, NEXT_NANOSECONDS):
+            atomic_add(counts + member * 8, 1)
+            has_done(bells, member)
+    return True
+
+
+class Counted:
+    """A team whose calls count how often each member took part."""
+
+    def __init__(self, members):
+        self.call = part(_call, **CPU_FLAGS)
+        self.bells = np.zeros((members, BELL_BYTES), np.uint8)
+        self.counts, self.members = np.zeros(members, np.int64), members
+        self.team, self.started = Team(self.bells), 0
+        MEMORY.append((self.bells, self.counts))
+
+    def work(self, member):
+        bells, counts = self.bells.ctypes.data, self.counts.ctypes.data
+        return self.call(bells, counts, self.members - 1, member)
+
+    def count_start(self):
+        self.started += 1
+
+    def run(self):
+        self.team.run(self.work, self.members, self.count_start)
+
+    @property
+    def words(self):
+        return self.bells.view(np.int64)[1:, 0]
+
+
+@pytest.mark.parametrize("members", [2, 3, 8])
+def test_each_member_works_once_a_call(members):
+    counted = Counted(members)
+    for calls in range(1, 200):
+        counted.run()
+        assert counted.counts.tolist() == [calls] * members
+    assert counted.started >= 1
+    assert nobody_stays() and not counted.words.any()
+
+
+def test_nobody_is_called_unless_all_are_there():
+    counted = Counted(4)
+    counted.words[:] = [LISTENING, LISTENING, GONE]
+    assert not counted.work(CALLER)
+    assert counted.words.tolist() == [LISTENING, LISTENING, GONE]
+    assert not counted.counts.any()
+
+
+def test_a_part_is_taken_by_one_thread():
+    """A thread that was given up, and comes late, finds its part taken and goes."""
+    counted = Counted(2)
+    counted.words[0] = COMING
+    threads = [threading.Thread(target=counted.work, args=(0,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert counted.words[0] == GONE and not counted.counts.any()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_interrupt_while_threads_start_leaves_nobody_waiting(monkeypatch, moment, at):
+    """Also where a thread never came to be: the next call has it started after a while."""
+    counted, starts, start = Counted(3), [], threading.Thread.start
+
+    def interrupted(thread):
+        starts.append(thread)
+        if len(starts) == at + 1 and moment == "before":
+            raise KeyboardInterrupt
+        start(thread)
+        if len(starts) == at + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr("fastmlp_kernels.cpu.team.REPEAT_SECONDS", 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        counted.run()
+    assert nobody_stays() and not counted.counts.any()
+    counted.run()
+    assert counted.counts.tolist() == [1, 1, 1]
     assert nobody_stays()
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_failure_in_any_member_reaches_the_caller(failing):
-    done = []
+def test_a_member_leaves_by_the_clock():
+    """And not after some number of turns, which take long where processors are busy."""
 
-    def work(member):
-        if member == failing:
-            raise ArithmeticError(f"planted in {member}")
-        done.append(member)
+    def waited(bells, loyalty):
+        since = nanoseconds()
+        called = is_called(bells, 0, loyalty)
+        return -1 if called else nanoseconds() - since
 
-    with pytest.raises(ArithmeticError, match=f"planted in {failing}"):
-        run_together(work, 3)
-    assert sorted(done) == [member for member in range(3) if member != failing]
-    assert nobody_stays()
+    counted, wait = Counted(2), part(waited, **CPU_FLAGS)
+    for loyalty in (NEXT_NANOSECONDS, 50 * NEXT_NANOSECONDS):
+        counted.words[0] = LISTENING
+        assert wait(counted.bells.ctypes.data, loyalty) >= loyalty
+        assert counted.words[0] == GONE
 
 
 @pytest.mark.parametrize("startable", [0, 1, 3])
@@ -231,27 +335,29 @@ def test_other_calls_between_two_epochs_do_not_disturb_who_stays():
     assert data.parameters.tobytes() == alone.parameters.tobytes()
 
 
-def test_an_interrupt_between_keeping_and_running_lets_everybody_go(monkeypatch):
+def test_an_interrupt_before_a_call_leaves_the_program_as_it_was(monkeypatch):
     data, program = sample(PROBLEM), FusedProgram(PROBLEM, team(3))
     before = data.copy()
-    keep = team_module.StayingTeam.keep
+    run = Team.run
 
-    def interrupted(self, *arguments):
-        keep(self, *arguments)
+    def interrupted(self, work, members, before_start):
+        for member in range(members - 1):
+            if self._words[member + 1] == GONE:
+                self._start(work, member)
         raise KeyboardInterrupt
 
     for staying in (False, True):
         if staying:
             program.epoch(*data.arguments())
             data = before.copy()
-        monkeypatch.setattr(team_module.StayingTeam, "keep", interrupted)
+        monkeypatch.setattr(Team, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             program.epoch(*data.arguments())
-        monkeypatch.undo()
-        assert nobody_stays()
+        monkeypatch.setattr(Team, "run", run)
         assert data.parameters.tobytes() == before.parameters.tobytes()
     program.epoch(*data.arguments())
     assert data.control[BATCHES] == PROBLEM.batches
+    assert nobody_stays()
 
 
 def long_epoch(batches):
@@ -281,8 +387,10 @@ def test_a_stopped_team_has_done_whole_batches(after):
     finished = int(data.control[BATCHES])
     assert after <= finished < problem.batches
     assert np.isfinite(data.losses[:finished]).all() and np.isnan(data.losses[finished:]).all()
-    whole.losses = whole.losses[:finished]
-    FusedProgram(problem, team(1)).epoch(*whole.arguments())
+    whole.losses, whole.hyper = whole.losses[:finished], whole.hyper[:finished]
+    whole.order = whole.order[: finished * problem.batch_size]
+    shorter = replace(problem, rows=len(whole.order))
+    FusedProgram(shorter, team(1)).epoch(*whole.arguments())
     for name in ("parameters", "state"):
         assert getattr(data, name).tobytes() == getattr(whole, name).tobytes(), name
     assert data.losses[:finished].tobytes() == whole.losses.tobytes()

@@ -326,6 +326,7 @@ print(json.dumps({
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself Ctrl-C")
+@pytest.mark.usefixtures("interrupts_heard")
 def test_an_interrupt_stops_an_epoch_between_two_batches(child_python, child_environment):
     done = subprocess.run(
         [child_python, "-c", INTERRUPTED],
@@ -379,6 +380,7 @@ def test_an_error_while_waiting_stops_the_epoch():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself Ctrl-C")
+@pytest.mark.usefixtures("interrupts_heard")
 def test_an_interrupt_waits_for_the_batch_that_is_running():
     control = np.zeros(CONTROL_WORDS, dtype=np.int64)
     finished = threading.Event()

@@ -10,7 +10,8 @@ from fastmlp.batches import batch_rows
 from fastmlp.epochs import Epoch, Trainer
 from fastmlp.optimizers import SGD, Adam, Optimizer
 from fastmlp.parameters import TrainingState, aligned_zeros, bias_views, weight_views
-from fastmlp.planning import Where, make_problem
+from fastmlp.planning import Where
+from fastmlp.problems import make_problem
 from fastmlp.sklearn.acceleration import hidden_activations, threads_of
 from fastmlp.sklearn.engine import ScikitLearnEngine
 from fastmlp.sklearn.optimizers import KernelOptimizer

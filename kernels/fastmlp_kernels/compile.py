@@ -12,7 +12,6 @@ import functools
 import gc
 import hashlib
 import inspect
-import logging
 import pickle
 import sys
 import types
@@ -20,17 +19,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 from numba.core import sigutils
 from numba.core import types as numba_types
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.serialize import dumps
 from numba.extending import overload, register_jitable
 
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.elementary import FORMS, plus
-
-logger = logging.getLogger("fastmlp")
+from fastmlp_kernels.disk_cache import CacheFolder, warn_once
+from fastmlp_kernels.shield import shield
 
 # error_model="numpy": Python's would put a zero check on every division, and no loop with one
 # vectorises (sigmoid 8.2 ns an element instead of 0.7, 2-core AMD EPYC, 2026-11-23). "contract"
@@ -106,14 +108,20 @@ def _closed_over(function: Callable) -> list[types.FunctionType]:
     return [c.cell_contents for c in cells if isinstance(c.cell_contents, types.FunctionType)]
 
 
+def _text(flags: dict[str, Any]) -> str:
+    # The order of a set changes with the hash seed.
+    return repr(sorted((n, sorted(v) if isinstance(v, set) else v) for n, v in flags.items()))
+
+
 @functools.cache
 def stamp() -> str:
-    """Return a hash of every source that a kernel may call, and of the rows of the tables.
+    """Return a hash of every source that a kernel may call, of the flags and of the tables' rows.
 
     Numba's own cache looks at the one file that defines a kernel: an edit to the algebra would
     go unseen, and the old result be served.
     """
-    digest = hashlib.sha256(numba.__version__.encode())
+    flags = [_text(each) for each in (CPU_FLAGS, PART_FLAGS, RULE_FLAGS, SUM_FLAGS)]
+    digest = hashlib.sha256(repr((numba.__version__, llvmlite.__version__, flags)).encode())
     folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         # CUDA kernels are not cached: an edit of one is nothing to the others.
@@ -128,68 +136,91 @@ def stamp() -> str:
     return digest.hexdigest()
 
 
-DIGEST_BYTES = hashlib.sha256().digest_size
+# Numba's settings of folders, output, threads and GPUs: any other may change code.
+OTHER_SETTINGS = (
+    "CACHE_",
+    "COLOR_",
+    "CUDA_",
+    "DISABLE_CUDA",
+    "DUMP_",
+    "ENABLE_CUDASIM",
+    "FORCE_CUDA",
+    "FULL_TRACEBACKS",
+    "NUMBA_",
+    "SHOW_HELP",
+    "THREADING_",
+)
 
 
-class CheckedCacheFile(IndexDataCacheFile):
-    """Numba's cache files, where a damaged one is a missing one: code that is run is checked."""
-
-    def _load_index(self) -> dict:
-        try:
-            return super()._load_index()
-        except Exception:
-            logger.warning("%s is damaged: compiling anew", self._index_path)
-            return {}
-
-    def _save_data(self, name: str, data: Any) -> None:
-        content = self._dump(data)
-        with self._open_for_write(self._data_path(name)) as file:
-            file.write(hashlib.sha256(content).digest() + content)
-
-    def _load_data(self, name: str) -> Any:
-        content = Path(self._data_path(name)).read_bytes()
-        digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != digest:
-            raise OSError(f"{name} is damaged")
-        return pickle.loads(content)
+def settings() -> str:
+    """Return Numba's settings (NUMBA_OPT and its kin) that may change what is compiled."""
+    found = vars(numba.config).items()
+    return repr(
+        sorted((n, repr(v)) for n, v in found if n.isupper() and not n.startswith(OTHER_SETTINGS))
+    )
 
 
 class StampedCache(FunctionCache):
     """Numba's disk cache, valid for as long as `stamp` is the same.
 
-    It stands where Numba puts it: beside the source, else in the user's own cache folder. Cache
-    files are pickles, so never in a folder that others can write to.
+    It stands where Numba puts it: beside the source, else in the user's own cache folder. Each
+    compiled function is one file. Numba's own index of several is not used: two processes that
+    write it at a time may give one number to two functions.
 
     Parameters
     ----------
     function : callable
     name : str, optional
         Of a leaf: one function of the source makes many of them, told apart by this name alone.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no folder to be had.
     """
 
     def __init__(self, function: Callable, name: str = "") -> None:
         super().__init__(function)
-        self._leaf = name
-        own = f"{name}-{sys.implementation.cache_tag}"
-        self._cache_file = CheckedCacheFile(
-            cache_path=self._cache_path,
-            filename_base=own if name else self._impl.filename_base,
-            source_stamp=stamp(),
-        )
+        self.folder = CacheFolder(Path(self._cache_path))
+        self.base = name or f"{Path(inspect.getfile(function)).stem}.{function.__qualname__}"
 
-    def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        if not self._leaf:
-            return super()._index_key(sig, codegen)
+    def _file(self, signature: Any, codegen: Any) -> tuple[str, str]:
+        """Return the name of the file and what it holds for.
+
+        An edited source writes over the files of the old one. Other settings and other processors,
+        which may share a folder, have files of their own.
+        """
         # Numba's key holds the closure, and a compiled function in it hashes anew in each process.
-        return (sig, codegen.magic_tuple())
+        key = repr((signature, codegen.magic_tuple(), settings()))
+        short = hashlib.sha256(key.encode()).hexdigest()[:16]
+        return f"{self.base}-{sys.implementation.cache_tag}-{short}.nbc", f"{stamp()} {key}"
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return what was compiled for a signature, or None."""
+        target_context.refresh()
+        name, identity = self._file(sig, target_context.codegen())
+        content = self.folder.read(name, identity)
+        if content is None:
+            return None
+        try:
+            return self._impl.rebuild(target_context, pickle.loads(content))
+        except Exception as error:
+            warn_once("%s cannot be used (%r): compiling anew", self.folder.path / name, error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled for a signature."""
+        if self._impl.check_cachable(data):
+            name, identity = self._file(sig, data.codegen)
+            self.folder.write(name, identity, dumps(self._impl.reduce(data)))
 
 
-def cache_folder() -> Path | None:
+def cache_folder() -> CacheFolder | None:
     """Return the folder of the disk cache, or None where there is none to be had."""
     try:
-        return Path(StampedCache(_callees).cache_path)
+        return StampedCache(_callees).folder
     except RuntimeError as error:
-        logger.warning("kernels are compiled anew in each process: %s", error)
+        warn_once("kernels are compiled anew in each process: %s", error)
         return None
 
 
@@ -200,11 +231,11 @@ def kernel(function: Callable) -> Any:
         dispatcher._cache = StampedCache(function)
     compiling = dispatcher.compile
 
-    def compile_uncollected(signature: Any) -> Any:
+    def compile_whole(signature: Any) -> Any:
         with uncollected():
             return compiling(signature)
 
-    dispatcher.compile = compile_uncollected
+    dispatcher.compile = lambda signature: shield(lambda: compile_whole(signature))
     return dispatcher
 
 
@@ -234,7 +265,17 @@ def part(function: Callable, **flags: Any) -> Any:
 
     Numba would compile it once more for each constant that a caller passes, and wrap it for
     Python each time.
+
+    Raises
+    ------
+    RuntimeError
+        If Numba was told to compile nothing.
     """
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError(
+            "NUMBA_DISABLE_JIT: got 1, wanted 0: kernels work on addresses and run compiled alone. "
+            "Unset it, or name kernel='reference', which is NumPy"
+        )
     dispatcher = numba.njit(**(flags or PART_FLAGS))(function)
     resolve = dispatcher.get_call_template
     dispatcher.get_call_template = lambda arguments, keywords: resolve(
@@ -254,14 +295,19 @@ def leaf(function: Callable, name: str, signature: Any) -> CFunc:
         Unique among leaves.
     signature : numba signature
     """
-    for callee in _closed_over(function):
-        _make_callable(callee)
-    compiled = CFunc(function, sigutils.normalize_signature(signature), {}, CPU_FLAGS)
-    with contextlib.suppress(RuntimeError):
-        compiled._cache = StampedCache(function, name)
-    with uncollected():
-        compiled.compile()
-    return compiled
+
+    def compile_whole() -> CFunc:
+        # Another thread may be at the same rows: `_make_callable` is to see each once.
+        with global_compiler_lock, uncollected():
+            for callee in _closed_over(function):
+                _make_callable(callee)
+            compiled = CFunc(function, sigutils.normalize_signature(signature), {}, CPU_FLAGS)
+            with contextlib.suppress(RuntimeError):
+                compiled._cache = StampedCache(function, name)
+            compiled.compile()
+            return compiled
+
+    return shield(compile_whole)
 
 
 def simulated() -> bool:

@@ -252,7 +252,7 @@ class Program(Protocol):
     """A kernel built for a problem, with its workspace: what `Kernel.build` returns.
 
     Arrays are C-contiguous, of the problem's dtype, and made by `to_device` (which is the identity
-    on the CPU). Nothing is checked here: `fastmlp.arrays` has done it. A program is used by one
+    on the CPU). Values are not checked here: `fastmlp.arrays` has done it. A program is used by one
     thread at a time.
 
     Attributes
@@ -261,10 +261,14 @@ class Program(Protocol):
     memory : DeviceMemory or None
         Where the program computes, if that is not the host's memory. Parameters and state then
         stay there from one epoch to the next, and it is the caller who brings them to the host.
+    control : ndarray
+        On the host: the control words of all calls but `epoch`. Another thread may set
+        ``control[STOP]`` of one that takes long; what it returns is then not to be used.
     """
 
     problem: Problem
     memory: DeviceMemory | None
+    control: np.ndarray
 
     def to_device(self, array: np.ndarray) -> Any:
         """Return the array where the program computes; no copy on the CPU."""

@@ -11,8 +11,10 @@ import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
+from fastmlp_kernels.contract import check_epoch
 from fastmlp_kernels.problem import (
     BATCHES,
+    CONTROL_WORDS,
     STATUS,
     STOP,
     Kernel,
@@ -92,6 +94,7 @@ class ReferenceProgram:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """Return the array itself."""
@@ -109,6 +112,8 @@ class ReferenceProgram:
         self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
     ):
         """See `Program.epoch`."""
+        arrays = (parameters, state, X, y, order, hyper, losses, control, factors, squares)
+        check_epoch(self.problem, *arrays)
         gradient = np.empty_like(parameters)
         for batch in range(len(losses)):
             if control[STOP]:

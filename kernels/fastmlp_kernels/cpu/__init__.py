@@ -1,9 +1,11 @@
 """CPU kernels. Importing this package imports no Numba: `build` does, when a program is made."""
 
+import importlib
 from dataclasses import replace
 
 from fastmlp_kernels.cpu.pace import CLOSE
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
+from fastmlp_kernels.shield import shield
 
 # What starting a thread costs, in wake-ups of one that stays: 0.2 ms here. Three times that, as
 # most of these calls are predictions, a third of the work of the epoch whose time is predicted.
@@ -76,7 +78,20 @@ def _cost(problem: Problem, machine: Machine) -> float:
     return epoch_seconds(problem, machine, best_threads(problem, machine))
 
 
+_loaded = False
+
+
+def _load() -> None:
+    global _loaded
+    importlib.import_module("fastmlp_kernels.cpu.program")
+    importlib.import_module("fastmlp_kernels.cpu.members")
+    _loaded = True
+
+
 def _build(problem: Problem, machine: Machine) -> Program:
+    if not _loaded:
+        # An import that an interrupt leaves half done can not be done again in this process.
+        shield(_load)
     if problem.members > 1:
         from fastmlp_kernels.cpu.members import SideBySideProgram
 

@@ -29,6 +29,7 @@ from fastmlp_kernels.cpu.linear import (
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
 from fastmlp_kernels.cpu.skipping import column_lists, forget_row_lists, row_lists
 from fastmlp_kernels.cpu.tables import (
+    ABANDONED,
     BACKWARD,
     BATCH_SIZE,
     BATCHES,
@@ -101,13 +102,25 @@ from fastmlp_kernels.cpu.tables import (
     WORD_BYTES,
     A,
 )
-from fastmlp_kernels.cpu.team import BELL_BYTES, all_done, is_called, meet, ring, settle, stays
+from fastmlp_kernels.cpu.team import (
+    CALLER,
+    FIRST_NANOSECONDS,
+    NEXT_NANOSECONDS,
+    arrives,
+    call_team,
+    has_done,
+    is_called,
+    meet,
+    settle,
+    wait_for_team,
+)
 from fastmlp_kernels.problem import BATCHES as FINISHED
 from fastmlp_kernels.problem import STATUS, STOP
 
-# The data pointer is the first field of NumPy's array object. PyArray_DATA is a macro, compiled
-# into every extension: this layout is a promise.
+# The fields of NumPy's array object, in words after its head. Those who ask for them by the macros
+# PyArray_DATA, _NDIM, _DIMS and _STRIDES have this layout compiled into them: it is a promise.
 OBJECT_HEAD = object.__basicsize__
+DATA, DIMENSIONS, SHAPE, STRIDES = range(4)
 
 
 @part
@@ -299,13 +312,20 @@ def _batch(words, member, batch):
         seen = first_layer(words, member, start, rows)
         meet(word(words, MEETING), members)
     for first in range(begin, end, word(words, ROW_BLOCK)):
+        if atomic_load(control + STOP * WORD_BYTES):
+            # All see it after the meeting: a batch is done by everybody or by nobody.
+            atomic_store(words + ABANDONED * WORD_BYTES, 1)
+            break
         last = min(first + word(words, ROW_BLOCK), end)
         seen = max(seen, _rows(words, member, start, scale, first, last))
     if seen >= word(words, LARGEST):
         atomic_store(control + STATUS * WORD_BYTES, batch + 1)
     if not stages & (LOSS | GRADIENT):
-        return True
+        # Nobody meets: each member stops by itself.
+        return atomic_load(words + ABANDONED * WORD_BYTES) == 0
     meet(word(words, MEETING), members)
+    if atomic_load(words + ABANDONED * WORD_BYTES):
+        return False
     return _learn(words, member, batch, rows)
 
 
@@ -339,24 +359,33 @@ def _learn(words, member, batch, rows):
 def run(words, member):
     """Do what ``word(words, STAGES)`` asks for, as one member of the team; see `cpu.tables`.
 
-    A member of a team that stays does it for each call, until there has been none for a while.
+    Parameters
+    ----------
+    words : int
+        Address of the program's tables.
+    member : int
+        `CALLER`, which returns False and does nothing if another member is not there; or the number
+        of another, which does it for each call until there has been none for a while.
     """
-    last = word(words, MEMBERS) - 1
-    bells, done = word(words, BELLS), word(words, BELLS) + last * BELL_BYTES
+    members, bells = word(words, MEMBERS), word(words, BELLS)
+    if member == CALLER and members == 1:
+        _stages(words, 0)
+        return True
     if word(words, PLACES):
-        settle(word(words, PLACES), member, word(words, MEMBERS))
-    if not bells:
-        _stages(words, member)
-    elif member == last:
-        ring(bells, last)
-        _stages(words, member)
-        all_done(done, last)
-    else:
-        bell = bells + member * BELL_BYTES
-        while is_called(bell):
+        settle(word(words, PLACES), member)
+    if member == CALLER:
+        if not call_team(bells, members - 1):
+            return False
+        _stages(words, members - 1)
+        wait_for_team(bells, members - 1)
+        return True
+    loyalty = FIRST_NANOSECONDS
+    if arrives(bells, member):
+        while is_called(bells, member, loyalty):
             _stages(words, member)
-            if not stays(bell, done):
-                return
+            has_done(bells, member)
+            loyalty = NEXT_NANOSECONDS
+    return True
 
 
 @part
@@ -370,10 +399,38 @@ def _stages(words, member):
 
 
 @kernel
-def point_at(words, index, identity):
-    """Set a word of the tables to where the array with an identity (its ``id``) keeps its data.
+def point_at(words, index, identity, rows, columns):
+    """Set a word of the tables to where a caller's array keeps its data, if it has the right shape.
 
-    NumPy takes 1.5 us to say where, and a compiled function that took the array itself would be
-    compiled once more for each kind of array, a read-only one for example.
+    Every array of a call comes in by this door: none of another shape than the problem's reaches
+    compiled code. NumPy takes 1.5 us to say where an array lies, and a compiled function that took
+    the array itself would be compiled once more for each kind of array, a read-only one for
+    example.
+
+    Parameters
+    ----------
+    words : int
+        Address of the program's tables.
+    index : int
+        Of the word.
+    identity : int
+        The array's ``id``.
+    rows, columns : int
+        Its shape; of a vector, its length and minus the bytes of an element.
+
+    Returns
+    -------
+    bool
+        Whether it has that shape, row after row without gaps. If not, the word is 0.
     """
-    set_word(words, index, word(identity + OBJECT_HEAD, 0))
+    head = identity + OBJECT_HEAD
+    shape, strides, item = word(head, SHAPE), word(head, STRIDES), word(words, ITEM)
+    # The number of dimensions is half a word.
+    dimensions = word(head, DIMENSIONS) & 0xFFFFFFFF
+    good = dimensions == (1 if columns < 0 else 2) and word(shape, 0) == rows
+    if good and columns >= 0:
+        good = word(shape, 1) == columns and (columns < 2 or word(strides, 1) == item)
+    if good and rows > 1:
+        good = word(strides, 0) == (-columns if columns < 0 else columns * item)
+    set_word(words, index, word(head, DATA) if good else 0)
+    return good

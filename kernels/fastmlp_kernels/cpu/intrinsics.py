@@ -152,6 +152,45 @@ def atomic_store(typing_context, address, value):
 
 
 @intrinsic
+def compare_and_swap(typing_context, address, expected, value):
+    """Write the word at `address` if it holds what is expected; return whether it did."""
+
+    def generate(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], WORD.as_pointer())
+        result = builder.cmpxchg(pointer, values[1], values[2], "seq_cst", "seq_cst")
+        return builder.extract_value(result, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+# What clock_gettime calls the clock that nobody sets.
+MONOTONIC = 6 if sys.platform == "darwin" else 1
+NANOSECONDS = 1_000_000_000
+
+
+@intrinsic
+def nanoseconds(typing_context):
+    """Return the time on a clock that only goes forward (in steps of 16 ms on Windows)."""
+
+    def generate(context, builder, signature, values):
+        if sys.platform == "win32":
+            kind = ir.FunctionType(WORD, [])
+            function = cgutils.get_or_insert_function(builder.module, kind, "GetTickCount64")
+            milliseconds = builder.call(function, [])
+            return builder.mul(milliseconds, ir.Constant(WORD, NANOSECONDS // 1000))
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), WORD.as_pointer()])
+        function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+        # Seconds, and nanoseconds of the present one.
+        time = cgutils.alloca_once(builder, WORD, size=2)
+        builder.call(function, [ir.Constant(ir.IntType(32), MONOTONIC), time])
+        parts = [builder.load(builder.gep(time, [ir.Constant(WORD, k)])) for k in range(2)]
+        whole = builder.mul(parts[0], ir.Constant(WORD, NANOSECONDS))
+        return builder.add(whole, parts[1])
+
+    return types.int64(), generate
+
+
+@intrinsic
 def pause(typing_context):
     """Tell the processor that this is a loop that waits."""
 

@@ -304,11 +304,13 @@ class Layout:
             (tables.UNUSED, self.constants["unused"]),
             (tables.UNIT_SQUARES, self.workspace.unit_squares),
             (tables.MEETING, self.constants["meeting"]),
+            (tables.BELLS, self.constants["bells"]),
             (tables.CHAIN, self.chain),
             (tables.TILES, self.tiles),
         ):
             words[word] = address(array)
         self._connect_chain()
+        self.own_targets = int(words[tables.TARGETS])
         self.table = address(words)
 
     def _connect_chain(self) -> None:

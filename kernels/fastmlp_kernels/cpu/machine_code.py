@@ -1,16 +1,10 @@
 """From an emitter's module to callable addresses, through object code that is kept on disk."""
 
 import functools
-import hashlib
-import logging
-import os
-import re
-import tempfile
-from pathlib import Path
 
 import llvmlite.binding as llvm
 
-from fastmlp_kernels.compile import DIGEST_BYTES, cache_folder, stamp, uncollected
+from fastmlp_kernels.compile import cache_folder, stamp, uncollected
 from fastmlp_kernels.cpu import finishing_tiles, listed_tiles
 from fastmlp_kernels.cpu import microkernels as dense
 from fastmlp_kernels.cpu.simd import (
@@ -19,8 +13,7 @@ from fastmlp_kernels.cpu.simd import (
     InstructionSet,
     host_instruction_sets,
 )
-
-logger = logging.getLogger("fastmlp")
+from fastmlp_kernels.shield import shield
 
 # Execution engines own the code: dropped, they take it away from under the addresses.
 _engines: list[llvm.ExecutionEngine] = []
@@ -91,46 +84,26 @@ def _cached_object(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]
     folder = cache_folder()
     if folder is None:
         return _object_file(target, dtype)
-    path = folder / f"microkernels-{target.name}-{dtype}-{stamp()[:16]}.o"
-    found = _read(path)
+    name = f"microkernels-{target.name}-{dtype}.o"
+    identity = f"{stamp()} {llvm.get_process_triple()} {target}"
+    found = folder.read(name, identity)
     if found is None:
-        found = _object_file(target, dtype)
-        _store(path, *found)
-    return found
-
-
-def _read(path: Path) -> tuple[bytes, list[str]] | None:
-    """Return what `_store` wrote, or None if it is not there, or not what was written."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    if hashlib.sha256(content).digest() != digest:
-        logger.warning("%s is damaged: compiling anew", path)
-        return None
-    names, _, code = content.partition(b"\n")
+        code, names = _object_file(target, dtype)
+        folder.write(name, identity, " ".join(names).encode() + b"\n" + code)
+        return code, names
+    names, _, code = found.partition(b"\n")
     return code, names.decode().split()
-
-
-def _store(path: Path, code: bytes, names: list[str]) -> None:
-    content = " ".join(names).encode() + b"\n" + code
-    # Written beside and moved: another process never sees half a file.
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(content).digest() + content)
-        os.replace(file.name, path)
-        for other in path.parent.glob(re.sub(r"-[0-9a-f]{16}\.o$", "-*.o", path.name)):
-            if other != path:
-                other.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning("compiled microkernels could not be kept: %s", error)
 
 
 @functools.cache
 def microkernels(target: InstructionSet, dtype: str) -> dict[str, int]:
     """Return the addresses of every microkernel, by name."""
+    return shield(lambda: _addresses(target, dtype))
+
+
+# Kept here too: after an interrupt the work above goes on, and its result is there for the next.
+@functools.cache
+def _addresses(target: InstructionSet, dtype: str) -> dict[str, int]:
     code, names = _cached_object(target, dtype)
     machine = target_machine(target)
     # Code reaches its constants by 32-bit distances. In a large process (PyTorch and JAX in it) the

@@ -16,17 +16,21 @@ from fastmlp_kernels.cpu import best_threads, tables
 from fastmlp_kernels.cpu.fused import run
 from fastmlp_kernels.cpu.intrinsics import atomic_add, atomic_load, set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.tables import CONTROL, WORD_BYTES, address
+from fastmlp_kernels.cpu.tables import ABANDONED, CONTROL, WORD_BYTES, address
 from fastmlp_kernels.cpu.team import (
     BELL_BYTES,
+    CALLER,
+    FIRST_NANOSECONDS,
     MASK_BYTES,
-    StayingTeam,
-    all_done,
+    NEXT_NANOSECONDS,
+    Team,
+    arrives,
+    call_team,
     choose_places,
+    has_done,
     is_called,
-    ring,
     settle,
-    stays,
+    wait_for_team,
 )
 from fastmlp_kernels.problem import STOP, Machine, Problem
 
@@ -77,21 +81,22 @@ def _take_turns(shared, worker):
         if network < count:
             _point_at(words, word(shared, MOVES), network)
             if atomic_load(word(words, CONTROL) + STOP * WORD_BYTES) == 0:
-                run(words, 0)
+                set_word(words, ABANDONED, 0)
+                run(words, CALLER)
         turn = atomic_add(word(shared, NEXT), 1)
 
 
 @kernel
 def train_in_turns(shared, worker):
-    """Train all networks for an epoch, as one of the workers; the last of them is the caller.
-
-    The others stay for the next epoch, for a while: see `team.StayingTeam`.
+    """Train all networks for an epoch, as one of the workers.
 
     Parameters
     ----------
     shared : int
         Address of int64[SHARED_WORDS], the same for all workers.
     worker : int
+        `CALLER`, which returns False and does nothing if another worker is not there; or the number
+        of another, which stays for the next epoch, for a while: see `team.Team`.
 
     Notes
     -----
@@ -99,21 +104,22 @@ def train_in_turns(shared, worker):
     Networks are dealt out one by one, so that a worker whose processor is slower gets fewer.
     Aliasing: no two networks may share anything but X and y. Accuracy and source: `fused.run`.
     """
-    workers = word(shared, WORKERS)
-    last = workers - 1
-    bells, done = word(shared, BELLS), word(shared, BELLS) + last * BELL_BYTES
+    last, bells = word(shared, WORKERS) - 1, word(shared, BELLS)
     if word(shared, PLACES):
-        settle(word(shared, PLACES), worker, workers)
-    if worker == last:
-        ring(bells, last)
-        _take_turns(shared, worker)
-        all_done(done, last)
-        return
-    bell = bells + worker * BELL_BYTES
-    while is_called(bell):
-        _take_turns(shared, worker)
-        if not stays(bell, done):
-            return
+        settle(word(shared, PLACES), worker)
+    if worker == CALLER:
+        if not call_team(bells, last):
+            return False
+        _take_turns(shared, last)
+        wait_for_team(bells, last)
+        return True
+    loyalty = FIRST_NANOSECONDS
+    if arrives(bells, worker):
+        while is_called(bells, worker, loyalty):
+            _take_turns(shared, worker)
+            has_done(bells, worker)
+            loyalty = NEXT_NANOSECONDS
+    return True
 
 
 @functools.cache
@@ -122,7 +128,7 @@ def compile_workers() -> None:
     zeros = np.zeros(SHARED_WORDS + BELL_BYTES, dtype=np.int64)
     zeros[WORKERS] = 1
     zeros[NEXT] = zeros[BELLS] = zeros[TABLES] = address(zeros[SHARED_WORDS:])
-    train_in_turns(address(zeros), 0)
+    train_in_turns(address(zeros), CALLER)
 
 
 class SideBySideProgram(FusedProgram):
@@ -154,7 +160,7 @@ class SideBySideProgram(FusedProgram):
             (MOVES, self._moves),
         ):
             self._shared[index] = address(array)
-        self._workers_team = StayingTeam(self._bells)
+        self._workers_team = Team(self._bells)
         compile_workers()
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
@@ -168,6 +174,9 @@ class SideBySideProgram(FusedProgram):
     ):
         """See `Program.epoch`."""
         own = (order, hyper, losses, control, factors, squares)
+        counts = {len(each) for each in (parameters, state, *own) if each is not None}
+        if counts != {self.problem.members}:
+            raise ValueError(f"a kernel was given arrays of {counts} networks, for {self.problem}")
         first = [None if array is None else array[0] for array in own]
         for each in self._programs:
             each.set_epoch(parameters[0], state[0], X, y, *first)
@@ -177,17 +186,10 @@ class SideBySideProgram(FusedProgram):
             none = array is None
             move[START:] = (0, 0) if none else (address(array), array.strides[0])
         self._next[0] = 0
-        team = self._workers_team
-        try:
-            team.keep(self._train, self._choose_processors)
-            self._train(self.workers - 1)
-        except BaseException:
-            # An interrupt may come between the two.
-            team.dismiss()
-            raise
+        self._workers_team.run(self._train, self.workers, self._choose_processors)
 
-    def _train(self, worker: int) -> None:
-        train_in_turns(address(self._shared), worker)
+    def _train(self, worker: int) -> bool:
+        return train_in_turns(address(self._shared), worker)
 
     def _choose_processors(self) -> None:
         self._shared[PLACES] = address(self._masks) if choose_places(self._masks) else 0

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
 from fastmlp_kernels.cpu import call_threads, close_threads, tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
@@ -26,12 +27,14 @@ from fastmlp_kernels.cpu.tables import (
     UPSTREAM,
     address,
 )
-from fastmlp_kernels.cpu.team import StayingTeam, choose_places, compile_team, run_together
+from fastmlp_kernels.cpu.team import CALLER, Team, choose_places
 from fastmlp_kernels.cpu.update import call_update, update, write_gradient
 from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem, parameter_layout
 
 # Rows up to which a forward pass reads the weights where they are.
 DIRECT_ROWS = 4
+# Words of the optimizer's state, slot by slot.
+SLOTS = (tables.FIRST, tables.SECOND)
 
 
 class FusedProgram(Layout):
@@ -49,49 +52,64 @@ class FusedProgram(Layout):
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
         self.one_loss = self._zeros(1)
         self._costs = self.unit_costs()
+        # Once: a problem counts anew each time.
+        self._count, self._batches = problem.parameter_count, problem.batches
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
-        self._weighted = False
-        self._team: StayingTeam | None = None
-        compile_team()
+        self._team: Team | None = None
         # What epochs skip; `prepare` sets it.
         self.skips = 0
 
-    def _keep(self, word: int, array: np.ndarray) -> None:
-        """Point a word at an array that is passed again and again, and keep it alive."""
-        # Asking NumPy for an address takes a microsecond.
+    def _point(self, word: int, array: np.ndarray, rows: int, columns: int) -> None:
+        """Point a word at a caller's array; every one of every call comes in here."""
+        if not point_at(self.table, word, id(array), rows, columns):
+            wanted = (rows,) if columns < 0 else (rows, columns)
+            raise ValueError(
+                f"a kernel was given an array of shape {array.shape} and strides {array.strides}, "
+                f"wanted shape {wanted} without gaps, for {self.problem}"
+            )
+
+    def _point_vector(self, word: int, array: np.ndarray, length: int) -> None:
+        self._point(word, array, length, -array.itemsize)
+
+    def _keep(self, word: int, array: np.ndarray, length: int) -> None:
+        """Point a word at a vector that is passed again and again, and keep it alive."""
         if self._kept.get(word) is not array:
+            # In this order: an interrupt at any moment leaves nothing that is believed wrongly.
+            self._kept.pop(word, None)
+            self._point_vector(word, array, length)
             self._kept[word] = array
-            self.words[word] = address(array)
 
     def _keep_state(self, state: np.ndarray) -> None:
         if self._kept.get(tables.FIRST) is not state:
+            self._kept.pop(tables.FIRST, None)
+            shape = (self.problem.slots, self._count)
+            if state.shape != shape:
+                raise ValueError(f"a kernel was given a state of {state.shape}, wanted {shape}")
+            for word, slot in zip(SLOTS, state, strict=False):
+                self._point_vector(word, slot, shape[1])
             self._kept[tables.FIRST] = state
-            for word, slot in zip((tables.FIRST, tables.SECOND), state, strict=False):
-                self.words[word] = address(slot)
 
-    def _point_at_factors(self, factors: np.ndarray | None) -> None:
+    def _point_at_factors(self, factors: np.ndarray | None, rows: int) -> None:
         """Give each row a factor of its own, or all of them the reduction's."""
         words, problem, weighted = self.words, self.problem, factors is not None
+        words[tables.LOSS_RULE] = loss_and_gradient(problem.rule, problem.dtype, weighted)
         words[tables.FACTORS] = 0
         if weighted:
-            point_at(self.table, tables.FACTORS, id(factors))
-        if weighted != self._weighted:
-            self._weighted = weighted
-            rule = loss_and_gradient(problem.rule, problem.dtype, weighted)
-            words[tables.LOSS_RULE] = rule
+            self._point_vector(tables.FACTORS, factors, rows)
 
     def _settle(self, what: tuple, stages: int, threads: int, sizes: tuple[int, int]) -> bool:
         """Set what all calls of a kind have in common; return whether it was not so already.
 
-        `what` tells one kind from another; `sizes` are the rows and the batches.
+        `what` tells one kind from another; `sizes` are the rows and the batches. Whoever is told
+        that it was not so sets what else the kind has in common, and then `_settled`.
         """
         if what == self._settled:
             return False
-        self._settled = what
+        self._settled = ()
         words, problem = self.words, self.problem
         columns = self.columns and threads > 1 and stages & UPDATE != 0
-        words[: tables.PLACES] = stages, threads
+        words[tables.STAGES], words[tables.MEMBERS] = stages, threads
         words[tables.COLUMNS] = columns
         words[tables.SKIPS] = self.skips if stages & UPDATE else 0
         words[tables.UNIT_COST] = max(1, sum(self._costs[columns:]))
@@ -100,6 +118,7 @@ class FusedProgram(Layout):
         words[tables.PACKED] = 1
         words[tables.SQUARES_OUT] = 0
         words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
+        words[tables.TARGETS] = self.own_targets
         scales, rows = self.constants["scales"], sizes[0]
         full = min(rows, problem.batch_size)
         last = rows - (sizes[1] - 1) * problem.batch_size
@@ -108,33 +127,16 @@ class FusedProgram(Layout):
 
     def _run(self) -> None:
         words = self.words
-        words[tables.HALT] = 0
+        words[tables.HALT] = words[tables.ABANDONED] = 0
         threads = int(words[tables.MEMBERS])
-        words[tables.BELLS] = 0
         if threads == 1:
-            words[tables.PLACES] = 0
-            run(self.table, 0)
-        elif words[tables.STAGES] & UPDATE:
-            self._run_with_those_who_stay(threads)
+            run(self.table, CALLER)
         else:
-            self._choose_places()
-            run_together(self._take_part, threads)
+            team = self._team = self._team or Team(self.constants["bells"])
+            team.run(self._take_part, threads, self._choose_places)
 
-    def _run_with_those_who_stay(self, threads: int) -> None:
-        """Run with members that wait for a while afterwards, as another epoch may follow."""
-        bells = self.constants["bells"]
-        self.words[tables.BELLS] = address(bells)
-        team = self._team = self._team or StayingTeam(bells)
-        try:
-            team.keep(self._take_part, self._choose_places)
-            run(self.table, threads - 1)
-        except BaseException:
-            # An interrupt may come between the two.
-            team.dismiss()
-            raise
-
-    def _take_part(self, member: int) -> None:
-        run(self.table, member)
+    def _take_part(self, member: int) -> bool:
+        return run(self.table, member)
 
     def _choose_places(self) -> None:
         places = self.constants["places"]
@@ -157,8 +159,8 @@ class FusedProgram(Layout):
         self.skips = choose_skips(self.problem, self.target, X)
         update(self.problem.optimizer, self.problem.dtype, self.panel, penalized)
         loss_and_gradient(self.problem.rule, self.problem.dtype, weighted)
-        for word, array in ((tables.X, X), (tables.Y, y)):
-            point_at(self.table, word, id(array))
+        self._point(tables.X, X, len(X), self.problem.sizes[0])
+        self._point(tables.Y, y, len(X), self.problem.target_columns)
         self._settle(("nothing",), 0, 1, (0, 0))
         self._run()
 
@@ -175,27 +177,30 @@ class FusedProgram(Layout):
 
     def set_epoch(self, parameters, state, X, y, order, hyper, losses, control, factors, squares):
         """Describe an epoch in the tables, and run nothing."""
-        for word, array in (
-            (tables.PARAMETERS, parameters),
-            (tables.LOSSES, losses),
-            (tables.CONTROL, control),
-        ):
-            self._keep(word, array)
+        problem, words = self.problem, self.words
+        rows, batches = sizes = problem.rows, self._batches
+        self._keep(tables.PARAMETERS, parameters, self._count)
+        self._keep(tables.LOSSES, losses, batches)
+        self._keep(tables.CONTROL, control, CONTROL_WORDS)
         self._keep_state(state)
         # The caller's data is not kept: a model would hold on to its last training set.
-        given = ((tables.X, X), (tables.Y, y), (tables.ORDER, order), (tables.HYPER, hyper))
-        for word, array in given:
-            point_at(self.table, word, id(array))
-        self._point_at_factors(factors)
-        problem, words, sizes = self.problem, self.words, (len(order), len(losses))
+        self._point(tables.X, X, len(X), problem.sizes[0])
+        self._point(tables.Y, y, len(X), problem.target_columns)
+        self._point(tables.HYPER, hyper, batches, HYPER_WIDTH)
+        self._point_vector(tables.ORDER, order, rows)
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
-        penalized, threads = squares is not None, self._pace.threads()
-        if self._settle(("epoch", *sizes, penalized, threads), stages, threads, sizes):
+        weighted, penalized = factors is not None, squares is not None
+        threads = self._pace.threads()
+        kind = ("epoch", penalized, threads)
+        if self._settle(kind, stages, threads, sizes):
             rule = update(problem.optimizer, problem.dtype, self.panel, penalized)
             words[tables.FINISH] = rule
+            self._settled = kind
+        if weighted or words[tables.FACTORS]:
+            self._point_at_factors(factors, rows)
         words[tables.SQUARES_OUT] = 0
         if penalized:
-            point_at(self.table, tables.SQUARES_OUT, id(squares))
+            self._point_vector(tables.SQUARES_OUT, squares, batches)
         words[tables.TARGET] = words[tables.PARAMETERS]
 
     def take_skips(self, skips: int) -> None:
@@ -204,9 +209,11 @@ class FusedProgram(Layout):
 
     def _once(self, parameters: np.ndarray, stages: int, rows: int) -> None:
         """Set up a call on one batch of the caller's rows, in their own order."""
-        self._keep(tables.PARAMETERS, parameters)
-        self._keep(tables.CONTROL, self.control)
-        self._keep(tables.LOSSES, self.one_loss)
+        if rows > self.problem.batch_size:
+            raise ValueError(f"a kernel was given {rows} rows at once, for {self.problem}")
+        self._keep(tables.PARAMETERS, parameters, self._count)
+        self._keep(tables.CONTROL, self.control, CONTROL_WORDS)
+        self._keep(tables.LOSSES, self.one_loss, 1)
         self.control.fill(0)
         self._settled = ()
         self._settle(("once",), stages, self._call_threads, (rows, 1))
@@ -214,37 +221,39 @@ class FusedProgram(Layout):
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""
         problem, words, rows = self.problem, self.words, len(X)
-        self._keep(tables.PARAMETERS, parameters)
-        self._keep(tables.CONTROL, self.control)
-        for word, array in ((tables.X, X), (tables.OUT, out)):
-            point_at(self.table, word, id(array))
+        self._keep(tables.PARAMETERS, parameters, self._count)
+        self._keep(tables.CONTROL, self.control, CONTROL_WORDS)
+        self.control[STOP] = 0
+        self._point(tables.X, X, rows, problem.sizes[0])
+        self._point(tables.OUT, out, rows, problem.sizes[-1])
         direct = rows <= DIRECT_ROWS and self.target.masks
         stages = PACK | GATHER | FORWARD | OUTPUT
         sizes = (rows, -(-rows // problem.batch_size))
-        if self._settle(
-            ("predict", rows, link), stages, 1 if direct else self._call_threads, sizes
-        ):
+        kind = ("predict", rows, link)
+        if self._settle(kind, stages, 1 if direct else self._call_threads, sizes):
             words[tables.PACKED] = not direct
             words[tables.LINK] = predict_rows(problem.loss, problem.dtype) if link else 0
             output = problem.activations[-1]
             value = activation_forward(output, problem.dtype) if problem.fused_output else 0
             words[tables.OUTPUT_VALUE] = value
+            self._settled = kind
         self._run()
 
     def forward(self, parameters, X, out):
         """See `Program.forward`."""
+        if len(X) > self.problem.batch_size:
+            raise ValueError(f"a kernel was given {len(X)} rows at once, for {self.problem}")
         self.rows = len(X)
         self.predict(parameters, X, out, False)
 
     def loss(self, y, factors=None):
         """See `Program.loss`."""
-        words = self.words
-        self._once(self._kept[tables.PARAMETERS], LOSS, self.rows)
-        self._point_at_factors(factors)
-        words[tables.MEMBERS] = 1
-        point_at(self.table, tables.TARGETS, id(y))
+        rows = self.rows
+        self._once(self._kept[tables.PARAMETERS], LOSS, rows)
+        self._point_at_factors(factors, rows)
+        self.words[tables.MEMBERS] = 1
+        self._point(tables.TARGETS, y, rows, self.problem.target_columns)
         self._run()
-        words[tables.TARGETS] = address(self.workspace.targets)
         return self.one_loss.item()
 
     def backward(self, parameters, upstream, gradient, input_gradient):
@@ -255,10 +264,12 @@ class FusedProgram(Layout):
         stages |= UPSTREAM if upstream is not None else 0
         self._once(parameters, stages, self.rows)
         words[tables.FINISH] = write_gradient(problem.dtype, True)
-        point_at(self.table, tables.TARGET, id(gradient))
-        point_at(self.table, tables.INPUT_GRADIENT_ROWS, id(input_gradient))
+        self._point_vector(tables.TARGET, gradient, self._count)
+        if len(input_gradient):
+            word = tables.INPUT_GRADIENT_ROWS
+            self._point(word, input_gradient, self.rows, problem.sizes[0])
         if upstream is not None:
-            point_at(self.table, tables.UPSTREAM_ROWS, id(upstream))
+            self._point(tables.UPSTREAM_ROWS, upstream, self.rows, problem.sizes[-1])
             words[tables.OUTPUT_GRADIENT] = address(self.workspace.upstream)
             if problem.fused_output:
                 name = problem.activations[-1]
@@ -268,22 +279,28 @@ class FusedProgram(Layout):
 
     def value_and_gradient(self, parameters, X, y, gradient, factors=None):
         """See `Program.value_and_gradient`."""
-        self.rows = len(X)
-        self._once(parameters, PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT, self.rows)
-        for word, array in ((tables.X, X), (tables.Y, y), (tables.TARGET, gradient)):
-            point_at(self.table, word, id(array))
-        self._point_at_factors(factors)
-        self.words[tables.FINISH] = write_gradient(self.problem.dtype, False)
+        problem, rows = self.problem, len(X)
+        self.rows = rows
+        self._once(parameters, PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT, rows)
+        self._point(tables.X, X, rows, problem.sizes[0])
+        self._point(tables.Y, y, rows, problem.target_columns)
+        self._point_vector(tables.TARGET, gradient, self._count)
+        self._point_at_factors(factors, rows)
+        self.words[tables.FINISH] = write_gradient(problem.dtype, False)
         self._run()
         return self.one_loss.item()
 
     def update(self, parameters, gradient, state, hyper):
         """See `Program.update`."""
         problem = self.problem
-        first, second = (address(state[k]) if k < len(state) else 0 for k in range(2))
-        step = update(problem.optimizer, problem.dtype, 0)
-        item, numbers = parameters.itemsize, address(hyper)
-        vectors = (address(parameters), first, second, address(gradient))
+        self._keep(tables.PARAMETERS, parameters, self._count)
+        self._keep_state(state)
+        self._point_vector(tables.TARGET, gradient, self._count)
+        self._point(tables.HYPER, hyper, 1, HYPER_WIDTH)
+        step, words = update(problem.optimizer, problem.dtype, 0), self.words.item
+        first, second = (words(word) if k < len(state) else 0 for k, word in enumerate(SLOTS))
+        item, numbers = parameters.itemsize, words(tables.HYPER)
+        vectors = (words(tables.PARAMETERS), first, second, words(tables.TARGET))
         for layer in parameter_layout(problem.sizes):
             for place, decay in ((layer.weight, WEIGHT_DECAY), (layer.bias, BIAS_DECAY)):
                 count = place.stop - place.start

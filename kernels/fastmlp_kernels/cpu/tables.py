@@ -22,8 +22,9 @@ WORD_BYTES = 8
     MEMBERS,  # threads of the team
     PLACES,  # address of the team's processors, or 0
     MEETING,  # address of its meeting place
-    BELLS,  # address of the bells of a team that stays, or 0
+    BELLS,  # address of its bells
     HALT,  # set by member 0 for all: stop before the next batch
+    ABANDONED,  # set by any member for all: the present batch stays unfinished, somebody said stop
     CHAIN,  # address of the chain
     LAYERS,  # rows of the chain
     TILES,  # address of the tiles
@@ -110,7 +111,7 @@ WORD_BYTES = 8
     OUTPUT_SLOPE,
     CHECK,
     WORDS,
-) = range(89)
+) = range(90)
 
 # What SKIPS holds, one bit each: the forward product over lists of k, the weight gradient over
 # lists of rows.

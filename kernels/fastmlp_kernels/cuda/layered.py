@@ -13,6 +13,7 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
+from fastmlp_kernels.contract import check_data, check_epoch, check_shape
 from fastmlp_kernels.cuda import matrix_products, workspace
 from fastmlp_kernels.cuda.gather import COUNTER_WORDS
 from fastmlp_kernels.cuda.graphs import Steps
@@ -259,6 +260,8 @@ class LayeredProgram:
         The GPU may be hundreds of launches behind the host: a stop takes effect after the batches
         that are enqueued by then.
         """
+        arrays = (parameters, state, X, y, order, hyper, losses, control, factors, squares)
+        check_epoch(self.problem, *arrays)
         size, total, enqueued = self.problem.batch_size, self.problem.rows, 0
         penalized = squares is not None
         with small_grids_allowed(), self.launches.on(self.stream):
@@ -333,6 +336,8 @@ class LayeredProgram:
 
     def value_and_gradient(self, parameters, X, y, gradient, factors=None):
         """See `Program.value_and_gradient`."""
+        check_data(self.problem, X, y)
+        check_shape("the gradient", gradient, (self.problem.parameter_count,), self.problem)
         self.rows, self.inputs = len(X), X
         with small_grids_allowed():
             self._take(parameters, X, self.rows)

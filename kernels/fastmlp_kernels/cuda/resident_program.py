@@ -6,6 +6,7 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
+from fastmlp_kernels.contract import check_epoch
 from fastmlp_kernels.cuda import resident, resident_cost, shared_memory
 from fastmlp_kernels.cuda.chain import rows_in_use
 from fastmlp_kernels.cuda.launching import Tiles, small_grids_allowed
@@ -90,6 +91,8 @@ class ResidentProgram(LayeredProgram):
         A stop takes effect at the end of the launch that is running: see
         `resident_cost.LAUNCH_SECONDS`.
         """
+        arrays = (parameters, state, X, y, order, hyper, losses, control, factors, squares)
+        check_epoch(self.problem, *arrays)
         self.prepare(parameters, state, X, y)
         members, batches = self.problem.members, losses.shape[-1]
         self._upload(order, hyper, factors)
