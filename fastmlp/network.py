@@ -21,7 +21,8 @@ from fastmlp.parameters import (
     initialize,
     weight_views,
 )
-from fastmlp.planning import Programs, Where, asked, check_threads, make_problem
+from fastmlp.planning import Programs, Where, asked, check_threads
+from fastmlp.problems import make_problem
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
 from fastmlp_kernels.problem import LayerLayout, parameter_layout
 
@@ -62,6 +63,8 @@ class Network:
         self._where = Where()
         self._columns: Columns | None = None
         self.history: History | None = None
+        # Whether the targets of one output were a vector when the model was last trained.
+        self._vector = False
         # Most targets of a loss that takes labels are labels.
         self._labels = self._loss.label_rule is not None
         self._forget()

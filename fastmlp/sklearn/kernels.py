@@ -13,7 +13,8 @@ from fastmlp.epochs import Epoch, Trainer
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.optimizers import SGD, Adam, Optimizer
 from fastmlp.parameters import TrainingState, aligned_zeros, bias_views, weight_views
-from fastmlp.planning import Programs, Where, make_problem
+from fastmlp.planning import Programs, Where
+from fastmlp.problems import make_problem
 from fastmlp.sklearn.acceleration import (
     NO_RATE,
     beyond_scikit_learn,
@@ -285,14 +286,14 @@ def _type_of_losses(training: Training) -> Any:
     loss = training.estimator.loss
     if loss == "log_loss" and training.estimator.out_activation_ == "logistic":
         loss = "binary_log_loss"
+    kinds: tuple[Any, ...] = (type(training.estimator.alpha), type(training.batch_size))
     return type_of_loss(
         loss,
         training.y.shape[1],
         training.X.dtype,
         training.y.dtype,
         None if weight is None else weight.dtype,
-        type(training.estimator.alpha),
-        type(training.batch_size),
+        *kinds,
     )
 
 

@@ -10,7 +10,8 @@ from fastmlp import steps
 from fastmlp.arrays import writable
 from fastmlp.errors import DomainError
 from fastmlp.parameters import aligned_zeros, bias_views, weight_views
-from fastmlp.planning import Programs, Where, make_problem
+from fastmlp.planning import Programs, Where
+from fastmlp.problems import make_problem
 from fastmlp.sklearn.acceleration import (
     OUTPUTS,
     hidden_activations,
