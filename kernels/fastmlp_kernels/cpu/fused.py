@@ -17,7 +17,15 @@ from fastmlp_kernels.cpu.gather import (
     gather_targets,
     spread_rows,
 )
-from fastmlp_kernels.cpu.intrinsics import atomic_load, atomic_store, call, set_word, word
+from fastmlp_kernels.cpu.intrinsics import (
+    atomic_load,
+    atomic_store,
+    call,
+    former_arithmetic,
+    set_word,
+    standard_arithmetic,
+    word,
+)
 from fastmlp_kernels.cpu.linear import (
     layer_row,
     linear_backward,
@@ -390,6 +398,13 @@ def run(words, member):
 
 @part
 def _stages(words, member):
+    former = standard_arithmetic()
+    _all_stages(words, member)
+    former_arithmetic(former)
+
+
+@part
+def _all_stages(words, member):
     if word(words, STAGES) & PACK:
         _units(words, member, True, 0, 0)
         meet(word(words, MEETING), word(words, MEMBERS))

@@ -223,6 +223,57 @@ def give_way(typing_context):
     return types.void(), generate
 
 
+# No trap, rounding to nearest, subnormal numbers as they are.
+STANDARD_ARITHMETIC = 0x1F80
+
+
+def _is_x86(builder):
+    return builder.module.triple.partition("-")[0] in ("x86_64", "amd64")
+
+
+def _control_word(builder, name, pointer):
+    """Call an instruction that stores or loads the control word of this thread's arithmetic."""
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [pointer])
+
+
+@intrinsic
+def standard_arithmetic(typing_context):
+    """Compute as IEEE 754 has it from here on; return what `former_arithmetic` goes back to.
+
+    Some libraries have a thread flush subnormal numbers to zero and do not take it back: the same
+    fit would then end in other bits. Only on x86: elsewhere the word stays as it is.
+    """
+
+    def generate(context, builder, signature, values):
+        if not _is_x86(builder):
+            return ir.Constant(WORD, 0)
+        word = cgutils.alloca_once(builder, ir.IntType(32))
+        place = builder.bitcast(word, ir.IntType(8).as_pointer())
+        _control_word(builder, "llvm.x86.sse.stmxcsr", place)
+        former = builder.load(word)
+        builder.store(ir.Constant(ir.IntType(32), STANDARD_ARITHMETIC), word)
+        _control_word(builder, "llvm.x86.sse.ldmxcsr", place)
+        return builder.zext(former, WORD)
+
+    return types.int64(), generate
+
+
+@intrinsic
+def former_arithmetic(typing_context, former):
+    """Compute from here on as this thread did before `standard_arithmetic`."""
+
+    def generate(context, builder, signature, values):
+        if _is_x86(builder):
+            word = cgutils.alloca_once(builder, ir.IntType(32))
+            builder.store(builder.trunc(values[0], ir.IntType(32)), word)
+            place = builder.bitcast(word, ir.IntType(8).as_pointer())
+            _control_word(builder, "llvm.x86.sse.ldmxcsr", place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 @intrinsic
 def set_processors(typing_context, mask, size):
     """Restrict this thread to a set of processors; nothing where the system cannot (not Linux)."""

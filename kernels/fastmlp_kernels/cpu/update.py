@@ -10,7 +10,13 @@ from fastmlp_kernels.algebra.elementary import plus
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.compile import kernel, leaf
 from fastmlp_kernels.cpu.activation import NUMBERS
-from fastmlp_kernels.cpu.intrinsics import call, read, write
+from fastmlp_kernels.cpu.intrinsics import (
+    call,
+    former_arithmetic,
+    read,
+    standard_arithmetic,
+    write,
+)
 
 WORD = types.int64
 # Streams of memory that never overlap: see `intrinsics.read`.
@@ -148,4 +154,6 @@ def write_gradient(dtype: str, accumulate: bool) -> int:
 @kernel
 def call_update(step, arguments):
     """Call a leaf of this file at its address."""
+    former = standard_arithmetic()
     call(step, arguments)
+    former_arithmetic(former)
