@@ -1,7 +1,8 @@
 """The door: what comes in is checked and made C-contiguous of the model's dtype, or refused.
 
-An array that is so already is used without a copy. Every message names the argument, what was got
-and what was wanted, and nothing has changed when one is raised.
+An array that is so already is used without a copy, unless it holds labels: kernels index by those.
+Every message names the argument, what was got and what was wanted, and nothing has changed when one
+is raised.
 """
 
 import math
@@ -146,8 +147,12 @@ def _wanted_targets(rows: int, outputs: int, loss: Loss) -> str:
 
 
 def check_labels(array: Array, classes: int, dtype: DType, argument: str) -> Array:
-    """Return class labels as dtype[rows, 1]."""
+    """Return class labels as dtype[rows, 1], in memory of their own; False is 0 and True is 1.
+
+    A copy is what is checked, so nobody can put a bad label into it afterwards.
+    """
     wanted = f"whole class labels from 0 to {classes - 1}"
+    array = array.astype(dtype if array.dtype.kind == "b" else array.dtype)
     if array.dtype.kind == "f":
         check_finite(array, argument)
         refuse_first(array != np.floor(array), array, argument, wanted)

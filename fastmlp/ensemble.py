@@ -22,7 +22,7 @@ from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
 from fastmlp.planning import Programs, Where, asked, check_threads
 from fastmlp.problems import check_memory
-from fastmlp.progress import Report
+from fastmlp.progress import Report, shows_progress
 from fastmlp.residency import blank, guarded
 from fastmlp.side_by_side import (
     MembersEpoch,
@@ -168,6 +168,7 @@ class Ensemble:
         return (self[member] for member in range(len(self)))
 
     @known_keywords
+    @shows_progress
     def fit(
         self,
         X: Any,

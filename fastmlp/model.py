@@ -25,6 +25,7 @@ from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.parameters import aligned_zeros, check_values
 from fastmlp.planning import Where
+from fastmlp.progress import shows_progress
 from fastmlp.weighting import check_sample_weight, check_weights
 
 Array = NDArray[Any]
@@ -63,6 +64,7 @@ class MLP(Network):
     """
 
     @known_keywords
+    @shows_progress
     def fit(
         self,
         X: Any,
@@ -111,7 +113,7 @@ class MLP(Network):
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional
-            A progress bar always or never; by default in a terminal, after two seconds.
+            A line about the fit always or never; by default for a person, after two seconds.
         verbose : int
             With 1, a line about every second.
 

@@ -1,7 +1,6 @@
 """Dispatch as a value: which kernel runs a problem, and why none of the others."""
 
 import contextlib
-import logging
 import os
 import time
 import weakref
@@ -13,7 +12,9 @@ from typing import Any, NamedTuple
 from fastmlp.arrays import check_integer
 from fastmlp.errors import DeviceError, check_name
 from fastmlp.machine import detect
+from fastmlp.progress import show_compilation
 from fastmlp.residency import guarded
+from fastmlp_kernels.announcing import announce_to
 from fastmlp_kernels.problem import (
     Kernel,
     Machine,
@@ -21,8 +22,6 @@ from fastmlp_kernels.problem import (
     Program,
 )
 from fastmlp_kernels.registry import KERNELS
-
-logger = logging.getLogger("fastmlp")
 
 DEVICES = ("auto", "cpu", "cuda")
 # The oracle is slow by design, whatever a roofline says of a network of three parameters.
@@ -34,7 +33,7 @@ FEWEST_PROGRAMS = 4
 # How long a thread waits for another's program before it has one of its own made.
 WAIT_SECONDS = 0.2
 
-_announced: set[str] = set()
+announce_to(show_compilation)
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,6 @@ class Programs:
         chosen = plan(problem, where.device, where.kernel, machine)
 
         def build() -> tuple[Plan, Program]:
-            announce_compilation(chosen)
             with guarded(chosen.kernel.device, "device"):
                 return chosen, chosen.kernel.build(problem, machine)
 
@@ -283,18 +281,6 @@ def check_threads(threads: object) -> int | None:
 def machine_with(threads: int | None) -> Machine:
     """Return this machine, of which a kernel may keep so many processors busy; None for all."""
     return detect() if threads is None else replace(detect(), cores=threads)
-
-
-def announce_compilation(chosen: Plan) -> None:
-    """Say once a process that the CPU kernels may have to be compiled."""
-    dtype = chosen.problem.dtype
-    if chosen.kernel.name.startswith("cpu.") and dtype not in _announced:
-        _announced.add(dtype)
-        logger.info(
-            "loading the CPU kernels for %s; the first time on a machine they are compiled, "
-            "which takes some seconds ('python -m fastmlp warmup' does it ahead)",
-            dtype,
-        )
 
 
 def readable_time(seconds: float) -> str:

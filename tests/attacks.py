@@ -6,6 +6,7 @@ was wrong. ``FASTMLP_ATTACKS=5`` tries everything five times as often.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import functools
 import importlib
@@ -28,6 +29,8 @@ FACTOR = float(os.environ.get("FASTMLP_ATTACKS", "1"))
 PROLOGUE = "import sys; from tests.attacks import child; child(*sys.argv[1:])"
 # What a child prints before its result: whatever else it prints is shown if it fails.
 RESULT = "attack result: "
+# PR_SET_PDEATHSIG of Linux's prctl.
+DIE_WITH_PARENT = 1
 
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memory is looked up in Linux's /proc"
@@ -86,6 +89,9 @@ def begin(kind):
 
 def child(module, function, arguments, seconds):
     """Run an attack in this process, and print its result."""
+    if sys.platform.startswith("linux"):
+        # Nobody is left behind by a run that is killed.
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     faulthandler.enable()
     faulthandler.dump_traceback_later(float(seconds), exit=True)
     found = getattr(importlib.import_module(module), function)(*json.loads(arguments))

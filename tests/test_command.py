@@ -396,18 +396,6 @@ def test_the_command_is_installed_and_of_the_version_of_the_package():
     assert machine_file.stamp()["fastmlp"] == fastmlp.__version__
 
 
-def test_the_first_use_of_a_dtype_is_announced_without_a_promise(caplog):
-    from fastmlp import planning
-
-    planning._announced.discard("float32")
-    with caplog.at_level(logging.INFO, "fastmlp"):
-        MLP([2, 2]).predict([[1.0, 2.0]])
-        MLP([2, 2]).predict([[1.0, 2.0]])
-    (record,) = [each for each in caplog.records if "compiled" in each.message]
-    assert "float32" in record.message and "python -m fastmlp warmup" in record.message
-    assert "20 seconds" not in record.message
-
-
 def test_the_constants_of_a_gpu_hold_for_a_gpu_of_that_name(home, monkeypatch):
     measured = dict.fromkeys(machine_file.GPU_CONSTANTS, 5.0)
     store_constants({"cpu_flops": 3e11}, "A GPU", measured)

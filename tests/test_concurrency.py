@@ -5,6 +5,7 @@ one model exclude each other: the model ends as if they had come one after anoth
 """
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import pickle
@@ -195,8 +196,8 @@ def attack_with_parts_of_steps(calls):
     """Call forward, compute_loss and backward of one model in 8 threads.
 
     The parts of a step belong together, and a model has one of them at a time: another thread may
-    come in between. What is asked is that nothing crashes, that a refusal is a clear error, and that
-    a model which one thread has for itself afterwards gives the right bits.
+    come in between. What is asked is that nothing crashes, that a refusal is a clear error, and
+    that a model which one thread has for itself afterwards gives the right bits.
     """
     X, y = data("labels")
     alone, model, tally = fresh("labels"), fresh("labels"), Tally()
@@ -273,7 +274,7 @@ def attack_by_training(kind, seams, teams, rounds, calls):
                 chance = random.Random(seed)
                 for _ in range(calls):
                     way = chance.choice(ways)
-                    counts.append(patiently(lambda: way(model)))
+                    counts.append(patiently(lambda way=way: way(model)))
 
             at_once([lambda seed=seed: work(seed) for seed in range(THREADS)], seams)
             total = sum(counts)
@@ -425,65 +426,76 @@ def boundaries(kind, epochs, optimizer, **settings):
     return found
 
 
-def attack_by_reading_during_a_fit(kind, epochs):
-    """Read a model while another thread fits it: what is read is that of some finished epoch."""
-    X, y = data(kind)
-    rule, settings, tally = fastmlp.Adam(1e-2), {"batch_size": 8}, Tally()
-    known = boundaries(kind, epochs, rule, **settings)
-    predictions = {found[0]: epoch for epoch, found in enumerate(known)}
-    evaluations = {found[1] for found in known}
-    model, ended = fresh(kind), threading.Event()
+class Readers:
+    """Threads that read a model while another one fits it, and know what they may see."""
 
-    def fit():
-        try:
-            model.fit(X, y, epochs=epochs, optimizer=rule, **settings)
-        finally:
-            ended.set()
+    def __init__(self, kind, known, tally):
+        self.X, self.y = data(kind)
+        self.model, self.tally, self.ended = fresh(kind), tally, threading.Event()
+        self.predictions = {found[0]: epoch for epoch, found in enumerate(known)}
+        self.evaluations = {found[1] for found in known}
 
-    def predict():
-        tally.check("predict", bits(model.predict(X)) in predictions)
+    def predict(self):
+        found = bits(self.model.predict(self.X))
+        self.tally.check("predict", found in self.predictions)
 
-    def evaluate():
-        tally.check("evaluate", bits(*model.evaluate(X, y)[:2]) in evaluations)
+    def evaluate(self):
+        found = bits(*self.model.evaluate(self.X, self.y)[:2])
+        self.tally.check("evaluate", found in self.evaluations)
 
-    def copies(make):
-        copied = make(model)
-        epoch = predictions.get(bits(copied.predict(X)))
-        tally.check("copy: parameters", epoch is not None)
+    def _check_copy(self, copied):
+        epoch = self.predictions.get(bits(copied.predict(self.X)))
+        self.tally.check("copy: parameters", epoch is not None)
         # And it knows how far it is.
         right = np.all(np.asarray(copied.epochs_trained) == epoch)
-        tally.check("copy: epochs", right, f"{copied.epochs_trained}, not {epoch}")
+        self.tally.check("copy: epochs", right, f"{copied.epochs_trained}, not {epoch}")
 
-    def other():
-        len(model.history or ())
-        repr(model)
-        model.parameters.copy()
-        _ = model.epochs_trained
-        tally.good("facts")
+    def pickle(self):
+        self._check_copy(pickle.loads(pickle.dumps(self.model)))
 
-    def reading(read):
+    def copy(self):
+        self._check_copy(copy.deepcopy(self.model))
+
+    def facts(self):
+        len(self.model.history or ())
+        repr(self.model)
+        self.model.parameters.copy()
+        _ = self.model.epochs_trained
+        self.tally.good("facts")
+
+    def until_the_end(self, read):
+        """Return a work that reads until the fit has ended, and once more."""
+
         def work():
-            while True:
-                # Once more after the end.
-                last = ended.is_set()
+            last = False
+            while not last:
+                last = self.ended.is_set()
                 try:
                     read()
                 except refusals():
-                    tally.note("refused")
+                    self.tally.note("refused")
                     time.sleep(1e-4)
-                if last:
-                    return
 
         return work
 
-    def pickled(model):
-        return pickle.loads(pickle.dumps(model))
 
-    reads = [predict, predict, evaluate, evaluate, other]
-    reads += [lambda: copies(pickled), lambda: copies(copy.deepcopy)]
+def attack_by_reading_during_a_fit(kind, epochs):
+    """Read a model while another thread fits it: what is read is that of some finished epoch."""
+    rule, settings, tally = fastmlp.Adam(1e-2), {"batch_size": 8}, Tally()
+    known = boundaries(kind, epochs, rule, **settings)
+    readers = Readers(kind, known, tally)
+
+    def fit():
+        try:
+            readers.model.fit(readers.X, readers.y, epochs=epochs, optimizer=rule, **settings)
+        finally:
+            readers.ended.set()
+
+    reads = [readers.predict] * 2 + [readers.evaluate] * 2
+    reads += [readers.facts, readers.pickle, readers.copy]
     begin("reads beside a fit")
-    together([fit, *map(reading, reads)])
-    tally.check("the fit", bits(model.predict(X)) == known[-1][0])
+    together([fit, *map(readers.until_the_end, reads)])
+    tally.check("the fit", bits(readers.model.predict(readers.X)) == known[-1][0])
     return tally
 
 
@@ -599,6 +611,41 @@ def signal_cases():
     }
 
 
+class Handler:
+    """A signal handler that calls a model, though never in the midst of itself."""
+
+    def __init__(self, outer, inner, expected, tally):
+        self.outer, self.inner, self.expected, self.tally = outer, inner, expected, tally
+        self.model, self._inside = fresh("labels"), False
+        self._call = signal_cases()[inner]
+
+    def __call__(self, number, frame):
+        if self._inside:
+            return
+        self._inside = True
+        try:
+            found = self._call(self.model)
+            if found is None:
+                self.tally.note(f"{self.inner} inside {self.outer}")
+            else:
+                self.tally.check(f"{self.inner} inside", found in self.expected[self.inner])
+        except refusals():
+            self.tally.note(f"{self.inner} refused inside {self.outer}")
+        finally:
+            self._inside = False
+
+
+@contextlib.contextmanager
+def heard_again_and_again(handler):
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 3e-4, 3e-4)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def attack_from_signal_handlers(teams, seconds):
     """Call a model in a handler of a timer, in the midst of another call of the same model."""
     if teams:
@@ -613,39 +660,16 @@ def attack_from_signal_handlers(teams, seconds):
         calls["step"](alone)
     for outer, inner in itertools.product(calls, calls):
         begin(f"{inner} in the midst of {outer}")
-        models, inside = [fresh("labels")], []
-
-        def handler(number, frame, models=models, inner=inner, outer=outer, inside=inside):
-            if inside:
-                return
-            inside.append(True)
-            try:
-                found = calls[inner](models[-1])
-                if found is None:
-                    tally.note(f"{inner} inside {outer}")
-                else:
-                    tally.check(f"{inner} inside", found in expected[inner])
-            except refusals():
-                tally.note(f"{inner} refused inside {outer}")
-            finally:
-                inside.clear()
-
-        before = signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 3e-4, 3e-4)
+        handler = Handler(outer, inner, expected, tally)
         until = time.monotonic() + seconds
-        try:
+        with heard_again_and_again(handler):
             while time.monotonic() < until:
-                model = models[-1]
-                if model._state.steps > longest - 100:
-                    models.append(fresh("labels"))
-                    continue
-                found = calls[outer](model)
+                if handler.model._state.steps > longest - 100:
+                    handler.model = fresh("labels")
+                found = calls[outer](handler.model)
                 if found is not None:
                     tally.check(f"{outer} outside", found in expected[outer])
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        model = models[-1]
+        model = handler.model
         steps, reached = model._state.steps, expected["predict"].get(calls["predict"](model))
         tally.check("afterwards", reached == steps, f"{steps} steps, parameters of {reached}")
     return tally

@@ -331,16 +331,6 @@ def test_the_history_has_a_column_for_each_network():
     assert empty.rows_per_second == 0 and "0 epochs of 3 networks" in repr(empty)
 
 
-def test_a_fit_is_silent_unless_asked(capsys):
-    pytest.importorskip("tqdm")
-    ensemble = ensemble_of(TASKS["regression"][0])
-    ensemble.fit(X, Y, epochs=2)
-    assert capsys.readouterr() == ("", "")
-    ensemble.fit(X, Y, epochs=4, batch_size=10, progress=True)
-    shown = capsys.readouterr()
-    assert shown.out == "" and "28/28" in shown.err and "loss" in shown.err
-
-
 def test_one_network_that_fails_stops_alone(workers):
     chain = TASKS["regression"][0]
     rates = [0.01, 1e38, 0.02, 3e38, 0.03]

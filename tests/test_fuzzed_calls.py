@@ -293,6 +293,22 @@ def refusals(chance, kind, generator):
     return chance.choice(ways)
 
 
+def attempt(call, model, state, tally, number):
+    """Make a call that is to be refused; return whether everything is as it was."""
+    before, what = state(model), f"call {number}, line {call.__code__.co_firstlineno}"
+    try:
+        call(model)
+    except (fastmlp.FastMLPError, OfTheUser):
+        tally.good("refused")
+    except Exception as raw:
+        tally.bad("refused", f"{what}: {type(raw).__name__}: {raw}")
+    else:
+        tally.bad("refused", f"{what}: it was accepted")
+    same = state(model) == before
+    tally.check("unchanged", same, what)
+    return same
+
+
 def attack_with_random_calls(kind, seed, count):
     """Make random calls of a model, and the good ones of its twin."""
     chance, generator = random.Random(seed), np.random.default_rng(seed)
@@ -311,25 +327,11 @@ def attack_with_random_calls(kind, seed, count):
             tally.check("finite", np.isfinite(model.parameters).all(), f"call {number}")
             if not right:
                 return tally
-            continue
-        before = state_bits(model)
-        if draw < 0.35:
+        elif draw < 0.35:
+            before = state_bits(model)
             reads(chance, kind, generator)(model)
             tally.check("read", state_bits(model) == before, f"call {number}")
-            continue
-        call = refusals(chance, kind, generator)
-        line = call.__code__.co_firstlineno
-        try:
-            call(model)
-        except (fastmlp.FastMLPError, OfTheUser):
-            tally.good("refused")
-        except Exception as raw:
-            tally.bad("refused", f"call {number}, line {line}: {type(raw).__name__}: {raw}")
-        else:
-            tally.bad("refused", f"call {number}, line {line}: it was accepted")
-        same = state_bits(model) == before
-        tally.check("unchanged", same, f"call {number}, line {line}: {model._state.rule}")
-        if not same:
+        elif not attempt(refusals(chance, kind, generator), model, state_bits, tally, number):
             model = copy.deepcopy(twin)
     return tally
 
@@ -344,74 +346,71 @@ def test_random_calls(kind, seed):
 ENSEMBLE = ([6, 8, 3], 3, "relu", "softmax_cross_entropy")
 
 
+def ensemble_bits(ensemble):
+    """Return everything of an ensemble that a refusal must not change."""
+    held = ensemble._state
+    return bits(held.parameters, held.slots, held.steps, held.epochs), held.rule
+
+
+def reads_of_ensembles(chance, X, y):
+    return chance.choice(
+        [
+            lambda ensemble: ensemble.predict(X),
+            lambda ensemble: ensemble.predict_spread(X),
+            lambda ensemble: ensemble.evaluate(X, y),
+            lambda ensemble: ensemble[chance.randrange(3)],
+            lambda ensemble: pickle.loads(pickle.dumps(ensemble)),
+        ]
+    )
+
+
+def refusals_of_ensembles(chance, X, y):
+    bad_X, bad_y = spoilt(chance, X), spoilt_targets(chance, "labels", y)
+    one = {"batch_size": 1}
+    not_numbers = fastmlp.RMSprop(lambda step: np.nan + step)
+    return chance.choice(
+        [
+            lambda ensemble: ensemble.predict(bad_X),
+            lambda ensemble: ensemble.fit(bad_X, y, **one),
+            lambda ensemble: ensemble.fit(X, bad_y, **one),
+            lambda ensemble: ensemble.evaluate(X, bad_y),
+            lambda ensemble: ensemble.fit(X, y, epochs=0, **one),
+            lambda ensemble: ensemble.fit(X, y, optimizer=[fastmlp.SGD(0.1)], **one),
+            lambda ensemble: ensemble.fit(X, y, optimizer=fastmlp.Adagrad(failing_schedule), **one),
+            lambda ensemble: ensemble.fit(X, y, optimizer=not_numbers, **one),
+            lambda ensemble: ensemble["first"],
+            lambda ensemble: setattr(ensemble, "parameters", np.zeros(3)),
+            lambda ensemble: setattr(ensemble, "threads", 0),
+        ]
+    )
+
+
 def attack_an_ensemble_with_random_calls(seed, count):
     """Make random calls of an ensemble, and the good ones of its twin."""
     chance, generator = random.Random(seed), np.random.default_rng(seed)
-    model, twin = (fastmlp.Ensemble(*ENSEMBLE, seed=2) for _ in range(2))
+    ensemble, twin = (fastmlp.Ensemble(*ENSEMBLE, seed=2) for _ in range(2))
     tally = Tally()
-
-    def state(each):
-        held = each._state
-        return bits(held.parameters, held.slots, held.steps, held.epochs), held.rule
-
     for number in range(count):
         if number % 500 == 0:
             begin(f"ensemble, seed {seed}, call {number}")
         rows = chance.choice([1, 7, ROWS])
         X, y = generator.normal(size=(rows, 6)), generator.integers(0, 3, rows)
-        draw, before = chance.random(), state(model)
+        draw = chance.random()
         if draw < 0.12:
             settings = {"epochs": chance.randint(1, 2), "batch_size": chance.randint(1, rows)}
             rule = optimizers(chance)
-            for each in (model, twin):
+            for each in (ensemble, twin):
                 each.fit(X, y, optimizer=rule, **settings)
-            tally.check("training", state(model) == state(twin), f"call {number}")
-            continue
-        if draw < 0.35:
-            chance.choice(
-                [
-                    lambda X=X: model.predict(X),
-                    lambda X=X: model.predict_spread(X),
-                    lambda X=X, y=y: model.evaluate(X, y),
-                    lambda: model[chance.randrange(3)],
-                    lambda: pickle.loads(pickle.dumps(model)),
-                ]
-            )()
-            tally.check("read", state(model) == before, f"call {number}")
-            continue
-        bad_X, bad_y = spoilt(chance, X), spoilt_targets(chance, "labels", y)
-        call = chance.choice(
-            [
-                lambda bad=bad_X: model.predict(bad),
-                lambda bad=bad_X, y=y: model.fit(bad, y, batch_size=1),
-                lambda X=X, bad=bad_y: model.fit(X, bad, batch_size=1),
-                lambda X=X, bad=bad_y: model.evaluate(X, bad),
-                lambda X=X, y=y: model.fit(X, y, epochs=0, batch_size=1),
-                lambda X=X, y=y: model.fit(X, y, batch_size=1, optimizer=[fastmlp.SGD(0.1)]),
-                lambda X=X, y=y: model.fit(
-                    X, y, batch_size=1, optimizer=fastmlp.Adagrad(failing_schedule)
-                ),
-                lambda X=X, y=y: model.fit(
-                    X, y, batch_size=1, optimizer=fastmlp.RMSprop(lambda step: np.nan + step)
-                ),
-                lambda: model["first"],
-                lambda: setattr(model, "parameters", np.zeros(3)),
-                lambda: setattr(model, "threads", 0),
-            ]
-        )
-        line = call.__code__.co_firstlineno
-        try:
-            call()
-        except (fastmlp.FastMLPError, OfTheUser):
-            tally.good("refused")
-        except Exception as raw:
-            tally.bad("refused", f"call {number}, line {line}: {type(raw).__name__}: {raw}")
+            same = ensemble_bits(ensemble) == ensemble_bits(twin)
+            tally.check("training", same, f"call {number}")
+        elif draw < 0.35:
+            before = ensemble_bits(ensemble)
+            reads_of_ensembles(chance, X, y)(ensemble)
+            tally.check("read", ensemble_bits(ensemble) == before, f"call {number}")
         else:
-            tally.bad("refused", f"call {number}, line {line}: it was accepted")
-        same = state(model) == before
-        tally.check("unchanged", same, f"call {number}, line {line}")
-        if not same:
-            model = copy.deepcopy(twin)
+            call = refusals_of_ensembles(chance, X, y)
+            if not attempt(call, ensemble, ensemble_bits, tally, number):
+                ensemble = copy.deepcopy(twin)
     return tally
 
 
