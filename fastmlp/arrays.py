@@ -215,6 +215,11 @@ def all_finite(array: Array) -> bool:
     return bool(np.isfinite(array).all())
 
 
+def is_vector(y: Any, sizes: tuple[int, ...]) -> bool:
+    """Return whether targets of one output were given as a vector (rows,)."""
+    return sizes[-1] == 1 and np.ndim(y) == 1
+
+
 def largest_magnitude(array: Array) -> float:
     """Return the largest absolute value; no copy is made, of an array that may fill the memory."""
     return float(max(array.max(), -array.min()))

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastmlp import arrays
 from fastmlp.arrays import Data, check_integer, check_matrix, check_number, host_copy
-from fastmlp.batches import CHUNK_ROWS
+from fastmlp.batches import CHUNK_ROWS, check_batch_size
 from fastmlp.device_arrays import follows, matrix_there, stays
 from fastmlp.ensemble_history import EnsembleHistory
 from fastmlp.errors import DTypeError, NonFiniteTrainingError, known_keywords
@@ -101,6 +101,7 @@ class Ensemble:
         self._state = MembersState(parameters, tuple(seeds))
         self._threads: int | None = None
         self._columns: Columns | None = None
+        self._vector = False
         self.history: EnsembleHistory | None = None
         self._forget()
 
@@ -160,22 +161,22 @@ class Ensemble:
         model._state = self._state.member(index)
         model.history = None if self.history is None else self.history.member(index)
         model.threads = self.threads
-        model._columns = self._columns
+        model._columns, model._vector = self._columns, self._vector
         return model
 
     def __iter__(self) -> Iterator[MLP]:
         """Yield a copy of each network."""
         return (self[member] for member in range(len(self)))
 
-    @known_keywords
     @shows_progress
+    @known_keywords
     def fit(
         self,
         X: Any,
         y: Any,
         *,
         epochs: int = 10,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         optimizer: Optimizer | str | Sequence[Optimizer] | None = None,
         validation_data: tuple[Any, Any] | None = None,
         shuffle: bool = True,
@@ -212,19 +213,20 @@ class Ensemble:
         where, there = self._place(X, device, kernel, threads)
         data, columns = self._data(X, y, "", there), self._columns or column_names(X)
         validation = self._validation(validation_data, there, columns)
-        batch_size = check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X")
+        rows = check_batch_size(batch_size, len(data.X))
+        vector = arrays.is_vector(y, self.template.sizes)
         settings: dict[str, Any] = {
             "epochs": check_integer(epochs, "epochs", 1),
             "shuffle": bool(shuffle),
             "weights": check_weights(sample_weight, class_weight, data),
             "l2": check_number(l2, "l2"),
         }
-        arguments = (data, batch_size, check_optimizers(optimizer, len(self)), where)
+        arguments = (data, rows, check_optimizers(optimizer, len(self)), where)
 
         def train() -> EnsembleHistory:
             check_values("parameters", self.parameters, self.parameters)
             trainer = MembersTrainer(self._state, self._together, *arguments, **settings)
-            self._columns = columns
+            self._columns, self._vector = columns, vector
             return self._train(trainer, settings["epochs"], validation, progress, verbose)
 
         return self._state.lock.fit("fit", train)
@@ -285,13 +287,14 @@ class Ensemble:
         if last is None and len(history):
             last = float(history.loss[-1, first])
         names = ", ".join(map(str, bad))
+        largest = arrays.largest_magnitude(host_copy(trainer.data.X))
         error = NonFiniteTrainingError.at(
             f"fit: got a loss, gradient or parameter that is not finite in epoch {number} of "
             f"{len(bad)} of {len(self)} networks (members {names}; the first in batch {batch} of "
             f"{batches}), wanted finite numbers (its last finite loss: {last}). Their parameters "
             "are the last good ones, and the other networks have finished the epoch. Try smaller "
             f"learning rates than {trainer.rate(first):g}, and inputs and targets of the order of "
-            f"1: the largest |X| is {arrays.largest_magnitude(host_copy(trainer.data.X)):.3g}",
+            f"1: the largest |X| is {largest:.3g}",
             number,
             batch,
             last,
@@ -307,19 +310,22 @@ class Ensemble:
         kernel: str | None = None,
         threads: int | None = None,
     ) -> Array:
-        """Return the outputs of every network, (members, rows, outputs); see `MLP.predict`."""
+        """Return every network's outputs, (members, rows, outputs) or (members, rows).
+
+        The latter after a fit to a vector of targets: see `MLP.predict`.
+        """
         sizes = self.template.sizes
         where, there = self._place(X, device, kernel, threads)
         check_columns(X, self._columns, "X")
         inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
         if inputs is None:
             inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
-        if not len(inputs):
-            return np.empty((len(self), 0, sizes[-1]), dtype=self.dtype)
         return self._state.read("predict", lambda all_of: self._predict(all_of, inputs, where))
 
     def _predict(self, of_each: Array, inputs: Array, where: Where) -> Array:
         rows, outputs = len(inputs), self.template.sizes[-1]
+        if not rows:
+            return np.empty((len(self), 0, outputs)[: 2 if self._vector else 3], dtype=self.dtype)
         capacity = 1 << (rows - 1).bit_length()
         result = np.empty((len(of_each), rows, outputs), dtype=self.dtype)
         with (
@@ -331,7 +337,7 @@ class Ensemble:
                 out = own if program.memory is None else out
                 program.predict(program.to_device(parameters), given, out, True)
                 program.to_host(out, own)
-        return result
+        return result[..., 0] if self._vector else result
 
     def predict_mean(self, X: Any, **where: Any) -> Array:
         """Return the mean of the networks' predictions, (rows, outputs); see `predict`."""

@@ -13,7 +13,9 @@ from fastmlp.arrays import (
     check_number,
     check_pair,
     check_targets,
+    is_vector,
 )
+from fastmlp.batches import check_batch_size
 from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
 from fastmlp.device_arrays import follows, inputs_there, stays
 from fastmlp.errors import CallOrderError, NonFiniteTrainingError, known_keywords
@@ -63,15 +65,15 @@ class MLP(Network):
         Of the last `fit`, also of one that was interrupted.
     """
 
-    @known_keywords
     @shows_progress
+    @known_keywords
     def fit(
         self,
         X: Any,
         y: Any,
         *,
         epochs: int = 10,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         optimizer: Optimizer | str | None = None,
         validation_data: tuple[Any, Any] | None = None,
         shuffle: bool = True,
@@ -93,8 +95,10 @@ class MLP(Network):
         X, y : array-like (rows, inputs) and (rows, outputs)
             y also as (rows,) of a single output, or (rows,) of class labels. Arrays on a GPU,
             contiguous and of the model's dtype, are used there; "auto" then means "cuda".
-        epochs, batch_size : int
-            The last mini-batch of an epoch may be smaller.
+        epochs : int
+        batch_size : int, optional
+            Rows of a mini-batch, at most those of X; by default 32, or all rows where there are
+            fewer. The last mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
             ``SGD(0.01)`` by default; "adam" is ``Adam()``. Its rate may be a schedule: see
             `fastmlp.schedules`. Its state stays; one of another rule starts afresh and is logged.
@@ -131,7 +135,7 @@ class MLP(Network):
         validation = self._validation(validation_data, there, columns)
         options = training.Options(
             epochs=check_integer(epochs, "epochs", 1),
-            batch_size=check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
+            batch_size=check_batch_size(batch_size, len(data.X)),
             optimizer=check_optimizer(optimizer),
             metric=check_metric(None, self._loss),
             shuffle=bool(shuffle),
@@ -143,8 +147,13 @@ class MLP(Network):
             progress=progress,
             verbose=verbose,
         )
-        self._columns = columns
-        return self._state.lock.fit("fit", lambda: self._train(data, validation, options))
+        vector = is_vector(y, self.sizes)
+
+        def train() -> History:
+            self._columns, self._vector = columns, vector
+            return self._train(data, validation, options)
+
+        return self._state.lock.fit("fit", train)
 
     def _train(self, data: Any, validation: Any, options: training.Options) -> History:
         # Weights written through a view are not checked on the way in.
@@ -177,7 +186,8 @@ class MLP(Network):
     ) -> Array:
         """Return the outputs (rows, outputs); class probabilities for a softmax loss.
 
-        No rows give an array of no rows.
+        A network with one output that was last trained on a vector of targets predicts a vector
+        (rows,), so that ``y - model.predict(X)`` is one. No rows give an array of no rows.
         """
         sizes = self.template.sizes
         where, there = self._asked(device, kernel, threads), False
@@ -189,9 +199,12 @@ class MLP(Network):
         else:
             inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
         if not len(inputs):
-            return np.empty((0, sizes[-1]), self.dtype)
+            return self._shaped(np.empty((0, sizes[-1]), self.dtype))
         rest = (self._programs, inputs, sizes[-1], where)
-        return self._state.read("predict", lambda P: steps.predict(P, *rest))
+        return self._shaped(self._state.read("predict", lambda P: steps.predict(P, *rest)))
+
+    def _shaped(self, outputs: Array) -> Array:
+        return outputs[:, 0] if self._vector else outputs
 
     @known_keywords
     def evaluate(
@@ -227,9 +240,14 @@ class MLP(Network):
             data = self._data(X, y, "", there)
         weights = check_sample_weight(sample_weight, len(data.X))
         chosen = check_optimizer(optimizer)
-        return self._state.lock.change("step", self._take_step, data, chosen, weights, where)
+        vector = is_vector(y, self.template.sizes)
+        return self._state.lock.change(
+            "step", self._take_step, data, chosen, weights, where, vector
+        )
 
-    def _take_step(self, data: Any, optimizer: Optimizer, weights: Any, where: Where) -> float:
+    def _take_step(
+        self, data: Any, optimizer: Optimizer, weights: Any, where: Where, vector: bool
+    ) -> float:
         # Taken out while it is used: one that an exception leaves halfway is not believed again.
         step, self._step = self._step, None
         batch = (len(data.X), data.labels, optimizer.rule, where)
@@ -240,6 +258,7 @@ class MLP(Network):
         loss = step.take(self._state, data, optimizer, weights)
         self._step = step
         step.check_finite(self._state)
+        self._vector = vector
         return loss
 
     def value_and_grad(
@@ -261,7 +280,10 @@ class MLP(Network):
         return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there, columns)
 
     def forward(self, X: Any) -> Array:
-        """Return the outputs of a batch (logits for a softmax loss); keep what `backward` needs."""
+        """Return the outputs (rows, outputs) of a batch; keep what `backward` needs.
+
+        They are logits for a softmax loss, and a matrix whatever the targets are.
+        """
         check_columns(X, self._columns, "X")
         inputs = check_matrix(X, self.sizes[0], self.dtype, "X")
         return self._state.lock.hold("forward", self._forward, inputs, self._labels)

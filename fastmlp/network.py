@@ -63,6 +63,8 @@ class Network:
         self._where = Where()
         self._columns: Columns | None = None
         self.history: History | None = None
+        # Whether the targets of one output were a vector when the model was last trained.
+        self._vector = False
         # Most targets of a loss that takes labels are labels.
         self._labels = self._loss.label_rule is not None
         self._forget()

@@ -89,14 +89,7 @@ class ParameterViews(Sequence[Array]):
         if isinstance(index, slice):
             self.assign(values, range(len(self))[index])
             return
-        try:
-            number = range(len(self))[operator.index(index)]
-        except TypeError:
-            raise DTypeError(
-                f"{self._argument}: got an assignment to {index!r}, wanted the number of a layer: "
-                f"{self._argument}[0] = ..."
-            ) from None
-        view = self._views[number]
+        view, number = self._views[index], range(len(self))[index]
         # ``views[i] += x`` has changed the view already and assigns it to itself.
         self._write([] if values is view else [(view, self._check(number, values))])
 
@@ -115,10 +108,10 @@ class ParameterViews(Sequence[Array]):
                 f"{self._argument}: got {len(given)} arrays, wanted {len(places)}, one per layer"
             )
         checked = [
-            self._check(index, each).copy() for index, each in zip(places, given, strict=True)
+            (self._views[index], self._check(index, each).copy())
+            for index, each in zip(places, given, strict=True)
         ]
-        views = [self._views[index] for index in places]
-        self._write(list(zip(views, checked, strict=True)))
+        self._write(checked)
 
     def _write(self, pairs: list[tuple[Array, Array]]) -> None:
         def write() -> None:

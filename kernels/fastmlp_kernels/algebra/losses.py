@@ -159,7 +159,12 @@ def half_poisson_deviance(prediction, target):
 
 def half_poisson_deviance_of_log(log_rate, target):
     rate = exp(log_rate)
-    return target * (log(max(target, SMALLEST)) - log_rate) - target + rate, rate - target
+    # By way of the rate: where it has underflowed to 0, scikit-learn's loss is infinite, or not a
+    # number for a target of 0, and y (log y - z) would be finite.
+    ratio = target / rate
+    # A zero that is not a number where the ratio is not finite: max alone would hide that.
+    surprise = target * log(max(ratio, SMALLEST)) + ZERO * ratio
+    return surprise - target + rate, rate - target
 
 
 def _shift_from_largest(logits, i, shifted):
