@@ -6,6 +6,7 @@ without knowledge of fastmlp would catch.
 
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -144,7 +145,7 @@ def known_keywords(called: Called) -> Called:
         made.__init__ = known_keywords(made.__init__)
         return made
     function: Any = called
-    code = function.__code__
+    code = inspect.unwrap(function).__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     known = frozenset(names) - {"self"}
 
