@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastmlp.errors import MissingPackageError as MissingPackageError
     from fastmlp.errors import NonFiniteTrainingError as NonFiniteTrainingError
     from fastmlp.errors import ShapeError as ShapeError
+    from fastmlp.errors import UnknownKeywordError as UnknownKeywordError
     from fastmlp.errors import UnknownNameError as UnknownNameError
     from fastmlp.explanation import explain as explain
     from fastmlp.gradients import Gradients as Gradients
@@ -68,6 +69,7 @@ _NAMES_OF = {
         "DeviceError",
         "DeviceLostError",
         "DeviceMemoryError",
+        "UnknownKeywordError",
         "UnknownNameError",
         "BusyError",
         "CallOrderError",
@@ -101,5 +103,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names, imported or not."""
-    return sorted({*globals(), *__all__})
+    """List the public names, imported or not, and nothing else."""
+    return sorted({*__all__, *_OPTIONAL_SUBMODULES})

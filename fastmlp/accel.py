@@ -5,10 +5,17 @@ arguments...`` do what Python would do without ``fastmlp.accel``. With ``-v`` in
 error says what runs on scikit-learn's own code, and why.
 """
 
+import sys
+
+# `python -m` puts the current folder in front. No program started from a file finds modules there,
+# so none may stand in for what is imported from here on. The flag says that nothing was put there.
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]
+
 import logging
 import os
+import pkgutil
 import runpy
-import sys
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -50,12 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(words: list[str], by_module: bool) -> int:
     """Run a script or a module as ``__main__``; ``words[0]`` names it."""
     sys.argv[:] = words
+    # What Python itself would put in front: `runpy` does it for a folder or an archive.
+    front = os.getcwd() if by_module else os.path.dirname(os.path.realpath(words[0]))
+    is_script = by_module or pkgutil.get_importer(words[0]) is None
+    if is_script and not sys.flags.safe_path:
+        sys.path.insert(0, front)
     try:
         if by_module:
             runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         else:
-            # Python puts the script's folder there; so far it is the current folder.
-            sys.path[0] = os.path.dirname(os.path.realpath(words[0]))
             runpy.run_path(words[0], run_name="__main__")
     except Exception as error:
         # A program's traceback begins in the program.

@@ -1,17 +1,21 @@
 """The door: what comes in is checked and made C-contiguous of the model's dtype, or refused.
 
-An array that is so already is used without a copy. Every message names the argument, what was got
-and what was wanted, and nothing has changed when one is raised.
+An array that is so already is used without a copy, unless it holds labels: kernels index by those.
+Every message names the argument, what was got and what was wanted, and nothing has changed when one
+is raised.
 """
 
 import math
+import secrets
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp import remedies
 from fastmlp.errors import DomainError, DTypeError, ShapeError
+from fastmlp.frames import Columns, check_columns, numbers_of
 from fastmlp_kernels.algebra import Loss
 from fastmlp_kernels.algebra.tables import Interval
 
@@ -47,34 +51,58 @@ def check_data(
     dtype: DType,
     of: str = "",
     there: bool = False,
+    columns: Columns | None = None,
 ) -> Data:
     """Return checked inputs and targets; `of` is put before their names in messages.
 
-    `there` says whether arrays on a GPU stay there: see `fastmlp.device_arrays`.
+    `there` says whether arrays on a GPU stay there: see `fastmlp.device_arrays`. `columns` are
+    the names that a table's columns must have.
     """
+    if columns is not None:
+        check_columns(X, columns, f"{of}X")
     if there:
         from fastmlp.device_arrays import check_data_there
 
         return check_data_there(X, y, sizes, loss, dtype, of)
-    inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
+    try:
+        inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
+    except ShapeError:
+        if remedies.are_swapped(X, y, sizes[0]):
+            raise ShapeError(
+                f"{of}X: got shape {np.shape(X)}, wanted (rows, {sizes[0]}), which y has: are they "
+                "swapped?"
+            ) from None
+        raise
     targets, labels = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
     return Data(inputs, targets, labels)
 
 
+def check_pair(pair: Any) -> tuple[Any, Any]:
+    """Return validation data as the pair that they must be."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
+    return pair[0], pair[1]
+
+
 def check_matrix(
-    value: Any, columns: int, dtype: DType, argument: str, rows: int | None = None
+    value: Any, columns: int, dtype: DType, argument: str, rows: int | None = None, least: int = 1
 ) -> Array:
-    """Return a finite, C-contiguous dtype[rows, columns]."""
-    array = host_array(value, argument)
+    """Return a finite, C-contiguous dtype[rows, columns] of at least so many rows."""
+    array, name = host_array(value, argument, least), called(argument)
     if array.ndim != 2 or array.shape[1] != columns or rows not in (None, len(array)):
         wanted = f"({'rows' if rows is None else rows}, {columns})"
-        hint = ""
-        if array.ndim == 1 and array.size == columns and rows in (None, 1):
-            hint = "; one row is written X[None, :]"
-        elif array.ndim == 1 and columns == 1:
-            hint = "; one column is written X[:, None]"
+        hint = remedies.of_matrix(array.shape, columns, rows, name)
         raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}{hint}")
-    return convert(array, dtype, argument)
+    try:
+        return convert(array, dtype, argument)
+    except DomainError as error:
+        hint = remedies.of_missing(value, array, name) or remedies.of_overflow(array, dtype, name)
+        raise DomainError(f"{error}{hint}") from None
+
+
+def called(argument: str) -> str:
+    """Return what the user has called an array: the last word of what messages call it."""
+    return argument.rpartition(" ")[2]
 
 
 def check_targets(
@@ -88,15 +116,28 @@ def check_targets(
     if array.ndim not in (1, 2) or (not by_label and not (flat and outputs == 1)):
         if array.ndim != 2 or array.shape[1] != outputs:
             wanted = _wanted_targets(rows, outputs, loss)
-            raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}")
+            hint = remedies.of_targets(array, rows, outputs, loss, called(argument))
+            raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}{hint}")
     if len(array) != rows:
         raise ShapeError(f"{argument}: got {len(array)} rows, wanted {rows}, as many as {of}X has")
-    if by_label:
-        return check_labels(array.reshape(rows), outputs, dtype, argument), True
-    matrix = array if array.ndim == 2 else array.reshape(rows, outputs)
-    targets = convert(matrix, dtype, argument)
+    try:
+        if by_label:
+            return check_labels(array.reshape(rows), outputs, dtype, argument), True
+        matrix = array if array.ndim == 2 else array.reshape(rows, outputs)
+        targets = convert(matrix, dtype, argument)
+    except DomainError as error:
+        raise DomainError(
+            f"{error}{_target_hint(array, outputs, dtype, by_label, argument)}"
+        ) from None
     check_domain(targets, loss, argument)
     return targets, False
+
+
+def _target_hint(array: Array, outputs: int, dtype: DType, by_label: bool, argument: str) -> str:
+    name = called(argument)
+    if by_label:
+        return remedies.of_labels(array.reshape(-1), outputs, name)
+    return remedies.of_missing(array, array, name) or remedies.of_overflow(array, dtype, name)
 
 
 def _wanted_targets(rows: int, outputs: int, loss: Loss) -> str:
@@ -106,10 +147,12 @@ def _wanted_targets(rows: int, outputs: int, loss: Loss) -> str:
 
 
 def check_labels(array: Array, classes: int, dtype: DType, argument: str) -> Array:
-    """Return class labels as dtype[rows, 1]."""
+    """Return class labels as dtype[rows, 1], in memory of their own; False is 0 and True is 1.
+
+    A copy is what is checked, so nobody can put a bad label into it afterwards.
+    """
     wanted = f"whole class labels from 0 to {classes - 1}"
-    if array.dtype.kind == "b":
-        raise DTypeError(f"{argument}: got labels of dtype bool, wanted {wanted}: y.astype(int)")
+    array = array.astype(dtype if array.dtype.kind == "b" else array.dtype)
     if array.dtype.kind == "f":
         check_finite(array, argument)
         refuse_first(array != np.floor(array), array, argument, wanted)
@@ -126,7 +169,8 @@ def check_domain(targets: Array, loss: Loss, argument: str) -> None:
         outside = (targets < domain.low) | (targets > domain.high)
         outside |= (targets == domain.low) & (not domain.low_included)
         outside |= (targets == domain.high) & (not domain.high_included)
-        wanted = f"values in {domain}, where {loss.name} is defined"
+        hint = remedies.of_domain(targets, loss, called(argument))
+        wanted = f"values in {domain}, where {loss.name} is defined{hint}"
         refuse_first(outside, targets, argument, wanted)
     if loss.label_rule is not None:
         sums = targets.sum(axis=1)
@@ -171,6 +215,11 @@ def all_finite(array: Array) -> bool:
     return bool(np.isfinite(array).all())
 
 
+def is_vector(y: Any, sizes: tuple[int, ...]) -> bool:
+    """Return whether targets of one output were given as a vector (rows,)."""
+    return sizes[-1] == 1 and np.ndim(y) == 1
+
+
 def largest_magnitude(array: Array) -> float:
     """Return the largest absolute value; no copy is made, of an array that may fill the memory."""
     return float(max(array.max(), -array.min()))
@@ -209,13 +258,20 @@ def writable(array: Array) -> Array:
     return np.asarray(_Memory(array))
 
 
-def host_array(value: Any, argument: str) -> Array:
-    """Return any array-like as a non-empty NumPy array of real numbers in this process's memory."""
+def host_array(value: Any, argument: str, least: int = 1) -> Array:
+    """Return any array-like as a NumPy array of real numbers in this process's memory.
+
+    It has at least one element, unless `least` is 0: then it may have no rows.
+    """
     array = value if type(value) is np.ndarray else to_host(value, argument)
     if array.dtype.kind not in "fiub":
-        kind = f"{type(value).__name__} of dtype {array.dtype}"
-        raise DTypeError(f"{argument}: got {kind}, wanted real numbers in a dense array")
-    if array.size == 0:
+        numbers = numbers_of(value, argument)
+        if numbers is None:
+            kind = f"{type(value).__name__} of dtype {array.dtype}"
+            hint = remedies.of_kind(value, array, called(argument))
+            raise DTypeError(f"{argument}: got {kind}, wanted real numbers in a dense array{hint}")
+        array = numbers
+    if array.size == 0 and (least or array.ndim != 2 or len(array)):
         raise ShapeError(f"{argument}: got no data, shape {array.shape}; wanted at least one row")
     return array
 
@@ -234,7 +290,8 @@ def to_host(value: Any, argument: str) -> Array:
     except (ValueError, TypeError, RuntimeError) as error:
         if "inhomogeneous" in str(error):
             raise ShapeError(
-                f"{argument}: got rows of different lengths, wanted a rectangular array"
+                f"{argument}: got rows of different lengths{remedies.of_lengths(value)}, wanted a "
+                "rectangular array"
             ) from None
         raise DTypeError(
             f"{argument}: got {type(value).__name__} that NumPy cannot read ({error}), "
@@ -282,6 +339,12 @@ def check_integer(
     if number < low or (high is not None and number > high):
         raise DomainError(f"{argument}: got {number}, wanted {wanted}{why}")
     return number
+
+
+def check_seed(value: Any, argument: str, high: int, why: str = "") -> int:
+    """Return a seed; None stands for one that is drawn, so that it can be read and used again."""
+    # As many bits as a float holds, so that a seed survives JSON.
+    return secrets.randbits(53) if value is None else check_integer(value, argument, 0, high, why)
 
 
 def check_number(value: Any, argument: str, low: float = 0.0) -> float:

@@ -5,6 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arrays import check_integer
+
+# Rows of a mini-batch where the user names none.
+DEFAULT_BATCH_ROWS = 32
 # Rows of a chunk where no gradient is wanted: enough to fill any kernel, little memory.
 CHUNK_ROWS = 1024
 
@@ -17,6 +21,13 @@ def epoch_order(seed: int, epoch: int, rows: int, shuffle: bool) -> NDArray[np.i
     key = np.array([seed, epoch], dtype=np.uint64)
     order = np.random.Generator(np.random.Philox(key=key)).permutation(rows)
     return order.astype(np.int64, copy=False)
+
+
+def check_batch_size(value: Any, rows: int) -> int:
+    """Return the rows of a mini-batch: those asked for, or by default 32, or all of fewer."""
+    if value is None:
+        return min(DEFAULT_BATCH_ROWS, rows)
+    return check_integer(value, "batch_size", 1, rows, ", the rows of X")
 
 
 def batch_rows(rows: int, batch_size: int) -> NDArray[np.int64]:

@@ -22,6 +22,9 @@ from fastmlp_kernels.cpu import epoch_seconds
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, Machine, Problem
 
 RUNS = 9
+# Of the processors that a measurement asks for, what this process must have got for it to be
+# believed. It never sleeps, so undisturbed it gets nearly all; beside a program on each, a half.
+LEAST_SHARE = 0.9
 # What a measurement may say at the least, in seconds: a petaflop/s, 100 TB/s, and times that no
 # processor undercuts. Noise can make the solution of the equations negative.
 LEAST_SECONDS = {
@@ -59,10 +62,19 @@ TWO_THREADS = (_problem((16, 64, 1), 32, 1), _problem((16, 64, 1), 32, 2000))
 
 @dataclass(frozen=True)
 class Calibration:
-    """The measured constants by name, and which of them had to be raised to the least value."""
+    """The measured constants by name, and which of them had to be raised to the least value.
+
+    `share` is what this process got of the processors that it asked for while it measured.
+    """
 
     constants: dict[str, float]
     raised: tuple[str, ...]
+    share: float = 1.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs have taken so much that the constants are theirs too."""
+        return self.share < LEAST_SHARE
 
 
 def calibrate(
@@ -77,7 +89,8 @@ def calibrate(
     seconds : callable, optional
         ``seconds(problem, threads)`` of an epoch; timed by default.
     """
-    timed = EpochTimer(machine) if seconds is None else seconds
+    timer = EpochTimer(machine)
+    timed = timer if seconds is None else seconds
     measured = [timed(problem, 1) for problem in ONE_THREAD]
     found = _solve(machine, ONE_THREAD, 1, ALONE, measured)
     if machine.cores > 1:
@@ -85,7 +98,7 @@ def calibrate(
         extra = [_team_seconds(problem, alone, timed) for problem in TWO_THREADS]
         found |= _solve(alone, TWO_THREADS, 2, TOGETHER, extra)
     raised = tuple(name for name, each in found.items() if each < LEAST_SECONDS[name])
-    return Calibration(_constants(found), raised)
+    return Calibration(_constants(found), raised, timer.share)
 
 
 def calibrate_gpu(machine: Machine) -> dict[str, float]:
@@ -134,10 +147,18 @@ def _team_seconds(
 
 
 class EpochTimer:
-    """``timer(problem, threads)``: the median time of an epoch of the CPU's kernel."""
+    """``timer(problem, threads)``: the median time of an epoch of the CPU's kernel.
+
+    Attributes
+    ----------
+    share : float
+        The least that this process got of the processors that it asked for, over all problems: its
+        processor time over the time on the clock and its threads, at most 1.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self.share = 1.0
 
     def __call__(self, problem: Problem, threads: int) -> float:
         """Return the median of `RUNS` epochs, after one that is not counted."""
@@ -146,13 +167,19 @@ class EpochTimer:
         arrays = epoch_arrays(problem)
         program.prepare(*arrays[:4])
         times = []
-        for _ in range(RUNS + 1):
+        program.epoch(*arrays)
+        busy = time.process_time()
+        for _ in range(RUNS):
             started = time.perf_counter()
             program.epoch(*arrays)
             times.append(time.perf_counter() - started)
+        busy = time.process_time() - busy
+        # An epoch of one batch waits for its second thread to start: nobody else's doing.
+        if threads == 1 or problem.batches > 1:
+            self.share = min(self.share, busy / (threads * sum(times)))
         if arrays[-1][BATCHES] != problem.batches:
             raise RuntimeError(f"calibrate: an epoch of {problem} ended before its last batch")
-        return statistics.median(times[1:])
+        return statistics.median(times)
 
 
 def epoch_arrays(problem: Problem) -> tuple[Any, ...]:

@@ -1,11 +1,12 @@
 """What a fit tells after each epoch, and the rule by which it stops early."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastmlp.arrays import check_integer
-from fastmlp.errors import DomainError, DTypeError, check_name
+from fastmlp.arrays import check_integer, check_number
+from fastmlp.errors import DomainError, DTypeError, check_name, known_keywords
 
 MONITORS = ("loss", "validation_loss", "validation_score")
 
@@ -26,7 +27,9 @@ class EpochEnd:
     learning_rate : float
         Of the last step.
     seconds : float
-        Of the epoch's training.
+        Since the fit began, with everything: training, validation and callbacks.
+    epoch_seconds : float
+        Of this epoch's training alone, as in ``history.seconds``.
     model : MLP
     """
 
@@ -39,6 +42,7 @@ class EpochEnd:
     validation_score: float | None
     learning_rate: float
     seconds: float
+    epoch_seconds: float
     model: Any
 
 
@@ -51,13 +55,15 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     given = tuple(given) if isinstance(given, list | tuple) else (given,)
     for each in given:
         if not callable(each):
+            stopping = "; a rule of early stopping is given as early_stopping="
             raise DTypeError(
                 f"callbacks: got {each!r}, wanted callables that take an EpochEnd and return True "
-                "to stop"
+                f"to stop{stopping if isinstance(each, EarlyStopping) else ''}"
             )
     return given
 
 
+@known_keywords
 @dataclass(frozen=True)
 class EarlyStopping:
     """Stop when something has not improved for a number of epochs; keep the best parameters.
@@ -67,27 +73,51 @@ class EarlyStopping:
     patience : int
         Epochs in a row without an improvement after which the fit ends.
     tolerance : float
-        An epoch improves on the best one when it is better by more than this.
+        An epoch counts as an improvement when it is better than the best one by more than this
+        share of the best one's size: by default by a ten-thousandth.
     monitor : {"loss", "validation_loss", "validation_score"}, optional
         What is watched; by default the loss on the validation data, or on the training data where
         there is no other.
     restore_best : bool
         Whether the model ends with the parameters of its best epoch instead of the last one's. The
         optimizer's state is the last one's.
+    relative : bool
+        With False, `tolerance` is an amount instead of a share, as in Keras and scikit-learn: it
+        then has to suit the scale of the loss.
+
+    Notes
+    -----
+    With a best of 0, such as an R2 that has explained nothing yet, every improvement counts. An
+    infinite or NaN value is no improvement, and whatever is finite is one on an infinite value.
+
+    Examples
+    --------
+    >>> model.fit(X, y, epochs=500, early_stopping=EarlyStopping(patience=20))  # doctest: +SKIP
     """
 
     patience: int = 10
     tolerance: float = 1e-4
     monitor: str | None = None
     restore_best: bool = True
+    relative: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
         check_integer(self.patience, "patience", 1)
-        if not self.tolerance >= 0:
-            raise DomainError(f"tolerance: got {self.tolerance!r}, wanted a number >= 0")
+        check_number(self.tolerance, "tolerance")
+        for name in ("restore_best", "relative"):
+            if not isinstance(getattr(self, name), bool):
+                raise DTypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
         if self.monitor is not None:
-            check_name("monitor", self.monitor, MONITORS)
+            found = check_name("monitor", self.monitor, MONITORS)
+            object.__setattr__(self, "monitor", found)
+
+    def margin(self, best: float) -> float:
+        """Return by how much a value has to be better than the best one to be an improvement."""
+        if not self.relative:
+            return self.tolerance
+        # Nothing is finite about a share of infinity: see the class's notes.
+        return self.tolerance * abs(best) if math.isfinite(best) else 0.0
 
     def watched(self, validated: bool) -> str:
         """Return what is watched, in a fit with validation data or without."""
@@ -105,8 +135,9 @@ def check_early_stopping(value: Any, validated: bool) -> EarlyStopping | None:
         return None
     rule = EarlyStopping() if value is True else value
     if not isinstance(rule, EarlyStopping):
+        got = "the class EarlyStopping" if rule is EarlyStopping else repr(value)
         raise DTypeError(
-            f"early_stopping: got {value!r}, wanted True or an object such as "
+            f"early_stopping: got {got}, wanted True or an object such as "
             "EarlyStopping(patience=10)"
         )
     rule.watched(validated)
@@ -128,7 +159,8 @@ class Patience:
         """Take note of an epoch; return whether the fit has waited long enough."""
         value = getattr(event, self._monitor)
         goodness = value if self._monitor == "validation_score" else -value
-        self._waited = 0 if goodness > self._best + self._rule.tolerance else self._waited + 1
+        improved = goodness > self._best + self._rule.margin(self._best)
+        self._waited = 0 if improved else self._waited + 1
         if goodness > self._best:
             self._best, self.best_epoch = goodness, event.epoch
             if self._rule.restore_best:

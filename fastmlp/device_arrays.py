@@ -31,7 +31,7 @@ def follows(X: Any, device: str, kernel: str | None) -> str:
 
 def stays(device: str, kernel: str | None) -> bool:
     """Return whether arrays on a GPU are used there: whether that is where the call runs."""
-    there = device == "cuda" or (device == "auto" and (kernel or "").startswith("cuda."))
+    there = device == "cuda" or (device == "auto" and str(kernel).startswith("cuda."))
     return there and detect().cuda_missing is None
 
 
@@ -99,7 +99,11 @@ def matrix_there(
 def targets_there(
     value: Any, rows: int, outputs: int, loss: Loss, dtype: DType, argument: str
 ) -> tuple[Any, bool] | None:
-    """Return targets, and whether they are labels, where they lie; None for the host's way."""
+    """Return targets, and whether they are labels, where they lie; None for the host's way.
+
+    Labels too are used without a copy, which would cost every step an allocation on the GPU: what
+    the caller writes to them in the meantime changes numbers, and no more.
+    """
     from fastmlp_kernels.cuda.checks import OPEN_HIGH, OPEN_LOW, WHOLE
 
     array = _usable(value, dtype, argument)

@@ -8,26 +8,21 @@ from typing import Any, NamedTuple, NoReturn, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arrays import (
-    Data,
-    check_data,
-    check_integer,
-    check_matrix,
-    check_number,
-    host_copy,
-    largest_magnitude,
-)
-from fastmlp.batches import CHUNK_ROWS
+from fastmlp import arrays
+from fastmlp.arrays import Data, check_integer, check_matrix, check_number, host_copy
+from fastmlp.batches import CHUNK_ROWS, check_batch_size
 from fastmlp.device_arrays import follows, matrix_there, stays
 from fastmlp.ensemble_history import EnsembleHistory
-from fastmlp.errors import DTypeError, NonFiniteTrainingError
+from fastmlp.errors import DTypeError, NonFiniteTrainingError, known_keywords
+from fastmlp.frames import Columns, check_columns, column_names
 from fastmlp.metrics import check_metric
 from fastmlp.model import MLP
 from fastmlp.network import LARGEST_SEED
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned_zeros, check_values
-from fastmlp.planning import Programs, Where, check_threads
-from fastmlp.progress import Report
+from fastmlp.planning import Programs, Where, asked, check_threads
+from fastmlp.problems import check_memory
+from fastmlp.progress import Report, shows_progress
 from fastmlp.residency import blank, guarded
 from fastmlp.side_by_side import (
     MembersEpoch,
@@ -76,6 +71,7 @@ class Ensemble:
     ``ensemble[k]`` is network k as an `MLP` of its own: a copy.
     """
 
+    @known_keywords
     def __init__(
         self,
         sizes: Sequence[int],
@@ -83,31 +79,29 @@ class Ensemble:
         activations: Any = "relu",
         loss: Any = "half_squared_error",
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         dtype: DTypeLike = "float32",
         reduction: str = "mean",
         precision: str = "float32",
         initializer: Any = None,
     ) -> None:
         count = check_integer(members, "members", 1)
-        self.seed = check_integer(
-            seed, "seed", 0, LARGEST_SEED - count + 1, ", as each network has the next"
+        self.seed = arrays.check_seed(
+            seed, "seed", LARGEST_SEED - count + 1, ", as each network has the next"
         )
-        given: dict[str, Any] = {
-            "dtype": dtype,
-            "reduction": reduction,
-            "precision": precision,
-            "initializer": initializer,
-        }
-        seeds = tuple(range(self.seed, self.seed + count))
+        given: dict[str, Any] = {"dtype": dtype, "reduction": reduction, "precision": precision}
+        given["initializer"] = initializer
+        seeds = range(self.seed, self.seed + count)
         first = MLP(sizes, activations, loss, seed=seeds[0], **given)
-        self.template = replace(first.template, members=count)
+        self.template = check_memory(replace(first.template, members=count))
         parameters = aligned_zeros((count, first.parameters.size), first.dtype)
         parameters[0] = first.parameters
         for member, own in enumerate(seeds[1:], start=1):
             parameters[member] = MLP(sizes, activations, loss, seed=own, **given).parameters
-        self._state = MembersState(parameters, seeds)
+        self._state = MembersState(parameters, tuple(seeds))
         self._threads: int | None = None
+        self._columns: Columns | None = None
+        self._vector = False
         self.history: EnsembleHistory | None = None
         self._forget()
 
@@ -154,39 +148,36 @@ class Ensemble:
     def __getitem__(self, member: SupportsIndex) -> MLP:
         """Return a copy of a network, with its optimizer's state: it goes on independently."""
         try:
-            asked = operator.index(member)
+            number = operator.index(member)
         except TypeError:
             raise DTypeError(f"member: got {member!r}, wanted a whole number") from None
         count = len(self)
-        if not -count <= asked < count:
-            raise IndexError(f"member: got {asked}, wanted a whole number from 0 to {count - 1}")
-        index, problem = asked % count, self.template
-        model = MLP(
-            problem.sizes,
-            problem.activations,
-            problem.loss,
-            seed=self._state.seeds[index],
-            dtype=problem.dtype,
-            reduction=problem.reduction,
-            precision=problem.precision,
-        )
+        if not -count <= number < count:
+            raise IndexError(f"member: got {number}, wanted a whole number from 0 to {count - 1}")
+        index, problem = number % count, self.template
+        names = ("activations", "loss", "dtype", "reduction", "precision")
+        same = {name: getattr(problem, name) for name in names}
+        model = MLP(problem.sizes, seed=self._state.seeds[index], **same)
         model._state = self._state.member(index)
         model.history = None if self.history is None else self.history.member(index)
         model.threads = self.threads
+        model._columns, model._vector = self._columns, self._vector
         return model
 
     def __iter__(self) -> Iterator[MLP]:
         """Yield a copy of each network."""
         return (self[member] for member in range(len(self)))
 
+    @shows_progress
+    @known_keywords
     def fit(
         self,
         X: Any,
         y: Any,
         *,
         epochs: int = 10,
-        batch_size: int = 32,
-        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        batch_size: int | None = None,
+        optimizer: Optimizer | str | Sequence[Optimizer] | None = None,
         validation_data: tuple[Any, Any] | None = None,
         shuffle: bool = True,
         sample_weight: Any = None,
@@ -219,20 +210,23 @@ class Ensemble:
             If a number of some networks becomes infinite or NaN: after the others have finished
             the epoch. Those that failed keep their last good parameters.
         """
-        where, there = self._place(self._asked(device, kernel, threads), X)
-        data, validation = self._data(X, y, "", there), self._validation(validation_data, there)
-        batch_size = check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X")
+        where, there = self._place(X, device, kernel, threads)
+        data, columns = self._data(X, y, "", there), self._columns or column_names(X)
+        validation = self._validation(validation_data, there, columns)
+        rows = check_batch_size(batch_size, len(data.X))
+        vector = arrays.is_vector(y, self.template.sizes)
         settings: dict[str, Any] = {
             "epochs": check_integer(epochs, "epochs", 1),
             "shuffle": bool(shuffle),
             "weights": check_weights(sample_weight, class_weight, data),
             "l2": check_number(l2, "l2"),
         }
-        arguments = (data, batch_size, check_optimizers(optimizer, len(self)), where)
+        arguments = (data, rows, check_optimizers(optimizer, len(self)), where)
 
         def train() -> EnsembleHistory:
             check_values("parameters", self.parameters, self.parameters)
             trainer = MembersTrainer(self._state, self._together, *arguments, **settings)
+            self._columns, self._vector = columns, vector
             return self._train(trainer, settings["epochs"], validation, progress, verbose)
 
         return self._state.lock.fit("fit", train)
@@ -293,13 +287,14 @@ class Ensemble:
         if last is None and len(history):
             last = float(history.loss[-1, first])
         names = ", ".join(map(str, bad))
+        largest = arrays.largest_magnitude(host_copy(trainer.data.X))
         error = NonFiniteTrainingError.at(
             f"fit: got a loss, gradient or parameter that is not finite in epoch {number} of "
             f"{len(bad)} of {len(self)} networks (members {names}; the first in batch {batch} of "
             f"{batches}), wanted finite numbers (its last finite loss: {last}). Their parameters "
             "are the last good ones, and the other networks have finished the epoch. Try smaller "
             f"learning rates than {trainer.rate(first):g}, and inputs and targets of the order of "
-            f"1: the largest |X| is {largest_magnitude(host_copy(trainer.data.X)):.3g}",
+            f"1: the largest |X| is {largest:.3g}",
             number,
             batch,
             last,
@@ -315,16 +310,22 @@ class Ensemble:
         kernel: str | None = None,
         threads: int | None = None,
     ) -> Array:
-        """Return the outputs of every network, (members, rows, outputs); see `MLP.predict`."""
+        """Return every network's outputs, (members, rows, outputs) or (members, rows).
+
+        The latter after a fit to a vector of targets: see `MLP.predict`.
+        """
         sizes = self.template.sizes
-        where, there = self._place(self._asked(device, kernel, threads), X)
+        where, there = self._place(X, device, kernel, threads)
+        check_columns(X, self._columns, "X")
         inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
         if inputs is None:
-            inputs = check_matrix(X, sizes[0], self.dtype, "X")
+            inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
         return self._state.read("predict", lambda all_of: self._predict(all_of, inputs, where))
 
     def _predict(self, of_each: Array, inputs: Array, where: Where) -> Array:
         rows, outputs = len(inputs), self.template.sizes[-1]
+        if not rows:
+            return np.empty((len(self), 0, outputs)[: 2 if self._vector else 3], dtype=self.dtype)
         capacity = 1 << (rows - 1).bit_length()
         result = np.empty((len(of_each), rows, outputs), dtype=self.dtype)
         with (
@@ -336,7 +337,7 @@ class Ensemble:
                 out = own if program.memory is None else out
                 program.predict(program.to_device(parameters), given, out, True)
                 program.to_host(out, own)
-        return result
+        return result[..., 0] if self._vector else result
 
     def predict_mean(self, X: Any, **where: Any) -> Array:
         """Return the mean of the networks' predictions, (rows, outputs); see `predict`."""
@@ -357,8 +358,9 @@ class Ensemble:
         threads: int | None = None,
     ) -> Evaluations:
         """Return the loss and the score of every network; see `MLP.evaluate`."""
-        where, there = self._place(self._asked(device, kernel, threads), X)
-        rest = (self._data(X, y, "", there), check_metric(metric, self._loss), where)
+        where, there = self._place(X, device, kernel, threads)
+        data = self._data(X, y, "", there)
+        rest = (data, check_metric(metric, self._loss, data), where)
         return self._state.read("evaluate", lambda all_of: self._evaluate(all_of, *rest))
 
     def _evaluate(self, of_each: Array, data: Data, metric: str, where: Where) -> Evaluations:
@@ -369,24 +371,20 @@ class Ensemble:
         losses, scores = ([each[k] for each in found] for k in range(2))
         return Evaluations(np.array(losses), np.array(scores), metric)
 
-    def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
-        return Where(device, kernel, self.threads if threads is None else check_threads(threads))
-
-    def _place(self, where: Where, X: Any) -> tuple[Where, bool]:
+    def _place(self, X: Any, device: Any, kernel: Any, threads: Any) -> tuple[Where, bool]:
         """Return where a call runs, and whether arrays on a GPU are used there as they are."""
+        where = asked(device, kernel, threads, self.threads)
         where = where._replace(device=follows(X, where.device, where.kernel))
         return where, stays(where.device, where.kernel)
 
-    def _data(self, X: Any, y: Any, of: str, there: bool) -> Data:
-        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
+    def _data(self, X: Any, y: Any, of: str, there: bool, columns: Columns | None = None) -> Data:
+        rest = (self._loss, self.dtype, of, there, columns or self._columns)
+        return arrays.check_data(X, y, self.template.sizes, *rest)
 
-    def _validation(self, pair: Any, there: bool) -> Data | None:
+    def _validation(self, pair: Any, there: bool, columns: Columns | None) -> Data | None:
         if pair is None:
             return None
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
-        X, y = pair
-        return self._data(X, y, "validation ", there)
+        return self._data(*arrays.check_pair(pair), "validation ", there, columns)
 
     def __repr__(self) -> str:
         problem = self.template

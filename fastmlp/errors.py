@@ -5,8 +5,13 @@ without knowledge of fastmlp would catch.
 """
 
 import difflib
-from collections.abc import Iterable
-from typing import Any, NoReturn
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar, cast
+
+from fastmlp.synonyms import answer, keyword_hint, resolve
+
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 
 class FastMLPError(Exception):
@@ -27,6 +32,10 @@ class DomainError(FastMLPError, ValueError):
 
 class UnknownNameError(FastMLPError, ValueError):
     """A name that is in no table."""
+
+
+class UnknownKeywordError(FastMLPError, TypeError):
+    """A keyword that a call does not have."""
 
 
 class DeviceError(FastMLPError, RuntimeError):
@@ -85,26 +94,79 @@ class NonFiniteTrainingError(FastMLPError, RuntimeError):
         return error
 
 
-def refuse_name(argument: str, got: object, known: Iterable[str]) -> NoReturn:
-    """Raise the error for a name that is not among `known`, with the nearest one."""
+def refuse_name(argument: str, got: object, known: Iterable[str], kind: str = "") -> NoReturn:
+    """Raise the error for a name that is not among `known`, with an answer or the nearest one."""
     names = list(known)
-    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownNameError(f"{argument}: got {got!r}, wanted one of {', '.join(names)}{hint}")
+    # A function or a class of another library is called what its name means.
+    name = str(getattr(got, "__name__", got))
+    hint = answer(kind or argument, name)
+    if hint is None:
+        meant = resolve(kind or argument, name, names)
+        near = [meant] if meant else difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else ""
+    ending = f"; {hint}" if hint else ""
+    raise UnknownNameError(f"{argument}: got {got!r}, wanted one of {', '.join(names)}{ending}")
 
 
-def check_name(argument: str, got: object, known: Iterable[str]) -> str:
-    """Return `got` if it is one of the known names."""
+def check_name(argument: str, got: object, known: Iterable[str], kind: str = "") -> str:
+    """Return the known name that `got` is, or means in another library (see `synonyms`).
+
+    `kind` is the kind of name, where it is not the name of the argument.
+    """
     names = tuple(known)
-    if not isinstance(got, str) or got not in names:
-        refuse_name(argument, got, names)
-    return got
+    if isinstance(got, str):
+        if got in names:
+            return got
+        found = resolve(kind or argument, got, names)
+        if found is not None:
+            return found
+    refuse_name(argument, got, names, kind)
 
 
 def look_up(argument: str, table: Any, name: object) -> Any:
-    """Return the row of an algebra table, given by its name or as the row itself."""
-    if isinstance(name, str) and name in table.names:
-        return table[name]
+    """Return the row of an algebra table, given by its name, a synonym or as the row itself."""
+    if isinstance(name, str):
+        return table[check_name(argument, name, table.names, table.kind)]
     if any(row is name for row in table):
         return name
-    refuse_name(argument, getattr(name, "name", name), table.names)
+    refuse_name(argument, getattr(name, "name", name), table.names, table.kind)
+
+
+def known_keywords(called: Called) -> Called:
+    """Have an unknown keyword raise an error that says what was called, and the nearest keyword.
+
+    Python's own names the method that a class has inherited, such as ``Network.__init__``. Not for
+    single steps and predictions: a wrapper would be seen in their time, and Python's own error
+    names the method there.
+    """
+    if isinstance(called, type):
+        made: Any = called
+        made.__init__ = known_keywords(made.__init__)
+        return made
+    function: Any = called
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    known = frozenset(names) - {"self"}
+
+    @functools.wraps(function)
+    def checked(*given: Any, **keywords: Any) -> Any:
+        if not known.issuperset(keywords):
+            makes = function.__name__ == "__init__"
+            where = type(given[0]).__name__ if makes else function.__name__
+            refuse_keyword(where, next(each for each in keywords if each not in known), names)
+        return function(*given, **keywords)
+
+    return cast(Called, checked)
+
+
+def refuse_keyword(where: str, got: str, names: Iterable[str]) -> NoReturn:
+    """Raise the error for a keyword that a call does not have, with the nearest one."""
+    known = [each for each in names if each != "self"]
+    hint = keyword_hint(got, known)
+    if hint is None:
+        near = difflib.get_close_matches(got, known, n=1)
+        hint = f"did you mean {near[0]}=?" if near else ""
+    ending = f"; {hint}" if hint else ""
+    raise UnknownKeywordError(
+        f"{where}: got an unknown keyword {got!r}, wanted {', '.join(known)}{ending}"
+    )

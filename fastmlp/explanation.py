@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from fastmlp.arrays import check_integer
+from fastmlp.errors import DTypeError, known_keywords
 from fastmlp.machine_file import stored_constants, stored_gpu_constants
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.planning import ONLY_BY_NAME, Plan, check_threads, machine_with, plan, readable_time
@@ -112,11 +113,12 @@ class Explanation:
         return str(self)
 
 
+@known_keywords
 def explain(
     model: Planned,
     batch_size: int = 32,
     rows: int | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | str | None = None,
     device: str = "auto",
     kernel: str | None = None,
     threads: int | None = None,
@@ -137,6 +139,8 @@ def explain(
     Explanation
         Prints as a table.
     """
+    if not hasattr(model, "template"):
+        raise DTypeError(f"model: got {type(model).__name__}, wanted an MLP or an Ensemble")
     batch_size = check_integer(batch_size, "batch_size", 1)
     rows = batch_size if rows is None else check_integer(rows, "rows", batch_size)
     problem = replace(

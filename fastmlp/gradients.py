@@ -1,15 +1,16 @@
 """Gradients of a network: one flat vector, and views of it by layer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
+from fastmlp.parameters import ParameterViews, check_values
 
-@dataclass(frozen=True, eq=False)
+
 class Gradients:
     """The derivatives of a loss by the parameters.
+
+    Values may be assigned and changed in place: ``gradients.flat *= 0.5`` halves all of them.
 
     Attributes
     ----------
@@ -19,6 +20,38 @@ class Gradients:
         Views of `flat`, one per layer, shaped as the parameters are.
     """
 
-    flat: NDArray[Any]
-    weights: Sequence[NDArray[Any]]
-    biases: Sequence[NDArray[Any]]
+    def __init__(self, flat: NDArray[Any], weights: ParameterViews, biases: ParameterViews) -> None:
+        self._flat, self._weights, self._biases = flat, weights, biases
+
+    @property
+    def flat(self) -> NDArray[Any]:
+        """All of them as one vector; assigning copies into it."""
+        return self._flat
+
+    @flat.setter
+    def flat(self, values: Any) -> None:
+        # ``flat *= k`` has changed the vector already and assigns it to itself. What became
+        # infinite is refused where it would be applied.
+        if values is not self._flat:
+            self._flat[:] = check_values("gradients.flat", values, self._flat)
+
+    @property
+    def weights(self) -> ParameterViews:
+        """Those of the weight matrices, one per layer: views, which may be assigned to."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, values: Any) -> None:
+        self._weights.assign(values)
+
+    @property
+    def biases(self) -> ParameterViews:
+        """Those of the bias vectors, one per layer: views, which may be assigned to."""
+        return self._biases
+
+    @biases.setter
+    def biases(self, values: Any) -> None:
+        self._biases.assign(values)
+
+    def __repr__(self) -> str:
+        return f"<Gradients of {self.flat.size:,} parameters in {len(self.weights)} layers>"

@@ -4,7 +4,7 @@ import csv
 import math
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,91 @@ from numpy.typing import NDArray
 from fastmlp.errors import MissingPackageError
 
 
-class History:
+class EpochRecord(NamedTuple):
+    """An epoch: each number is a float, or of several networks an array with one for each.
+
+    The validation is None without validation data, and after an interrupt that came before it.
+    """
+
+    loss: Any
+    seconds: float
+    penalty: Any
+    learning_rate: Any
+    validation_loss: Any = None
+    validation_score: Any = None
+
+
+class EpochRecords:
+    """The epochs of a fit, each whole.
+
+    One is added or replaced by one operation, so an interrupt leaves all columns equally long.
+    """
+
+    def __init__(self) -> None:
+        self._epochs: list[EpochRecord] = []
+
+    def record_validation(self, loss: Any, score: Any) -> None:
+        """Add the validation of the last epoch."""
+        self._epochs[-1] = self._epochs[-1]._replace(validation_loss=loss, validation_score=score)
+
+    def __len__(self) -> int:
+        """Return the number of finished epochs."""
+        return len(self._epochs)
+
+    def __bool__(self) -> bool:
+        """Return True: a history without epochs is still a history."""
+        return True
+
+    def _column(self, name: str) -> list[Any]:
+        """Return a number of all epochs; nothing if no epoch has it."""
+        values = [getattr(record, name) for record in self._epochs]
+        return [] if all(value is None for value in values) else values
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Any:
+        """Plot the loss by epoch; of several networks, a line for each.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where the picture is saved too; its ending says the format.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            A notebook shows it where it is the value of a cell.
+
+        Raises
+        ------
+        MissingPackageError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        ``history.plot()`` in a notebook, ``history.plot("loss.png")`` elsewhere.
+        """
+        try:
+            from fastmlp.figures import NotebookFigure
+        except ImportError:
+            raise MissingPackageError(
+                "plot: got no matplotlib, wanted it installed: pip install fastmlp[plot]"
+            ) from None
+        figure = NotebookFigure(layout="constrained")
+        axes = figure.add_subplot()
+        kinds = ("training", "loss", "C0"), ("validation", "validation_loss", "C1")
+        for label, name, color in kinds:
+            values = getattr(self, name)
+            if len(values):
+                lines = axes.plot(range(1, len(values) + 1), values, color=color)
+                lines[0].set_label(label)
+        axes.set(xlabel="epoch", ylabel="loss")
+        if axes.lines:
+            axes.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+class History(EpochRecords):
     """The record of a fit. It holds the finished epochs, also of a fit that was interrupted.
 
     Attributes
@@ -25,137 +109,101 @@ class History:
         Rows of an epoch.
     best_epoch : int or None
         The epoch, from 1, that early stopping found best; None in a fit without it.
+
+    Notes
+    -----
+    All columns are equally long, or empty. An epoch that an interrupt left without its validation
+    has NaN there.
     """
 
     def __init__(self, kernel: str, device: str, metric: str, rows: int) -> None:
+        super().__init__()
         self.kernel = kernel
         self.device = device
         self.metric = metric
         self.rows = rows
         self.best_epoch: int | None = None
-        self._loss: list[float] = []
-        self._penalty: list[float] = []
-        self._learning_rate: list[float] = []
-        self._seconds: list[float] = []
-        self._validation_loss: list[float] = []
-        self._validation_score: list[float] = []
 
     def record(
         self, loss: float, seconds: float, penalty: float = 0.0, learning_rate: float = math.nan
     ) -> None:
         """Add an epoch."""
-        self._loss.append(loss)
-        self._penalty.append(penalty)
-        self._learning_rate.append(learning_rate)
-        self._seconds.append(seconds)
-
-    def record_validation(self, loss: float, score: float) -> None:
-        """Add the validation of the last epoch."""
-        self._validation_loss.append(loss)
-        self._validation_score.append(score)
+        self._epochs.append(EpochRecord(loss, seconds, penalty, learning_rate))
 
     def last(self) -> dict[str, Any]:
         """Return what is known of the last epoch, by name."""
-        validated = bool(self._validation_loss)
-        return {
-            "epoch": len(self),
-            "loss": self._loss[-1],
-            "penalty": self._penalty[-1],
-            "learning_rate": self._learning_rate[-1],
-            "seconds": self._seconds[-1],
-            "validation_loss": self._validation_loss[-1] if validated else None,
-            "validation_score": self._validation_score[-1] if validated else None,
-        }
+        return {"epoch": len(self), **self._epochs[-1]._asdict()}
 
-    def __len__(self) -> int:
-        """Return the number of finished epochs."""
-        return len(self._loss)
-
-    def __bool__(self) -> bool:
-        """Return True: a history without epochs is still a history."""
-        return True
+    def _numbers(self, name: str) -> NDArray[np.float64]:
+        # None becomes NaN.
+        return np.array(self._column(name), dtype=np.float64)
 
     @property
     def loss(self) -> NDArray[np.float64]:
         """Loss of each epoch: of its mini-batches while they were trained on."""
-        return np.array(self._loss)
+        return self._numbers("loss")
 
     @property
     def penalty(self) -> NDArray[np.float64]:
         """The L2 penalty of each epoch, which is not part of `loss`; zeros without one."""
-        return np.array(self._penalty)
+        return self._numbers("penalty")
 
     @property
     def learning_rate(self) -> NDArray[np.float64]:
         """Learning rate of the last step of each epoch."""
-        return np.array(self._learning_rate)
+        return self._numbers("learning_rate")
 
     @property
     def validation_loss(self) -> NDArray[np.float64]:
         """Loss on the validation data after each epoch; empty without validation data."""
-        return np.array(self._validation_loss)
+        return self._numbers("validation_loss")
 
     @property
     def validation_score(self) -> NDArray[np.float64]:
         """Score on the validation data after each epoch; empty without validation data."""
-        return np.array(self._validation_score)
+        return self._numbers("validation_score")
 
     @property
     def seconds(self) -> NDArray[np.float64]:
         """Seconds of training of each epoch, without the validation."""
-        return np.array(self._seconds)
+        return self._numbers("seconds")
 
     @property
     def rows_per_second(self) -> float:
         """Rows trained on a second, over all epochs."""
-        total = sum(self._seconds)
+        total = sum(self._column("seconds"))
         return self.rows * len(self) / total if total > 0 else 0.0
+
+    def phrases(self, epoch: int = -1, digits: int = 6) -> list[str]:
+        """Return what is known of one epoch in words, the loss first."""
+        record = self._epochs[epoch]
+        said = [f"loss {record.loss:.{digits}g}"]
+        if record.validation_loss is not None:
+            said.append(f"validation loss {record.validation_loss:.{digits}g}")
+            said.append(f"validation {self.metric} {record.validation_score:.4f}")
+        return said
 
     def line(self, epoch: int = -1) -> str:
         """Return one epoch in words."""
-        parts = [f"loss {self._loss[epoch]:.6g}"]
-        if self._validation_loss:
-            parts.append(f"validation loss {self._validation_loss[epoch]:.6g}")
-            parts.append(f"validation {self.metric} {self._validation_score[epoch]:.4f}")
-        return ", ".join(parts)
+        return ", ".join(self.phrases(epoch))
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one line an epoch to a CSV file."""
-        columns: dict[str, list[float]] = {"loss": self._loss, "seconds": self._seconds}
-        columns["learning_rate"] = self._learning_rate
-        if any(self._penalty):
-            columns["penalty"] = self._penalty
-        if self._validation_loss:
-            columns["validation_loss"] = self._validation_loss
-            columns[f"validation_{self.metric}"] = self._validation_score
+        columns = {name: self._column(name) for name in ("loss", "seconds", "learning_rate")}
+        penalty, validation = self._column("penalty"), self._column("validation_loss")
+        if any(penalty):
+            columns["penalty"] = penalty
+        if validation:
+            columns["validation_loss"] = validation
+            columns[f"validation_{self.metric}"] = self._column("validation_score")
         with Path(path).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["epoch", *columns])
-            # Not strict: an interrupt may fall between an epoch and its validation.
-            lines = zip(*columns.values(), strict=False)
+            lines = zip(*columns.values(), strict=True)
             writer.writerows([epoch, *line] for epoch, line in enumerate(lines, start=1))
-
-    def plot(self, path: str | PathLike[str] | None = None) -> Any:
-        """Plot the loss by epoch; save it to `path` if given; return the matplotlib figure."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise MissingPackageError(
-                "plot: got no matplotlib, wanted it installed: pip install fastmlp[plot]"
-            ) from None
-        figure = Figure(layout="constrained")
-        axes = figure.add_subplot()
-        for label, values in (("training", self._loss), ("validation", self._validation_loss)):
-            if values:
-                axes.plot(range(1, len(values) + 1), values, label=label)
-        axes.set(xlabel="epoch", ylabel="loss")
-        axes.legend()
-        if path is not None:
-            figure.savefig(path)
-        return figure
 
     def __repr__(self) -> str:
         head = f"History of {len(self)} epochs on {self.kernel}"
-        if not self._loss:
+        if not len(self):
             return f"<{head}>"
         return f"<{head}: {self.line()}, {self.rows_per_second:,.0f} rows/s>"

@@ -57,6 +57,14 @@ def count_cores() -> int:
     return max(1, math.ceil(min(cores, cgroup_quota())))
 
 
+def physical_memory() -> int:
+    """Return the bytes of memory of this machine, or what an address can reach where unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
 def cgroup_quota() -> float:
     """Return the processors that a container's quota grants; infinity without one."""
     quotas = [math.inf]

@@ -99,7 +99,8 @@ def _stored() -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         measured_on, constants = content["stamp"], _checked(content["constants"], CONSTANTS)
         gpus = content.get("gpus", {})
         gpus = {gpu: _checked(found, GPU_CONSTANTS) for gpu, found in gpus.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:
+        # Whatever it is: a depth of a thousand brackets is a RecursionError.
         kind = f"{type(error).__name__}: {error}"
         logger.warning("%s: got a damaged file (%s); %s", path, kind, _INSTEAD)
         return {}, {}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arrays import Data, host_copy
 from fastmlp.errors import DomainError, check_name
 
 METRICS = ("accuracy", "r2")
@@ -18,13 +19,26 @@ class Evaluation(NamedTuple):
     metric: str
 
 
-def check_metric(metric: object, loss: Any) -> str:
-    """Return the metric to use with a loss: its own unless another one is asked for."""
+def check_metric(metric: object, loss: Any, data: Data | None = None) -> str:
+    """Return the metric to use with a loss: its own unless another one is asked for.
+
+    With `data`, an accuracy is refused of targets that are no classes.
+    """
     if metric is None:
         return str(loss.metric)
     name = check_name("metric", metric, METRICS)
     if name == "r2" and loss.link is not None:
         raise DomainError(f"metric: got 'r2' with {loss.name}, wanted 'accuracy'")
+    if name == "accuracy" and loss.metric != "accuracy" and data is not None:
+        # Sigmoids under a squared error classify too: then every target is 0 or 1.
+        targets = host_copy(data.y)
+        numbers = (targets != 0) & (targets != 1)
+        if numbers.any():
+            first = targets[numbers][0]
+            raise DomainError(
+                f"metric: got 'accuracy' with {loss.name} and targets such as {first:g}, wanted "
+                "'r2', or targets that are 0 or 1"
+            )
     return name
 
 

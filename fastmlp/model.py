@@ -6,10 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp import steps, training
-from fastmlp.arrays import check_data, check_integer, check_matrix, check_number, check_targets
+from fastmlp.arrays import (
+    check_data,
+    check_integer,
+    check_matrix,
+    check_number,
+    check_pair,
+    check_targets,
+    is_vector,
+)
+from fastmlp.batches import check_batch_size
 from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
 from fastmlp.device_arrays import follows, inputs_there, stays
-from fastmlp.errors import CallOrderError, DTypeError, NonFiniteTrainingError
+from fastmlp.errors import CallOrderError, NonFiniteTrainingError, known_keywords
+from fastmlp.frames import Columns, check_columns, column_names
 from fastmlp.gradients import Gradients
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
@@ -17,6 +27,7 @@ from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.parameters import aligned_zeros, check_values
 from fastmlp.planning import Where
+from fastmlp.progress import shows_progress
 from fastmlp.weighting import check_sample_weight, check_weights
 
 Array = NDArray[Any]
@@ -33,8 +44,9 @@ class MLP(Network):
         One name for all hidden layers, with the identity at the output; or one per layer.
     loss : str or row
         Its name in the table `LOSSES`.
-    seed : int
-        Of the first weights and of the order of the rows in `fit`.
+    seed : int or None
+        Of the first weights and of the order of the rows in `fit`. None draws one, which `repr`
+        and ``model.seed`` show.
     dtype : {"float32", "float64"}
         Of the parameters and of everything computed.
     reduction : {"mean", "sum", "batch_mean"}
@@ -53,14 +65,16 @@ class MLP(Network):
         Of the last `fit`, also of one that was interrupted.
     """
 
+    @shows_progress
+    @known_keywords
     def fit(
         self,
         X: Any,
         y: Any,
         *,
         epochs: int = 10,
-        batch_size: int = 32,
-        optimizer: Optimizer | None = None,
+        batch_size: int | None = None,
+        optimizer: Optimizer | str | None = None,
         validation_data: tuple[Any, Any] | None = None,
         shuffle: bool = True,
         sample_weight: Any = None,
@@ -81,15 +95,15 @@ class MLP(Network):
         X, y : array-like (rows, inputs) and (rows, outputs)
             y also as (rows,) of a single output, or (rows,) of class labels. Arrays on a GPU,
             contiguous and of the model's dtype, are used there; "auto" then means "cuda".
-        epochs, batch_size : int
-            The last mini-batch of an epoch may be smaller.
+        epochs : int
+        batch_size : int, optional
+            Rows of a mini-batch, at most those of X; by default 32, or all rows where there are
+            fewer. The last mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
-            ``SGD(0.01)`` by default. Its state stays in the model. Its learning rate may be a
-            schedule, a callable ``step -> rate``: see `fastmlp.schedules`.
-        validation_data : (X, y), optional
-            Evaluated after each epoch.
-        shuffle : bool
-            Whether each epoch has an order of its own, by seed and number of the epoch.
+            ``SGD(0.01)`` by default; "adam" is ``Adam()``. Its rate may be a schedule: see
+            `fastmlp.schedules`. Its state stays; one of another rule starts afresh and is logged.
+        validation_data : (X, y), optional; shuffle : bool
+            Evaluated after each epoch; whether an epoch has an order of its own, by its number.
         sample_weight : array-like (rows,); class_weight : "balanced" or dict, optional
             Of the rows' losses, none below 0, and by class, as a product; means become weighted.
         l2 : float
@@ -97,13 +111,13 @@ class MLP(Network):
             of a mini-batch's losses, before a mean divides it by its rows, or their weights:
             scikit-learn's ``alpha``. It is kept apart, in ``history.penalty``.
         early_stopping : EarlyStopping or True, optional
-            When to stop before the last epoch, and whether to go back to the best one.
+            When to stop early, and whether to go back to the best epoch.
         callbacks : callable or sequence of callables, optional
             Called with an `EpochEnd` after every epoch; one that returns True stops the fit.
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional
-            A progress bar always or never; by default in a terminal, after two seconds.
+            A line about the fit always or never; by default for a person, after two seconds.
         verbose : int
             With 1, a line about every second.
 
@@ -117,10 +131,11 @@ class MLP(Network):
             If a loss, gradient or parameter becomes infinite or NaN; the last good ones stay.
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
-        data, validation = self._data(X, y, "", there), self._validation(validation_data, there)
+        data, columns = self._data(X, y, "", there), self._columns or column_names(X)
+        validation = self._validation(validation_data, there, columns)
         options = training.Options(
             epochs=check_integer(epochs, "epochs", 1),
-            batch_size=check_integer(batch_size, "batch_size", 1, len(data.X), ", the rows of X"),
+            batch_size=check_batch_size(batch_size, len(data.X)),
             optimizer=check_optimizer(optimizer),
             metric=check_metric(None, self._loss),
             shuffle=bool(shuffle),
@@ -132,7 +147,13 @@ class MLP(Network):
             progress=progress,
             verbose=verbose,
         )
-        return self._state.lock.fit("fit", lambda: self._train(data, validation, options))
+        vector = is_vector(y, self.sizes)
+
+        def train() -> History:
+            self._columns, self._vector = columns, vector
+            return self._train(data, validation, options)
+
+        return self._state.lock.fit("fit", train)
 
     def _train(self, data: Any, validation: Any, options: training.Options) -> History:
         # Weights written through a view are not checked on the way in.
@@ -149,13 +170,11 @@ class MLP(Network):
         where = where._replace(device=follows(X, where.device, where.kernel))
         return where, stays(where.device, where.kernel)
 
-    def _validation(self, pair: Any, there: bool) -> Any:
+    def _validation(self, pair: Any, there: bool, columns: Columns | None) -> Any:
         if pair is None:
             return None
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
-        X, y = pair
-        return self._data(X, y, "validation ", there)
+        X, y = check_pair(pair)
+        return self._data(X, y, "validation ", there, columns)
 
     def predict(
         self,
@@ -165,18 +184,29 @@ class MLP(Network):
         kernel: str | None = None,
         threads: int | None = None,
     ) -> Array:
-        """Return the outputs (rows, outputs); class probabilities for a softmax loss."""
+        """Return the outputs (rows, outputs); class probabilities for a softmax loss.
+
+        A network with one output that was last trained on a vector of targets predicts a vector
+        (rows,), so that ``y - model.predict(X)`` is one. No rows give an array of no rows.
+        """
         sizes = self.template.sizes
         where, there = self._asked(device, kernel, threads), False
         if type(X) is not np.ndarray:
+            check_columns(X, self._columns, "X")
             where, there = self._place(where, X)
         if there:
             inputs = inputs_there(X, sizes[0], self.dtype)
         else:
-            inputs = check_matrix(X, sizes[0], self.dtype, "X")
+            inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
+        if not len(inputs):
+            return self._shaped(np.empty((0, sizes[-1]), self.dtype))
         rest = (self._programs, inputs, sizes[-1], where)
-        return self._state.read("predict", lambda P: steps.predict(P, *rest))
+        return self._shaped(self._state.read("predict", lambda P: steps.predict(P, *rest)))
 
+    def _shaped(self, outputs: Array) -> Array:
+        return outputs[:, 0] if self._vector else outputs
+
+    @known_keywords
     def evaluate(
         self,
         X: Any,
@@ -189,15 +219,17 @@ class MLP(Network):
     ) -> Evaluation:
         """Return the loss of all rows, reduced as in training, and a score.
 
-        `metric` is "accuracy" or "r2"; by default the one that suits the loss.
+        `metric` is "accuracy" or "r2"; by default the one that suits the loss. An accuracy needs
+        targets that are classes.
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
         data = self._data(X, y, there=there)
-        rest = (self._programs, data, self.template, check_metric(metric, self._loss), where)
+        metric = check_metric(metric, self._loss, data)
+        rest = (self._programs, data, self.template, metric, where)
         return self._state.read("evaluate", lambda P: training.evaluate(P, *rest))
 
     def step(
-        self, X: Any, y: Any, optimizer: Optimizer | None = None, *, sample_weight: Any = None
+        self, X: Any, y: Any, optimizer: Optimizer | str | None = None, *, sample_weight: Any = None
     ) -> float:
         """Take one training step on a batch, in one fused call; return the loss before it."""
         # Without `_place` where nothing speaks for the GPU: its call is seen in a step's time.
@@ -208,9 +240,14 @@ class MLP(Network):
             data = self._data(X, y, "", there)
         weights = check_sample_weight(sample_weight, len(data.X))
         chosen = check_optimizer(optimizer)
-        return self._state.lock.change("step", self._take_step, data, chosen, weights, where)
+        vector = is_vector(y, self.template.sizes)
+        return self._state.lock.change(
+            "step", self._take_step, data, chosen, weights, where, vector
+        )
 
-    def _take_step(self, data: Any, optimizer: Optimizer, weights: Any, where: Where) -> float:
+    def _take_step(
+        self, data: Any, optimizer: Optimizer, weights: Any, where: Where, vector: bool
+    ) -> float:
         # Taken out while it is used: one that an exception leaves halfway is not believed again.
         step, self._step = self._step, None
         batch = (len(data.X), data.labels, optimizer.rule, where)
@@ -221,6 +258,7 @@ class MLP(Network):
         loss = step.take(self._state, data, optimizer, weights)
         self._step = step
         step.check_finite(self._state)
+        self._vector = vector
         return loss
 
     def value_and_grad(
@@ -235,11 +273,18 @@ class MLP(Network):
         loss = self._state.read("value_and_grad", lambda P: steps.value_and_gradient(P, *rest))
         return loss, self._gradients_of(flat)
 
-    def _data(self, X: Any, y: Any, of: str = "", there: bool = False) -> Any:
-        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there)
+    def _data(
+        self, X: Any, y: Any, of: str = "", there: bool = False, columns: Columns | None = None
+    ) -> Any:
+        columns = columns or self._columns
+        return check_data(X, y, self.template.sizes, self._loss, self.dtype, of, there, columns)
 
     def forward(self, X: Any) -> Array:
-        """Return the outputs of a batch (logits for a softmax loss); keep what `backward` needs."""
+        """Return the outputs (rows, outputs) of a batch; keep what `backward` needs.
+
+        They are logits for a softmax loss, and a matrix whatever the targets are.
+        """
+        check_columns(X, self._columns, "X")
         inputs = check_matrix(X, self.sizes[0], self.dtype, "X")
         return self._state.lock.hold("forward", self._forward, inputs, self._labels)
 
@@ -307,7 +352,7 @@ class MLP(Network):
         self._pass = last
         return result
 
-    def apply(self, optimizer: Optimizer | None = None) -> None:
+    def apply(self, optimizer: Optimizer | str | None = None) -> None:
         """Take one step of the optimizer along the accumulated gradients."""
         self._state.lock.change("apply", self._apply, check_optimizer(optimizer))
 

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastmlp import steps
-from fastmlp.arrays import check_integer
-from fastmlp.errors import look_up
+from fastmlp.arrays import check_seed
+from fastmlp.errors import known_keywords, look_up
+from fastmlp.frames import Columns
 from fastmlp.gradients import Gradients
 from fastmlp.history import History
 from fastmlp.parameters import (
@@ -20,7 +21,8 @@ from fastmlp.parameters import (
     initialize,
     weight_views,
 )
-from fastmlp.planning import Programs, Where, check_threads, make_problem
+from fastmlp.planning import Programs, Where, asked, check_threads
+from fastmlp.problems import make_problem
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
 from fastmlp_kernels.problem import LayerLayout, parameter_layout
 
@@ -33,19 +35,20 @@ LARGEST_SEED = 2**64 - 1
 class Network:
     """What an `MLP` is before it computes anything: see there."""
 
+    @known_keywords
     def __init__(
         self,
         sizes: Sequence[int],
         activations: Any = "relu",
         loss: Any = "half_squared_error",
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         dtype: DTypeLike = "float32",
         reduction: str = "mean",
         precision: str = "float32",
         initializer: Any = None,
     ) -> None:
-        self.seed = check_integer(seed, "seed", 0, LARGEST_SEED)
+        self.seed = check_seed(seed, "seed", LARGEST_SEED)
         self.template = make_problem(sizes, activations, loss, dtype, reduction, precision)
         self._loss = LOSSES[self.template.loss]
         if initializer is None:
@@ -58,7 +61,10 @@ class Network:
         self._state = TrainingState(parameters, self.seed)
         self._gradient: Array | None = None
         self._where = Where()
+        self._columns: Columns | None = None
         self.history: History | None = None
+        # Whether the targets of one output were a vector when the model was last trained.
+        self._vector = False
         # Most targets of a loss that takes labels are labels.
         self._labels = self._loss.label_rule is not None
         self._forget()
@@ -116,8 +122,7 @@ class Network:
         self._where = Where(threads=check_threads(count))
 
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
-        threads = self.threads if threads is None else check_threads(threads)
-        return Where(device, kernel, threads)
+        return asked(device, kernel, threads, self.threads)
 
     @property
     def epochs_trained(self) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.errors import DomainError, DTypeError
-from fastmlp.schedules import Schedule
+from fastmlp.errors import DomainError, DTypeError, check_name, known_keywords
+from fastmlp.schedules import rates_of
 from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
 
 Rate = float | Callable[[int], float]
@@ -53,15 +53,13 @@ class Optimizer:
 
         Raises
         ------
-        DomainError
-            If a schedule gives anything but a finite number of at least 0.
+        DomainError, DTypeError, ShapeError
+            If a schedule gives anything but one finite number of at least 0 a step.
         """
         rate = self.settings["learning_rate"]
         if not callable(rate):
             return float(rate)
-        steps = np.arange(first, first + count)
-        given = rate(steps) if isinstance(rate, Schedule) else [rate(int(k)) for k in steps]
-        rates = np.asarray(given, dtype=np.float64)
+        rates = rates_of(rate, np.arange(first, first + count), "learning_rate")
         bad = ~(np.isfinite(rates) & (rates >= 0))
         if bad.any():
             at = int(np.argmax(bad))
@@ -79,7 +77,8 @@ class Optimizer:
 
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise DTypeError(f"{name}: got {value!r}, wanted a number")
+        rate = " or a schedule, a callable step -> rate" if name == "learning_rate" else ""
+        raise DTypeError(f"{name}: got {value!r}, wanted a number{rate}")
     number = float(value)
     if name in _POSITIVE:
         wanted, good = "a finite number > 0", number > 0
@@ -91,6 +90,7 @@ def _check_number(name: str, value: object) -> None:
         raise DomainError(f"{name}: got {value!r}, wanted {wanted}")
 
 
+@known_keywords
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum and Nesterov's look-ahead if asked.
@@ -130,6 +130,7 @@ class SGD(Optimizer):
         }
 
 
+@known_keywords
 @dataclass(frozen=True)
 class Adam(Optimizer):
     """Adam; `weight_decay` is added to the gradient.
@@ -147,6 +148,7 @@ class Adam(Optimizer):
     epsilon_hat: bool = False
 
 
+@known_keywords
 @dataclass(frozen=True)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay."""
@@ -158,6 +160,7 @@ class AdamW(Optimizer):
     weight_decay: float = 0.01
 
 
+@known_keywords
 @dataclass(frozen=True)
 class RMSprop(Optimizer):
     """Gradient descent scaled by a running root mean square of the gradient."""
@@ -168,6 +171,7 @@ class RMSprop(Optimizer):
     weight_decay: float = 0.0
 
 
+@known_keywords
 @dataclass(frozen=True)
 class Adagrad(Optimizer):
     """Gradient descent scaled by the root of the sum of all squared gradients."""
@@ -178,14 +182,34 @@ class Adagrad(Optimizer):
 
 
 PLAIN = SGD()
+# What a name stands for. The optimizer of a name is always the same object, as one that a user
+# makes once is.
+BY_NAME = {
+    type(each).__name__.lower(): each for each in (PLAIN, Adam(), AdamW(), RMSprop(), Adagrad())
+}
 
 
 def check_optimizer(optimizer: object) -> Optimizer:
-    """Return `optimizer` if it is one; None stands for plain gradient descent."""
+    """Return `optimizer` if it is one; None stands for plain gradient descent.
+
+    The name of one of the classes stands for it with its default numbers.
+    """
     if optimizer is None:
         return PLAIN
     if isinstance(optimizer, Optimizer):
         return optimizer
-    raise DTypeError(
-        f"optimizer: got {optimizer!r}, wanted an object such as Adam(learning_rate=1e-3)"
-    )
+    if isinstance(optimizer, str):
+        return BY_NAME[check_name("optimizer", optimizer, BY_NAME)]
+    wanted = "wanted an object such as Adam(learning_rate=1e-3)"
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        name = optimizer.__name__
+        raise DTypeError(f"optimizer: got the class {name}, {wanted}; call it: {name}()")
+    got = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+    if isinstance(optimizer, int | float):
+        got = repr(optimizer)
+        hint = f"; a learning rate is given to one: SGD({optimizer!r})"
+    elif type(optimizer).__name__ in {type(each).__name__ for each in BY_NAME.values()}:
+        hint = "; fastmlp has its own of that name"
+    else:
+        hint = ""
+    raise DTypeError(f"optimizer: got {got}, {wanted}{hint}")

@@ -84,28 +84,34 @@ class ParameterViews(Sequence[Array]):
         """Return the view of a layer."""
         return self._views[index]
 
-    def __setitem__(self, index: int, values: Any) -> None:
-        """Copy `values` into the view of a layer."""
-        try:
-            number = range(len(self))[operator.index(index)]
-        except TypeError:
-            raise DTypeError(
-                f"{self._argument}: got an assignment to {index!r}, wanted the number of a layer: "
-                f"{self._argument}[0] = ..."
-            ) from None
-        view = self._views[number]
+    def __setitem__(self, index: int | slice, values: Any) -> None:
+        """Copy `values` into the view of a layer, or one array each into those of a slice."""
+        if isinstance(index, slice):
+            self.assign(values, range(len(self))[index])
+            return
+        view, number = self._views[index], range(len(self))[index]
         # ``views[i] += x`` has changed the view already and assigns it to itself.
         self._write([] if values is view else [(view, self._check(number, values))])
 
-    def assign(self, values: Any) -> None:
-        """Copy one array a layer, once all of them have been checked."""
-        given = list(values)
-        if len(given) != len(self):
+    def assign(self, values: Any, layers: Sequence[int] | None = None) -> None:
+        """Copy one array a layer, once all of them have been checked; by default to all layers."""
+        places = range(len(self)) if layers is None else layers
+        try:
+            given = list(values)
+        except TypeError:
+            raise DTypeError(
+                f"{self._argument}: got {type(values).__name__}, wanted {len(places)} arrays, one "
+                "per layer"
+            ) from None
+        if len(given) != len(places):
             raise ShapeError(
-                f"{self._argument}: got {len(given)} arrays, wanted {len(self)}, one per layer"
+                f"{self._argument}: got {len(given)} arrays, wanted {len(places)}, one per layer"
             )
-        checked = [self._check(index, each).copy() for index, each in enumerate(given)]
-        self._write(list(zip(self._views, checked, strict=True)))
+        checked = [
+            (self._views[index], self._check(index, each).copy())
+            for index, each in zip(places, given, strict=True)
+        ]
+        self._write(checked)
 
     def _write(self, pairs: list[tuple[Array, Array]]) -> None:
         def write() -> None:
@@ -313,7 +319,11 @@ class TrainingState:
     def tell_of_change(self, rule: str) -> None:
         """Log that another optimizer's state is given up, if there is any."""
         if self.rule is not None and np.any(self.steps):
-            logger.warning("optimizer %s takes over from %s with a fresh state", rule, self.rule)
+            logger.warning(
+                "optimizer: %s takes over from %s with a fresh state; its steps are counted from 0",
+                rule,
+                self.rule,
+            )
 
     def snapshot(self) -> Snapshot:
         """Return copies of what an epoch changes."""

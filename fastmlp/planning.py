@@ -1,7 +1,6 @@
 """Dispatch as a value: which kernel runs a problem, and why none of the others."""
 
 import contextlib
-import logging
 import os
 import time
 import weakref
@@ -10,25 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fastmlp.arrays import check_integer
-from fastmlp.errors import DeviceError, DomainError, DTypeError, ShapeError, check_name, look_up
+from fastmlp.errors import DeviceError, check_name
 from fastmlp.machine import detect
+from fastmlp.progress import show_compilation
 from fastmlp.residency import guarded
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
+from fastmlp_kernels.announcing import announce_to
 from fastmlp_kernels.problem import (
-    DTYPES,
-    PRECISIONS,
-    REDUCTIONS,
     Kernel,
     Machine,
     Problem,
     Program,
 )
 from fastmlp_kernels.registry import KERNELS
-
-logger = logging.getLogger("fastmlp")
 
 DEVICES = ("auto", "cpu", "cuda")
 # The oracle is slow by design, whatever a roofline says of a network of three parameters.
@@ -40,78 +33,7 @@ FEWEST_PROGRAMS = 4
 # How long a thread waits for another's program before it has one of its own made.
 WAIT_SECONDS = 0.2
 
-_announced: set[str] = set()
-
-
-def make_problem(
-    sizes: Any, activations: Any, loss: Any, dtype: Any, reduction: Any, precision: Any = "float32"
-) -> Problem:
-    """Return the problem that the arguments of a model describe, for one row."""
-    units = _check_sizes(sizes)
-    rows = _check_activations(activations, len(units) - 1)
-    row = look_up("loss", LOSSES, loss)
-    reason = row.refusal(rows[-1])
-    if reason is not None:
-        got = f"got {rows[-1].name!r} at the output"
-        raise DomainError(f"activations: {got}, wanted one for the loss: {reason}")
-    if row.link is not None and units[-1] < 2:
-        raise ShapeError(
-            f"sizes: got 1 output with {row.name}, wanted one for each of >= 2 classes"
-        )
-    computed = _check_dtype(dtype)
-    check_name("precision", precision, PRECISIONS)
-    if computed == "float64" and precision != "float32":
-        raise DTypeError(
-            f"precision: got {precision!r} with dtype 'float64', wanted dtype='float32' beside it"
-        )
-    return Problem(
-        sizes=units,
-        activations=tuple(each.name for each in rows),
-        loss=row.name,
-        reduction=check_name("reduction", reduction, REDUCTIONS),
-        dtype=computed,
-        precision=precision,
-        batch_size=1,
-        rows=1,
-    )
-
-
-def _check_sizes(sizes: Any) -> tuple[int, ...]:
-    wanted = "at least two positive whole numbers, inputs first: [784, 256, 10]"
-    try:
-        units = list(sizes)
-    except TypeError:
-        raise DTypeError(f"sizes: got {sizes!r}, wanted {wanted}") from None
-    if len(units) < 2:
-        raise ShapeError(f"sizes: got {units!r}, wanted {wanted}")
-    return tuple(check_integer(each, f"sizes[{i}]", 1) for i, each in enumerate(units))
-
-
-def _check_activations(activations: Any, layers: int) -> list[Any]:
-    if isinstance(activations, str) or hasattr(activations, "name"):
-        hidden = look_up("activations", ACTIVATIONS, activations)
-        return [hidden] * (layers - 1) + [ACTIVATIONS["identity"]]
-    try:
-        given = list(activations)
-    except TypeError:
-        raise DTypeError(
-            f"activations: got {activations!r}, wanted a name or one per layer"
-        ) from None
-    if len(given) != layers:
-        raise ShapeError(
-            f"activations: got {len(given)}, wanted {layers}, one per layer of weights"
-        )
-    return [look_up(f"activations[{i}]", ACTIVATIONS, each) for i, each in enumerate(given)]
-
-
-def _check_dtype(dtype: Any) -> str:
-    try:
-        name = np.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    if dtype is None or name not in DTYPES:
-        raise DTypeError(f"dtype: got {dtype!r}, wanted {' or '.join(map(repr, DTYPES))}")
-    return name
+announce_to(show_compilation)
 
 
 @dataclass(frozen=True)
@@ -132,6 +54,15 @@ class Plan:
     rejected: tuple[tuple[str, str], ...]
 
 
+def check_place(device: Any, kernel: Any) -> tuple[str, str | None]:
+    """Return a known device, and a known kernel or None for the fastest."""
+    if device != "auto":
+        device = check_name("device", device, DEVICES)
+    if kernel is not None:
+        kernel = check_name("kernel", kernel, [each.name for each in KERNELS])
+    return device, kernel
+
+
 def plan(
     problem: Problem,
     device: str = "auto",
@@ -147,10 +78,8 @@ def plan(
     DeviceError
         If the device is missing, or the kernel cannot run the problem.
     """
-    check_name("device", device, DEVICES)
+    device, kernel = check_place(device, kernel)
     names = [each.name for each in KERNELS]
-    if kernel is not None:
-        check_name("kernel", kernel, names)
     machine = detect() if machine is None else machine
     if device == "cuda" and machine.cuda_missing is not None:
         raise DeviceError(f"device: got 'cuda', wanted one that is here: {machine.cuda_missing}")
@@ -207,6 +136,12 @@ class Where(NamedTuple):
 
 
 ANYWHERE = Where()
+
+
+def asked(device: Any, kernel: Any, threads: Any, otherwise: int | None) -> Where:
+    """Return what a call asks of its place, checked; `otherwise` stands for no word on threads."""
+    threads = otherwise if threads is None else check_threads(threads)
+    return Where(*check_place(device, kernel), threads)
 
 
 class Shelf:
@@ -305,7 +240,6 @@ class Programs:
         chosen = plan(problem, where.device, where.kernel, machine)
 
         def build() -> tuple[Plan, Program]:
-            announce_compilation(chosen)
             with guarded(chosen.kernel.device, "device"):
                 return chosen, chosen.kernel.build(problem, machine)
 
@@ -347,18 +281,6 @@ def check_threads(threads: object) -> int | None:
 def machine_with(threads: int | None) -> Machine:
     """Return this machine, of which a kernel may keep so many processors busy; None for all."""
     return detect() if threads is None else replace(detect(), cores=threads)
-
-
-def announce_compilation(chosen: Plan) -> None:
-    """Say once a process that the CPU kernels may have to be compiled."""
-    dtype = chosen.problem.dtype
-    if chosen.kernel.name.startswith("cpu.") and dtype not in _announced:
-        _announced.add(dtype)
-        logger.info(
-            "loading the CPU kernels for %s; the first time on a machine they are compiled, "
-            "which takes some seconds ('python -m fastmlp warmup' does it ahead)",
-            dtype,
-        )
 
 
 def readable_time(seconds: float) -> str:

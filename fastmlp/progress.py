@@ -1,31 +1,229 @@
-"""What a fit shows while it runs: a bar in a terminal, and lines where they are asked for."""
+"""What a person sees while a fit runs: a line that is written again and again, and lines of a log.
 
-import importlib.util
+A person looks at a terminal or at a notebook. Whatever else standard error leads to is a program's,
+and stays empty unless ``progress=True`` asks for lines there.
+"""
+
+import contextlib
+import functools
 import logging
+import os
+import shutil
 import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from fastmlp.ensemble_history import EnsembleHistory
 from fastmlp.history import History
 
 logger = logging.getLogger("fastmlp")
 
-PROGRESS_DELAY_SECONDS = 2.0
+# A shorter fit shows nothing.
+FIT_SECONDS = 2.0
+# One that will last at least `CERTAIN_SECONDS`, by the epochs so far, need not wait as long.
+SOON_SECONDS, CERTAIN_SECONDS = 0.7, 4.0
+REDRAW_SECONDS = 0.1
+# A notebook may keep everything that was ever written.
+NOTEBOOK_REDRAW_SECONDS = 0.5
+# Between two lines of `verbose`, and of `progress=True` where nothing can be written again.
 LINE_SECONDS = 1.0
+PLAIN_SECONDS = 5.0
+# The few lines that a new activation takes are compiled in less.
+COMPILATION_SECONDS = 0.3
+# Compilations with less between them are one: the kernels of a first fit are compiled in turn.
+PAUSE_SECONDS = 3.0
+# Jupyter does not say how wide its pages are.
+NOTEBOOK_COLUMNS = 79
+
+# The `progress` of the fit that is running in this context.
+_asked: ContextVar[bool | None] = ContextVar("fastmlp_progress", default=None)
+
+Fit = TypeVar("Fit", bound=Callable[..., Any])
+
+
+def shows_progress(fit: Fit) -> Fit:
+    """Have everything that happens in a method `fit` be shown as its `progress` asks."""
+
+    @functools.wraps(fit)
+    def shown(*given: Any, **named: Any) -> Any:
+        token = _asked.set(named.get("progress"))
+        try:
+            return fit(*given, **named)
+        finally:
+            _asked.reset(token)
+
+    return shown  # type: ignore[return-value]
+
+
+class Line:
+    """A line of a terminal or a notebook that is written again and again.
+
+    Elsewhere it is a new line each time, `PLAIN_SECONDS` apart, without control characters.
+
+    Parameters
+    ----------
+    stream : text stream
+    kind : {"terminal", "notebook", "plain"}
+    """
+
+    def __init__(self, stream: Any, kind: str) -> None:
+        self._stream, self._terminal = stream, kind == "terminal"
+        self.rewrites = kind != "plain"
+        self.redraw_seconds = NOTEBOOK_REDRAW_SECONDS if kind == "notebook" else REDRAW_SECONDS
+        # Whether a text stands there now.
+        self.shown = False
+        self._next = 0.0
+
+    @property
+    def columns(self) -> int:
+        """Characters that a text may have: one in a terminal's last column might end the line."""
+        if not self._terminal:
+            return NOTEBOOK_COLUMNS
+        try:
+            # `shutil` asks standard output, which may lead elsewhere.
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except (AttributeError, OSError, ValueError):
+            columns = 0
+        return max(1, (columns or shutil.get_terminal_size().columns) - 1)
+
+    def show(self, text: str) -> None:
+        """Write a text in the place of the last one."""
+        if self.rewrites:
+            self._write(f"\r{self._padded(text)}")
+            self.shown = True
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_SECONDS
+            self._write(f"{text}\n")
+
+    def clear(self) -> None:
+        """Leave nothing of the text."""
+        if self.shown:
+            self._write(f"\r{self._padded('')}\r")
+            self.shown = False
+
+    def leave(self, text: str) -> None:
+        """Write a text that stays."""
+        self._write(f"\r{self._padded(text)}\n" if self.rewrites else f"{text}\n")
+        self.shown = False
+
+    def _padded(self, text: str) -> str:
+        # Over all columns: what stands there may be another line's. Not a terminal's own code for
+        # that, which notebooks do not know.
+        columns = self.columns
+        return text[:columns].ljust(columns)
+
+    def _write(self, text: str) -> None:
+        # Without the terminal there is nobody to show it to, and no reason to end a fit.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def open_line(progress: bool | None) -> Line | None:
+    """Return a line on standard error; None where nobody looks, or nothing is to be shown.
+
+    Parameters
+    ----------
+    progress : bool or None
+        Always, never, or where a person looks.
+    """
+    stream = sys.stderr
+    if stream is None or not (progress is None or progress):
+        return None
+    if _is_terminal(stream):
+        return Line(stream, "terminal")
+    # Only a program that has loaded it runs in a notebook.
+    jupyter = sys.modules.get("ipykernel.iostream")
+    if isinstance(stream, getattr(jupyter, "OutStream", ())):
+        return Line(stream, "notebook")
+    return Line(stream, "plain") if progress else None
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        # What a program has put in its place, or a file that is closed.
+        return False
+
+
+class _Compilations:
+    """When the compilations began that follow one another, and when the last of them ended."""
+
+    began = ended = -PAUSE_SECONDS
+
+
+def show_compilation(
+    running: threading.Lock, compiled: str, how_often: str
+) -> Callable[[], None] | None:
+    """Say that kernels are being compiled, once that has lasted for `COMPILATION_SECONDS`.
+
+    See `fastmlp_kernels.announcing`: `running` is held while it lasts.
+    """
+    line = open_line(_asked.get())
+    if line is None:
+        return None
+    now = time.monotonic()
+    if now - _Compilations.ended > PAUSE_SECONDS:
+        _Compilations.began = now
+    texts = (f"fastmlp: compiling {compiled} ({how_often})", f"compiling {compiled}", "compiling")
+    arguments = (line, running, texts, _Compilations.began)
+    thread = threading.Thread(target=_follow, args=arguments, name="fastmlp-progress", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # The system has no more threads: the kernels are needed more than a word about them.
+        return None
+    # It takes as long as to write a line, but a terminal may be stopped by Ctrl-S.
+    return lambda: thread.join(PAUSE_SECONDS)
+
+
+def _follow(line: Line, running: threading.Lock, texts: tuple[str, ...], began: float) -> None:
+    """Show how long a compilation has taken until it ends."""
+    wait = max(0.0, began + COMPILATION_SECONDS - time.monotonic())
+    while not running.acquire(timeout=wait):
+        seconds = time.monotonic() - began
+        line.show(_longest([f"{text}: {seconds:.0f} s" for text in texts], line.columns))
+        wait = 1.0 - seconds % 1.0
+    line.clear()
+    _Compilations.ended = time.monotonic()
+
+
+def _longest(texts: list[str], columns: int) -> str:
+    """Return the first text that fits; longer ones come first."""
+    return next((text for text in texts if len(text) <= columns), texts[-1])
+
+
+# What is shown of a fit, from the most to the least: how wide the bar is, how many phrases of the
+# history, whether the batch and the time so far. The first that fits the line is taken.
+LAYOUTS = (
+    (40, 3, True, True),
+    (20, 3, True, True),
+    (10, 3, True, True),
+    (10, 2, True, True),
+    (10, 2, True, False),
+    (10, 1, True, True),
+    (10, 1, True, False),
+    (0, 1, True, False),
+    (0, 1, False, False),
+    (0, 0, False, False),
+)
 
 
 class Report:
-    """Progress bar and lines of a fit.
+    """What is shown of a fit.
 
     Parameters
     ----------
     epochs, batches : int
         Of the fit, and of each epoch.
     history : History or EnsembleHistory
-        What `epoch` says of the last epoch.
+        Of the fit: its last epoch is what is shown.
     progress : bool or None
-        A bar always or never; None for one in a terminal, after a while.
+        Always, never, or where a person looks and the fit is not a short one.
     verbose : int
         With 1, a line about every `LINE_SECONDS`.
     """
@@ -39,57 +237,91 @@ class Report:
         verbose: int,
     ) -> None:
         self._epochs, self._batches, self._history = epochs, batches, history
-        self._verbose = verbose
-        self._next_line = time.monotonic() + LINE_SECONDS
-        self._bar = self._open_bar(progress)
-
-    def _open_bar(self, progress: bool | None) -> Any:
-        # tqdm costs more to import than a small fit takes: only where somebody can see it.
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        if progress is False or (progress is None and not terminal):
-            return None
-        if importlib.util.find_spec("tqdm") is None:
-            if progress:
-                logger.warning("no progress bar: pip install fastmlp[progress]")
-            return None
-        from tqdm import tqdm
-
-        return tqdm(
-            total=self._epochs * self._batches,
-            unit="batch",
-            desc="fit",
-            delay=0.0 if progress else PROGRESS_DELAY_SECONDS,
-        )
+        self._verbose, self._asked_for = verbose, bool(progress)
+        self._line = open_line(progress)
+        # Finished ones of the epoch that is running; None between two epochs.
+        self._batch: int | None = None
+        self._started = now = time.monotonic()
+        self._next_line = now + LINE_SECONDS
+        self._next_drawing = now if progress else now + SOON_SECONDS
 
     def batch(self, done: int) -> None:
         """Show that `done` batches of the present epoch are finished."""
-        if self._bar is not None:
-            self._bar.update(len(self._history) * self._batches + done - self._bar.n)
+        self._batch = min(done, self._batches)
+        self._draw(time.monotonic())
 
     def epoch(self) -> None:
         """Show a finished epoch."""
-        done, epochs = len(self._history), self._epochs
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._history.line(), refresh=False)
-            self._bar.update(done * self._batches - self._bar.n)
-        now = time.monotonic()
-        if self._verbose and (now >= self._next_line or done == epochs):
+        self._batch = None
+        now, done = time.monotonic(), len(self._history)
+        if self._verbose and (now >= self._next_line or done == self._epochs):
             self._next_line = now + LINE_SECONDS
-            self._say(f"epoch {done}/{epochs}: {self._history.line()}")
+            self._say(f"epoch {done}/{self._epochs}: {self._history.line()}")
+        self._draw(now)
 
     def _say(self, line: str) -> None:
         """Log a line; print it where nobody has set up logging, for it was asked for."""
+        if self._line is not None and self._line.shown:
+            self._line.clear()
+            self._next_drawing = 0.0
         if logger.isEnabledFor(logging.INFO) and _has_listener():
             logger.info("%s", line)
-        elif self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr)
 
+    def _draw(self, now: float) -> None:
+        line = self._line
+        if line is None or now < self._next_drawing:
+            return
+        elapsed = now - self._started
+        if self._asked_for or elapsed >= FIT_SECONDS or self._is_long(elapsed):
+            line.show(self._text(line, elapsed))
+        self._next_drawing = now + line.redraw_seconds
+
+    def _is_long(self, elapsed: float) -> bool:
+        """Return whether the whole fit will be long, by what is done of it."""
+        return 0.0 < CERTAIN_SECONDS * self._fraction() <= elapsed
+
+    def _fraction(self) -> float:
+        """Return how much of the fit is done."""
+        return (len(self._history) + (self._batch or 0) / self._batches) / self._epochs
+
+    def _text(self, line: Line, elapsed: float, ended: bool = False) -> str:
+        """Return the state of the fit: as much of it as the line can hold."""
+        done, fraction = len(self._history), self._fraction()
+        phrases = self._history.phrases(digits=4) if done else []
+        running = self._batch is not None
+        head = f"epoch {done + running}/{self._epochs}"
+        place = f"{head}, batch {self._batch}/{self._batches}" if running else head
+        known = fraction > 0 and not ended
+        left = [f"{_clock(elapsed / fraction - elapsed)} left"] if known else []
+        texts = []
+        for size, count, with_place, with_time in LAYOUTS:
+            after = [_clock(elapsed) if left else f"after {_clock(elapsed)}"] if with_time else []
+            rest = ", ".join([*phrases[:count], *after, *left])
+            bar = f" [{'#' * int(size * fraction):.<{size}}] " if size and line.rewrites else ": "
+            texts.append(((place if with_place else head) + bar + rest).removesuffix(": "))
+        return _longest([*texts, head], line.columns)
+
     def close(self) -> None:
-        """Leave the terminal in order."""
-        if self._bar is not None:
-            self._bar.close()
+        """Leave the terminal in order: the last state of a long fit stays, of a short one nothing.
+
+        Also called in the middle of an epoch, after an interrupt.
+        """
+        line, elapsed = self._line, time.monotonic() - self._started
+        if line is None:
+            return
+        if self._asked_for or (line.shown and elapsed >= FIT_SECONDS):
+            line.leave(self._text(line, elapsed, ended=True))
+        else:
+            line.clear()
+
+
+def _clock(seconds: float) -> str:
+    """Return a time as minutes and seconds, and hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _has_listener() -> bool:

@@ -27,8 +27,6 @@ Array = NDArray[Any]
 STEPS_AHEAD = 256
 # A loss below which no step of a sensible learning rate overflows, in either dtype.
 CALM_LOSS = 1e8
-# Of a long prediction, what is predicted to take so long is computed at once.
-PIECE_SECONDS = 0.2
 
 
 class StepNumbers:
@@ -262,12 +260,8 @@ def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where
     if program.memory is not None:
         with guarded(plan.kernel.device, "predict"):
             _predict_there(parameters, program, X, result)
-    elif plan.seconds <= PIECE_SECONDS:
-        program.predict(parameters, X, result, True)
     else:
-        # Ctrl-C is heard between two pieces.
-        for part in slices(rows, int(capacity * PIECE_SECONDS / plan.seconds) + 1):
-            program.predict(parameters, X[part], result[part], True)
+        program.predict(parameters, X, result, True)
     shelf.put_back(pair)
     return result
 

@@ -1,5 +1,6 @@
 """Training and evaluation on checked data: epochs, history, the last good parameters."""
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +76,7 @@ class Fit:
 
     def run(self) -> None:
         """Train; the history grows with every finished epoch."""
+        self._started = time.perf_counter()
         lock = self.state.lock
         lock.epoch(self.trainer.prepare)
         options, batches = self.options, self.problem.batches
@@ -127,11 +129,14 @@ class Fit:
         if self.patience is None and not self.options.callbacks:
             return False
         self.trainer.fetch()
+        known = self.history.last()
         event = EpochEnd(
             epochs=self.options.epochs,
             step=self.state.steps,
             model=self.model,
-            **self.history.last(),
+            seconds=time.perf_counter() - self._started,
+            epoch_seconds=known.pop("seconds"),
+            **known,
         )
         stops = [bool(callback(event)) for callback in self.options.callbacks]
         if self.patience is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.errors import check_name
+from fastmlp.errors import DTypeError, check_name
 from fastmlp.machine import detect, sharing
 from fastmlp.planning import ONLY_BY_NAME
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS, rule_name
@@ -41,8 +41,13 @@ def warmup(dtypes: str | Iterable[str] = DTYPES) -> float:
     dtypes : str or iterable of str
         "float32", "float64" or both.
     """
-    given = [dtypes] if isinstance(dtypes, str) else list(dtypes)
-    names = [check_name("dtypes", each, DTYPES) for each in given]
+    try:
+        given = [dtypes] if isinstance(dtypes, str) else list(dtypes)
+    except TypeError:
+        raise DTypeError(
+            f"dtypes: got {dtypes!r}, wanted 'float32', 'float64' or a list of them"
+        ) from None
+    names = [check_name("dtypes", each, DTYPES, "dtype") for each in given]
     started = time.perf_counter()
     machine = detect()
     for kernel in KERNELS:

@@ -1,28 +1,34 @@
 """Weights of rows: given one by one or by class, and as the factors that kernels multiply by."""
 
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, host_array, host_copy
+from fastmlp.arrays import Data, check_number, host_array, host_copy
 from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp_kernels.problem import Problem
 
 Array = NDArray[Any]
 Weights = NDArray[np.float64]
 
+LARGEST_SUM = float(np.finfo(np.float32).max)
+SMALLEST_TOTAL = float(np.finfo(np.float64).tiny)
+
 
 def check_weights(sample_weight: Any, class_weight: Any, data: Data) -> Weights | None:
     """Return one weight a row: the product of both kinds; None where none is given."""
     by_row = check_sample_weight(sample_weight, len(data.X))
-    given = [] if by_row is None else [by_row]
-    if class_weight is not None:
-        given.append(class_weights(class_weight, data))
-    if not given:
-        return None
-    weights = np.prod(given, axis=0)
-    if not weights.any():
+    if class_weight is None:
+        weights = by_row
+    else:
+        of_classes = class_weights(class_weight, data)
+        with np.errstate(over="ignore"):
+            weights = of_classes if by_row is None else by_row * of_classes
+        _check_sum(weights, "class_weight")
+    if weights is not None and not weights.any():
         raise DomainError("sample_weight: got only zeros, wanted a positive weight")
     return weights
 
@@ -40,14 +46,30 @@ def check_sample_weight(value: Any, rows: int) -> Weights | None:
     if bad.any():
         first = weights[bad][0]
         raise DomainError(f"sample_weight: got {first}, wanted finite numbers >= 0")
+    _check_sum(weights, "sample_weight")
     return weights.reshape(rows)
+
+
+def _check_sum(weights: Weights, argument: str) -> None:
+    """Refuse weights whose sum would overflow: with it, losses and their mean would be no number.
+
+    The bound is float32's for every dtype. Losses times weights, in float64, are then far from an
+    overflow of their own.
+    """
+    with np.errstate(over="ignore"):
+        total = float(weights.sum())
+    if total > LARGEST_SUM:
+        raise DomainError(
+            f"{argument}: got weights that sum to {total:.3g}, wanted a sum of at most "
+            f"{LARGEST_SUM:.3g}; a mean depends on their ratios alone: divide them by the largest"
+        )
 
 
 def class_weights(class_weight: Any, data: Data) -> Weights:
     """Return the weight of each row's class.
 
-    `class_weight` maps classes to weights (1 where one is missing), or is "balanced": rows over
-    classes times the rows of the class, so that every class has the same weight in total.
+    `class_weight` maps each class of the rows to its weight, or is "balanced": rows over classes
+    times the rows of the class, so that every class has the same weight in total.
     """
     y = host_copy(data.y)
     if y.shape[1] != 1 or not (data.labels or np.isin(y, (0, 1)).all()):
@@ -56,27 +78,33 @@ def class_weights(class_weight: Any, data: Data) -> Weights:
             "class a row: labels, or one column of 0 and 1"
         )
     labels = y[:, 0].astype(np.int64)
+    counts = np.bincount(labels)
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise DomainError(
                 f"class_weight: got {class_weight!r}, wanted 'balanced' or a dict of weights"
             )
-        counts = np.bincount(labels)
         share = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return np.asarray(share[labels], dtype=np.float64)
-    if not isinstance(class_weight, dict):
+    if not isinstance(class_weight, Mapping):
         raise DTypeError(
             f"class_weight: got {type(class_weight).__name__}, wanted 'balanced' or a dict"
         )
-    table = np.ones(labels.max() + 1)
+    table = np.full(len(counts), np.nan)
     for label, weight in class_weight.items():
-        check_sample_weight([weight], 1)
-        if not 0 <= int(label) < len(table):
+        whole = isinstance(label, Real) and float(label).is_integer()
+        if not whole or not 0 <= int(label) < len(table):
             raise DomainError(
                 f"class_weight: got a weight of class {label!r}, wanted classes from 0 to "
-                f"{len(table) - 1}"
+                f"{len(table) - 1}, as in y"
             )
-        table[int(label)] = weight
+        table[int(label)] = check_number(weight, f"class_weight[{label}]")
+    missing = np.flatnonzero((counts > 0) & np.isnan(table))
+    if missing.size:
+        raise DomainError(
+            f"class_weight: got no weight of class {missing[0]}, which {counts[missing[0]]} rows "
+            f"of y have, wanted one for each class; 1 leaves a class as it is: {missing[0]}: 1.0"
+        )
     return np.asarray(table[labels], dtype=np.float64)
 
 
@@ -95,14 +123,17 @@ def row_factors(problem: Problem, weights: Weights, starts: NDArray[np.int64]) -
     -------
     factors : ndarray
         dtype[rows]. Means are weighted means: the factors of a batch sum to 1 (over outputs too
-        where the mean is over elements). A batch whose weights are all zero has zeros.
+        where the mean is over elements). A batch whose weights are all zero, or sum to less than
+        the smallest normal number, has zeros.
     of_batch : ndarray
         float64[batches]: one over the batch's weights, or 1 under "sum".
     """
     if problem.reduction == "sum":
         return weights.astype(problem.dtype), np.ones(len(starts))
     totals = np.add.reduceat(weights, starts)
-    of_batch = np.divide(1.0, totals, out=np.zeros_like(totals), where=totals != 0)
+    # The inverse of a subnormal total is infinite.
+    usable = totals >= SMALLEST_TOTAL
+    of_batch = np.divide(1.0, totals, out=np.zeros_like(totals), where=usable)
     sizes = np.diff(starts, append=len(weights))
     factors = weights * np.repeat(of_batch * problem.scale(1), sizes)
     return factors.astype(problem.dtype), of_batch

@@ -116,15 +116,18 @@ class RecordingEngine:
     reason = None
 
     @staticmethod
-    def refusal(estimator, X, y, sample_weight, batch_size):
+    def refusal(training):
         return RecordingEngine.reason
 
-    def __init__(self, estimator, X, y, sample_weight, batch_size):
-        self.estimator, self.rows, self.batch_size = estimator, len(X), batch_size
-        self.orders = []
+    def __init__(self, training):
+        self.rows, self.batch_size = len(training.X), training.batch_size
+        self.orders, self.finished = [], False
         self.made.append(self)
 
     def epoch(self, order):
         assert order.dtype == np.int64
         self.orders.append(order.copy())
         return 1.0 / len(self.orders)
+
+    def finish(self):
+        self.finished = True

@@ -14,13 +14,22 @@ from types import SimpleNamespace
 import pytest
 
 import fastmlp
-from fastmlp import MLP, UnknownNameError, __main__, calibration, machine, machine_file, warming
+from fastmlp import (
+    MLP,
+    DTypeError,
+    UnknownNameError,
+    __main__,
+    calibration,
+    machine,
+    machine_file,
+    warming,
+)
 from fastmlp.calibration import LEAST_SECONDS, Calibration, EpochTimer, calibrate
 from fastmlp.machine import detect, sharing
 from fastmlp.machine_file import CONSTANTS, configuration_file, store_constants, stored_constants
 from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
-from fastmlp_kernels.problem import REDUCTIONS, Machine, Problem, Program
+from fastmlp_kernels.problem import BATCHES, REDUCTIONS, Machine, Problem, Program
 
 ROOT = Path(__file__).resolve().parents[1]
 TRUE = {
@@ -94,6 +103,47 @@ def test_epochs_are_timed_on_the_threads_that_are_asked_for(monkeypatch):
     timer = EpochTimer(Machine(cores=2, cpu_thread_seconds=1e9))
     assert 0 < timer(problem, 1) < 60 and timer(problem, 2) > 0
     assert built == [("cpu", 1), ("cpu", 2)]
+
+
+@pytest.mark.parametrize(("threads", "got"), [(1, 0.5), (2, 0.75), (2, 1.0)])
+def test_a_timer_notices_that_others_use_the_processors(monkeypatch, threads, got):
+    """Each epoch takes a second on the clock, in which the process gets a share of its threads."""
+    problem = Problem((8, 16, 1), ("relu", "identity"), "half_squared_error", rows=320)
+    clock = SimpleNamespace(wall=0.0)
+
+    class Program:
+        def prepare(self, *arrays):
+            pass
+
+        def epoch(self, *arrays):
+            clock.wall += 1.0
+            arrays[-1][BATCHES] = problem.batches
+
+    kernel = SimpleNamespace(build=lambda problem, machine: Program())
+    monkeypatch.setattr(calibration, "plan", lambda *given: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: clock.wall)
+    monkeypatch.setattr(calibration.time, "process_time", lambda: got * threads * clock.wall)
+    timer = EpochTimer(Machine(cores=2))
+    assert timer(problem, threads) == 1.0 and timer.share == pytest.approx(got)
+    assert Calibration({}, (), timer.share).disturbed == (got < 0.9)
+    # An epoch of one batch starts its thread: that is not somebody else's doing.
+    single = EpochTimer(Machine(cores=2))
+    problem = replace(problem, batch_size=320)
+    assert single(problem, 2) == 1.0 and single.share == 1.0
+
+
+def test_constants_of_a_machine_that_is_busy_are_not_stored(home, monkeypatch, capsys):
+    monkeypatch.setattr(__main__, "warmup", lambda dtype: 0.0)
+    monkeypatch.setattr(__main__, "PAUSE_SECONDS", 0.0)
+    shares = iter([0.5, 0.6, 0.55, 0.5, 0.95])
+    monkeypatch.setattr(__main__, "calibrate", lambda machine: Calibration(TRUE, (), next(shares)))
+    assert __main__.main(["calibrate"]) == 1
+    shown = capsys.readouterr().err
+    assert "nothing was stored: other programs took 45% of the processors" in shown
+    assert shown.count("measuring again") == 2 and not home.exists()
+    # The next measurement but one is undisturbed.
+    assert __main__.main(["calibrate"]) == 0
+    assert "measuring again" in capsys.readouterr().err and stored_constants() == TRUE
 
 
 def test_a_machine_where_teams_cost_nothing_shares_everything():
@@ -271,6 +321,8 @@ def test_warmup_refuses_an_unknown_dtype():
         fastmlp.warmup("float16")
     with pytest.raises(UnknownNameError, match="dtypes: got 'half'"):
         fastmlp.warmup(["float32", "half"])
+    with pytest.raises(DTypeError, match="dtypes: got 3, wanted 'float32', 'float64' or a list"):
+        fastmlp.warmup(3)
 
 
 AFTER_WARMUP = """
@@ -342,18 +394,6 @@ def test_the_command_is_installed_and_of_the_version_of_the_package():
     assert module == "fastmlp.__main__" and callable(getattr(__main__, function))
     assert project["version"] == fastmlp.__version__
     assert machine_file.stamp()["fastmlp"] == fastmlp.__version__
-
-
-def test_the_first_use_of_a_dtype_is_announced_without_a_promise(caplog):
-    from fastmlp import planning
-
-    planning._announced.discard("float32")
-    with caplog.at_level(logging.INFO, "fastmlp"):
-        MLP([2, 2]).predict([[1.0, 2.0]])
-        MLP([2, 2]).predict([[1.0, 2.0]])
-    (record,) = [each for each in caplog.records if "compiled" in each.message]
-    assert "float32" in record.message and "python -m fastmlp warmup" in record.message
-    assert "20 seconds" not in record.message
 
 
 def test_the_constants_of_a_gpu_hold_for_a_gpu_of_that_name(home, monkeypatch):

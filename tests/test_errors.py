@@ -80,7 +80,6 @@ BAD_LABELS = {
     "too large": (LABELS + 1, DomainError, "the first 3 at index 2"),
     "fraction": (LABELS + 0.5, DomainError, "the first 0.5 at index 0"),
     "nan": (changed(LABELS, 1, np.nan), DomainError, "nan at index 1"),
-    "bool": (LABELS > 1, DTypeError, "bool"),
     "text": (["cat"] * ROWS, DTypeError, "<U3"),
     "columns": (np.ones((ROWS, 2)) / 2, ShapeError, f"({ROWS}, 3) of class probabilities"),
     "sums": (np.full((ROWS, 3), 0.5), DomainError, "rows that sum to 1"),
@@ -122,7 +121,8 @@ def test_bad_inputs(regressor, case):
     value, error, part = BAD_X[case]
     calls = {
         "fit": lambda: regressor.fit(value, Y, batch_size=4, optimizer=SGD()),
-        "predict": lambda: regressor.predict(value),
+        # Without a row there is nothing to predict: see below.
+        "predict": lambda: regressor.predict(value) if case != "empty" else regressor.fit(value, Y),
         "forward": lambda: regressor.forward(value),
         "step": lambda: regressor.step(value, Y, SGD()),
         "evaluate": lambda: regressor.evaluate(value, Y),
@@ -192,8 +192,12 @@ def test_targets_outside_the_domain_of_the_loss(loss, activations, targets):
         ({"batch_size": 2.0}, DTypeError, "got 2.0"),
         ({"batch_size": "32"}, DTypeError, "got '32'"),
         ({"batch_size": ROWS + 1}, DomainError, "from 1 to 12, the rows of X"),
-        ({"optimizer": "adam"}, DTypeError, "Adam(learning_rate=1e-3)"),
-        ({"device": "gpu"}, UnknownNameError, "one of auto, cpu, cuda"),
+        ({"optimizer": "adan"}, UnknownNameError, "did you mean 'adam'?"),
+        ({"optimizer": Adam}, DTypeError, "got the class Adam, wanted"),
+        ({"optimizer": 0.1}, DTypeError, "SGD(0.1)"),
+        ({"device": "tpu"}, UnknownNameError, "one of auto, cpu, cuda; did you mean 'cpu'?"),
+        ({"kernel": 5}, UnknownNameError, "got 5, wanted one of"),
+        ({"kernel": []}, UnknownNameError, "got [], wanted one of"),
         ({"device": None}, UnknownNameError, "None"),
         ({"kernel": CPU_KERNEL[:-1]}, UnknownNameError, f"did you mean {CPU_KERNEL!r}?"),
         ({"threads": 0}, DomainError, "got 0, wanted a whole number >= 1"),
@@ -210,9 +214,28 @@ def test_bad_arguments_of_fit(regressor, arguments, error, part):
     assert_refused(regressor, lambda: regressor.fit(X, Y, **given), error, argument + ":", part)
 
 
+def test_an_ensemble_that_fits_in_no_memory():
+    with pytest.raises(ShapeError, match=r"members: got 1,000,000,000 networks of 1,001,000 param"):
+        fastmlp.Ensemble([1000, 1000], 10**9)
+
+
 def test_kernel_on_another_device(regressor):
     call = lambda: regressor.predict(X, device="cpu", kernel="cuda.layered")  # noqa: E731
     assert_refused(regressor, call, fastmlp.DeviceError, "kernel:")
+
+
+@pytest.mark.parametrize("kernel", [5, [], {}, 1.5, b"cpu.fused"])
+def test_kernels_that_are_no_names(regressor, kernel):
+    """Also with inputs that are no array, which are first asked where they lie."""
+    for inputs in (X, X.tolist()):
+        for call in (
+            lambda: regressor.predict(inputs, kernel=kernel),  # noqa: B023
+            lambda: regressor.evaluate(inputs, Y, kernel=kernel),  # noqa: B023
+            lambda: regressor.fit(inputs, Y, batch_size=4, kernel=kernel),  # noqa: B023
+        ):
+            assert_refused(regressor, call, UnknownNameError, "kernel:", f"got {kernel!r}")
+    with pytest.raises(UnknownNameError, match="kernel: got"):
+        fastmlp.Ensemble([4, 3, 1], 2).predict(X.tolist(), kernel=kernel)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +276,8 @@ def test_bad_metrics(classifier, metric, part):
         ({"dtype": None}, DTypeError, "dtype", "got None"),
         ({"reduction": "men"}, UnknownNameError, "reduction", "did you mean 'mean'?"),
         ({"seed": -1}, DomainError, "seed", "got -1"),
-        ({"seed": None}, DTypeError, "seed", "got None"),
+        ({"seed": 1.0}, DTypeError, "seed", "got 1.0"),
+        ({"sizes": [10**10, 10**10]}, ShapeError, "sizes", "fits in the memory"),
         ({"initializer": "he"}, UnknownNameError, "initializer", "one of glorot_uniform"),
     ],
 )

@@ -69,7 +69,7 @@ def nobody_stays():
 
 
 def together(work, members):
-    """Call ``work(member)`` in a thread each: one that waits forever fails the test, and not all."""
+    """Call ``work(member)`` in a thread each: one that waits forever fails this test alone."""
     threads = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(members)]
     for thread in threads:
         thread.start()

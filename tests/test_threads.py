@@ -4,17 +4,24 @@ This is promised for one instruction set. Two sets may differ in the last bits: 
 fused multiply-add rounds every product.
 """
 
+import ctypes
 import itertools
+import json
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
 from fastmlp_kernels.cpu import tables
+from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.loss import loss_and_gradient, losses_per_row, predict_rows
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import DTYPES, REDUCTIONS, Problem
 from tests.machines import HOST, team
-from tests.samples import output_activations, poison, sample
+from tests.samples import output_activations, poison, sample, targets
 
 THREADS = (1, 2, 3, 5, 8)
 
@@ -193,6 +200,170 @@ def test_the_same_bits_for_any_size_of_block(problem, block, instruction_set):
             program.words[word] = size * (program.panel if block == "DEPTH_BLOCK" else 1)
             found = results(problem, program)
             assert differing(expected, found) == [], (size, threads)
+
+
+# Of one call; whole vectors, parts of one, and what is left over by a loop that takes several.
+COUNTS = (1, 2, 3, 5, 8, 13, 23, 33, 67)
+
+
+def called(address, *arguments):
+    """Call a leaf with arrays and whole numbers."""
+    words = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+    kinds = [ctypes.c_int64] * len(words)
+    ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(address)(*words)
+
+
+def apart(count):
+    """Return pieces of so many rows: every size, at several places."""
+    for size in COUNTS:
+        for start in range(0, count - size + 1, max(1, size // 2)):
+            yield slice(start, start + size)
+
+
+def same_rows(compute, *arrays):
+    """Assert that rows have the bits that each has alone, whichever rows are given with it."""
+    rows = len(arrays[0])
+    alone = [compute(*(array[i : i + 1].copy() for array in arrays)) for i in range(rows)]
+    expected = [np.concatenate(each) for each in zip(*alone, strict=True)]
+    for piece in apart(rows):
+        found = compute(*(array[piece].copy() for array in arrays))
+        for one, other in zip(found, expected, strict=True):
+            assert one.tobytes() == other[piece].tobytes(), piece
+
+
+def problem_of(rule, outputs, dtype):
+    """Return a problem that a rule belongs to."""
+    for loss, last, labels in outputs_of_losses:
+        problem = Problem((1, outputs), (last,), loss, dtype=dtype, labels=labels)
+        if problem.rule == rule:
+            return problem
+    raise KeyError(rule)
+
+
+outputs_of_losses = outputs()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", [rule.name for rule in loss_rules()])
+def test_a_loss_has_the_same_bits_wherever_its_row_stands(rule, dtype, weighted):
+    leaf, generator = loss_and_gradient(rule, dtype, weighted), np.random.default_rng(0)
+    for outputs in (1, 3, 10, 17):
+        problem, rows = problem_of(rule, outputs, dtype), max(COUNTS)
+        y = targets(problem, rows, generator)
+        A = generator.normal(0, 3, (rows, outputs))
+        if rule == problem.loss:
+            A = 1 / (1 + np.exp(-A))
+        factors = generator.uniform(0.2, 2, rows).astype(dtype)
+
+        def compute(A, y, factors, outputs=outputs):
+            losses = np.full((len(A), losses_per_row(rule, outputs)), np.nan, dtype)
+            slopes = np.full_like(A, np.nan)
+            own = factors if weighted else np.full(1, 0.7, dtype)
+            called(leaf, A, y, len(A), outputs, y.shape[1], own, losses, slopes)
+            return losses, slopes
+
+        same_rows(compute, A.astype(dtype), y, factors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ACTIVATIONS.names)
+def test_an_activation_has_the_same_bits_wherever_it_stands(name, dtype):
+    """Kernels give whole panels, but for the activation of the outputs that are predicted."""
+    row, generator = ACTIVATIONS[name], np.random.default_rng(0)
+    Z, dA = (generator.normal(0, 2, max(COUNTS)).astype(dtype) for _ in range(2))
+
+    def forward(Z):
+        A = Z.copy()
+        called(activation_forward(name, dtype), Z, A, len(A))
+        return (A,)
+
+    def backward(kept, dA):
+        called(activation_backward(name, dtype), kept, dA, len(dA))
+        return (dA,)
+
+    same_rows(forward, Z)
+    same_rows(backward, Z if row.keeps == "input" else forward(Z)[0], dA)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", [loss.name for loss in LOSSES if loss.link is not None])
+def test_a_prediction_has_the_same_bits_wherever_its_row_stands(loss, dtype):
+    for outputs in (1, 3, 10, 17):
+
+        def compute(A, outputs=outputs):
+            called(predict_rows(loss, dtype), A, len(A), outputs)
+            return (A,)
+
+        A = np.random.default_rng(0).normal(0, 3, (max(COUNTS), outputs))
+        same_rows(compute, A.astype(dtype))
+
+
+# Machine code of leaves for a processor that need not be this one.
+COMPILED = """
+import json, re, sys
+from fastmlp_kernels.algebra import ACTIVATIONS, loss_rules
+from fastmlp_kernels.cpu import activation, loss
+leaves, made = {}, loss.leaf
+def leaf(function, name, signature):
+    leaves[name] = made(function, name, signature)
+    return leaves[name]
+loss.leaf = activation.leaf = leaf
+for dtype in ("float32", "float64"):
+    for rule in loss_rules():
+        if not rule.by_row:
+            for weighted in (False, True):
+                loss.loss_and_gradient(rule.name, dtype, weighted)
+    for name in ACTIVATIONS.names:
+        activation.activation_forward(name, dtype)
+KINDS = "fn?m(?:add|sub)[0-9]+", "div", "mul", "(?:add|sub)"
+def counts(code, lanes):
+    return [len(re.findall(rf"\tv?{kind}{lanes}[sd]\\b", code)) for kind in KINDS]
+found = {}
+for name, leaf in leaves.items():
+    code = leaf._library.get_asm_str()
+    found[name] = counts(code, "p"), counts(code, "s")
+print(json.dumps(found))
+"""
+# Vectors of masks are where the compiler has most to choose.
+MASKS = "+avx,+avx2,+fma,+bmi,+bmi2,+avx512f,+avx512dq,+avx512bw,+avx512vl,+avx512cd"
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="the code is that of x86"
+)
+def test_vectors_and_what_is_left_over_fuse_the_same_products(child_environment, tmp_path):
+    """Also where this machine has no such vectors: for each division, as many fused products.
+
+    (In a rule that has none, for each product or sum. Copies of a loop for vectors of another width
+    have as many again.)
+    """
+    chosen = {
+        "NUMBA_CPU_NAME": "x86-64-v4",
+        "NUMBA_CPU_FEATURES": MASKS,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    finished = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        env={**child_environment, **chosen},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    compiled = json.loads(finished.stdout)
+    assert len(compiled) >= 70 and sum(vectors[0] > 0 for vectors, _ in compiled.values()) >= 30
+    different = {
+        name: (vectors, single)
+        for name, (vectors, single) in compiled.items()
+        if vectors[0] * unit(single) != single[0] * unit(vectors)
+    }
+    assert not different
+
+
+def unit(counts):
+    """Return how often the code has what others are counted by: the rarest kind that it has."""
+    return next((count for count in counts[1:] if count), 1)
 
 
 def test_the_comparison_sees_one_bit():

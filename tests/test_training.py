@@ -1,6 +1,5 @@
 """Training: the same bits by every road, state, history, interrupts, non-finite numbers."""
 
-import csv
 import json
 import logging
 import os
@@ -151,67 +150,6 @@ def test_state_belongs_to_the_rule_and_survives_a_new_learning_rate(caplog):
     kept.step(X, Y, SGD(0.2, momentum=0.9))
     forgotten.step(X, Y, SGD(0.2, momentum=0.9))
     assert not np.array_equal(kept.parameters, forgotten.parameters)
-
-
-def test_history_holds_an_entry_for_each_epoch(tmp_path):
-    model = MLP([5, 7, 2])
-    validation = (X[:20], Y[:20])
-    history = model.fit(X, Y, epochs=3, optimizer=Adam(0.01), validation_data=validation)
-    assert model.history is history and len(history) == 3
-    for name in ("loss", "validation_loss", "validation_score", "seconds"):
-        assert getattr(history, name).shape == (3,)
-    last = model.evaluate(*validation)
-    assert history.validation_loss[-1] == last.loss
-    assert history.validation_score[-1] == last.score
-    assert history.device == "cpu" and history.kernel.startswith("cpu.")
-    assert history.rows_per_second == pytest.approx(210 / history.seconds.sum())
-    history.to_csv(tmp_path / "history.csv")
-    with (tmp_path / "history.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [line["epoch"] for line in lines] == ["1", "2", "3"]
-    assert [float(line["loss"]) for line in lines] == history.loss.tolist()
-    assert [float(line["validation_r2"]) for line in lines] == history.validation_score.tolist()
-    assert "3 epochs on cpu." in repr(history)
-
-
-def test_history_can_be_plotted(tmp_path):
-    pytest.importorskip("matplotlib")
-    history = MLP([5, 2]).fit(X, Y, epochs=2, validation_data=(X, Y))
-    figure = history.plot(tmp_path / "history.png")
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 2]
-    assert (tmp_path / "history.png").stat().st_size > 1000
-
-
-def test_a_fit_is_silent_unless_asked(capsys):
-    model = MLP([5, 2])
-    model.fit(X, Y, epochs=2)
-    model.fit(X, Y, epochs=2, progress=False)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_progress_and_lines_go_to_standard_error(capsys):
-    pytest.importorskip("tqdm")
-    MLP([5, 2]).fit(X, Y, epochs=4, batch_size=10, progress=True)
-    shown = capsys.readouterr()
-    assert shown.out == "" and "28/28" in shown.err and "loss" in shown.err
-
-
-def test_verbose_is_logged_where_somebody_listens(caplog):
-    with caplog.at_level(logging.INFO, "fastmlp"):
-        MLP([5, 2]).fit(X, Y, epochs=3, verbose=1)
-    assert "epoch 3/3: loss" in caplog.text
-
-
-def test_verbose_is_printed_where_nobody_listens(child_python, child_environment):
-    code = (
-        "import fastmlp, numpy as np; X = np.ones((4, 2)); "
-        "fastmlp.MLP([2, 2]).fit(X, X, epochs=3, batch_size=2, verbose=1)"
-    )
-    done = subprocess.run(
-        [child_python, "-c", code], capture_output=True, text=True, env=child_environment
-    )
-    assert done.returncode == 0 and done.stdout == ""
-    assert done.stderr.startswith("epoch 3/3: loss") or "\nepoch 3/3: loss" in done.stderr
 
 
 def test_a_bad_batch_stops_training_with_the_last_good_parameters():

@@ -102,7 +102,7 @@ def test_a_batch_without_any_weight_changes_nothing():
 
 
 def test_class_weights_multiply_those_of_the_rows():
-    given = {0: 0.5, 2: 3.0}
+    given = {0: 0.5, 1: 1.0, 2: 3.0}
     by_class, y = model_of("labels")
     by_row, _ = model_of("labels")
     weights = RNG.uniform(0.5, 1, ROWS)
@@ -195,6 +195,22 @@ BAD_WEIGHTS = [
     ({"class_weight": "even"}, DomainError, "class_weight: got 'even'"),
     ({"class_weight": 3}, DTypeError, "class_weight: got int"),
     ({"class_weight": {7: 1.0}}, DomainError, "class_weight: got a weight of class 7"),
+    (
+        {"sample_weight": np.full(ROWS, 1e308)},
+        DomainError,
+        "sample_weight: got weights that sum to",
+    ),
+    ({"sample_weight": np.full(ROWS, 1e38)}, DomainError, "wanted a sum of at most 3.4e"),
+    (
+        {"class_weight": {0: 1e30, 1: 1.0, 2: 1.0}, "sample_weight": np.full(ROWS, 1e30)},
+        DomainError,
+        "class_weight: got weights that sum to",
+    ),
+    ({"class_weight": {0: 1.0, 2: 1.0}}, DomainError, "class_weight: got no weight of class 1"),
+    ({"class_weight": {0: 1.0, 1: -2.0}}, DomainError, r"class_weight\[1\]: got -2.0"),
+    ({"class_weight": {0: 1.0, 1: "2"}}, DTypeError, r"class_weight\[1\]: got '2'"),
+    ({"class_weight": {"a": 1.0}}, DomainError, "class_weight: got a weight of class 'a'"),
+    ({"class_weight": {1.5: 1.0}}, DomainError, "class_weight: got a weight of class 1.5"),
     ({"l2": -1}, DomainError, "l2: got -1"),
     ({"l2": "much"}, DTypeError, "l2: got 'much'"),
 ]
@@ -207,6 +223,30 @@ def test_bad_weights_are_refused_before_anything_changes(arguments, error, messa
     with pytest.raises(error, match=message):
         model.fit(X, y, batch_size=5, **arguments)
     assert np.array_equal(model.parameters, before) and model.history is None
+
+
+@pytest.mark.parametrize("value", [1e308, 1e38])
+def test_weights_whose_sum_overflows_are_refused_everywhere(value):
+    """They made NaN of the history, and trained nothing, without a word."""
+    model, y = model_of("labels")
+    weights = np.full(ROWS, value)
+    for call in (model.step, model.value_and_grad):
+        with pytest.raises(DomainError, match="sample_weight: got weights that sum to"):
+            call(X, y, sample_weight=weights)
+    model.forward(X)
+    with pytest.raises(DomainError, match="sample_weight: got weights that sum to"):
+        model.compute_loss(y, sample_weight=weights)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("value", [5e-324, 1e-310, 1e-300, 1e36])
+def test_weights_of_any_size_leave_finite_numbers(value, reduction):
+    model, y = model_of("labels", reduction)
+    weights = np.r_[np.full(5, value), np.ones(ROWS - 5)]
+    history = model.fit(
+        X, y, epochs=1, batch_size=5, shuffle=False, sample_weight=weights, optimizer=SGD(1e-40)
+    )
+    assert np.isfinite(history.loss).all() and np.isfinite(model.parameters).all()
 
 
 def test_class_weight_needs_classes():

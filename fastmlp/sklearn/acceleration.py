@@ -1,7 +1,6 @@
 """What of an estimator the kernels can run, where, and one line in the log for what they cannot."""
 
 import logging
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,9 @@ from sklearn.utils._openmp_helpers import (
 
 from fastmlp.errors import DomainError, look_up
 from fastmlp.machine import detect
+from fastmlp.sklearn.consistency import are_arrays, network_sizes
+from fastmlp.sklearn.engine import Training
+from fastmlp.sklearn.optimizers import KernelOptimizer, state_names
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.problem import DTYPES
 
@@ -27,6 +29,14 @@ OUTPUTS = {
     "logistic": ("binary_cross_entropy", "sigmoid"),
     "exp": ("poisson", "exp"),
 }
+# The loss that each of them is the output activation of.
+LOSS_BEFORE = {
+    "identity": "squared_error",
+    "softmax": "log_loss",
+    "logistic": "log_loss",
+    "exp": "poisson",
+}
+NO_RATE = "the learning rate is 0 or not a finite number"
 COMPUTED = tuple(map(np.dtype, DTYPES))
 # The parts of scikit-learn's step: a subclass that changes one wants it to be used.
 STEP_HOOKS = ("_backprop", "_forward_pass", "_compute_loss_grad")
@@ -80,36 +90,66 @@ def is_scikit_learns(activation: Any) -> bool:
     return isinstance(activation, str) and activation in NAME_OF
 
 
-def training_refusal(estimator: Any, X: Any) -> str | None:
-    """Return why no kernel of fastmlp trains this estimator on `X`, or None."""
+def training_refusal(training: Training) -> str | None:
+    """Return why no kernel of fastmlp trains this, or None."""
+    estimator, X = training.estimator, training.X
     if issparse(X):
         return "the input is sparse"
     for name in STEP_HOOKS:
         own = getattr(BaseMultilayerPerceptron, name)
-        if getattr(type(estimator), name) is not own:
+        if getattr(type(estimator), name) is not own or name in vars(estimator):
             return f"{type(estimator).__name__} overrides {name}"
-    if estimator.out_activation_ not in OUTPUTS:
-        return f"the output activation is {estimator.out_activation_!r}"
-    if estimator.solver == "sgd" and estimator.optimizer is None and estimator.momentum == 1:
-        return "the momentum is 1"
-    if any(each.dtype != X.dtype for each in [*estimator.coefs_, *estimator.intercepts_]):
+    output = estimator.out_activation_
+    if output not in OUTPUTS:
+        return f"the output activation is {output!r}"
+    # `set_params` between two fits changes the loss, and not the output activation.
+    if estimator.loss != LOSS_BEFORE[output]:
+        return f"the loss is {estimator.loss!r} behind the output activation {output!r}"
+    if any(each.dtype != X.dtype for each in training.parameters):
         return f"the parameters are not of the dtype of X, {X.dtype}"
+    return _optimizer_refusal(estimator._optimizer, X)
+
+
+def _optimizer_refusal(optimizer: Any, X: Any) -> str | None:
+    """Return what no kernel takes of an optimizer, or None.
+
+    Of the object, and not of the estimator's parameters: `partial_fit` keeps it when those change.
+    """
+    if isinstance(optimizer, KernelOptimizer):
+        return None
+    if getattr(optimizer, "momentum", 0) == 1:
+        return "the momentum is 1"
+    if not is_rate(optimizer.learning_rate):
+        return NO_RATE
+    states = [each for name in state_names(optimizer) for each in getattr(optimizer, name)]
+    if any(each.dtype != X.dtype for each in states):
+        return f"the optimizer's state is not of the dtype of X, {X.dtype}"
     return None
 
 
-def prediction_refusal(estimator: Any, X: Any) -> str | None:
+def is_rate(learning_rate: Any) -> bool:
+    """Return whether kernels take a learning rate: one that is scaled down becomes 0 in the end."""
+    return bool(0 < learning_rate < np.inf)
+
+
+def prediction_refusal(
+    estimator: Any, X: Any, coefs: list[Any], intercepts: list[Any]
+) -> str | None:
     """Return why no kernel of fastmlp predicts for `X`, or None."""
     if issparse(X):
         return "the input is sparse"
     if estimator.out_activation_ not in OUTPUTS:
         return f"the output activation is {estimator.out_activation_!r}"
-    coefs = estimator.coefs_
+    if not are_arrays(coefs) or not are_arrays(intercepts):
+        return "coefs_ and intercepts_ are not all arrays"
     # Not by name: a dtype takes 2 us to say its own, a fifth of a prediction of one row.
     if np.result_type(X, *coefs) not in COMPUTED:
         return f"a prediction is computed in {np.result_type(X, *coefs)}"
-    sizes = [X.shape[1], *(each.shape[-1] for each in coefs)]
-    if [each.shape for each in coefs] != list(pairwise(sizes)):
-        return "the shapes of coefs_ do not fit together"
+    if any(each.dtype not in COMPUTED for each in intercepts):
+        return "an array of intercepts_ is of no dtype that is computed in"
+    sizes = network_sizes(coefs, intercepts)
+    if sizes is None or sizes[0] != X.shape[1] or len(coefs) != estimator.n_layers_ - 1:
+        return "the shapes of coefs_ and intercepts_ do not fit together"
     return None
 
 

@@ -1,41 +1,39 @@
 """Which engine runs a fit: the one place that knows them."""
 
-from typing import Any
-
-from numpy.typing import NDArray
-
-from fastmlp.errors import DomainError
+from fastmlp.errors import DomainError, ShapeError
 from fastmlp.sklearn.acceleration import beyond_scikit_learn, say_once, training_refusal
-from fastmlp.sklearn.engine import Engine, ScikitLearnEngine, SelectiveEngine
+from fastmlp.sklearn.consistency import mismatch
+from fastmlp.sklearn.engine import Engine, ScikitLearnEngine, SelectiveEngine, Training
 from fastmlp.sklearn.kernels import KernelEngine
-
-Array = NDArray[Any]
 
 # Those that are tried before scikit-learn's own arithmetic, in this order.
 ENGINES: tuple[type[SelectiveEngine], ...] = (KernelEngine,)
 
 
-def make_engine(
-    estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
-) -> Engine:
+def make_engine(training: Training) -> Engine:
     """Return the engine for a fit: the first that takes it, or scikit-learn's own.
 
     Raises
     ------
+    ShapeError
+        If only a kernel could run it, and data and parameters are not of one network.
     DomainError
-        If only a kernel could run it, and none does.
+        If only a kernel could run it, and none does for another reason.
     """
-    arguments = (estimator, X, y, sample_weight, batch_size)
-    reason = training_refusal(estimator, X)
+    beyond = beyond_scikit_learn(training.estimator)
+    # Before anything else: a kernel does not check the shapes of what it is given.
+    unfit = mismatch(training)
+    if unfit is not None and beyond is not None:
+        raise ShapeError(f"{unfit}; warm_start=False starts a new network")
+    reason = unfit or training_refusal(training)
     if reason is None:
         for engine in ENGINES:
-            reason = engine.refusal(*arguments)
+            reason = engine.refusal(training)
             if reason is None:
-                return engine(*arguments)
-    beyond = beyond_scikit_learn(estimator)
+                return engine(training)
     if beyond is not None:
         reason = reason or "no kernel trains it"
         raise DomainError(f"{beyond}, wanted one that scikit-learn has, as {reason}")
     if reason is not None:
         say_once(reason)
-    return ScikitLearnEngine(*arguments)
+    return ScikitLearnEngine(training)

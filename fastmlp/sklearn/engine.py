@@ -1,5 +1,6 @@
 """Who computes an epoch: the seam between scikit-learn's bookkeeping and the arithmetic."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,13 +10,17 @@ from sklearn.utils import _safe_indexing, gen_batches
 Array = NDArray[Any]
 
 
-class Engine(Protocol):
-    """The arithmetic of training, made once for a call of `fit` or `partial_fit`.
+@dataclass(frozen=True)
+class Training:
+    """What a call of `fit` or `partial_fit` gives to the engine that runs it.
 
     Parameters
     ----------
     estimator
         Initialised: it has `coefs_`, `intercepts_`, `out_activation_` and `_optimizer`.
+    parameters : list of ndarray
+        `coefs_` and `intercepts_`, as the call has found them. scikit-learn checks neither their
+        shapes nor those of the rest against each other.
     X : array or sparse matrix (rows, inputs)
         In the dtype of the fit.
     y : ndarray (rows, outputs)
@@ -23,11 +28,24 @@ class Engine(Protocol):
     sample_weight : ndarray (rows,) or None
     batch_size : int
         At most the number of rows; NumPy's integer where the user gave one.
+    memory : tuple of four lists
+        Activations, their derivatives, and the gradients of `coefs_` and of `intercepts_`: what
+        scikit-learn has made for its own steps, one entry a layer of `hidden_layer_sizes`.
     """
 
-    def __init__(
-        self, estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
-    ) -> None: ...
+    estimator: Any
+    parameters: Any
+    X: Any
+    y: Array
+    sample_weight: Array | None
+    batch_size: int
+    memory: tuple[list[Any], list[Any], list[Any], list[Any]]
+
+
+class Engine(Protocol):
+    """The arithmetic of training, made once for a call of `fit` or `partial_fit`."""
+
+    def __init__(self, training: Training) -> None: ...
 
     def epoch(self, order: NDArray[np.int64]) -> Any:
         """Train on every mini-batch of the rows in this order; return scikit-learn's `loss_`.
@@ -37,46 +55,48 @@ class Engine(Protocol):
         the state in `_optimizer` is that after the last step.
         """
 
+    def finish(self) -> None:
+        """Take note that all epochs have ended, and none by an exception."""
+
 
 class SelectiveEngine(Engine, Protocol):
     """An engine that cannot run everything."""
 
     @staticmethod
-    def refusal(
-        estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
-    ) -> str | None:
+    def refusal(training: Training) -> str | None:
         """Return why it cannot run this fit, or None."""
 
 
 class ScikitLearnEngine:
     """scikit-learn's own arithmetic: what runs whenever something is not accelerated."""
 
-    def __init__(
-        self, estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
-    ) -> None:
-        self._estimator = estimator
-        self._X, self._y, self._sample_weight = X, y, sample_weight
-        self._batch_size = batch_size
+    def __init__(self, training: Training) -> None:
+        self._training = training
 
     def epoch(self, order: NDArray[np.int64]) -> Any:
         """Train on every mini-batch of the rows in this order; return scikit-learn's `loss_`."""
-        estimator = self._estimator
-        layers = len(estimator.coefs_)
-        parameters = [*estimator.coefs_, *estimator.intercepts_]
-        # Filled by scikit-learn: what it keeps of a step.
-        activations: list[Any] = [None] * (layers + 1)
-        deltas, weights, biases = [None] * layers, [None] * layers, [None] * layers
+        training, estimator = self._training, self._training.estimator
+        activations, deltas, weights, biases = training.memory
         total: Any = 0.0
         rows = len(order)
-        for batch in gen_batches(rows, self._batch_size):
+        for batch in gen_batches(rows, training.batch_size):
             # Rows in their own order are read where they lie, as scikit-learn does.
             chosen = order[batch] if estimator.shuffle else batch
-            X = _safe_indexing(self._X, chosen) if estimator.shuffle else self._X[chosen]
-            sample_weight = None if self._sample_weight is None else self._sample_weight[chosen]
+            X = _safe_indexing(training.X, chosen) if estimator.shuffle else training.X[chosen]
+            weight = training.sample_weight
             activations[0] = X
             loss, weights, biases = estimator._backprop(
-                X, self._y[chosen], sample_weight, activations, deltas, weights, biases
+                X,
+                training.y[chosen],
+                None if weight is None else weight[chosen],
+                activations,
+                deltas,
+                weights,
+                biases,
             )
             total += loss * (batch.stop - batch.start)
-            estimator._optimizer.update_params(parameters, [*weights, *biases])
+            estimator._optimizer.update_params(training.parameters, weights + biases)
         return total / rows
+
+    def finish(self) -> None:
+        """Do nothing: it keeps nothing for another call."""

@@ -98,9 +98,9 @@ class Accelerated(CallbackSupportMixin):
         return scikit_learn_activation(names) == "logistic"
 
     def _fit_stochastic(self, X: Any, y: Array, sample_weight: Any, *rest: Any) -> None:
-        # The rest is memory that the engine has of its own, the sizes, and `incremental`.
+        *memory, _, incremental = rest
         sample_weight = self._row_weights(X, y, sample_weight)
-        fit_stochastic(self, X, y, sample_weight, incremental=rest[-1])
+        fit_stochastic(self, X, y, sample_weight, tuple(memory), incremental)
 
     def _fit_lbfgs(self, X: Any, y: Array, sample_weight: Any, *rest: Any) -> None:
         say_once("the solver is 'lbfgs'")

@@ -1,19 +1,30 @@
 """Epochs of scikit-learn's estimators on fastmlp's kernels."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.neural_network._base import LOSS_FUNCTIONS
 
 from fastmlp.arrays import Data, writable
 from fastmlp.batches import batch_rows
 from fastmlp.epochs import Epoch, Trainer
+from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.optimizers import SGD, Adam, Optimizer
 from fastmlp.parameters import TrainingState, aligned_zeros, bias_views, weight_views
-from fastmlp.planning import Where, make_problem
-from fastmlp.sklearn.acceleration import hidden_activations, threads_of
-from fastmlp.sklearn.engine import ScikitLearnEngine
-from fastmlp.sklearn.optimizers import KernelOptimizer
+from fastmlp.planning import Programs, Where
+from fastmlp.problems import make_problem
+from fastmlp.sklearn.acceleration import (
+    NO_RATE,
+    beyond_scikit_learn,
+    hidden_activations,
+    is_rate,
+    say_once,
+    threads_of,
+)
+from fastmlp.sklearn.engine import ScikitLearnEngine, Training
+from fastmlp.sklearn.optimizers import KernelOptimizer, state_names
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import parameter_layout
 
@@ -26,23 +37,49 @@ TRAINED = {
     "logistic": ("clipped_binary_cross_entropy", "sigmoid"),
     "exp": ("half_poisson_deviance", "exp"),
 }
+# Targets that become those of a kernel without another rounding than float32's.
+TARGETS = tuple(
+    map(np.dtype, ("?", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
+)
+# scikit-learn sums where kernels average, and squares before it scales: it overflows at numbers
+# that are finite here. From this power of the largest number on, a loss is scikit-learn's.
+LARGE = 0.75
+# Below this `alpha`, the parameters are looked at for their size: their penalty does not show it.
+SMALL_ALPHA = 1e-6
 
 
 def solver_of(optimizer: Any) -> Optimizer:
     """Return fastmlp's optimizer that steps as one of scikit-learn's does, as it now stands."""
     if isinstance(optimizer, KernelOptimizer):
         return optimizer.optimizer
+    # As numbers: scikit-learn takes True for one.
     if hasattr(optimizer, "velocities"):
-        rate, momentum = optimizer.learning_rate, optimizer.momentum
+        rate, momentum = float(optimizer.learning_rate), float(optimizer.momentum)
         look_ahead = bool(optimizer.nesterov and momentum > 0)
         return SGD(rate, momentum, look_ahead, rate_in_velocity=True)
     return Adam(
-        optimizer.learning_rate_init,
-        optimizer.beta_1,
-        optimizer.beta_2,
-        optimizer.epsilon,
+        float(optimizer.learning_rate_init),
+        float(optimizer.beta_1),
+        float(optimizer.beta_2),
+        float(optimizer.epsilon),
         epsilon_hat=True,
     )
+
+
+@lru_cache(maxsize=64)
+def type_of_loss(
+    loss: str, outputs: int, X: Any, y: Any, weight: Any, alpha: type, batch_size: type
+) -> Any:
+    """Return the type of scikit-learn's `loss_`, from the dtypes of its arrays and scalars' types.
+
+    By its own expressions, of one row: the rules of promotion are NumPy's, and change with it.
+    """
+    weights = None if weight is None else np.ones(1, weight)
+    targets, predictions = np.ones((1, outputs), y), np.ones((1, outputs), X)
+    value = LOSS_FUNCTIONS[loss](targets, predictions, weights)
+    rows = 1 if weights is None else weights.sum()
+    value += (0.5 * alpha(0)) * X.type(0) / rows
+    return type((0.0 + value * batch_size(1)) / 1)
 
 
 class KernelEngine:
@@ -54,89 +91,102 @@ class KernelEngine:
     """
 
     @staticmethod
-    def refusal(
-        estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
-    ) -> str | None:
+    def refusal(training: Training) -> str | None:
         """Return why it cannot run this fit, or None."""
-        if estimator.out_activation_ == "exp" and (y < 0).any():
+        output, y = training.estimator.out_activation_, training.y
+        if y.dtype not in TARGETS:
+            return f"the targets are of dtype {y.dtype}"
+        if output == "exp" and (y < 0).any():
             return "a target of the Poisson loss is negative"
+        if output == "softmax" and not (np.count_nonzero(y, axis=1) == 1).all():
+            return "a row has not one class"
         return None
 
-    def __init__(
-        self, estimator: Any, X: Any, y: Array, sample_weight: Array | None, batch_size: int
-    ) -> None:
-        self._estimator = estimator
-        self._own = ScikitLearnEngine(estimator, X, y, sample_weight, batch_size)
-        sizes = (X.shape[1], *(each.shape[0] for each in estimator.intercepts_))
-        loss, last = TRAINED[estimator.out_activation_]
+    def __init__(self, training: Training) -> None:
+        self._estimator = estimator = training.estimator
+        self._training, self._own = training, ScikitLearnEngine(training)
+        X, y, output = training.X, training.y, estimator.out_activation_
+        layers = len(training.parameters) // 2
+        sizes = (X.shape[1], *(each.size for each in training.parameters[layers:]))
+        loss, last = TRAINED[output]
         hidden = hidden_activations(estimator.activation, len(sizes) - 2)
         # Gradients are sums over outputs and means over rows, whatever scikit-learn's losses are.
-        problem = make_problem(sizes, [*hidden, last], loss, X.dtype, "batch_mean")
-        self._rows = batch_rows(len(X), int(batch_size))
-        mean_of_outputs = estimator.out_activation_ == "identity"
-        self._scale = 1.0 / sizes[-1] if mean_of_outputs else 1.0
+        self._problem = make_problem(sizes, [*hidden, last], loss, X.dtype, "batch_mean")
+        self._rows = batch_rows(len(X), int(training.batch_size))
+        self._scale = 1.0 / sizes[-1] if output == "identity" else 1.0
         self._shares = self._rows / self._rows.sum()
-        self._weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+        weights = training.sample_weight
+        self._weights = None if weights is None else np.asarray(weights, np.float64)
+        self._loss_type = _type_of_losses(training)
+        self._alpha = float(estimator.alpha)
+        self._large = float(np.finfo(X.dtype).max) ** LARGE
+        if self._weights is not None:
+            # It multiplies by them before it divides by their sum.
+            self._large /= max(1.0, float(np.abs(self._weights).max()))
         self._solver: Optimizer | None = None
         self._rate: float | None = None
+        self._rule = solver_of(estimator._optimizer).rule
         self._layout = parameter_layout(sizes)
-        self._state = TrainingState(aligned_zeros((problem.parameter_count,), X.dtype), 0)
+        self._state = TrainingState(aligned_zeros((self._problem.parameter_count,), X.dtype), 0)
         self._ours = self._views(self._state.parameters)
         self._take_parameters()
+        spare = estimator._network.training
+        self._programs = spare.take(self._problem, lambda: Programs(self._problem))
         self._trainer = Trainer(
             self._state,
-            estimator._network.programs_to_train(problem),
-            training_data(X, y, estimator.out_activation_),
-            int(batch_size),
-            solver_of(estimator._optimizer).rule,
+            self._programs,
+            training_data(X, y, output),
+            int(training.batch_size),
+            self._rule,
             Where(device=estimator.device, threads=threads_of(estimator)),
             weights=self._weights,
-            l2=float(estimator.alpha),
+            l2=self._alpha,
         )
         self._adopt_state()
         self._trainer.prepare()
 
+    def finish(self) -> None:
+        """Leave the programs to the next fit: after an exception nobody relies on them."""
+        self._trainer.close()
+        self._estimator._network.training.give(self._problem, self._programs)
+
     def _views(self, flat: Array) -> list[Array]:
         return [*weight_views(flat, self._layout), *bias_views(flat, self._layout)]
 
-    def _pairs(self) -> Any:
-        """Return our view and scikit-learn's array of each parameter."""
-        own = [*self._estimator.coefs_, *self._estimator.intercepts_]
-        return zip(self._ours, own, strict=True)
-
     def _take_parameters(self) -> None:
-        for ours, theirs in self._pairs():
+        for ours, theirs in zip(self._ours, self._training.parameters, strict=True):
             ours[...] = theirs
 
     def _give_parameters(self) -> None:
-        for ours, theirs in self._pairs():
+        for ours, theirs in zip(self._ours, self._training.parameters, strict=True):
             theirs[...] = ours
 
     def _adopt_state(self) -> None:
         """Make the optimizer's state views of ours; scikit-learn replaces it in its own steps."""
         optimizer, state = self._estimator._optimizer, self._state
-        rule = solver_of(optimizer).rule
-        state.prepare(rule, OPTIMIZERS[rule].slots)
+        state.prepare(self._rule, OPTIMIZERS[self._rule].slots)
         if isinstance(optimizer, KernelOptimizer):
             if optimizer.slots is not None:
                 state.slots[...] = optimizer.slots
             optimizer.slots, state.steps = state.slots, optimizer.steps
+            optimizer.sizes = self._problem.sizes
             return
         state.steps = getattr(optimizer, "t", 0)
-        names = ("velocities",) if hasattr(optimizer, "velocities") else ("ms", "vs")
-        for name, slot in zip(names, state.slots, strict=False):
+        for name, slot in zip(state_names(optimizer), state.slots, strict=False):
             views = self._views(slot)
             for view, values in zip(views, getattr(optimizer, name), strict=True):
                 view[...] = values
             setattr(optimizer, name, views)
 
     def _report(self) -> None:
-        """Give the estimator its parameters, and tell the optimizer how many steps it has taken."""
+        """Give the estimator its parameters, and tell the optimizer how many steps it has taken.
+
+        Done twice, it changes nothing: an interrupt in the middle of it is made good by another.
+        """
         self._give_parameters()
         optimizer, steps = self._estimator._optimizer, self._state.steps
         if isinstance(optimizer, KernelOptimizer):
-            optimizer.steps = steps
-            optimizer.learning_rate = float(np.max(optimizer.optimizer.rates(steps - 1, 1)))
+            optimizer.took(steps)
         elif hasattr(optimizer, "t"):
             optimizer.t = steps
             root = np.sqrt(1 - optimizer.beta_2**steps)
@@ -147,25 +197,57 @@ class KernelEngine:
     def epoch(self, order: NDArray[np.int64]) -> Any:
         """Train on every mini-batch of the rows in this order; return scikit-learn's `loss_`.
 
-        An epoch that meets a number that is not finite is scikit-learn's own: its losses,
-        parameters and warnings are then what its users get.
+        An epoch that meets a number that is not finite, or nearly, is scikit-learn's own: its
+        losses, parameters and warnings are then what its users get.
         """
-        if self._has_batch_without_weight(order):
-            # scikit-learn divides by zero there, and says so.
-            return self._epoch_of_scikit_learn(order)
-        before = self._state.steps
-        try:
-            epoch = self._trainer.run(order, self._solver_now())
-        except BaseException:
-            # An interrupt: the batches that were finished count.
-            if self._state.steps > before:
-                self._report()
-            raise
+        reason = self._refusal_of_epoch(order)
+        if reason is None:
+            before = self._state.steps
+            try:
+                epoch = self._trainer.run(order, self._solver_now())
+                loss = self._loss(epoch)
+                reason = self._distrust(epoch, loss)
+                if reason is None:
+                    self._report()
+                    return self._loss_type(loss)
+                self._trainer.undo()
+            except BaseException:
+                # An interrupt: the batches that were finished count.
+                if self._state.steps > before:
+                    self._report()
+                raise
+        return self._epoch_of_scikit_learn(order, reason)
+
+    def _refusal_of_epoch(self, order: NDArray[np.int64]) -> str | None:
+        """Return why the next epoch is scikit-learn's, or None."""
+        optimizer = self._estimator._optimizer
+        if not isinstance(optimizer, KernelOptimizer) and not is_rate(optimizer.learning_rate):
+            return NO_RATE
+        if self._weights is None:
+            return None
+        # It divides by the weight of a batch, in the weights' dtype, and says so where that is 0.
+        starts = np.cumsum(self._rows) - self._rows
+        with np.errstate(over="ignore"):
+            totals = np.add.reduceat(self._weights[order], starts)
+            totals = totals.astype(self._training.sample_weight.dtype)  # type: ignore[union-attr]
+        if (totals == 0).any():
+            return "the weights of a mini-batch sum to 0"
+        return None if np.isfinite(totals).all() else "the weights of a mini-batch overflow"
+
+    def _distrust(self, epoch: Epoch, loss: float) -> str | None:
+        """Return why an epoch that has been trained is done again by scikit-learn, or None."""
         if epoch.bad_batch or not epoch.finite:
-            self._trainer.undo()
-            return self._epoch_of_scikit_learn(order)
-        self._report()
-        return self._loss(epoch)
+            return "an epoch met a number that is not finite"
+        if beyond_scikit_learn(self._estimator) is not None:
+            return None
+        largest = abs(loss)
+        if self._alpha >= SMALL_ALPHA:
+            # The penalty is part of the loss.
+            largest /= min(1.0, self._alpha)
+        else:
+            flat = self._state.parameters
+            largest = max(largest, float(max(flat.max(), -flat.min())) ** 2 * flat.size)
+        return None if largest < self._large else "an epoch met numbers that nearly overflow"
 
     def _solver_now(self) -> Optimizer:
         """Return fastmlp's optimizer; one that has not changed is not made and checked again."""
@@ -176,22 +258,43 @@ class KernelEngine:
             self._solver, self._rate = solver_of(theirs), rate
         return self._solver
 
-    def _has_batch_without_weight(self, order: NDArray[np.int64]) -> bool:
-        if self._weights is None:
-            return False
-        starts = np.cumsum(self._rows) - self._rows
-        return bool((np.add.reduceat(self._weights[order], starts) == 0).any())
-
-    def _epoch_of_scikit_learn(self, order: NDArray[np.int64]) -> Any:
+    def _epoch_of_scikit_learn(self, order: NDArray[np.int64], reason: str) -> Any:
+        beyond = beyond_scikit_learn(self._estimator)
+        if beyond is not None:
+            raise NonFiniteTrainingError.at(
+                f"fit: got epoch {self._estimator.n_iter_ + 1} in which {reason}, wanted finite "
+                "numbers. The parameters are those from before it; try a smaller learning rate and "
+                f"inputs of the order of 1 ({beyond}, so that scikit-learn cannot go on)",
+                self._estimator.n_iter_ + 1,
+                None,
+                None,
+            )
+        say_once(reason)
         loss = self._own.epoch(order)
         self._take_parameters()
         self._adopt_state()
         self._trainer.upload()
         return loss
 
-    def _loss(self, epoch: Epoch) -> Any:
+    def _loss(self, epoch: Epoch) -> float:
         # scikit-learn weighs mini-batches by their rows, also where rows have weights.
-        return np.dot(epoch.losses * self._scale + epoch.penalties, self._shares)
+        return float(np.dot(epoch.losses * self._scale + epoch.penalties, self._shares))
+
+
+def _type_of_losses(training: Training) -> Any:
+    weight = training.sample_weight
+    loss = training.estimator.loss
+    if loss == "log_loss" and training.estimator.out_activation_ == "logistic":
+        loss = "binary_log_loss"
+    kinds: tuple[Any, ...] = (type(training.estimator.alpha), type(training.batch_size))
+    return type_of_loss(
+        loss,
+        training.y.shape[1],
+        training.X.dtype,
+        training.y.dtype,
+        None if weight is None else weight.dtype,
+        *kinds,
+    )
 
 
 def training_data(X: Array, y: Array, output: str) -> Data:
@@ -200,4 +303,6 @@ def training_data(X: Array, y: Array, output: str) -> Data:
     inputs = inputs if inputs.flags.writeable else writable(inputs)
     if output == "softmax":
         return Data(inputs, y.argmax(axis=1).astype(X.dtype)[:, None], True)
-    return Data(inputs, np.require(y, X.dtype, ["C", "A", "W"]), False)
+    # A target beyond float32 makes an epoch that is not finite, and so scikit-learn's.
+    with np.errstate(over="ignore"):
+        return Data(inputs, np.require(y, X.dtype, ["C", "A", "W"]), False)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from sklearn.neural_network._stochastic_optimizers import (
     AdamOptimizer,
     BaseOptimizer,
@@ -17,20 +18,41 @@ class KernelOptimizer(BaseOptimizer):
     Attributes
     ----------
     optimizer : fastmlp.optimizers.Optimizer
+    learning_rate : float
+        Of the last step; of the first one before that.
     steps : int
         Taken so far.
+    sizes : tuple of int or None
+        The units of each layer of the network that it has trained; None before the first step.
     slots : ndarray or None
         Its state, dtype[slots, P]; None before the first step.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer.settings["learning_rate"])
+        # Not a schedule, which scikit-learn's constructor would take for a number.
+        super().__init__(rate_of_step(optimizer, 0))
         self.optimizer = optimizer
         self.steps = 0
+        self.sizes: tuple[int, ...] | None = None
         self.slots: Any = None
 
+    def took(self, steps: int) -> None:
+        """Take note that so many steps have been taken in all."""
+        self.steps = steps
+        self.learning_rate = rate_of_step(self.optimizer, steps - 1)
 
-def prepare_optimizer(estimator: Any, incremental: bool) -> None:
+
+def rate_of_step(optimizer: Optimizer, step: int) -> float:
+    """Return the learning rate of a step, counted from 0."""
+    return float(np.max(optimizer.rates(step, 1)))
+
+
+def state_names(optimizer: Any) -> tuple[str, ...]:
+    """Return the attributes of scikit-learn's optimizer that hold an array a parameter."""
+    return ("velocities",) if hasattr(optimizer, "velocities") else ("ms", "vs")
+
+
+def prepare_optimizer(estimator: Any, parameters: Any, incremental: bool) -> None:
     """Give the estimator the `_optimizer` that scikit-learn would: `partial_fit` keeps it."""
     kept = getattr(estimator, "_optimizer", None)
     if incremental and kept is not None:
@@ -38,7 +60,6 @@ def prepare_optimizer(estimator: Any, incremental: bool) -> None:
         # Another optimizer cannot go on with this one's state.
         if ours == estimator.optimizer:
             return
-    parameters = [*estimator.coefs_, *estimator.intercepts_]
     if estimator.optimizer is not None:
         estimator._optimizer = KernelOptimizer(estimator.optimizer)
     elif estimator.solver == "sgd":

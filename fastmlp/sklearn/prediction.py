@@ -1,6 +1,6 @@
 """Predictions on the kernels: a network that follows the parameters of an estimator."""
 
-import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from fastmlp import steps
 from fastmlp.arrays import writable
 from fastmlp.errors import DomainError
 from fastmlp.parameters import aligned_zeros, bias_views, weight_views
-from fastmlp.planning import Programs, Where, make_problem
+from fastmlp.planning import Programs, Where
+from fastmlp.problems import make_problem
 from fastmlp.sklearn.acceleration import (
     OUTPUTS,
     hidden_activations,
@@ -19,7 +20,7 @@ from fastmlp.sklearn.acceleration import (
     say_once,
     threads_of,
 )
-from fastmlp_kernels.problem import Problem, parameter_layout
+from fastmlp_kernels.problem import parameter_layout
 
 Array = NDArray[Any]
 
@@ -28,67 +29,83 @@ Array = NDArray[Any]
 # 64-100-10 in float64, 64 rows 24 and 26 us, 128 rows 40 and 39, 1,000 rows 238 and 205
 # (2-core AMD EPYC, OpenBLAS on 2 threads, 2026-11-24).
 FEW_ROWS = 128
+# What a prediction reads. A fit that has failed early leaves only some of it.
+FITTED = ("n_layers_", "coefs_", "intercepts_", "out_activation_")
+# Of each kind; as many calls at once find one that is ready.
+SPARES_KEPT = 8
 
 
-class Network:
-    """The programs that predict for an estimator, made when they are first needed.
+class Spares:
+    """Things that one call at a time uses, kept for the next one.
 
-    It belongs to one estimator and is never saved. Users may edit `coefs_` in place at any time,
-    so the parameters are copied anew for each prediction: that costs less than to look whether
-    they have changed.
+    A call takes one out, so that no other sees it, and gives it back after a clean end. After an
+    exception it may be half set up: it is not given back, and nobody believes it again. There is no
+    lock that a forked child could inherit in a locked state: to take the last one off a list, and
+    to append one, are each a single operation of the interpreter.
     """
 
     def __init__(self) -> None:
-        # Estimators are asked from several threads, and a program is one thread's at a time.
-        self._lock = threading.Lock()
-        self._made_for: tuple[Any, ...] | None = None
-        self._trains: Problem | None = None
+        self._kept: list[tuple[Any, Any]] = []
 
-    def outputs(self, estimator: Any, X: Array) -> Array | None:
-        """Return the outputs (rows, outputs), or None if they are left to scikit-learn."""
-        coefs, intercepts = estimator.coefs_, estimator.intercepts_
-        dtype = np.result_type(X, *coefs)
-        sizes = (X.shape[1], *(each.shape[-1] for each in coefs))
-        inputs = X
-        if X.dtype != dtype or not X.flags.carray:
-            # Read-only inputs would be another type to compiled code.
-            inputs = np.require(X, dtype, ["C", "A"])
-            inputs = inputs if inputs.flags.writeable else writable(inputs)
-        where = Where(device=estimator.device, threads=threads_of(estimator))
-        activation = estimator.activation
-        must = not is_scikit_learns(activation)
-        if not isinstance(activation, str):
-            activation = tuple(activation)
-        wanted = (sizes, activation, estimator.out_activation_, dtype)
-        with self._lock:
-            if self._made_for != wanted:
-                self._make(*wanted)
-            for view, values in zip(self._views, [*coefs, *intercepts], strict=True):
-                view[...] = values
-            result = steps.predict(self._parameters, self._programs, inputs, sizes[-1], where)
-        # Of parameters that are not finite, or with an overflow: scikit-learn's own numbers and
-        # warnings.
-        return result if must or np.isfinite(result).all() else None
+    def take(self, made_for: Any, make: Callable[[], Any]) -> Any:
+        """Return one that was made for this, or a new one; those for anything else are dropped."""
+        while self._kept:
+            try:
+                found, spare = self._kept.pop()
+            except IndexError:
+                # Another thread has taken the last one.
+                break
+            if found == made_for:
+                return spare
+        return make()
 
-    def programs_to_train(self, problem: Problem) -> Programs:
-        """Return the programs of a network to train: those of the last time if it is the same."""
-        if self._trains != problem:
-            self._trains, self._training_programs = problem, Programs(problem)
-        return self._training_programs
+    def give(self, made_for: Any, spare: Any) -> None:
+        """Keep one for the next call."""
+        if len(self._kept) < SPARES_KEPT:
+            self._kept.append((made_for, spare))
 
-    def _make(self, sizes: tuple[int, ...], activation: Any, output: str, dtype: Any) -> None:
+
+class Network:
+    """What an estimator keeps to compute with, made when it is first needed.
+
+    It belongs to one estimator and is never saved.
+
+    Attributes
+    ----------
+    predicting : Spares
+        `Copy`s of the network.
+    training : Spares
+        `Programs`, by their problem.
+    """
+
+    def __init__(self) -> None:
+        self.predicting, self.training = Spares(), Spares()
+
+
+class Copy:
+    """A copy of an estimator's parameters as one flat vector, and the programs that predict by it.
+
+    Users may edit `coefs_` in place at any time, so the parameters are copied anew for each
+    prediction: that costs less than to look whether they have changed.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], activation: Any, output: str, dtype: Any) -> None:
         loss, last = OUTPUTS[output]
         hidden = hidden_activations(activation, len(sizes) - 2)
         problem = make_problem(sizes, [*hidden, last], loss, dtype, "mean")
         layout = parameter_layout(sizes)
-        self._made_for = None
         self._parameters = aligned_zeros((problem.parameter_count,), dtype)
         self._views = [
             *weight_views(self._parameters, layout),
             *bias_views(self._parameters, layout),
         ]
         self._programs = Programs(problem)
-        self._made_for = (sizes, activation, output, dtype)
+
+    def predict(self, parameters: list[Array], X: Array, where: Where) -> Array:
+        """Return the outputs (rows, outputs) by these parameters, coefficients first."""
+        for view, values in zip(self._views, parameters, strict=True):
+            view[...] = values
+        return steps.predict(self._parameters, self._programs, X, len(parameters[-1]), where)
 
 
 def predict(estimator: Any, X: Any) -> Array | None:
@@ -96,17 +113,45 @@ def predict(estimator: Any, X: Any) -> Array | None:
 
     The reason is logged, but for a few rows, which are not worth a word.
     """
-    if X.shape[0] < FEW_ROWS and is_scikit_learns(estimator.activation):
+    own = is_scikit_learns(estimator.activation)
+    if X.shape[0] < FEW_ROWS and own:
         return None
-    reason = prediction_refusal(estimator, X)
-    if reason is not None:
-        if not is_scikit_learns(estimator.activation):
-            got = f"activation: got {estimator.activation!r}"
-            raise DomainError(f"{got}, wanted one that scikit-learn has, as {reason}")
-        say_once(reason)
+    if own and not all(hasattr(estimator, name) for name in FITTED):
+        # scikit-learn's own error, which names what is missing.
         return None
+    # Another thread may be fitting this estimator: all that follows is of the same arrays.
+    coefs, intercepts = list(estimator.coefs_), list(estimator.intercepts_)
+    reason = prediction_refusal(estimator, X, coefs, intercepts)
+    if reason is None:
+        result = _compute(estimator, X, coefs, intercepts)
+        if not own or np.isfinite(result).all():
+            return result
+        # scikit-learn's own numbers and warnings.
+        reason = "a prediction is not finite"
+    if not own:
+        got = f"activation: got {estimator.activation!r}"
+        raise DomainError(f"{got}, wanted one that scikit-learn has, as {reason}")
+    say_once(reason)
+    return None
+
+
+def _compute(estimator: Any, X: Array, coefs: list[Array], intercepts: list[Array]) -> Array:
+    dtype = np.result_type(X, *coefs)
+    if X.dtype != dtype or not X.flags.carray:
+        # Read-only inputs would be another type to compiled code.
+        X = np.require(X, dtype, ["C", "A"])
+        X = X if X.flags.writeable else writable(X)
     network = vars(estimator).get("_network")
     if network is None:
         # Parameters that were put into an estimator which was never fitted.
         network = estimator._network = Network()
-    return network.outputs(estimator, X)
+    sizes = (X.shape[1], *(each.size for each in intercepts))
+    activation = estimator.activation
+    if not isinstance(activation, str):
+        activation = tuple(activation)
+    made_for = (sizes, activation, estimator.out_activation_, dtype)
+    copy = network.predicting.take(made_for, lambda: Copy(*made_for))
+    where = Where(device=estimator.device, threads=threads_of(estimator))
+    result = copy.predict([*coefs, *intercepts], X, where)
+    network.predicting.give(made_for, copy)
+    return result

@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 
 from fastmlp.sklearn.callbacks import FitTask, Listeners
 from fastmlp.sklearn.dispatch import make_engine
-from fastmlp.sklearn.engine import Engine
+from fastmlp.sklearn.engine import Engine, Training
 from fastmlp.sklearn.optimizers import prepare_optimizer
 
 # The rows of a mini-batch when the user leaves it to the library: scikit-learn's number.
@@ -33,20 +33,31 @@ class Split(NamedTuple):
     validation_weight: Any = None
 
 
-def fit_stochastic(estimator: Any, X: Any, y: Any, sample_weight: Any, incremental: bool) -> None:
-    """Train an initialised estimator as scikit-learn's `_fit_stochastic` does."""
-    prepare_optimizer(estimator, incremental)
+def fit_stochastic(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, memory: Any, incremental: bool
+) -> None:
+    """Train an initialised estimator as scikit-learn's `_fit_stochastic` does.
+
+    `memory` is the lists that it has been given for its steps.
+    """
+    # These arrays are trained, whatever becomes of the attributes: scikit-learn's own expression.
+    parameters = estimator.coefs_ + estimator.intercepts_
+    prepare_optimizer(estimator, parameters, incremental)
     if estimator.early_stopping and incremental:
         raise ValueError("partial_fit does not support early_stopping=True")
     split = split_rows(estimator, X, y, sample_weight)
     rows = split.X.shape[0]
     batch_size = choose_batch_size(estimator.batch_size, rows)
-    engine = make_engine(estimator, split.X, split.y, split.sample_weight, batch_size)
+    training = Training(
+        estimator, parameters, split.X, split.y, split.sample_weight, batch_size, memory
+    )
+    engine = make_engine(training)
     name, epochs = ("partial_fit", 1) if incremental else ("fit", estimator.max_iter)
     task = FitTask(estimator, split.X, split.y, split.sample_weight, name, epochs)
     listeners = Listeners(estimator, task, -(-rows // batch_size))
     try:
         run_epochs(estimator, split, engine, listeners, incremental)
+        engine.finish()
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=2)
     if estimator.early_stopping:

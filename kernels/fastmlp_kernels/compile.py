@@ -21,7 +21,7 @@ from typing import Any
 
 import llvmlite
 import numba
-from numba.core import sigutils
+from numba.core import event, sigutils
 from numba.core import types as numba_types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
@@ -31,6 +31,7 @@ from numba.extending import overload, register_jitable
 
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.elementary import FORMS, plus
+from fastmlp_kernels.announcing import compile_always, compile_or_load
 from fastmlp_kernels.disk_cache import CacheFolder, warn_once
 from fastmlp_kernels.shield import shield
 
@@ -53,6 +54,8 @@ RULE_FLAGS: dict[str, Any] = {**CPU_FLAGS, "forceinline": True}
 SUM_FLAGS: dict[str, Any] = {**RULE_FLAGS, "fastmath": {"contract", "reassoc"}}
 # The default FMA contraction stays on; fastmath would flush and approximate.
 CUDA_FLAGS: dict[str, Any] = {"fastmath": False}
+# What they are called where it is said that they are being compiled.
+CPU_KERNELS = "kernels"
 
 
 def _callees(function: types.FunctionType) -> list[types.FunctionType]:
@@ -230,13 +233,39 @@ def kernel(function: Callable) -> Any:
     with contextlib.suppress(RuntimeError):
         dispatcher._cache = StampedCache(function)
     compiling = dispatcher.compile
-
-    def compile_whole(signature: Any) -> Any:
-        with uncollected():
-            return compiling(signature)
-
-    dispatcher.compile = lambda signature: shield(lambda: compile_whole(signature))
+    dispatcher.compile = lambda signature: shield(lambda: _announced(lambda: compiling(signature)))
     return dispatcher
+
+
+class _Passes(event.Listener):
+    """Hears the compiler's passes: what is loaded from the disk cache goes through none."""
+
+    def __init__(self, begins: Callable[[], None]) -> None:
+        self._begins = begins
+
+    def on_start(self, started: Any) -> None:
+        self._begins()
+
+    def on_end(self, ended: Any) -> None:
+        pass
+
+
+def _announced(work: Callable[[], Any]) -> Any:
+    """Compile or load CPU code by calling `work`."""
+
+    def heard(begins: Callable[[], None]) -> Any:
+        with uncollected(), event.install_listener("numba:run_pass", _Passes(begins)):
+            return work()
+
+    return compile_or_load(heard, CPU_KERNELS, how_often())
+
+
+@functools.cache
+def how_often() -> str:
+    """Return in words how often a CPU kernel is compiled."""
+    if cache_folder() is None:
+        return "in each process, as there is no cache folder"
+    return "once per installation and version"
 
 
 @contextlib.contextmanager
@@ -298,13 +327,13 @@ def leaf(function: Callable, name: str, signature: Any) -> CFunc:
 
     def compile_whole() -> CFunc:
         # Another thread may be at the same rows: `_make_callable` is to see each once.
-        with global_compiler_lock, uncollected():
+        with global_compiler_lock:
             for callee in _closed_over(function):
                 _make_callable(callee)
             compiled = CFunc(function, sigutils.normalize_signature(signature), {}, CPU_FLAGS)
             with contextlib.suppress(RuntimeError):
                 compiled._cache = StampedCache(function, name)
-            compiled.compile()
+            _announced(compiled.compile)
             return compiled
 
     return shield(compile_whole)
@@ -389,4 +418,10 @@ def cuda_kernel(function: Callable) -> Any:
     """Compile a CUDA kernel, to be launched as ``kernel[grid, block](...)``."""
     from numba import cuda
 
-    return cuda.jit(**CUDA_FLAGS)(function)
+    dispatcher = cuda.jit(**CUDA_FLAGS)(function)
+    if not simulated():
+        compiling = dispatcher.compile
+        dispatcher.compile = lambda signature: compile_always(
+            lambda: compiling(signature), "GPU kernels", "in each process"
+        )
+    return dispatcher

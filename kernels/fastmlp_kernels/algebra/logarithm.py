@@ -98,12 +98,15 @@ def log_float64(z):
 
 def log1p_float32(u):
     """Return `log1p` of a float32 in [0, 1]."""
-    # log(1 + u) = log 2 + log((1 + u) / 2), where f = (u - 1) / 2.
+    # log(1 + u) = log 2 + log((1 + u) / 2), where f = (u - 1) / 2. The low part of log 2 is added
+    # with its sign turned, not subtracted. To subtract 0 is to do nothing: vector code with masks
+    # skips it and fuses no product with it, where code for one element does, and the last bit of a
+    # loss depended on where it stood in its loop. To add 0 turns -0 into 0, so it is not skipped.
     large = u > ROOT_TWO_LESS_ONE
     f = (u - ONE) * HALF if large else u
     high = LOG2_HIGH_32 if large else np.float32(0)
-    low = LOG2_LOW_32 if large else np.float32(0)
-    return high + (f - (_correction_32(f) - low))
+    low = -LOG2_LOW_32 if large else np.float32(0)
+    return high + (f - (_correction_32(f) + low))
 
 
 def log1p_float64(u):
@@ -111,8 +114,8 @@ def log1p_float64(u):
     large = u > ROOT_TWO_LESS_ONE
     f = (u - ONE) * HALF if large else u
     high = LOG2_HIGH_64 if large else np.float64(0)
-    low = LOG2_LOW_64 if large else np.float64(0)
-    return high + (f - (_correction_64(f) - low))
+    low = -LOG2_LOW_64 if large else np.float64(0)
+    return high + (f - (_correction_64(f) + low))
 
 
 def log_cuda(z):

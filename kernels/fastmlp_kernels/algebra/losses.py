@@ -159,7 +159,12 @@ def half_poisson_deviance(prediction, target):
 
 def half_poisson_deviance_of_log(log_rate, target):
     rate = exp(log_rate)
-    return target * (log(max(target, SMALLEST)) - log_rate) - target + rate, rate - target
+    # By way of the rate: where it has underflowed to 0, scikit-learn's loss is infinite, or not a
+    # number for a target of 0, and y (log y - z) would be finite.
+    ratio = target / rate
+    # A zero that is not a number where the ratio is not finite: max alone would hide that.
+    surprise = target * log(max(ratio, SMALLEST)) + ZERO * ratio
+    return surprise - target + rate, rate - target
 
 
 def _shift_from_largest(logits, i, shifted):
@@ -204,8 +209,18 @@ def softmax_cross_entropy(logits, target, i, slope):
     return loss + mass * log(total)
 
 
+def _class_of(target, i, classes):
+    """Return the class that row `i` of the labels names, the nearest there is if it names none."""
+    # Labels are checked before a kernel runs, but their memory may be somebody else's, who writes
+    # to it meanwhile: without this, the slope is written outside its array. In floating point
+    # first, as no integer stands for a NaN (which is not above 0: a 0 comes of it) or for what is
+    # too large: what a conversion makes of them differs between processors, and Python raises.
+    number = min(max(ZERO, target[i, 0]), LARGEST_LABEL)
+    return min(int(number), classes - 1)
+
+
 def softmax_cross_entropy_of_label(logits, target, i, slope):
-    label = int(target[i, 0])
+    label = _class_of(target, i, slope.shape[1])
     _shift_from_largest(logits, i, slope)
     gap = slope[i, label]
     total = _exponentiate(slope, i)
@@ -238,6 +253,8 @@ def clipped_softmax_cross_entropy_of_label(logits, target, i, slope):
 
 
 SMALLEST, FLOOR = TWO**-126, -ONE * 100
+# More classes than a layer can have, and an integer in either dtype.
+LARGEST_LABEL = TWO**30
 UNIT = Interval(0.0, 1.0, True, True)
 COUNT = Interval(0.0, math.inf, True, False)
 

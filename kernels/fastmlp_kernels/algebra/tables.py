@@ -54,6 +54,9 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows of kind {self.kind!r}: {', '.join(self.names)}>"
+
     @property
     def names(self) -> list[str]:
         """The names of the rows, in the order of their codes."""

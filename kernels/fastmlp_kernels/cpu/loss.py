@@ -41,9 +41,11 @@ def loss_and_gradient(rule: str, dtype: str, weighted: bool = False) -> int:
     loss as bits``: row-major predictions (or pre-activations where the rule is a fused one),
     row-major targets, the address of the reduction's factor (or of the rows' factors, each of which
     holds the reduction and the row's weight); the losses (`losses_per_row` of each
-    row) and the row-major dA are written. None of the arrays overlap. Labels are checked before:
-    one out of range would write astray. Cost: O(rows outputs), in vectors for a rule of single
-    elements. Accuracy: finite for every finite logit. Source: `algebra.losses`.
+    row) and the row-major dA are written. None of the arrays overlap. A label that names no
+    class is taken as the nearest one. A loss has the same bits wherever its row stands, so that
+    threads may share the rows in any way: code for vectors and code for what is left over must fuse
+    the same products (tested). Cost: O(rows outputs), in vectors for a rule of single elements.
+    Accuracy: finite for every finite logit. Source: `algebra.losses`.
     """
     row = _rule(rule)
     make = _row_loop if row.by_row else _weighted_loop if weighted else _element_loop

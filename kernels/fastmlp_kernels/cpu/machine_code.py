@@ -4,7 +4,8 @@ import functools
 
 import llvmlite.binding as llvm
 
-from fastmlp_kernels.compile import cache_folder, stamp, uncollected
+from fastmlp_kernels.announcing import compile_always
+from fastmlp_kernels.compile import CPU_KERNELS, cache_folder, how_often, stamp, uncollected
 from fastmlp_kernels.cpu import finishing_tiles, listed_tiles
 from fastmlp_kernels.cpu import microkernels as dense
 from fastmlp_kernels.cpu.simd import (
@@ -75,9 +76,12 @@ def assembly(target: InstructionSet, dtype: str) -> str:
 
 
 def _object_file(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]]:
-    with uncollected():
-        module, names = optimized_module(target, dtype)
-        return target_machine(target).emit_object(module), names
+    def work() -> tuple[bytes, list[str]]:
+        with uncollected():
+            module, names = optimized_module(target, dtype)
+            return target_machine(target).emit_object(module), names
+
+    return compile_always(work, CPU_KERNELS, how_often())
 
 
 def _cached_object(target: InstructionSet, dtype: str) -> tuple[bytes, list[str]]:

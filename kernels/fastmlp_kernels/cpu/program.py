@@ -33,6 +33,8 @@ from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem, param
 
 # Rows up to which a forward pass reads the weights where they are.
 DIRECT_ROWS = 4
+# Multiply-adds of a prediction between two looks at signals: some hundredths of a second.
+PIECE = 10**9
 # Words of the optimizer's state, slot by slot.
 SLOTS = (tables.FIRST, tables.SECOND)
 
@@ -54,6 +56,8 @@ class FusedProgram(Layout):
         self._costs = self.unit_costs()
         # Once: a problem counts anew each time.
         self._count, self._batches = problem.parameter_count, problem.batches
+        # In whole batches.
+        self._piece = problem.batch_size * -(-PIECE // (self._count * problem.batch_size))
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
         self._team: Team | None = None
@@ -220,17 +224,27 @@ class FusedProgram(Layout):
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""
+        rows = len(X)
+        if rows <= self._piece:
+            self._predict(parameters, X, out, link, PACK)
+            return
+        # Ctrl-C is heard between two pieces.
+        for start in range(0, rows, self._piece):
+            part = slice(start, start + self._piece)
+            self._predict(parameters, X[part], out[part], link, 0 if start else PACK)
+
+    def _predict(self, parameters, X, out, link, pack):
         problem, words, rows = self.problem, self.words, len(X)
         self._keep(tables.PARAMETERS, parameters, self._count)
         self._keep(tables.CONTROL, self.control, CONTROL_WORDS)
         self.control[STOP] = 0
         self._point(tables.X, X, rows, problem.sizes[0])
         self._point(tables.OUT, out, rows, problem.sizes[-1])
-        direct = rows <= DIRECT_ROWS and self.target.masks
-        stages = PACK | GATHER | FORWARD | OUTPUT
+        direct = pack and rows <= DIRECT_ROWS and self.target.masks
         sizes = (rows, -(-rows // problem.batch_size))
-        kind = ("predict", rows, link)
-        if self._settle(kind, stages, 1 if direct else self._call_threads, sizes):
+        kind = ("predict", rows, link, pack)
+        threads = 1 if direct else self._call_threads
+        if self._settle(kind, pack | GATHER | FORWARD | OUTPUT, threads, sizes):
             words[tables.PACKED] = not direct
             words[tables.LINK] = predict_rows(problem.loss, problem.dtype) if link else 0
             output = problem.activations[-1]

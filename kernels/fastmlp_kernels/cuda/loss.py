@@ -30,7 +30,7 @@ def loss_and_gradient(A, y, rule, rows, factors, counter, batch_size, row_losses
     A : dtype[batch, outputs], C-contiguous, read
         Predictions, or pre-activations where the rule is a fused one.
     y : dtype[batch, outputs] or dtype[batch, 1], C-contiguous, read
-        Targets, or class indices; checked before: a label out of range would write astray.
+        Targets, or class indices; what names no class is taken as the nearest one.
     rule : int
         Position of the rule in ``loss_rules()``.
     rows : int
