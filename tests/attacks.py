@@ -42,10 +42,6 @@ def tries(count):
     return max(1, round(count * FACTOR))
 
 
-class NotThere(Exception):
-    pass
-
-
 class Tally:
     """How often an attack was tried, and what went wrong, by kind."""
 
@@ -152,13 +148,6 @@ def assert_withstood(found, at_least=1):
 def bits(*values):
     """Return the bits of arrays and numbers."""
     return b"|".join(np.ascontiguousarray(value).tobytes() for value in values)
-
-
-def busy_error():
-    """Return the class of the refusal of a call that another one excludes."""
-    import fastmlp
-
-    return getattr(fastmlp, "BusyError", NotThere)
 
 
 def in_teams(threads):
