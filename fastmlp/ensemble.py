@@ -232,19 +232,14 @@ class Ensemble:
         return self._state.lock.fit("fit", train)
 
     def _train(
-        self,
-        trainer: MembersTrainer,
-        epochs: int,
-        validation: Data | None,
-        progress: bool | None,
-        verbose: int,
+        self, trainer: MembersTrainer, epochs: int, validation: Data | None, *shown: Any
     ) -> EnsembleHistory:
         plan, metric, lock = trainer.plan, check_metric(None, self._loss), self._state.lock
         history = EnsembleHistory(
             plan.kernel.name, plan.kernel.device, metric, len(trainer.data.X), len(self)
         )
         self.history = history
-        report = Report(epochs, plan.problem.batches, history, progress, verbose)
+        report = Report(epochs, plan.problem.batches, history, *shown)
         try:
             lock.epoch(trainer.prepare)
             for _ in range(epochs):

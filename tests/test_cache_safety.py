@@ -297,7 +297,7 @@ def test_other_settings_have_files_of_their_own(filled):
 def test_each_setting_that_may_change_code_is_in_the_key(monkeypatch, name, value):
     import numba
 
-    from fastmlp_kernels.compile import settings
+    from fastmlp_kernels.stamped_cache import settings
 
     before = settings()
     monkeypatch.setattr(numba.config, name, value, raising=False)
@@ -308,7 +308,7 @@ def test_each_setting_that_may_change_code_is_in_the_key(monkeypatch, name, valu
 def test_a_setting_that_changes_no_code_is_not_in_the_key(monkeypatch, name):
     import numba
 
-    from fastmlp_kernels.compile import settings
+    from fastmlp_kernels.stamped_cache import settings
 
     before = settings()
     monkeypatch.setattr(numba.config, name, "another")

@@ -392,7 +392,7 @@ def test_the_kernels_that_python_calls_are_cached():
     kernels = cached_kernels()
     assert set(kernels) == {
         ("fused", "run"),
-        ("fused", "point_at"),
+        ("caller_arrays", "point_at"),
         ("members", "train_in_turns"),
         ("team", "change_bell"),
         ("update", "call_update"),

@@ -12,8 +12,6 @@ import functools
 import gc
 import hashlib
 import inspect
-import pickle
-import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,10 +21,8 @@ import llvmlite
 import numba
 from numba.core import event, sigutils
 from numba.core import types as numba_types
-from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.serialize import dumps
 from numba.extending import overload, register_jitable
 
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
@@ -34,6 +30,7 @@ from fastmlp_kernels.algebra.elementary import FORMS, plus
 from fastmlp_kernels.announcing import compile_always, compile_or_load
 from fastmlp_kernels.disk_cache import CacheFolder, warn_once
 from fastmlp_kernels.shield import shield
+from fastmlp_kernels.stamped_cache import StampedCache
 
 # error_model="numpy": Python's would put a zero check on every division, and no loop with one
 # vectorises (sigmoid 8.2 ns an element instead of 0.7, 2-core AMD EPYC, 2026-11-23). "contract"
@@ -139,89 +136,10 @@ def stamp() -> str:
     return digest.hexdigest()
 
 
-# Numba's settings of folders, output, threads and GPUs: any other may change code.
-OTHER_SETTINGS = (
-    "CACHE_",
-    "COLOR_",
-    "CUDA_",
-    "DISABLE_CUDA",
-    "DUMP_",
-    "ENABLE_CUDASIM",
-    "FORCE_CUDA",
-    "FULL_TRACEBACKS",
-    "NUMBA_",
-    "SHOW_HELP",
-    "THREADING_",
-)
-
-
-def settings() -> str:
-    """Return Numba's settings (NUMBA_OPT and its kin) that may change what is compiled."""
-    found = vars(numba.config).items()
-    return repr(
-        sorted((n, repr(v)) for n, v in found if n.isupper() and not n.startswith(OTHER_SETTINGS))
-    )
-
-
-class StampedCache(FunctionCache):
-    """Numba's disk cache, valid for as long as `stamp` is the same.
-
-    It stands where Numba puts it: beside the source, else in the user's own cache folder. Each
-    compiled function is one file. Numba's own index of several is not used: two processes that
-    write it at a time may give one number to two functions.
-
-    Parameters
-    ----------
-    function : callable
-    name : str, optional
-        Of a leaf: one function of the source makes many of them, told apart by this name alone.
-
-    Raises
-    ------
-    RuntimeError
-        If there is no folder to be had.
-    """
-
-    def __init__(self, function: Callable, name: str = "") -> None:
-        super().__init__(function)
-        self.folder = CacheFolder(Path(self._cache_path))
-        self.base = name or f"{Path(inspect.getfile(function)).stem}.{function.__qualname__}"
-
-    def _file(self, signature: Any, codegen: Any) -> tuple[str, str]:
-        """Return the name of the file and what it holds for.
-
-        An edited source writes over the files of the old one. Other settings and other processors,
-        which may share a folder, have files of their own.
-        """
-        # Numba's key holds the closure, and a compiled function in it hashes anew in each process.
-        key = repr((signature, codegen.magic_tuple(), settings()))
-        short = hashlib.sha256(key.encode()).hexdigest()[:16]
-        return f"{self.base}-{sys.implementation.cache_tag}-{short}.nbc", f"{stamp()} {key}"
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return what was compiled for a signature, or None."""
-        target_context.refresh()
-        name, identity = self._file(sig, target_context.codegen())
-        content = self.folder.read(name, identity)
-        if content is None:
-            return None
-        try:
-            return self._impl.rebuild(target_context, pickle.loads(content))
-        except Exception as error:
-            warn_once("%s cannot be used (%r): compiling anew", self.folder.path / name, error)
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was compiled for a signature."""
-        if self._impl.check_cachable(data):
-            name, identity = self._file(sig, data.codegen)
-            self.folder.write(name, identity, dumps(self._impl.reduce(data)))
-
-
 def cache_folder() -> CacheFolder | None:
     """Return the folder of the disk cache, or None where there is none to be had."""
     try:
-        return StampedCache(_callees).folder
+        return StampedCache(_callees, stamp()).folder
     except RuntimeError as error:
         warn_once("kernels are compiled anew in each process: %s", error)
         return None
@@ -231,7 +149,7 @@ def kernel(function: Callable) -> Any:
     """Compile a CPU kernel that Python calls, cached on disk where a cache folder can be had."""
     dispatcher = part(function, **CPU_FLAGS)
     with contextlib.suppress(RuntimeError):
-        dispatcher._cache = StampedCache(function)
+        dispatcher._cache = StampedCache(function, stamp())
     compiling = dispatcher.compile
     dispatcher.compile = lambda signature: shield(lambda: _announced(lambda: compiling(signature)))
     return dispatcher
@@ -332,7 +250,7 @@ def leaf(function: Callable, name: str, signature: Any) -> CFunc:
                 _make_callable(callee)
             compiled = CFunc(function, sigutils.normalize_signature(signature), {}, CPU_FLAGS)
             with contextlib.suppress(RuntimeError):
-                compiled._cache = StampedCache(function, name)
+                compiled._cache = StampedCache(function, stamp(), name)
             _announced(compiled.compile)
             return compiled
 

@@ -1,6 +1,7 @@
 """The shapes of what a program is given: checked in one place, before any kernel runs.
 
-`cpu.fused` does the same in compiled code, where an array's address is taken: see `point_at`.
+`cpu.fused` does the same in compiled code, where an array's address is taken: see
+`cpu.caller_arrays`.
 """
 
 from typing import Any

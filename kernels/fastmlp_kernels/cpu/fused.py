@@ -12,7 +12,6 @@ from fastmlp_kernels.compile import kernel, part
 from fastmlp_kernels.cpu.columns import first_layer, own_inputs, panel_owner
 from fastmlp_kernels.cpu.gather import (
     collect_rows,
-    copy_block,
     gather_rows,
     gather_targets,
     spread_rows,
@@ -34,6 +33,7 @@ from fastmlp_kernels.cpu.linear import (
     panels_of,
     weight_gradient,
 )
+from fastmlp_kernels.cpu.outputs import take_upstream, top_layer, write_losses, write_outputs
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
 from fastmlp_kernels.cpu.skipping import column_lists, forget_row_lists, row_lists
 from fastmlp_kernels.cpu.tables import (
@@ -46,7 +46,6 @@ from fastmlp_kernels.cpu.tables import (
     COLUMNS,
     CONTROL,
     DELTA,
-    FACTORS,
     FAN_IN,
     FAN_OUT,
     FEATURE_TILE,
@@ -62,30 +61,23 @@ from fastmlp_kernels.cpu.tables import (
     INPUT_GRADIENT_ROWS,
     INPUTS,
     ITEM,
-    KEEPS_OUTPUT,
     KEPT,
     LANES,
     LARGEST,
     LAYERS,
-    LINK,
     LOSS,
-    LOSS_RULE,
     LOSSES,
     LOSSES_PER_ROW,
     MEETING,
     MEMBERS,
-    OUT,
     OUTPUT,
     OUTPUT_COLUMNS,
     OUTPUT_GRADIENT,
-    OUTPUT_SLOPE,
-    OUTPUT_VALUE,
     PACK,
     PACKED,
     PANEL,
     PANEL_STRIDE,
     PLACES,
-    PREDICTIONS,
     ROW_BLOCK,
     ROW_LOSSES,
     ROWS,
@@ -94,21 +86,16 @@ from fastmlp_kernels.cpu.tables import (
     SCRATCH_STRIDE,
     SLOPE,
     SLOPE_TILE,
-    SLOPES,
     SQUARES_OUT,
     STAGES,
     SUM_LOSSES,
     SUM_SQUARES,
-    TARGET_COLUMNS,
-    TARGETS,
     UNIT_COST,
     UNIT_SQUARES,
     UNITS,
     UPDATE,
     UPSTREAM,
-    UPSTREAM_ROWS,
     WORD_BYTES,
-    A,
 )
 from fastmlp_kernels.cpu.team import (
     CALLER,
@@ -125,86 +112,13 @@ from fastmlp_kernels.cpu.team import (
 from fastmlp_kernels.problem import BATCHES as FINISHED
 from fastmlp_kernels.problem import STATUS, STOP
 
-# The fields of NumPy's array object, in words after its head. Those who ask for them by the macros
-# PyArray_DATA, _NDIM, _DIMS and _STRIDES have this layout compiled into them: it is a promise.
-OBJECT_HEAD = object.__basicsize__
-DATA, DIMENSIONS, SHAPE, STRIDES = range(4)
-
-
-@part
-def _top(words):
-    return layer_row(words, word(words, LAYERS) - 1)
-
-
-@part
-def _output(words, start, first, last):
-    """Write the outputs of a block of rows where the caller wants them."""
-    columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
-    last_A = word(_top(words), A)
-    out = word(words, OUT) + start * columns * item
-    here = out + first * columns * item
-    count = (last - first) * columns
-    if word(words, OUTPUT_VALUE) and not word(words, KEEPS_OUTPUT):
-        collect_rows(words, last_A, first, last, columns, word(words, PREDICTIONS))
-        kept = word(words, PREDICTIONS) + first * columns * item
-        call(word(words, OUTPUT_VALUE), (kept, here, count))
-    else:
-        collect_rows(words, last_A, first, last, columns, out)
-        if word(words, OUTPUT_VALUE):
-            call(word(words, OUTPUT_VALUE), (here, here, count))
-    if word(words, LINK):
-        call(word(words, LINK), (here, last - first, columns))
-
-
-@part
-def _loss(words, start, scale, first, last):
-    """Write the losses of a block of rows and their slopes; return the largest magnitude."""
-    if word(words, FACTORS):
-        scale = word(words, FACTORS) + (start + first) * word(words, ITEM)
-    columns, targets, item = (
-        word(words, OUTPUT_COLUMNS),
-        word(words, TARGET_COLUMNS),
-        word(words, ITEM),
-    )
-    collect_rows(words, word(_top(words), A), first, last, columns, word(words, PREDICTIONS))
-    return call(
-        word(words, LOSS_RULE),
-        (
-            word(words, PREDICTIONS) + first * columns * item,
-            word(words, TARGETS) + first * targets * item,
-            last - first,
-            columns,
-            targets,
-            scale,
-            word(words, ROW_LOSSES) + first * word(words, LOSSES_PER_ROW) * item,
-            word(words, SLOPES) + first * columns * item,
-        ),
-    )
-
-
-@part
-def _upstream(words, first, last):
-    """Take the caller's gradient by the outputs instead of the loss's."""
-    columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
-    offset, count = first * columns * item, (last - first) * columns
-    copy_block(
-        words, word(words, UPSTREAM_ROWS), first, last, columns, word(words, OUTPUT_GRADIENT)
-    )
-    if word(words, OUTPUT_SLOPE):
-        # The output activation belongs to the loss's rule, which is not asked here.
-        kept = word(words, PREDICTIONS) + offset
-        collect_rows(words, word(_top(words), A), first, last, columns, word(words, PREDICTIONS))
-        if word(words, KEEPS_OUTPUT):
-            call(word(words, OUTPUT_VALUE), (kept, kept, count))
-        call(word(words, OUTPUT_SLOPE), (kept, word(words, OUTPUT_GRADIENT) + offset, count))
-
 
 @part
 def _backward(words, first, last):
     """Bring the gradient by the outputs down to the first layer; return the largest magnitude."""
     columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
     panel, stride = word(words, PANEL), word(words, PANEL_STRIDE)
-    top = _top(words)
+    top = top_layer(words)
     seen = spread_rows(words, word(words, OUTPUT_GRADIENT), first, last, columns, word(top, DELTA))
     for j in range((columns + panel - 1) // panel):
         offset = (j * stride + first * panel) * item
@@ -240,11 +154,11 @@ def _rows(words, member, start, scale, first, last):
             lists = column_lists(words, member, layer)
             seen = max(seen, linear_forward(words, layer, word(row, INPUT), block, lists))
     if stages & OUTPUT:
-        _output(words, start, first, last)
+        write_outputs(words, start, first, last)
     if stages & LOSS:
-        seen = max(seen, _loss(words, start, scale, first, last))
+        seen = max(seen, write_losses(words, start, scale, first, last))
     if stages & UPSTREAM:
-        _upstream(words, first, last)
+        take_upstream(words, first, last)
     if stages & BACKWARD:
         seen = max(seen, _backward(words, first, last))
     return seen
@@ -411,41 +325,3 @@ def _all_stages(words, member):
     for batch in range(word(words, BATCHES)):
         if not _batch(words, member, batch):
             return
-
-
-@kernel
-def point_at(words, index, identity, rows, columns):
-    """Set a word of the tables to where a caller's array keeps its data, if it has the right shape.
-
-    Every array of a call comes in by this door: none of another shape than the problem's reaches
-    compiled code. NumPy takes 1.5 us to say where an array lies, and a compiled function that took
-    the array itself would be compiled once more for each kind of array, a read-only one for
-    example.
-
-    Parameters
-    ----------
-    words : int
-        Address of the program's tables.
-    index : int
-        Of the word.
-    identity : int
-        The array's ``id``.
-    rows, columns : int
-        Its shape; of a vector, its length and minus the bytes of an element.
-
-    Returns
-    -------
-    bool
-        Whether it has that shape, row after row without gaps. If not, the word is 0.
-    """
-    head = identity + OBJECT_HEAD
-    shape, strides, item = word(head, SHAPE), word(head, STRIDES), word(words, ITEM)
-    # The number of dimensions is half a word.
-    dimensions = word(head, DIMENSIONS) & 0xFFFFFFFF
-    good = dimensions == (1 if columns < 0 else 2) and word(shape, 0) == rows
-    if good and columns >= 0:
-        good = word(shape, 1) == columns and (columns < 2 or word(strides, 1) == item)
-    if good and rows > 1:
-        good = word(strides, 0) == (-columns if columns < 0 else columns * item)
-    set_word(words, index, word(head, DATA) if good else 0)
-    return good

@@ -8,7 +8,8 @@ from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
 from fastmlp_kernels.cpu import call_threads, close_threads, tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
-from fastmlp_kernels.cpu.fused import point_at, run
+from fastmlp_kernels.cpu.caller_arrays import point_at
+from fastmlp_kernels.cpu.fused import run
 from fastmlp_kernels.cpu.layout import Layout
 from fastmlp_kernels.cpu.loss import loss_and_gradient, predict_rows
 from fastmlp_kernels.cpu.pace import Pace
