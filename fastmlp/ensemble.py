@@ -235,13 +235,12 @@ class Ensemble:
         self, trainer: MembersTrainer, epochs: int, validation: Data | None, *shown: Any
     ) -> EnsembleHistory:
         plan, metric, lock = trainer.plan, check_metric(None, self._loss), self._state.lock
-        history = EnsembleHistory(
-            plan.kernel.name, plan.kernel.device, metric, len(trainer.data.X), len(self)
-        )
+        rows, kernel = len(trainer.data.X), plan.kernel
+        history = EnsembleHistory(kernel.name, kernel.device, metric, rows, len(self))
         self.history = history
+        lock.epoch(trainer.prepare)
         report = Report(epochs, plan.problem.batches, history, *shown)
         try:
-            lock.epoch(trainer.prepare)
             for _ in range(epochs):
                 self._epoch(trainer, history, report.batch)
                 if validation is not None:

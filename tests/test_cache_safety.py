@@ -157,11 +157,11 @@ def test_a_planted_pickle_is_not_run(place, tmp_path):
     ran = tmp_path / "ran"
     place.run(f"""
 import json
-from fastmlp_kernels import compile as compiler
+from fastmlp_kernels import stamped_cache
 class Evil:
     def __reduce__(self):
         return exec, ("open({str(ran)!r}, 'w')",)
-compiler.dumps = lambda payload: __import__("pickle").dumps(Evil())
+stamped_cache.dumps = lambda payload: __import__("pickle").dumps(Evil())
 import tiny
 print(tiny.twice(7))
 """)
@@ -228,9 +228,9 @@ def test_folders_in_the_place_of_files_are_compiled_anew(filled):
 
 def test_a_whole_file_that_cannot_be_used_is_compiled_anew(filled):
     source = """
-from fastmlp_kernels import compile as compiler
-compiler.dumps = lambda payload: b"not a pickle"
-compiler.CacheFolder.read = lambda *arguments: None
+from fastmlp_kernels import stamped_cache
+stamped_cache.dumps = lambda payload: b"not a pickle"
+stamped_cache.CacheFolder.read = lambda *arguments: None
 import tiny
 print(tiny.twice(7))
 """

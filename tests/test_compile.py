@@ -394,7 +394,6 @@ def test_the_kernels_that_python_calls_are_cached():
         ("fused", "run"),
         ("caller_arrays", "point_at"),
         ("members", "train_in_turns"),
-        ("team", "change_bell"),
         ("update", "call_update"),
     }
     for key, dispatcher in kernels.items():

@@ -151,7 +151,7 @@ def kernel(function: Callable) -> Any:
     with contextlib.suppress(RuntimeError):
         dispatcher._cache = StampedCache(function, stamp())
     compiling = dispatcher.compile
-    dispatcher.compile = lambda signature: shield(lambda: _announced(lambda: compiling(signature)))
+    dispatcher.compile = lambda signature: _announced(lambda: compiling(signature))
     return dispatcher
 
 
@@ -173,7 +173,8 @@ def _announced(work: Callable[[], Any]) -> Any:
 
     def heard(begins: Callable[[], None]) -> Any:
         with uncollected(), event.install_listener("numba:run_pass", _Passes(begins)):
-            return work()
+            # What is shown ends with an interrupt, also where the compiler goes on.
+            return shield(work)
 
     return compile_or_load(heard, CPU_KERNELS, how_often())
 
@@ -251,10 +252,10 @@ def leaf(function: Callable, name: str, signature: Any) -> CFunc:
             compiled = CFunc(function, sigutils.normalize_signature(signature), {}, CPU_FLAGS)
             with contextlib.suppress(RuntimeError):
                 compiled._cache = StampedCache(function, stamp(), name)
-            _announced(compiled.compile)
+            compiled.compile()
             return compiled
 
-    return shield(compile_whole)
+    return _announced(compile_whole)
 
 
 def simulated() -> bool:
