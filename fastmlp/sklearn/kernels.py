@@ -15,10 +15,9 @@ from fastmlp.optimizers import SGD, Adam, Optimizer
 from fastmlp.parameters import TrainingState, aligned_zeros, bias_views, weight_views
 from fastmlp.planning import Programs, Where, make_problem
 from fastmlp.sklearn.acceleration import (
-    NO_RATE,
     beyond_scikit_learn,
     hidden_activations,
-    is_rate,
+    optimizer_refusal,
     say_once,
     threads_of,
 )
@@ -142,6 +141,7 @@ class KernelEngine:
             l2=self._alpha,
         )
         self._adopt_state()
+        self._behind = False
         self._trainer.prepare()
 
     def finish(self) -> None:
@@ -200,6 +200,8 @@ class KernelEngine:
         """
         reason = self._refusal_of_epoch(order)
         if reason is None:
+            if self._behind:
+                self._catch_up()
             before = self._state.steps
             try:
                 epoch = self._trainer.run(order, self._solver_now())
@@ -218,11 +220,9 @@ class KernelEngine:
 
     def _refusal_of_epoch(self, order: NDArray[np.int64]) -> str | None:
         """Return why the next epoch is scikit-learn's, or None."""
-        optimizer = self._estimator._optimizer
-        if not isinstance(optimizer, KernelOptimizer) and not is_rate(optimizer.learning_rate):
-            return NO_RATE
-        if self._weights is None:
-            return None
+        refusal = optimizer_refusal(self._estimator._optimizer, self._training.X)
+        if refusal is not None or self._weights is None:
+            return refusal
         # It divides by the weight of a batch, in the weights' dtype, and says so where that is 0.
         starts = np.cumsum(self._rows) - self._rows
         with np.errstate(over="ignore"):
@@ -268,11 +268,15 @@ class KernelEngine:
                 None,
             )
         say_once(reason)
-        loss = self._own.epoch(order)
+        self._behind = True
+        return self._own.epoch(order)
+
+    def _catch_up(self) -> None:
+        """Take over from scikit-learn, which has trained the last epoch."""
         self._take_parameters()
         self._adopt_state()
         self._trainer.upload()
-        return loss
+        self._behind = False
 
     def _loss(self, epoch: Epoch) -> float:
         # scikit-learn weighs mini-batches by their rows, also where rows have weights.
