@@ -85,8 +85,9 @@ for optimizer in (dict(), dict(solver="sgd"), dict(optimizer=fastmlp.AdamW(1e-3)
     for number in range(tries):
         ours = make(optimizer)
         counts["fit"] += interrupted(lambda: ours.fit(X, y), generator.uniform(0, 1.3 * seconds))
-        done = 0
-        if hasattr(ours, "_optimizer") and len(getattr(ours, "coefs_", ())) == 3:
+        # Not where scikit-learn's own set-up was interrupted: it has no attributes to go on from.
+        ready = hasattr(ours, "loss_curve_") and len(ours.intercepts_) == 3
+        if ready and hasattr(ours, "_optimizer"):
             epochs = len(ours.loss_curve_)
             # As scikit-learn writes them, one after the other.
             assert ours.n_iter_ - epochs in (0, 1), (ours.n_iter_, epochs)
@@ -96,13 +97,12 @@ for optimizer in (dict(), dict(solver="sgd"), dict(optimizer=fastmlp.AdamW(1e-3)
             if taken is not None and state(ours)[0].shape == known[0][0].shape:
                 assert epochs * BATCHES <= taken <= (epochs + 1) * BATCHES, (taken, epochs)
                 assert taken == 0 or same(state(ours), known[taken - 1]), (optimizer, taken)
-                done = taken
             elif epochs:
                 # Between two batches of some epoch, or at its end.
                 first, last = epochs * BATCHES - 1, (epochs + 1) * BATCHES
                 assert any(same(state(ours), each) for each in known[first:last]), epochs
         # A second call of each kind.
-        if hasattr(ours, "intercepts_") and len(ours.intercepts_) == 3:
+        if ready and hasattr(ours, "best_validation_score_"):
             counts["partial_fit"] += interrupted(
                 lambda: ours.partial_fit(X, y), generator.uniform(0, 0.4 * seconds)
             )

@@ -212,11 +212,24 @@ class KernelEngine:
                     return self._loss_type(loss)
                 self._trainer.undo()
             except BaseException:
-                # An interrupt: the batches that were finished count.
-                if self._state.steps > before:
-                    self._report()
+                # An interrupt, mostly: it may come between any two lines.
+                self._settle(before, undo=reason is not None)
                 raise
         return self._epoch_of_scikit_learn(order, reason)
+
+    def _settle(self, before: int, undo: bool) -> None:
+        """Bring the estimator to where an epoch that has not ended has come.
+
+        The batches that were finished count. `before` is the number of steps before the epoch.
+        """
+        if self._state.steps > before and not undo:
+            self._report()
+            return
+        own = self._training.parameters
+        same = all(np.array_equal(*both) for both in zip(self._ours, own, strict=True))
+        # Those that were trained and not counted: the optimizer's state is that after them.
+        if undo or not same:
+            self._trainer.undo()
 
     def _refusal_of_epoch(self, order: NDArray[np.int64]) -> str | None:
         """Return why the next epoch is scikit-learn's, or None."""
