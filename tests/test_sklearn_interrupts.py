@@ -45,15 +45,16 @@ def interrupted(action, seconds):
         signal.setitimer(signal.ITIMER_REAL, 0)
         return True
 
-def make(optimizer, **settings):
-    common = dict(hidden_layer_sizes=(30, 20), shuffle=False, batch_size=BATCH, tol=0, n_iter_no_change=1000)
+def make(optimizer):
+    common = dict(hidden_layer_sizes=(30, 20), shuffle=False, batch_size=BATCH, random_state=0)
     return MLPRegressor(
-        **common, random_state=0, max_iter=EPOCHS, threads=threads, **optimizer, **settings
+        **common, tol=0, n_iter_no_change=1000, max_iter=EPOCHS, threads=threads, **optimizer
     )
 
 def state(each):
     optimizer = each._optimizer
-    vectors = [getattr(optimizer, name) for name in ("velocities", "ms", "vs") if hasattr(optimizer, name)]
+    names = [name for name in ("velocities", "ms", "vs") if hasattr(optimizer, name)]
+    vectors = [getattr(optimizer, name) for name in names]
     slots = [] if getattr(optimizer, "slots", None) is None else list(optimizer.slots)
     return [*each.coefs_, *each.intercepts_, *sum(vectors, []), *slots]
 

@@ -297,18 +297,17 @@ class KernelEngine:
 
 
 def _type_of_losses(training: Training) -> Any:
-    weight = training.sample_weight
-    loss = training.estimator.loss
-    if loss == "log_loss" and training.estimator.out_activation_ == "logistic":
-        loss = "binary_log_loss"
+    estimator, weight = training.estimator, training.sample_weight
+    binary = estimator.loss == "log_loss" and estimator.out_activation_ == "logistic"
+    # mypy takes no class for hashable.
+    scalars: list[Any] = [type(estimator.alpha), type(training.batch_size)]
     return type_of_loss(
-        loss,
+        "binary_log_loss" if binary else estimator.loss,
         training.y.shape[1],
         training.X.dtype,
         training.y.dtype,
         None if weight is None else weight.dtype,
-        type(training.estimator.alpha),
-        type(training.batch_size),
+        *scalars,
     )
 
 
