@@ -36,7 +36,6 @@ LOSS_BEFORE = {
     "logistic": "log_loss",
     "exp": "poisson",
 }
-NO_RATE = "the learning rate is 0 or not a finite number"
 COMPUTED = tuple(map(np.dtype, DTYPES))
 # The parts of scikit-learn's step: a subclass that changes one wants it to be used.
 STEP_HOOKS = ("_backprop", "_forward_pass", "_compute_loss_grad")
@@ -107,10 +106,10 @@ def training_refusal(training: Training) -> str | None:
         return f"the loss is {estimator.loss!r} behind the output activation {output!r}"
     if any(each.dtype != X.dtype for each in training.parameters):
         return f"the parameters are not of the dtype of X, {X.dtype}"
-    return _optimizer_refusal(estimator._optimizer, X)
+    return optimizer_refusal(estimator._optimizer, X)
 
 
-def _optimizer_refusal(optimizer: Any, X: Any) -> str | None:
+def optimizer_refusal(optimizer: Any, X: Any) -> str | None:
     """Return what no kernel takes of an optimizer, or None.
 
     Of the object, and not of the estimator's parameters: `partial_fit` keeps it when those change.
@@ -119,17 +118,14 @@ def _optimizer_refusal(optimizer: Any, X: Any) -> str | None:
         return None
     if getattr(optimizer, "momentum", 0) == 1:
         return "the momentum is 1"
-    if not is_rate(optimizer.learning_rate):
-        return NO_RATE
+    # A rate that is scaled down becomes 0 in the end.
+    if not 0 < optimizer.learning_rate < np.inf:
+        return "the learning rate is 0 or not a finite number"
     states = [each for name in state_names(optimizer) for each in getattr(optimizer, name)]
+    # scikit-learn's own steps make some of it float64 where only the rows' weights are.
     if any(each.dtype != X.dtype for each in states):
         return f"the optimizer's state is not of the dtype of X, {X.dtype}"
     return None
-
-
-def is_rate(learning_rate: Any) -> bool:
-    """Return whether kernels take a learning rate: one that is scaled down becomes 0 in the end."""
-    return bool(0 < learning_rate < np.inf)
 
 
 def prediction_refusal(

@@ -16,10 +16,9 @@ from fastmlp.parameters import TrainingState, aligned_zeros, bias_views, weight_
 from fastmlp.planning import Programs, Where
 from fastmlp.problems import make_problem
 from fastmlp.sklearn.acceleration import (
-    NO_RATE,
     beyond_scikit_learn,
     hidden_activations,
-    is_rate,
+    optimizer_refusal,
     say_once,
     threads_of,
 )
@@ -143,6 +142,7 @@ class KernelEngine:
             l2=self._alpha,
         )
         self._adopt_state()
+        self._behind = False
         self._trainer.prepare()
 
     def finish(self) -> None:
@@ -202,6 +202,8 @@ class KernelEngine:
         """
         reason = self._refusal_of_epoch(order)
         if reason is None:
+            if self._behind:
+                self._catch_up()
             before = self._state.steps
             try:
                 epoch = self._trainer.run(order, self._solver_now())
@@ -212,19 +214,30 @@ class KernelEngine:
                     return self._loss_type(loss)
                 self._trainer.undo()
             except BaseException:
-                # An interrupt: the batches that were finished count.
-                if self._state.steps > before:
-                    self._report()
+                # An interrupt, mostly: it may come between any two lines.
+                self._settle(before, undo=reason is not None)
                 raise
         return self._epoch_of_scikit_learn(order, reason)
 
+    def _settle(self, before: int, undo: bool) -> None:
+        """Bring the estimator to where an epoch that has not ended has come.
+
+        The batches that were finished count. `before` is the number of steps before the epoch.
+        """
+        if self._state.steps > before and not undo:
+            self._report()
+            return
+        own = self._training.parameters
+        same = all(np.array_equal(*both) for both in zip(self._ours, own, strict=True))
+        # Those that were trained and not counted: the optimizer's state is that after them.
+        if undo or not same:
+            self._trainer.undo()
+
     def _refusal_of_epoch(self, order: NDArray[np.int64]) -> str | None:
         """Return why the next epoch is scikit-learn's, or None."""
-        optimizer = self._estimator._optimizer
-        if not isinstance(optimizer, KernelOptimizer) and not is_rate(optimizer.learning_rate):
-            return NO_RATE
-        if self._weights is None:
-            return None
+        refusal = optimizer_refusal(self._estimator._optimizer, self._training.X)
+        if refusal is not None or self._weights is None:
+            return refusal
         # It divides by the weight of a batch, in the weights' dtype, and says so where that is 0.
         starts = np.cumsum(self._rows) - self._rows
         with np.errstate(over="ignore"):
@@ -270,11 +283,15 @@ class KernelEngine:
                 None,
             )
         say_once(reason)
-        loss = self._own.epoch(order)
+        self._behind = True
+        return self._own.epoch(order)
+
+    def _catch_up(self) -> None:
+        """Take over from scikit-learn, which has trained the last epoch."""
         self._take_parameters()
         self._adopt_state()
         self._trainer.upload()
-        return loss
+        self._behind = False
 
     def _loss(self, epoch: Epoch) -> float:
         # scikit-learn weighs mini-batches by their rows, also where rows have weights.
@@ -282,18 +299,17 @@ class KernelEngine:
 
 
 def _type_of_losses(training: Training) -> Any:
-    weight = training.sample_weight
-    loss = training.estimator.loss
-    if loss == "log_loss" and training.estimator.out_activation_ == "logistic":
-        loss = "binary_log_loss"
-    kinds: tuple[Any, ...] = (type(training.estimator.alpha), type(training.batch_size))
+    estimator, weight = training.estimator, training.sample_weight
+    binary = estimator.loss == "log_loss" and estimator.out_activation_ == "logistic"
+    # mypy takes no class for hashable.
+    scalars: list[Any] = [type(estimator.alpha), type(training.batch_size)]
     return type_of_loss(
-        loss,
+        "binary_log_loss" if binary else estimator.loss,
         training.y.shape[1],
         training.X.dtype,
         training.y.dtype,
         None if weight is None else weight.dtype,
-        *kinds,
+        *scalars,
     )
 
 
