@@ -178,7 +178,7 @@ def attack_by_reading(kind, rows, seams, teams, calls):
 @pytest.mark.parametrize("rows", [EQUAL, VARYING], ids=["equal rows", "varying rows"])
 @pytest.mark.parametrize("kind", READS)
 def test_reads_of_one_model_in_eight_threads(kind, rows):
-    assert_withstood(run_attack(attack_by_reading, kind, rows, False, 0, tries(25)))
+    assert_withstood(run_attack(attack_by_reading, kind, rows, False, 0, tries(12)))
 
 
 @pytest.mark.parametrize("kind", ["labels", "ensemble", "classifier"])
@@ -188,7 +188,7 @@ def test_reads_of_one_model_with_sleeps_in_the_seams(kind):
 
 @pytest.mark.parametrize("kind", ["labels", "ensemble"])
 def test_reads_of_one_model_by_teams(kind):
-    assert_withstood(run_attack(attack_by_reading, kind, VARYING, False, 2, tries(15)))
+    assert_withstood(run_attack(attack_by_reading, kind, VARYING, False, 2, tries(8)))
 
 
 def attack_with_parts_of_steps(calls):
@@ -282,7 +282,7 @@ def attack_by_training(kind, seams, teams, rounds, calls):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_training_calls_of_one_model_in_eight_threads(kind):
-    assert_withstood(run_attack(attack_by_training, kind, False, 0, tries(6), 25))
+    assert_withstood(run_attack(attack_by_training, kind, False, 0, tries(3), 20))
 
 
 def test_training_calls_of_one_model_with_sleeps_in_the_seams():
@@ -363,7 +363,7 @@ def attack_with_two_fits(kind, seams, rounds):
 
 @pytest.mark.parametrize("kind", [*NETWORKS, "ensemble"])
 def test_two_fits_of_one_model_at_once(kind):
-    assert_withstood(run_attack(attack_with_two_fits, kind, False, tries(40)))
+    assert_withstood(run_attack(attack_with_two_fits, kind, False, tries(25)))
 
 
 @pytest.mark.parametrize("kind", ["labels", "ensemble"])
@@ -406,7 +406,7 @@ def attack_estimators_by_partial_fits(kind, rounds):
 
 @pytest.mark.parametrize("kind", ["classifier", "regressor"])
 def test_fits_of_one_estimator_in_several_threads(kind):
-    assert_withstood(run_attack(attack_estimators_by_partial_fits, kind, tries(15)))
+    assert_withstood(run_attack(attack_estimators_by_partial_fits, kind, tries(8)))
 
 
 def boundaries(kind, epochs, optimizer, **settings):
@@ -495,7 +495,7 @@ def attack_by_reading_during_a_fit(kind, epochs):
 
 @pytest.mark.parametrize("kind", [*NETWORKS, "ensemble"])
 def test_reads_while_a_fit_runs(kind):
-    assert_withstood(run_attack(attack_by_reading_during_a_fit, kind, tries(150)))
+    assert_withstood(run_attack(attack_by_reading_during_a_fit, kind, tries(80)))
 
 
 # What would train or change a model, from inside its own fit.
@@ -672,7 +672,7 @@ def attack_from_signal_handlers(teams, seconds):
 @POSIX
 @pytest.mark.parametrize("teams", [0, 2], ids=["alone", "teams"])
 def test_calls_from_signal_handlers_in_the_midst_of_others(teams):
-    assert_withstood(run_attack(attack_from_signal_handlers, teams, 0.4 * tries(1)))
+    assert_withstood(run_attack(attack_from_signal_handlers, teams, 0.2 * tries(1)))
 
 
 def attack_by_asyncio(calls):

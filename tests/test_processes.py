@@ -176,8 +176,9 @@ def attack_through_pools(method):
         context = multiprocessing.get_context(method)
         with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
             found = list(pool.map(predicted, [model] * 6, timeout=100))
-        with context.Pool(2) as pool:
-            found += pool.map_async(predicted, [model] * 4).get(timeout=100)
+        if method == "fork":
+            with context.Pool(2) as pool:
+                found += pool.map_async(predicted, [model] * 4).get(timeout=100)
     for each in found:
         tally.check(method, tuple(each) == expected)
     tally.check("afterwards", predicted(model) == expected)
@@ -226,4 +227,4 @@ def attack_by_killing(count):
 
 
 def test_a_killed_process_leaves_nothing_that_the_next_one_trips_over():
-    assert_withstood(run_attack(attack_by_killing, tries(4), seconds=240.0))
+    assert_withstood(run_attack(attack_by_killing, tries(3), seconds=240.0))
