@@ -95,10 +95,9 @@ class MLP(Network):
         X, y : array-like (rows, inputs) and (rows, outputs)
             y also as (rows,) of a single output, or (rows,) of class labels. Arrays on a GPU,
             contiguous and of the model's dtype, are used there; "auto" then means "cuda".
-        epochs : int
-        batch_size : int, optional
-            Rows of a mini-batch, at most those of X; by default 32, or all rows where there are
-            fewer. The last mini-batch of an epoch may be smaller.
+        epochs : int; batch_size : int, optional
+            Rows of a mini-batch, at most those of X: by default 32, or all of fewer. The last
+            mini-batch of an epoch may be smaller.
         optimizer : Optimizer, optional
             ``SGD(0.01)`` by default; "adam" is ``Adam()``. Its rate may be a schedule: see
             `fastmlp.schedules`. Its state stays; one of another rule starts afresh and is logged.
@@ -116,10 +115,9 @@ class MLP(Network):
             Called with an `EpochEnd` after every epoch; one that returns True stops the fit.
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
-        progress : bool, optional
-            A line about the fit always or never; by default for a person, after two seconds.
-        verbose : int
-            With 1, a line about every second.
+        progress : bool, optional; verbose : int
+            A line about the fit always or never; by default for a person, after two seconds. With
+            ``verbose=1``, also a line about every second.
 
         Returns
         -------
@@ -129,6 +127,8 @@ class MLP(Network):
         ------
         NonFiniteTrainingError
             If a loss, gradient or parameter becomes infinite or NaN; the last good ones stay.
+        BusyError
+            If another fit is training this model, or a callback of one asks for this.
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
         data, columns = self._data(X, y, "", there), self._columns or column_names(X)
@@ -147,18 +147,21 @@ class MLP(Network):
             progress=progress,
             verbose=verbose,
         )
-        vector = is_vector(y, self.sizes)
+        rest = (data, validation, options, columns, is_vector(y, self.sizes))
+        return self._state.lock.fit("fit", lambda: self._train(*rest))
 
-        def train() -> History:
-            self._columns, self._vector = columns, vector
-            return self._train(data, validation, options)
-
-        return self._state.lock.fit("fit", train)
-
-    def _train(self, data: Any, validation: Any, options: training.Options) -> History:
+    def _train(
+        self,
+        data: Any,
+        validation: Any,
+        options: training.Options,
+        columns: Columns | None,
+        vector: bool,
+    ) -> History:
         # Weights written through a view are not checked on the way in.
         check_values("parameters", self.parameters, self.parameters)
         run = training.Fit(self, self._state, self._programs, data, validation, options)
+        self._columns, self._vector = columns, vector
         self.history = run.history
         run.run()
         return run.history
