@@ -106,13 +106,12 @@ class MLP(Network):
         sample_weight : array-like (rows,); class_weight : "balanced" or dict, optional
             Of the rows' losses, none below 0, and by class, as a product; means become weighted.
         l2 : float
-            ``l2 / 2`` times the sum of the squares of all weights (no biases) is added to the sum
-            of a mini-batch's losses, before a mean divides it by its rows, or their weights:
-            scikit-learn's ``alpha``. It is kept apart, in ``history.penalty``.
+            ``l2 / 2`` times the squares of all weights (no biases) is added to the sum of a
+            batch's losses, before a mean divides it: scikit-learn's ``alpha``; ``history.penalty``.
         early_stopping : EarlyStopping or True, optional
             When to stop early, and whether to go back to the best epoch.
         callbacks : callable or sequence of callables, optional
-            Called with an `EpochEnd` after every epoch; one that returns True stops the fit.
+            Called with an `EpochEnd` after each epoch: True stops. They may read the model only.
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional; verbose : int
@@ -128,7 +127,7 @@ class MLP(Network):
         NonFiniteTrainingError
             If a loss, gradient or parameter becomes infinite or NaN; the last good ones stay.
         BusyError
-            If another fit is training this model, or a callback of one asks for this.
+            If another fit is training this model.
         """
         where, there = self._place(self._asked(device, kernel, threads), X)
         data, columns = self._data(X, y, "", there), self._columns or column_names(X)
