@@ -93,8 +93,8 @@ class MLP(Network):
         Parameters
         ----------
         X, y : array-like (rows, inputs) and (rows, outputs)
-            y also as (rows,) of a single output, or (rows,) of class labels. Arrays on a GPU,
-            contiguous and of the model's dtype, are used there; "auto" then means "cuda".
+            y also as (rows,) of one output or of class labels. Arrays on a GPU, contiguous and of
+            the model's dtype, are used there; "auto" then means "cuda".
         epochs : int; batch_size : int, optional
             Rows of a mini-batch, at most those of X: by default 32, or all of fewer. The last
             mini-batch of an epoch may be smaller.
@@ -108,10 +108,9 @@ class MLP(Network):
         l2 : float
             ``l2 / 2`` times the squares of all weights (no biases) is added to the sum of a
             batch's losses, before a mean divides it: scikit-learn's ``alpha``; ``history.penalty``.
-        early_stopping : EarlyStopping or True, optional
-            When to stop early, and whether to go back to the best epoch.
-        callbacks : callable or sequence of callables, optional
-            Called with an `EpochEnd` after each epoch: True stops. They may read the model only.
+        early_stopping : EarlyStopping or True, optional; callbacks : callable or several, optional
+            When to stop early. Called with an `EpochEnd` after each epoch: True stops the fit.
+            Callbacks may read the model, and not train it.
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional; verbose : int
