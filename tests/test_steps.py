@@ -9,7 +9,7 @@ import pytest
 import fastmlp
 from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, optimizers, planning
 from fastmlp.arrays import LARGEST_DOT, check_data, check_finite
-from fastmlp.errors import DomainError
+from fastmlp.errors import DomainError, NonFiniteTrainingError
 from fastmlp.machine import detect
 from fastmlp.steps import STEPS_AHEAD, StepNumbers
 from fastmlp_kernels import cpu
@@ -306,3 +306,55 @@ def test_explain_shows_the_threads(monkeypatch):
     small = fastmlp.explain(model, 256)
     assert small.threads == 1 and "threads: 1 of 3" in str(small)
     assert fastmlp.explain(model, 256, kernel="reference").threads == 1
+
+
+def copies(model):
+    return model.parameters.copy(), model._state.slots.copy(), model._state.steps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(
+    ("rate", "factor"), [(1e37, 1e4), (1.0, 1e30), (1e30, 1e12)], ids=["rate", "targets", "both"]
+)
+def test_a_step_that_overflows_the_parameters_changes_nothing(dtype, parts, warm, rate, factor):
+    if dtype == "float64":
+        rate, factor = rate**8, factor**4
+    model = MLP([3, 4, 2], "identity", seed=0, dtype=dtype)
+    inputs, y = np.ones((5, 3)), np.full((5, 2), -factor)
+    if warm:
+        model.step(inputs, np.ones((5, 2)), Adam(1e-3))
+    before = copies(model)
+    with pytest.raises(NonFiniteTrainingError, match="Nothing was changed"):
+        for _ in range(3):
+            if parts:
+                model.forward(inputs)
+                model.compute_loss(y)
+                model.zero_grad()
+                model.backward()
+                model.apply(SGD(rate))
+            else:
+                model.step(inputs, y, SGD(rate))
+            before = copies(model)
+    for found, expected in zip(copies(model), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert np.isfinite(model.parameters).all()
+    assert np.isfinite(model.step(inputs, np.ones((5, 2)), Adam(1e-3)))
+
+
+def test_a_refused_step_keeps_the_state_of_the_other_optimizer():
+    model, same = (MLP([3, 4, 2], seed=0) for _ in range(2))
+    inputs, y = np.ones((5, 3)), np.ones((5, 2))
+    for _ in range(3):
+        model.step(inputs, y, Adam(1e-2))
+        same.step(inputs, y, Adam(1e-2))
+    for bad in (SGD(lambda step: -1.0), SGD(1e38, 0.9)):
+        with pytest.raises((DomainError, NonFiniteTrainingError)):
+            model.step(inputs, 1e30 * y, bad)
+        with pytest.raises((DomainError, NonFiniteTrainingError)):
+            model.fit(inputs, 1e30 * y, epochs=1, optimizer=bad)
+    model.step(inputs, y, Adam(1e-2))
+    same.step(inputs, y, Adam(1e-2))
+    np.testing.assert_array_equal(model.parameters, same.parameters)
+    assert model._state.steps == 4
