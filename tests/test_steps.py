@@ -340,6 +340,8 @@ def test_a_step_that_overflows_the_parameters_changes_nothing(dtype, parts, warm
     for found, expected in zip(copies(model), before, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert np.isfinite(model.parameters).all()
+    # Finite, and by then perhaps too large for another step.
+    model.parameters = MLP([3, 4, 2], seed=0).parameters
     assert np.isfinite(model.step(inputs, np.ones((5, 2)), Adam(1e-3)))
 
 
