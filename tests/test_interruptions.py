@@ -195,6 +195,16 @@ class Expected:
         tally.check(f"{kind}: the next calls", right)
 
 
+def began_as(failure, raised):
+    """Return whether an exception was raised while another one was on its way."""
+    # The standard library's locks make a RuntimeError of some.
+    while failure is not None:
+        if isinstance(failure, raised):
+            return True
+        failure = failure.__cause__ or failure.__context__
+    return False
+
+
 class Interrupter:
     """Raises an exception in the main thread some time after it was armed, once."""
 
@@ -220,8 +230,7 @@ class Interrupter:
         except raised:
             return True
         except Exception as failure:
-            # An exception may be passed on as the cause of another one.
-            if isinstance(failure.__context__, raised) or isinstance(failure.__cause__, raised):
+            if began_as(failure, raised):
                 return True
             raise
         return False
@@ -328,7 +337,7 @@ class Stepper:
         except raised:
             return True
         except Exception as failure:
-            if isinstance(failure.__context__, raised) or isinstance(failure.__cause__, raised):
+            if began_as(failure, raised):
                 return True
             raise
         finally:
@@ -370,6 +379,7 @@ def attack_at_every_place(operation, threads, limit):
         until += limit
     tally.check("nobody stays", nobody_stays(), lambda: f"{own_threads()}")
     found = tally.result()
+    found["noted"]["threads that never begin"] = len(own_threads(begun=False))
     found["tried"] = {"places": sum(tally.other.values())}
     return found
 
