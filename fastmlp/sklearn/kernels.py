@@ -242,10 +242,12 @@ class KernelEngine:
         starts = np.cumsum(self._rows) - self._rows
         with np.errstate(over="ignore"):
             totals = np.add.reduceat(self._weights[order], starts)
-            totals = totals.astype(self._training.sample_weight.dtype)  # type: ignore[union-attr]
-        if (totals == 0).any():
+            theirs = totals.astype(self._training.sample_weight.dtype)  # type: ignore[union-attr]
+        if (theirs == 0).any():
             return "the weights of a mini-batch sum to 0"
-        return None if np.isfinite(totals).all() else "the weights of a mini-batch overflow"
+        # Kernels are told the inverse, and take any other sum for 0.
+        ordinary = np.isfinite(theirs).all() and (totals >= np.finfo(np.float64).tiny).all()
+        return None if ordinary else "the sum of a mini-batch's weights is negative or out of range"
 
     def _distrust(self, epoch: Epoch, loss: float) -> str | None:
         """Return why an epoch that has been trained is done again by scikit-learn, or None."""
