@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp_kernels.problem import BATCHES, STOP
+from fastmlp_kernels.shield import start_thread
 
 T = TypeVar("T")
 
@@ -38,11 +39,8 @@ def run_interruptibly(
         return work()
     worker = _Worker(work)
     try:
-        try:
-            threading.Thread(target=worker.run, name="fastmlp-epoch", daemon=True).start()
-        except RuntimeError:
-            # The system starts no more threads: nobody hears Ctrl-C, but the work is done.
-            worker.run()
+        # Where the system starts no more threads nobody hears Ctrl-C, but the work is done.
+        start_thread(worker.run, "fastmlp-epoch", True, lambda error: worker.run())
         while not worker.done.wait(WAIT_SECONDS):
             waiting(int(control[..., BATCHES].sum()))
     except BaseException:

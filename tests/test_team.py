@@ -1,5 +1,6 @@
 """The team of threads: it meets, it ends, it leaves nothing behind, and it fails cleanly."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from fastmlp_kernels.cpu.team import (
     wait_for_team,
 )
 from fastmlp_kernels.problem import BATCHES, STOP, Problem
+from fastmlp_kernels.shield import start_thread
 from tests.machines import team
 from tests.samples import sample
 
@@ -199,17 +201,17 @@ def test_a_part_is_taken_by_one_thread():
 @pytest.mark.parametrize("at", [0, 1])
 def test_an_interrupt_while_threads_start_leaves_nobody_waiting(monkeypatch, moment, at):
     """Also where a thread never came to be: the next call has it started after a while."""
-    counted, starts, start = Counted(3), [], threading.Thread.start
+    counted, starts = Counted(3), []
 
-    def interrupted(thread):
-        starts.append(thread)
+    def interrupted(*arguments):
+        starts.append(arguments)
         if len(starts) == at + 1 and moment == "before":
             raise KeyboardInterrupt
-        start(thread)
+        start_thread(*arguments)
         if len(starts) == at + 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr("fastmlp_kernels.cpu.team.start_thread", interrupted)
     monkeypatch.setattr("fastmlp_kernels.cpu.team.REPEAT_SECONDS", 0.2)
     with pytest.raises(KeyboardInterrupt):
         counted.run()
@@ -240,10 +242,10 @@ def test_a_thread_that_cannot_be_started_fails_the_call_alone(monkeypatch, start
     data = sample(PROBLEM)
     before = data.copy()
     program = FusedProgram(PROBLEM, team(5))
-    start, started = threading.Thread.start, []
+    start, started, asked = threading.Thread.start, [], itertools.count()
 
     def fail_later(thread):
-        if len(started) == startable:
+        if next(asked) >= startable:
             raise RuntimeError("can't start new thread")
         start(thread)
         started.append(thread)
@@ -343,7 +345,7 @@ def test_an_interrupt_before_a_call_leaves_the_program_as_it_was(monkeypatch):
     def interrupted(self, work, members, before_start):
         for member in range(members - 1):
             if self._words[member + 1] == GONE:
-                self._start(work, member)
+                self._start(work, member, [])
         raise KeyboardInterrupt
 
     for staying in (False, True):

@@ -60,20 +60,7 @@ def shield(work: Callable[[], Result]) -> Result:
         finally:
             finished.release()
 
-    def start() -> None:
-        try:
-            threading.Thread(target=target, name="fastmlp-shield", daemon=False).start()
-        except Exception:
-            finished.release()
-
-    try:
-        # An interrupted Thread.start may keep a lock that the new thread needs: a thread starts it.
-        _thread.start_new_thread(start, ())
-    except RuntimeError as error:
-        # The handler of a signal may raise a RuntimeError of its own just here.
-        if "new thread" not in str(error):
-            raise
-        finished.release()
+    start_thread(target, "fastmlp-shield", False, lambda error: finished.release())
     while not finished.acquire(timeout=WAIT_SECONDS):
         pass
     if failures:
@@ -84,6 +71,40 @@ def shield(work: Callable[[], Result]) -> Result:
             failures.clear()
     # Without a result the system starts no more threads, or the interpreter is about to end.
     return results[0] if results else work()
+
+
+def start_thread(
+    target: Callable[[], object],
+    name: str,
+    daemon: bool,
+    failed: Callable[[Exception], object],
+) -> None:
+    """Have a thread started; an exception of a signal handler leaves it started or not, and whole.
+
+    An interrupted ``Thread.start`` may keep a lock that the new thread needs (CPython 3.11). So it
+    is called in a thread that is itself started by one instruction, and that no signal reaches.
+
+    Parameters
+    ----------
+    target, name, daemon
+        As of `threading.Thread`.
+    failed : callable
+        Given the error if the system starts no more threads, in whatever thread finds out.
+    """
+
+    def start() -> None:
+        try:
+            threading.Thread(target=target, name=name, daemon=daemon).start()
+        except Exception as error:
+            failed(error)
+
+    try:
+        _thread.start_new_thread(start, ())
+    except RuntimeError as error:
+        # The handler of a signal may raise a RuntimeError of its own just here.
+        if "new thread" not in str(error):
+            raise
+        failed(error)
 
 
 def _work_here(work: Callable[[], Result]) -> Result:

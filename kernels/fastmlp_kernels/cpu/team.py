@@ -3,7 +3,6 @@
 import ctypes
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 
@@ -20,6 +19,7 @@ from fastmlp_kernels.cpu.intrinsics import (
     pause,
     set_processors,
 )
+from fastmlp_kernels.shield import start_thread
 
 # A meeting place: two words, each in a cache line of its own.
 ARRIVED, GENERATION = 0, 64
@@ -223,26 +223,31 @@ class Team:
         if self._process != os.getpid():
             self._words[:] = 0
             self._process = os.getpid()
-        asked = time.monotonic()
+        # When each member was last asked to come.
+        asked = dict.fromkeys(range(members - 1), time.monotonic())
+        failures: list[Exception] = []
         while not work(CALLER):
-            overdue = time.monotonic() - asked > REPEAT_SECONDS
-            wanted = (GONE, COMING) if overdue else (GONE,)
-            missing = [m for m in range(members - 1) if self._words[m + 1] in wanted]
+            if failures:
+                raise RuntimeError(
+                    f"threads: got {members}, wanted no more than the system starts "
+                    f"({failures[0]}); threads=1 needs none"
+                ) from failures[0]
+            missing = [member for member, when in asked.items() if self._is_missing(member, when)]
             if missing:
                 before_start()
-                asked = time.monotonic()
             for member in missing:
-                self._start(work, member)
+                asked[member] = time.monotonic()
+                self._start(work, member, failures)
 
-    def _start(self, work: Callable[[int], bool], member: int) -> None:
-        self._words[member + 1] = COMING
-        name = f"fastmlp-{member}"
-        thread = threading.Thread(target=work, args=(member,), name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
+    def _is_missing(self, member: int, asked: float) -> bool:
+        state = self._words[member + 1]
+        overdue = time.monotonic() - asked > REPEAT_SECONDS
+        return bool(state == GONE or (state == COMING and overdue))
+
+    def _start(self, work: Callable[[int], bool], member: int, failures: list[Exception]) -> None:
+        def failed(error: Exception) -> None:
+            failures.append(error)
             self._words[member + 1] = GONE
-            raise RuntimeError(
-                f"threads: got {len(self._words)}, wanted no more than the system starts "
-                f"({error}); threads=1 needs none"
-            ) from error
+
+        self._words[member + 1] = COMING
+        start_thread(lambda: work(member), f"fastmlp-{member}", True, failed)
