@@ -110,8 +110,8 @@ class Step:
         rest = (self._order, hyper, self._losses, control, factors)
         # A finite gradient may still bring parameters to infinity, and a look at all of them is as
         # long as the step of a small network. It is taken where the loss is far from anything calm.
-        careful = self._careful or optimizer is not self._last_optimizer
-        self._last_optimizer = optimizer
+        last, self._last_optimizer = self._last_optimizer, optimizer
+        careful = self._careful or (optimizer is not last and optimizer != last)
         snapshot = state.snapshot() if careful else None
         if rule != present:
             state.tell_of_change(rule)
@@ -134,9 +134,11 @@ class Step:
         elif (careful or self._careful) and not self._leaves_finite(state, slots):
             self._refused = "a step to parameters that are not finite"
             if snapshot is not None:
-                np.copyto(state.parameters, snapshot.parameters)
-                np.copyto(before[3], snapshot.slots)
-                state.now = before
+                at_once(
+                    (np.copyto, state.parameters, snapshot.parameters),
+                    (np.copyto, before[3], snapshot.slots),
+                    (setattr, state, "now", before),
+                )
         else:
             state.now = (steps + 1, epochs, rule, slots, None, 0)
         return loss
