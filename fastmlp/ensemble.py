@@ -19,7 +19,7 @@ from fastmlp.metrics import check_metric
 from fastmlp.model import MLP
 from fastmlp.network import LARGEST_SEED
 from fastmlp.optimizers import Optimizer
-from fastmlp.parameters import aligned_zeros, check_values
+from fastmlp.parameters import aligned_zeros, check_finite_values, check_values
 from fastmlp.planning import Programs, Where, asked, check_threads
 from fastmlp.problems import check_memory
 from fastmlp.progress import Report, shows_progress
@@ -224,7 +224,7 @@ class Ensemble:
         arguments = (data, rows, check_optimizers(optimizer, len(self)), where)
 
         def train() -> EnsembleHistory:
-            check_values("parameters", self.parameters, self.parameters)
+            check_finite_values("parameters", self.parameters)
             trainer = MembersTrainer(self._state, self._together, *arguments, **settings)
             self._columns, self._vector = columns, vector
             return self._train(trainer, settings["epochs"], validation, progress, verbose)

@@ -261,6 +261,7 @@ class Trainer:
         state, home, memory = self.state, self._home, self.program.memory
         with contextlib.nullcontext() if memory is None else self._on_device(memory):
             home.keep()
+            state.backup = home.backup
             state.watch(arrays[3], self.plan.problem.batches)
             started = time.perf_counter()
             try:
@@ -272,6 +273,7 @@ class Trainer:
             finally:
                 # Also after an error: the state is then that of the last finished batch.
                 state.settle()
+                state.backup = None
                 home.trained()
                 if not self._lazy:
                     home.fetch()

@@ -1,6 +1,7 @@
 """Ctrl-C during long work: compiled code does not look at signals, so Python waits beside it."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,8 +16,8 @@ T = TypeVar("T")
 # Work longer than this runs in a thread of its own, so that Ctrl-C is heard at once.
 THREAD_SECONDS = 0.05
 WAIT_SECONDS = 0.1
-# Who begins the work, or keeps it from being begun.
-WORKER, CALLER = "worker", "caller"
+# A thread that has not begun by then may have died of want of memory: its caller does the work.
+BEGIN_SECONDS = 5.0
 
 
 def run_interruptibly(
@@ -41,7 +42,10 @@ def run_interruptibly(
     try:
         # Where the system starts no more threads nobody hears Ctrl-C, but the work is done.
         start_thread(worker.run, "fastmlp-epoch", True, lambda error: worker.run())
+        late = time.monotonic() + BEGIN_SECONDS
         while not worker.done.wait(WAIT_SECONDS):
+            if time.monotonic() > late:
+                worker.run()
             waiting(int(control[..., BATCHES].sum()))
     except BaseException:
         control[..., STOP] = 1
@@ -57,7 +61,7 @@ class _Worker:
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
-        self._begun: dict[str, str] = {}
+        self._begun: dict[str, object] = {}
         # Not Thread.is_alive: an interrupted join makes it say False of a thread that runs (CPython
         # 3.11, Thread._wait_for_tstate_lock).
         self.done = threading.Event()
@@ -65,8 +69,9 @@ class _Worker:
         self.failure: BaseException | None = None
 
     def run(self) -> None:
-        """Do the work, unless its caller has given it up."""
-        if self._begun.setdefault("by", WORKER) is not WORKER:
+        """Do the work, unless somebody has begun it or its caller has given it up."""
+        mine = object()
+        if self._begun.setdefault("by", mine) is not mine:
             return
         try:
             self.result = self._work()
@@ -83,7 +88,7 @@ class _Worker:
         """
         while True:
             try:
-                if self._begun.setdefault("by", CALLER) is CALLER:
+                if self._begun.setdefault("by", self) is self:
                     return
                 while not self.done.is_set():
                     self.done.wait(WAIT_SECONDS)

@@ -25,7 +25,7 @@ from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
-from fastmlp.parameters import aligned_zeros, check_values
+from fastmlp.parameters import aligned_zeros, check_finite_values
 from fastmlp.planning import Where
 from fastmlp.progress import shows_progress
 from fastmlp.weighting import check_sample_weight, check_weights
@@ -157,7 +157,7 @@ class MLP(Network):
         vector: bool,
     ) -> History:
         # Weights written through a view are not checked on the way in.
-        check_values("parameters", self.parameters, self.parameters)
+        check_finite_values("parameters", self.parameters)
         run = training.Fit(self, self._state, self._programs, data, validation, options)
         self._columns, self._vector = columns, vector
         self.history = run.history
@@ -298,10 +298,12 @@ class MLP(Network):
         self._pass, self._kernel = new, new.kernel
         return outputs
 
-    def _last_pass(self, method: str) -> steps.Pass:
+    def _last_pass(self, method: str, rows: int | None = None) -> steps.Pass:
         last = self._pass
-        # The backward pass of a forward pass with other parameters would be no gradient at all.
-        if last is None or last.version is not self._state.now:
+        # The backward pass of a forward pass with other parameters would be no gradient at all, and
+        # another thread may have put one of other rows in the place of the one that was looked at.
+        stale = last is None or last.version is not self._state.now
+        if last is None or stale or rows not in (None, len(last.X)):
             raise CallOrderError(
                 f"{method}: got no forward pass with the present parameters, "
                 "wanted a call of forward(X) first"
@@ -310,12 +312,14 @@ class MLP(Network):
 
     def compute_loss(self, y: Any, *, sample_weight: Any = None) -> float:
         """Return the loss of the last `forward`, and keep its gradient for `backward`."""
-        return self._state.lock.hold("compute_loss", self._compute_loss, y, sample_weight)
+        rows = len(self._last_pass("compute_loss").X)
+        weights = check_sample_weight(sample_weight, rows)
+        targets, labels = check_targets(y, rows, self.sizes[-1], self._loss, self.dtype)
+        hold = self._state.lock.hold
+        return hold("compute_loss", self._compute_loss, targets, labels, weights)
 
-    def _compute_loss(self, y: Any, sample_weight: Any) -> float:
-        last = self._last_pass("compute_loss")
-        weights = check_sample_weight(sample_weight, len(last.X))
-        targets, labels = check_targets(y, len(last.X), self.sizes[-1], self._loss, self.dtype)
+    def _compute_loss(self, targets: Array, labels: bool, weights: Any) -> float:
+        last = self._last_pass("compute_loss", len(targets))
         if labels != last.labels:
             # The program was built for the other kind of targets. The next guess is better.
             self._labels = labels
@@ -339,15 +343,18 @@ class MLP(Network):
             Derivative of anything by the outputs of the last `forward`; by default that of the
             last `compute_loss`.
         """
-        return self._state.lock.hold("backward", self._backward, dyhat)
-
-    def _backward(self, dyhat: Any) -> Array:
         last = self._last_pass("backward")
         upstream = None
         if dyhat is not None:
             upstream = check_matrix(dyhat, self.sizes[-1], self.dtype, "dyhat", len(last.X))
         elif not last.has_loss:
             raise CallOrderError("backward: got neither, wanted compute_loss(y) before it or dyhat")
+        return self._state.lock.hold("backward", self._backward, upstream, len(last.X))
+
+    def _backward(self, upstream: Array | None, rows: int) -> Array:
+        last = self._last_pass("backward", rows)
+        if upstream is None and not last.has_loss:
+            raise CallOrderError("backward: got another forward pass, wanted compute_loss(y) of it")
         self._pass = None
         result = last.backward(self.parameters, upstream, self.gradients.flat)
         self._pass = last

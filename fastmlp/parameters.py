@@ -3,6 +3,8 @@
 import logging
 import math
 import operator
+import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import starmap
@@ -21,6 +23,8 @@ Array = NDArray[Any]
 
 T = TypeVar("T")
 
+# Of a state, what a copy of it does not have.
+LEFT_OUT = ("lock", "now", "backup")
 # A cache line, and the widest vector register.
 ALIGNMENT = 64
 
@@ -146,10 +150,15 @@ def check_values(argument: str, values: Any, like: Array) -> Array:
         ) from None
     if array.shape != like.shape:
         raise ShapeError(f"{argument}: got shape {array.shape}, wanted {like.shape}")
+    check_finite_values(argument, array)
+    return array
+
+
+def check_finite_values(argument: str, array: Array) -> None:
+    """Refuse parameters that are infinite or NaN."""
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise DomainError(f"{argument}: got {count} non-finite values, wanted finite numbers")
-    return array
 
 
 def weight_views(vector: Array, layout: Sequence[LayerLayout]) -> list[Array]:
@@ -222,6 +231,9 @@ class TrainingState:
         slots: Array | None = None,
     ) -> None:
         self.parameters, self.seed, self.lock = parameters, seed, ModelLock()
+        # While an epoch runs: what was before it.
+        self.backup: Snapshot | None = None
+        _states.add(self)
         given = np.zeros((0, 0), dtype=parameters.dtype) if slots is None else slots
         self.now: tuple[Any, Any, str | None, Array, Any, int]
         self.now = (steps, epochs, rule, given, None, 0)
@@ -288,6 +300,8 @@ class TrainingState:
         def change() -> None:
             self.touch()
             work()
+            # For a reader that began in between.
+            self.touch()
 
         self.lock.change(method, change)
 
@@ -298,7 +312,7 @@ class TrainingState:
         that the parameters have changed begins again with a copy.
         """
         before = self.now
-        if not self.lock.writing.locked():
+        if not self.lock.active:
             result = work(self.parameters)
             if self.now is before:
                 return result
@@ -351,14 +365,38 @@ class TrainingState:
 
     def _contents(self) -> dict[str, Any]:
         steps, epochs, rule, slots, _, _ = self.settled()
-        others = {name: value for name, value in vars(self).items() if name not in ("lock", "now")}
+        others = {name: value for name, value in vars(self).items() if name not in LEFT_OUT}
         others["parameters"] = self.parameters.copy()
         return {**others, "now": (steps, epochs, rule, slots.copy(), None, 0)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled state, at the alignment that copying does not keep."""
         self.__dict__.update(state)
-        self.lock = ModelLock()
+        self.lock, self.backup = ModelLock(), None
         self.parameters = aligned(self.parameters)
         steps, epochs, rule, slots, _, _ = self.now
         self.now = (steps, epochs, rule, aligned(slots), None, 0)
+        _states.add(self)
+
+    def renew(self) -> None:
+        """Go on in a forked child, which has none of the threads that were at work.
+
+        An epoch that one of them was computing is taken back: half of its last step may be missing.
+        """
+        torn, self.lock = self.lock.active, ModelLock()
+        if torn and self.backup is not None:
+            self.restore(self.backup)
+        self.backup = None
+
+
+_states: weakref.WeakSet[TrainingState] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for state in list(_states):
+        state.renew()
+
+
+# Windows has no fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastmlp.arrays import all_finite
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from fastmlp.parameters import TrainingState
+from fastmlp.parameters import Snapshot, TrainingState
 from fastmlp_kernels.problem import DeviceMemory, Program
 
 Array = NDArray[Any]
@@ -149,6 +149,11 @@ class OnHost:
         """Remember the present values for `undo`."""
         self._before = self._state.save(self._before)
 
+    @property
+    def backup(self) -> Snapshot | None:
+        """What was kept, if it is on the host: its arrays change while an epoch runs."""
+        return self._before
+
     def trained(self) -> None:
         """Take note of an epoch."""
 
@@ -204,6 +209,8 @@ class OnDevice:
         for held, into in zip((self.parameters, self.slots), self._before, strict=True):
             self._memory.copy(held, into)
         self._counts = self._state.steps, self._state.epochs
+
+    backup = None
 
     def trained(self) -> None:
         """Take note of an epoch: the host's arrays are behind."""

@@ -333,6 +333,7 @@ class MembersTrainer:
         assert home is not None
         with self._guarded(), contextlib.nullcontext() if memory is None else memory.here():
             home.keep()
+            state.backup = home.backup
             before = state.steps, state.epochs
             state.watch(own[3], self.plan.problem.batches)
             started = time.perf_counter()
@@ -342,6 +343,7 @@ class MembersTrainer:
             finally:
                 # Also after an error: the state is then that of the last finished batches.
                 state.settle()
+                state.backup = None
                 self._note()
                 home.trained()
             seconds = time.perf_counter() - started

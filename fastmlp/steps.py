@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, all_finite
+from fastmlp.arrays import Data, all_finite, largest_magnitude
 from fastmlp.batches import CHUNK_ROWS
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
 from fastmlp.interrupts import run_interruptibly
@@ -25,8 +25,9 @@ Array = NDArray[Any]
 
 # Steps whose numbers are computed together: a table costs as much as a step, whatever its length.
 STEPS_AHEAD = 256
-# A loss below which no step of a sensible learning rate overflows, in either dtype.
-CALM_LOSS = 1e8
+# A loss below which no step of a calm learning rate overflows, in either dtype; steps until the
+# parameters are looked at again; and what they may then be: twice that, 64 times over, is finite.
+CALM_LOSS, CALM_STEPS, CALM_PARAMETERS = 1e8, 64, 1e15
 
 
 class StepNumbers:
@@ -42,6 +43,8 @@ class StepNumbers:
         self._row = np.empty((1, HYPER_WIDTH), dtype=dtype)
         self._optimizer: Optimizer | None = None
         self._first = 0
+        # Whether the steps of the table are small: see `Step.take`.
+        self.calm = False
         self._ahead = np.empty((0, HYPER_WIDTH), dtype=dtype)
 
     def of(self, optimizer: Optimizer, step: int) -> Array:
@@ -53,8 +56,14 @@ class StepNumbers:
             count = min(2 * len(self._ahead), STEPS_AHEAD) if follows else 1
             self._ahead = optimizer.hyper(step, count, self._row.dtype)
             self._optimizer, self._first, index = optimizer, step, 0
+            self.calm = self._are_calm(optimizer, step, count)
         self._row[0] = self._ahead[index]
         return self._row
+
+    def _are_calm(self, optimizer: Optimizer, step: int, count: int) -> bool:
+        """Return whether no step of these can more than double a parameter, beside its gradient."""
+        decay = float(optimizer.settings.get("weight_decay", 0.0))
+        return float(np.max(optimizer.rates(step - 1, count))) * max(1.0, decay) <= 1.0
 
 
 class Step:
@@ -81,7 +90,7 @@ class Step:
         self._numbers = StepNumbers(dtype)
         self._order = np.arange(rows, dtype=np.int64)
         self._losses = np.zeros(1, dtype=dtype)
-        self._careful, self._refused = True, ""
+        self._calm_steps, self._refused = 0, ""
         self._last_optimizer: Optimizer | None = None
         self._control = np.zeros(CONTROL_WORDS, dtype=np.int64)
 
@@ -109,9 +118,12 @@ class Step:
         factors = None if weights is None else batch_factors(self._problem, weights)
         rest = (self._order, hyper, self._losses, control, factors)
         # A finite gradient may still bring parameters to infinity, and a look at all of them is as
-        # long as the step of a small network. It is taken where the loss is far from anything calm.
+        # long as the step of a small network. It is taken where the loss or the rate is far from
+        # anything calm, and else before they could have grown from `CALM_PARAMETERS` to infinity.
         last, self._last_optimizer = self._last_optimizer, optimizer
-        careful = self._careful or (optimizer is not last and optimizer != last)
+        same = optimizer is last or optimizer == last
+        careful = not (self._calm_steps and same and self._numbers.calm)
+        self._calm_steps = CALM_STEPS if careful else self._calm_steps - 1
         snapshot = state.snapshot() if careful else None
         if rule != present:
             state.tell_of_change(rule)
@@ -127,11 +139,12 @@ class Step:
                 state.now = before
             raise
         loss = self._losses.item()
-        self._careful = not abs(loss) < CALM_LOSS
+        if not abs(loss) < CALM_LOSS:
+            self._calm_steps = 0
         if control.item(STATUS):
             state.now = before
             self._refused = f"a loss of {loss} or a gradient that is not finite"
-        elif (careful or self._careful) and not self._leaves_finite(state, slots):
+        elif not (self._calm_steps and not careful) and not self._leaves_finite(state, slots):
             self._refused = "a step to parameters that are not finite"
             if snapshot is not None:
                 at_once(
@@ -144,7 +157,10 @@ class Step:
         return loss
 
     def _leaves_finite(self, state: TrainingState, slots: Array) -> bool:
-        return all_finite(state.parameters) and all_finite(slots)
+        good = all_finite(state.parameters) and all_finite(slots)
+        if good and largest_magnitude(state.parameters) > CALM_PARAMETERS:
+            self._calm_steps = 0
+        return good
 
     def end(self) -> None:
         """Let others have the program."""

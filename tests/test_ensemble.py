@@ -557,8 +557,8 @@ def test_a_thread_that_cannot_be_started_fails_the_call_alone(monkeypatch, start
     def fail_later(thread):
         if next(asked) >= startable:
             raise RuntimeError("can't start new thread")
-        start(thread)
         started.append(thread)
+        start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", fail_later)
     with pytest.raises(RuntimeError, match="threads: got 3, wanted no more than"):

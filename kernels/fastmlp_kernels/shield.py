@@ -9,6 +9,7 @@ import _thread
 import contextvars
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ Result = TypeVar("Result")
 
 # On Windows a wait is not ended by Ctrl-C: between two waits it is heard.
 WAIT_SECONDS = 0.1
+BEGIN_SECONDS = 5.0
 # Of a fork for the compiler; a kernel takes some seconds.
 FORK_SECONDS = 60.0
 
@@ -52,7 +54,11 @@ def shield(work: Callable[[], Result]) -> Result:
     finished.acquire()
     context = contextvars.copy_context()
 
+    begun: dict[str, object] = {}
+
     def target() -> None:
+        if begun.setdefault("by", target) is not target:
+            return
         try:
             results.append(_work_here(lambda: context.run(work)))
         except BaseException as failure:
@@ -61,8 +67,11 @@ def shield(work: Callable[[], Result]) -> Result:
             finished.release()
 
     start_thread(target, "fastmlp-shield", False, lambda error: finished.release())
+    late = time.monotonic() + BEGIN_SECONDS
     while not finished.acquire(timeout=WAIT_SECONDS):
-        pass
+        # A thread that has not begun by then may have died of want of memory.
+        if time.monotonic() > late and begun.setdefault("by", begun) is begun:
+            break
     if failures:
         try:
             raise failures[0]

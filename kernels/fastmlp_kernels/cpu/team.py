@@ -39,6 +39,7 @@ NEXT_NANOSECONDS = 1_000_000
 ARRIVAL_NANOSECONDS = 10_000_000
 # After so long a thread is asked for once more: the first may have died before it came.
 REPEAT_SECONDS = 2.0
+GIVE_UP_SECONDS = 60.0
 # Pauses before a waiting thread lets others run: about 50 us. Where there are more threads than
 # processors, the one that is waited for gets its turn.
 PATIENCE = 2000
@@ -224,7 +225,8 @@ class Team:
             self._words[:] = 0
             self._process = os.getpid()
         # When each member was last asked to come.
-        asked = dict.fromkeys(range(members - 1), time.monotonic())
+        begun = time.monotonic()
+        asked = dict.fromkeys(range(members - 1), begun)
         failures: list[Exception] = []
         while not work(CALLER):
             if failures:
@@ -235,6 +237,11 @@ class Team:
             missing = [member for member, when in asked.items() if self._is_missing(member, when)]
             if missing:
                 before_start()
+            if time.monotonic() - begun > GIVE_UP_SECONDS:
+                raise RuntimeError(
+                    f"threads: got {members}, wanted no more than the system starts (none came in "
+                    f"{GIVE_UP_SECONDS:.0f} s: is there memory left?); threads=1 needs none"
+                )
             for member in missing:
                 asked[member] = time.monotonic()
                 self._start(work, member, failures)
