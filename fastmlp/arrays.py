@@ -64,17 +64,22 @@ def check_data(
         from fastmlp.device_arrays import check_data_there
 
         return check_data_there(X, y, sizes, loss, dtype, of)
-    try:
-        inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
-    except ShapeError:
-        if remedies.are_swapped(X, y, sizes[0]):
-            raise ShapeError(
-                f"{of}X: got shape {np.shape(X)}, wanted (rows, {sizes[0]}), which y has: are they "
-                "swapped?"
-            ) from None
-        raise
+    inputs = check_inputs(X, y, sizes[0], dtype, of)
     targets, labels = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
     return Data(inputs, targets, labels)
+
+
+def check_inputs(X: Any, y: Any, columns: int, dtype: DType, of: str = "") -> Array:
+    """Return checked inputs; a message says so where they look swapped with the targets."""
+    try:
+        return check_matrix(X, columns, dtype, f"{of}X")
+    except ShapeError:
+        if remedies.are_swapped(X, y, columns):
+            raise ShapeError(
+                f"{of}X: got shape {tuple(np.shape(X))}, wanted (rows, {columns}), which y has: "
+                "are they swapped?"
+            ) from None
+        raise
 
 
 def check_pair(pair: Any) -> tuple[Any, Any]:

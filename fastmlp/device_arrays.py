@@ -12,6 +12,7 @@ from fastmlp.arrays import (
     PROBABILITY_SLACK,
     Data,
     DType,
+    check_inputs,
     check_matrix,
     check_targets,
     lies_on_gpu,
@@ -69,7 +70,7 @@ def check_data_there(
     with guarded("cuda", f"{of}X"):
         inputs = matrix_there(X, sizes[0], dtype, f"{of}X")
     if inputs is None:
-        inputs = check_matrix(X, sizes[0], dtype, f"{of}X")
+        inputs = check_inputs(X, y, sizes[0], dtype, of)
     with guarded("cuda", f"{of}y"):
         targets = targets_there(y, len(inputs), sizes[-1], loss, dtype, f"{of}y")
     if targets is None:

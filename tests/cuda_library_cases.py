@@ -86,8 +86,8 @@ def test_epoch(tiles, form, index):
     problem = in_form(PROGRAMS[index], form, batch_size=4, rows=7)
     made = []
 
-    def make():
-        made.append(with_library(problem, tiles))
+    def make(part):
+        made.append(with_library(part, tiles))
         return made[-1]
 
     check_epoch(problem, make, plain=index % 2 == 0)
@@ -136,8 +136,8 @@ def test_a_bias_that_the_library_adds(tiles, form):
     """The choice is data: a tuple of epilogues, one a layer."""
     problem = in_form(PROGRAMS[0], form, batch_size=4, rows=7)
 
-    def make():
-        device = with_library(problem, tiles)
+    def make(part):
+        device = with_library(part, tiles)
         device.program.products.epilogues = ("bias", "bias")
         return device
 

@@ -21,7 +21,7 @@ from fastmlp_kernels.cuda.layered import LayeredProgram
 from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.cuda_device import MARKS, TILES, normal
-from tests.samples import sample
+from tests.samples import first_batches, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -123,7 +123,7 @@ def problem(request):
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_epoch(tiles, problem, plain):
-    check_epoch(problem, lambda: OnDevice(problem, tiles), plain)
+    check_epoch(problem, lambda part: OnDevice(part, tiles), plain)
 
 
 def check_epoch(problem, make, plain):
@@ -131,9 +131,8 @@ def check_epoch(problem, make, plain):
     data = before = sample(problem, seed=1, weighted=not plain, penalized=not plain)
     assert problem.batches == 2
     for batch in range(problem.batches):
-        after = data.copy()
-        after.losses = after.losses[: batch + 1]
-        make().epoch(after)
+        part, after = first_batches(problem, data, batch + 1)
+        make(part).epoch(after)
         assert after.control.tolist() == [0, batch + 1, 0]
         places = slice(4 * batch, 4 * batch + 4)
         rows, factors = data.order[places], None if plain else data.factors[places]
@@ -253,9 +252,8 @@ def test_predict(tiles, dtype, link):
 def test_training_stops_at_a_nan(tiles, dtype):
     problem = dataclasses.replace(PROGRAMS[1], dtype=dtype, batch_size=2, rows=8)
     data = sample(problem, seed=4)
-    healthy = data.copy()
-    healthy.losses = healthy.losses[:2]
-    OnDevice(problem, tiles).epoch(healthy)
+    part, healthy = first_batches(problem, data, 2)
+    OnDevice(part, tiles).epoch(healthy)
     data.X[data.order[5]] = np.nan
     OnDevice(problem, tiles).epoch(data)
     assert data.control.tolist() == [0, 2, 3]

@@ -1,6 +1,6 @@
 """Random parameters, inputs and targets for any problem, inside the domains of its loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -113,6 +113,22 @@ def sample(
         factors=row_factors(problem, generator) if weighted else None,
         squares=np.full(problem.batches, np.nan) if penalized else None,
     )
+
+
+def first_batches(problem: Problem, data: Sample, count: int) -> tuple[Problem, Sample]:
+    """Return the problem of an epoch's first mini-batches alone, and copies of its arguments."""
+    rows = min(problem.rows, count * problem.batch_size)
+    first = data.copy()
+    for name, length in (
+        ("order", rows),
+        ("factors", rows),
+        ("hyper", count),
+        ("losses", count),
+        ("squares", count),
+    ):
+        if getattr(first, name) is not None:
+            setattr(first, name, getattr(first, name)[:length])
+    return replace(problem, rows=rows), first
 
 
 def row_factors(problem: Problem, generator: np.random.Generator) -> np.ndarray:
