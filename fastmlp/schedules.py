@@ -1,7 +1,8 @@
 """Learning rates that depend on the step: any function of the step's number, and four of them.
 
 An optimizer's `learning_rate` may be a callable ``step -> rate``, with steps counted from 0 as
-optax counts them. Those here also take an array of steps.
+optax counts them. Those here also take an array of steps. It is called while the model's lock is
+held, so it must not wait for a thread that uses the model.
 """
 
 from collections.abc import Callable
