@@ -13,9 +13,9 @@ from fastmlp.batches import batch_rows
 from fastmlp.errors import DeviceLostError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
-from fastmlp.parameters import TrainingState, applied_batches
 from fastmlp.planning import ANYWHERE, Plan, Programs, Shelf, Where
 from fastmlp.residency import OnDevice, OnHost, guarded
+from fastmlp.training_state import TrainingState, applied_batches
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, DeviceMemory, Program
 

@@ -14,7 +14,6 @@ from fastmlp.gradients import Gradients
 from fastmlp.history import History
 from fastmlp.parameters import (
     ParameterViews,
-    TrainingState,
     aligned_zeros,
     bias_views,
     check_values,
@@ -23,6 +22,7 @@ from fastmlp.parameters import (
 )
 from fastmlp.planning import Programs, Where, asked, check_threads
 from fastmlp.problems import make_problem
+from fastmlp.training_state import TrainingState
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
 from fastmlp_kernels.problem import LayerLayout, parameter_layout
 

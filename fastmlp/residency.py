@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastmlp.arrays import all_finite
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from fastmlp.parameters import Snapshot, TrainingState
+from fastmlp.training_state import Snapshot, TrainingState
 from fastmlp_kernels.problem import DeviceMemory, Program
 
 Array = NDArray[Any]

@@ -18,9 +18,10 @@ from fastmlp.errors import DeviceLostError, DomainError, ShapeError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.orders import Orders
-from fastmlp.parameters import TrainingState, aligned, aligned_zeros
+from fastmlp.parameters import aligned, aligned_zeros
 from fastmlp.planning import Programs, Where, machine_with
 from fastmlp.residency import OnDevice, OnHost, guarded, home_of
+from fastmlp.training_state import TrainingState
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import WEIGHT_DECAY

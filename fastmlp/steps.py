@@ -14,9 +14,10 @@ from fastmlp.batches import CHUNK_ROWS
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
-from fastmlp.parameters import TrainingState, aligned, applied_batches, at_once
+from fastmlp.parameters import aligned
 from fastmlp.planning import Programs, Where
 from fastmlp.residency import blank, guarded, resident, written
+from fastmlp.training_state import TrainingState, applied_batches, at_once
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, DeviceMemory, Problem, Program

@@ -15,10 +15,10 @@ from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, score
 from fastmlp.optimizers import Optimizer
-from fastmlp.parameters import TrainingState
 from fastmlp.planning import Programs, Where
 from fastmlp.progress import Report
 from fastmlp.residency import blank, guarded, resident
+from fastmlp.training_state import TrainingState
 from fastmlp.weighting import Weights
 from fastmlp_kernels.problem import Problem
 

@@ -12,7 +12,7 @@ from fastmlp.batches import batch_rows
 from fastmlp.epochs import Epoch, Trainer
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.optimizers import SGD, Adam, Optimizer
-from fastmlp.parameters import TrainingState, aligned_zeros, bias_views, weight_views
+from fastmlp.parameters import aligned_zeros, bias_views, weight_views
 from fastmlp.planning import Programs, Where
 from fastmlp.problems import make_problem
 from fastmlp.sklearn.acceleration import (
@@ -24,6 +24,7 @@ from fastmlp.sklearn.acceleration import (
 )
 from fastmlp.sklearn.engine import ScikitLearnEngine, Training
 from fastmlp.sklearn.optimizers import KernelOptimizer, state_names
+from fastmlp.training_state import TrainingState
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import parameter_layout
 
