@@ -314,7 +314,7 @@ class Ensemble:
         inputs = matrix_there(X, sizes[0], self.dtype, "X") if there else None
         if inputs is None:
             inputs = check_matrix(X, sizes[0], self.dtype, "X", least=0)
-        return self._state.read("predict", lambda all_of: self._predict(all_of, inputs, where))
+        return self._state.read("predict", self._predict, inputs, where)
 
     def _predict(self, of_each: Array, inputs: Array, where: Where) -> Array:
         rows, outputs = len(inputs), self.template.sizes[-1]
@@ -355,7 +355,7 @@ class Ensemble:
         where, there = self._place(X, device, kernel, threads)
         data = self._data(X, y, "", there)
         rest = (data, check_metric(metric, self._loss, data), where)
-        return self._state.read("evaluate", lambda all_of: self._evaluate(all_of, *rest))
+        return self._state.read("evaluate", self._evaluate, *rest)
 
     def _evaluate(self, of_each: Array, data: Data, metric: str, where: Where) -> Evaluations:
         found = [

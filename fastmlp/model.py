@@ -202,7 +202,7 @@ class MLP(Network):
         if not len(inputs):
             return self._shaped(np.empty((0, sizes[-1]), self.dtype))
         rest = (self._programs, inputs, sizes[-1], where)
-        return self._shaped(self._state.read("predict", lambda P: steps.predict(P, *rest)))
+        return self._shaped(self._state.read("predict", steps.predict, *rest))
 
     def _shaped(self, outputs: Array) -> Array:
         return outputs[:, 0] if self._vector else outputs
@@ -227,7 +227,7 @@ class MLP(Network):
         data = self._data(X, y, there=there)
         metric = check_metric(metric, self._loss, data)
         rest = (self._programs, data, self.template, metric, where)
-        return self._state.read("evaluate", lambda P: training.evaluate(P, *rest))
+        return self._state.read("evaluate", training.evaluate, *rest)
 
     def step(
         self, X: Any, y: Any, optimizer: Optimizer | str | None = None, *, sample_weight: Any = None
@@ -271,7 +271,7 @@ class MLP(Network):
         weights = check_sample_weight(sample_weight, len(data.X))
         flat = aligned_zeros(self.parameters.shape, self.dtype)
         rest = (self._programs, data, flat, where, weights)
-        loss = self._state.read("value_and_grad", lambda P: steps.value_and_gradient(P, *rest))
+        loss = self._state.read("value_and_grad", steps.value_and_gradient, *rest)
         return loss, self._gradients_of(flat)
 
     def _data(

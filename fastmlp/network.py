@@ -122,6 +122,8 @@ class Network:
         self._where = Where(threads=check_threads(count))
 
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
+        if device == "auto" and kernel is None and threads is None:
+            return self._where
         return asked(device, kernel, threads, self.threads)
 
     @property

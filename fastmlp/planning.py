@@ -157,7 +157,7 @@ class Shelf:
         # Both ends of a list are moved by one instruction: threads need no lock here.
         self._idle: list[tuple[Plan, Program]] = []
         self._made: weakref.WeakSet[Program] = weakref.WeakSet()
-        self._process = os.getpid()
+        self._process, self._most = os.getpid(), most_programs()
 
     def take(self) -> tuple[Plan, Program]:
         """Return a plan and its program, for this thread alone."""
@@ -168,7 +168,7 @@ class Shelf:
 
     def put_back(self, pair: tuple[Plan, Program]) -> None:
         """Let others have a program; its call has ended well."""
-        if len(self._idle) < most_programs():
+        if len(self._idle) < self._most:
             self._idle.append(pair)
 
     def _wait_or_build(self) -> tuple[Plan, Program]:
@@ -176,7 +176,7 @@ class Shelf:
             # Those that the parent's other threads have taken never come back to a forked child.
             self._made, self._process = weakref.WeakSet(), os.getpid()
         deadline = time.monotonic() + WAIT_SECONDS
-        while len(self._made) >= most_programs() and time.monotonic() < deadline:
+        while len(self._made) >= self._most and time.monotonic() < deadline:
             time.sleep(WAIT_SECONDS / 1000)
             with contextlib.suppress(IndexError):
                 return self._idle.pop()

@@ -159,18 +159,18 @@ class TrainingState:
 
         self.lock.change(method, change)
 
-    def read(self, method: str, work: Callable[[Array], T]) -> T:
-        """Return ``work(parameters)``, of parameters that nobody changes meanwhile.
+    def read(self, method: str, work: Callable[..., T], *arguments: Any) -> T:
+        """Return ``work(parameters, *arguments)``, of parameters that nobody changes meanwhile.
 
         Readers take no lock, so that any number of them go side by side. One that finds afterwards
         that the parameters have changed begins again with a copy.
         """
         before = self.now
         if not self.lock.active:
-            result = work(self.parameters)
+            result = work(self.parameters, *arguments)
             if self.now is before:
                 return result
-        return work(self.lock.copied(method, self.parameters.copy))
+        return work(self.lock.copied(method, self.parameters.copy), *arguments)
 
     def fresh_slots(self, count: int) -> Array:
         """Return the optimizer's state as it begins."""

@@ -4,6 +4,7 @@ A `Problem` says what to train; a `Kernel` says how, for which problems and at w
 `Machine` holds the constants that costs depend on; a `Program` is a kernel built for a problem.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ class LayerLayout:
     bias: slice
 
 
+@functools.cache
 def parameter_layout(sizes: tuple[int, ...]) -> tuple[LayerLayout, ...]:
     """Return the layout of each layer of a network with `sizes` units from input to output."""
     layers = []

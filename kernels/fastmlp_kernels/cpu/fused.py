@@ -290,6 +290,9 @@ def run(words, member):
         of another, which does it for each call until there has been none for a while.
     """
     members, bells = word(words, MEMBERS), word(words, BELLS)
+    if member == CALLER:
+        set_word(words, HALT, 0)
+        set_word(words, ABANDONED, 0)
     if member == CALLER and members == 1:
         _stages(words, 0)
         return True

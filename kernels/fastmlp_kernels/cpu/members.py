@@ -16,7 +16,7 @@ from fastmlp_kernels.cpu import best_threads, tables
 from fastmlp_kernels.cpu.fused import run
 from fastmlp_kernels.cpu.intrinsics import atomic_add, atomic_load, set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.tables import ABANDONED, CONTROL, WORD_BYTES, address
+from fastmlp_kernels.cpu.tables import CONTROL, WORD_BYTES, address
 from fastmlp_kernels.cpu.team import (
     BELL_BYTES,
     CALLER,
@@ -81,7 +81,6 @@ def _take_turns(shared, worker):
         if network < count:
             _point_at(words, word(shared, MOVES), network)
             if atomic_load(word(words, CONTROL) + STOP * WORD_BYTES) == 0:
-                set_word(words, ABANDONED, 0)
                 run(words, CALLER)
         turn = atomic_add(word(shared, NEXT), 1)
 

@@ -57,6 +57,7 @@ class FusedProgram(Layout):
         self._costs = self.unit_costs()
         # Once: a problem counts anew each time.
         self._count, self._batches = problem.parameter_count, problem.batches
+        self._inputs, self._targets = problem.sizes[0], problem.target_columns
         # In whole batches.
         self._piece = problem.batch_size * -(-PIECE // (self._count * problem.batch_size))
         self._kept: dict[int, np.ndarray] = {}
@@ -86,14 +87,14 @@ class FusedProgram(Layout):
             self._kept[word] = array
 
     def _keep_state(self, state: np.ndarray) -> None:
-        if self._kept.get(tables.FIRST) is not state:
-            self._kept.pop(tables.FIRST, None)
-            shape = (self.problem.slots, self._count)
-            if state.shape != shape:
-                raise ValueError(f"a kernel was given a state of {state.shape}, wanted {shape}")
-            for word, slot in zip(SLOTS, state, strict=False):
-                self._point_vector(word, slot, shape[1])
-            self._kept[tables.FIRST] = state
+        """Point words at an optimizer's state, and keep it alive."""
+        self._kept.pop(tables.FIRST, None)
+        shape = (self.problem.slots, self._count)
+        if state.shape != shape:
+            raise ValueError(f"a kernel was given a state of {state.shape}, wanted {shape}")
+        for word, slot in zip(SLOTS, state, strict=False):
+            self._point_vector(word, slot, shape[1])
+        self._kept[tables.FIRST] = state
 
     def _point_at_factors(self, factors: np.ndarray | None, rows: int) -> None:
         """Give each row a factor of its own, or all of them the reduction's."""
@@ -131,9 +132,7 @@ class FusedProgram(Layout):
         return True
 
     def _run(self) -> None:
-        words = self.words
-        words[tables.HALT] = words[tables.ABANDONED] = 0
-        threads = int(words[tables.MEMBERS])
+        threads = self.words.item(tables.MEMBERS)
         if threads == 1:
             run(self.table, CALLER)
         else:
@@ -182,22 +181,33 @@ class FusedProgram(Layout):
 
     def set_epoch(self, parameters, state, X, y, order, hyper, losses, control, factors, squares):
         """Describe an epoch in the tables, and run nothing."""
-        problem, words = self.problem, self.words
-        rows, batches = sizes = problem.rows, self._batches
-        self._keep(tables.PARAMETERS, parameters, self._count)
-        self._keep(tables.LOSSES, losses, batches)
-        self._keep(tables.CONTROL, control, CONTROL_WORDS)
-        self._keep_state(state)
+        problem, words, table, kept = self.problem, self.words, self.table, self._kept
+        rows, batches, count = problem.rows, self._batches, len(X)
+        # Looked up here: a step of a small network takes as long as some tens of calls.
+        if kept.get(tables.PARAMETERS) is not parameters:
+            self._keep(tables.PARAMETERS, parameters, self._count)
+        if kept.get(tables.LOSSES) is not losses:
+            self._keep(tables.LOSSES, losses, batches)
+        if kept.get(tables.CONTROL) is not control:
+            self._keep(tables.CONTROL, control, CONTROL_WORDS)
+        if kept.get(tables.FIRST) is not state:
+            self._keep_state(state)
         # The caller's data is not kept: a model would hold on to its last training set.
-        self._point(tables.X, X, len(X), problem.sizes[0])
-        self._point(tables.Y, y, len(X), problem.target_columns)
-        self._point(tables.HYPER, hyper, batches, HYPER_WIDTH)
-        self._point_vector(tables.ORDER, order, rows)
+        if not (
+            point_at(table, tables.X, id(X), count, self._inputs)
+            and point_at(table, tables.Y, id(y), count, self._targets)
+            and point_at(table, tables.HYPER, id(hyper), batches, HYPER_WIDTH)
+            and point_at(table, tables.ORDER, id(order), rows, -order.itemsize)
+        ):
+            self._point(tables.X, X, count, self._inputs)
+            self._point(tables.Y, y, count, self._targets)
+            self._point(tables.HYPER, hyper, batches, HYPER_WIDTH)
+            self._point_vector(tables.ORDER, order, rows)
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
         weighted, penalized = factors is not None, squares is not None
         threads = self._pace.threads()
         kind = ("epoch", penalized, threads)
-        if self._settle(kind, stages, threads, sizes):
+        if kind != self._settled and self._settle(kind, stages, threads, (rows, batches)):
             rule = update(problem.optimizer, problem.dtype, self.panel, penalized)
             words[tables.FINISH] = rule
             self._settled = kind
@@ -223,22 +233,14 @@ class FusedProgram(Layout):
         self._settled = ()
         self._settle(("once",), stages, self._call_threads, (rows, 1))
 
-    def predict(self, parameters, X, out, link):
-        """See `Program.predict`."""
-        rows = len(X)
-        if rows <= self._piece:
-            self._predict(parameters, X, out, link, PACK)
-            return
-        # Ctrl-C is heard between two pieces.
-        for start in range(0, rows, self._piece):
-            part = slice(start, start + self._piece)
-            self._predict(parameters, X[part], out[part], link, 0 if start else PACK)
-
-    def _predict(self, parameters, X, out, link, pack):
+    def predict(self, parameters, X, out, link, pack=PACK):
+        """See `Program.predict`; without `pack`, the weights are those of the call before."""
         problem, words, rows = self.problem, self.words, len(X)
+        if rows > self._piece:
+            self._predict_in_pieces(parameters, X, out, link)
+            return
         self._keep(tables.PARAMETERS, parameters, self._count)
         self._keep(tables.CONTROL, self.control, CONTROL_WORDS)
-        self.control[STOP] = 0
         self._point(tables.X, X, rows, problem.sizes[0])
         self._point(tables.OUT, out, rows, problem.sizes[-1])
         direct = pack and rows <= DIRECT_ROWS and self.target.masks
@@ -253,6 +255,12 @@ class FusedProgram(Layout):
             words[tables.OUTPUT_VALUE] = value
             self._settled = kind
         self._run()
+
+    def _predict_in_pieces(self, parameters, X, out, link):
+        """Predict so that Ctrl-C is heard between two pieces."""
+        for start in range(0, len(X), self._piece):
+            part = slice(start, start + self._piece)
+            self.predict(parameters, X[part], out[part], link, 0 if start else PACK)
 
     def forward(self, parameters, X, out):
         """See `Program.forward`."""
