@@ -188,9 +188,10 @@ ENDS = """
 import os, sys, threading, time, _thread
 from fastmlp_kernels.shield import shield
 def work():
+    # Not by a timer: on a busy machine it may fire before the work has begun.
+    _thread.interrupt_main()
     time.sleep(1.5)
     print("whole", flush=True)
-threading.Timer(0.2, _thread.interrupt_main).start()
 shield(work)
 """
 
