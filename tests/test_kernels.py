@@ -30,7 +30,7 @@ from fastmlp_kernels.reference import ReferenceProgram
 from fastmlp_kernels.registry import KERNELS
 from tests import tolerances
 from tests.machines import MACHINES
-from tests.samples import output_activations, poison, sample, weights
+from tests.samples import first_batches, output_activations, poison, sample, weights
 from tests.tolerances import Bounded, compare, vacuous
 
 COMPILED = [kernel for kernel in KERNELS if kernel.device == "cpu" and kernel.name != "reference"]
@@ -106,13 +106,10 @@ def assume_informative(*oracles: Bounded) -> None:
     assume(all(vacuous(oracle) is None for oracle in oracles))
 
 
-def prefix(program, data, batches: int):
+def prefix(build, problem, data, batches: int):
     """Run the first `batches` of the epoch on copies; return them."""
-    part = data.copy()
-    part.losses = part.losses[:batches]
-    if part.squares is not None:
-        part.squares = part.squares[:batches]
-    program.epoch(*part.arguments())
+    shorter, part = first_batches(problem, data, batches)
+    build(shorter).epoch(*part.arguments())
     return part
 
 
@@ -125,7 +122,7 @@ def compare_epoch(build, problem, seed, **features):
     checked = 0
     before = data
     for batch in range(problem.batches):
-        after = prefix(build(problem), data, batch + 1)
+        after = prefix(build, problem, data, batch + 1)
         assert after.control.tolist() == [0, batch + 1, 0]
         places = slice(batch * problem.batch_size, (batch + 1) * problem.batch_size)
         rows = data.order[places]
@@ -538,7 +535,7 @@ def test_stop_ends_the_epoch_before_the_next_batch(build):
     problem = long_problem()
     data = long_sample(problem)
     start = data.copy()
-    build(problem).epoch(*prefix(build(problem), start, 1).arguments())  # compiled before timing
+    prefix(build, problem, start, 1)  # compiled before timing
     worker = threading.Thread(target=build(problem).epoch, args=data.arguments())
     worker.start()
     while data.control[BATCHES] == 0:
@@ -549,7 +546,7 @@ def test_stop_ends_the_epoch_before_the_next_batch(build):
     finished = int(data.control[BATCHES])
     assert 0 < finished < problem.batches
     assert np.isnan(data.losses[finished:]).all() and np.isfinite(data.losses[:finished]).all()
-    expected = prefix(build(problem), start, finished)
+    expected = prefix(build, problem, start, finished)
     assert data.parameters.tobytes() == expected.parameters.tobytes()
     assert data.state.tobytes() == expected.state.tobytes()
 
@@ -579,7 +576,7 @@ def test_non_finite_batch_is_named_and_changes_nothing(build, bad, where, optimi
         rows=18,
     )
     data = sample(problem)
-    expected = prefix(build(problem), data, 2)
+    expected = prefix(build, problem, data, 2)
     row = data.order[2 * 4 + 1]
     getattr(data, where)[row, 0] = bad
     build(problem).epoch(*data.arguments())
