@@ -233,12 +233,18 @@ class FusedProgram(Layout):
         self._settled = ()
         self._settle(("once",), stages, self._call_threads, (rows, 1))
 
-    def predict(self, parameters, X, out, link, pack=PACK):
-        """See `Program.predict`; without `pack`, the weights are those of the call before."""
-        problem, words, rows = self.problem, self.words, len(X)
-        if rows > self._piece:
-            self._predict_in_pieces(parameters, X, out, link)
+    def predict(self, parameters, X, out, link):
+        """See `Program.predict`."""
+        if len(X) <= self._piece:
+            self._predict(parameters, X, out, link, PACK)
             return
+        # Ctrl-C is heard between two pieces.
+        for start in range(0, len(X), self._piece):
+            part = slice(start, start + self._piece)
+            self._predict(parameters, X[part], out[part], link, 0 if start else PACK)
+
+    def _predict(self, parameters, X, out, link, pack):
+        problem, words, rows = self.problem, self.words, len(X)
         self._keep(tables.PARAMETERS, parameters, self._count)
         self._keep(tables.CONTROL, self.control, CONTROL_WORDS)
         self._point(tables.X, X, rows, problem.sizes[0])
@@ -255,12 +261,6 @@ class FusedProgram(Layout):
             words[tables.OUTPUT_VALUE] = value
             self._settled = kind
         self._run()
-
-    def _predict_in_pieces(self, parameters, X, out, link):
-        """Predict so that Ctrl-C is heard between two pieces."""
-        for start in range(0, len(X), self._piece):
-            part = slice(start, start + self._piece)
-            self.predict(parameters, X[part], out[part], link, 0 if start else PACK)
 
     def forward(self, parameters, X, out):
         """See `Program.forward`."""
