@@ -54,8 +54,11 @@ ROWS, BATCH, EPOCHS = 100, 32, 3
 
 def test_the_table_is_whole():
     made = {type(make(0.1)) for make in OPTIMIZERS.values()}
-    assert made == set(optimizers.Optimizer.__subclasses__())
-    assert {type(rate) for rate in RATES.values()} >= set(Schedule.__subclasses__())
+    ours = {each for each in optimizers.Optimizer.__subclasses__() if "fastmlp" in each.__module__}
+    assert made == ours
+    # Also other tests have schedules of their own.
+    own = {each for each in Schedule.__subclasses__() if each.__module__.startswith("fastmlp")}
+    assert {type(rate) for rate in RATES.values()} >= own
 
 
 def trained_by_steps(start, loss, X, y, optimizer):

@@ -162,6 +162,11 @@ def attempt(action):
         action()
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         return type(error).__name__
+    except RuntimeError as error:
+        # Its label binarizer looks through attributes that another fit is setting.
+        if "dictionary changed size" not in str(error):
+            raise
+        return type(error).__name__
     return "fine"
 
 for make, target in ((MLPClassifier, labels), (MLPRegressor, y)):
