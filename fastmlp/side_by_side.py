@@ -319,6 +319,8 @@ class MembersTrainer:
                 # Another optimizer's state is given up only for a step of this one.
                 state.now = self._at_first
             raise
+        if self._at_first is not None and not state._applied(control).any():
+            state.now = self._at_first
         self._at_first = None
         penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
         losses = self._losses.astype(np.float64)

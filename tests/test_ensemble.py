@@ -775,3 +775,16 @@ def test_an_interrupt_stops_all_networks_between_two_batches(child_python, child
         result["changed"], result["steps"], result["epochs"], strict=True
     ):
         assert changed == (steps > 0) and epochs == 1 + (steps == batches)
+
+
+def test_a_fit_without_a_step_keeps_the_state_of_the_other_optimizer():
+    inputs, targets = np.ones((8, 3), np.float32), np.ones((8, 1), np.float32)
+    ensemble, same = (Ensemble([3, 4, 1], 2) for _ in range(2))
+    for each in (ensemble, same):
+        each.fit(inputs, targets, epochs=3, optimizer=Adam(1e-3))
+    with pytest.raises(NonFiniteTrainingError):
+        ensemble.fit(inputs, 1e30 * targets, epochs=1, optimizer=SGD(1.0))
+    for each in (ensemble, same):
+        each.fit(inputs, targets, epochs=1, optimizer=Adam(1e-3))
+    np.testing.assert_array_equal(ensemble.parameters, same.parameters)
+    assert ensemble._state.steps.tolist() == [4, 4]
