@@ -457,6 +457,8 @@ def test_an_interrupt_anywhere_leaves_no_thread(terminal, at_once):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+# JAX says it too, once another test has imported it.
+@pytest.mark.filterwarnings("ignore:.*multithreaded.*:RuntimeWarning")
 def test_a_child_forked_while_compiling_is_shown_can_show_it_too(terminal, at_once):
     other = threading.Thread(target=compile_for, args=(1.0,))
     other.start()
