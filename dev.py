@@ -55,10 +55,12 @@ class Command:
         return self.environment / "fastmlp-installed.json"
 
 
+# One process a processor; whoever has nothing left takes over tests of another.
+TESTS = ("-m", "pytest", "-n", "auto", "--dist", "worksteal")
 # "demo" is an extra of the package; the others are dependency groups.
 COMMANDS = {
     "demo": Command((("-m", "benchmarks.demo"),), optional=("data", "demo")),
-    "test": Command((("-m", "pytest"),), ("test",), ("data", "cuda-compile")),
+    "test": Command((TESTS,), ("test",), ("data", "cuda-compile")),
     "bench": Command((("-m", "benchmarks.run"),), ("test",), ("data", "peers")),
     "gpu": Command((("-m", "benchmarks.gpu"),), ("test",), ("cuda-compile", "peers")),
     "lint": Command(

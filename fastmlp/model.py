@@ -252,13 +252,14 @@ class MLP(Network):
         # Taken out while it is used: one that an exception leaves halfway is not believed again.
         step, self._step = self._step, None
         batch = (len(data.X), data.labels, optimizer.rule, where)
-        if step is None or not step.serves(*batch):
+        if step is None or step.serves != batch:
             if step is not None:
                 step.end()
             step = steps.Step(self._programs, *batch)
         loss = step.take(self._state, data, optimizer, weights)
         self._step = step
-        step.check_finite(self._state)
+        if step.refused:
+            raise step.refusal(self._state)
         self._vector = vector
         return loss
 

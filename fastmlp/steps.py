@@ -42,24 +42,39 @@ class StepNumbers:
     def __init__(self, dtype: np.dtype[Any]) -> None:
         # One array for all steps: a program need not look again where it lies.
         self._row = np.empty((1, HYPER_WIDTH), dtype=dtype)
-        self._optimizer: Optimizer | None = None
-        self._first = 0
-        # Whether the steps of the table are small: see `Step.take`.
-        self.calm = False
         self._ahead = np.empty((0, HYPER_WIDTH), dtype=dtype)
+        self._optimizer: Optimizer | None = None
+        self._first = self._count = 0
+        # Whether the steps of the table are small, and how many may be taken without a look at the
+        # parameters: see `Step.take`.
+        self._calm, self.unseen = False, 0
 
     def of(self, optimizer: Optimizer, step: int) -> Array:
         """Return dtype[1, HYPER_WIDTH] for a step counted from 1; the next call overwrites it."""
-        same = optimizer is self._optimizer or optimizer == self._optimizer
         index = step - self._first
-        if not same or not 0 <= index < len(self._ahead):
-            follows = same and index == len(self._ahead)
-            count = min(2 * len(self._ahead), STEPS_AHEAD) if follows else 1
-            self._ahead = optimizer.hyper(step, count, self._row.dtype)
-            self._optimizer, self._first, index = optimizer, step, 0
-            self.calm = self._are_calm(optimizer, step, count)
+        if optimizer is not self._optimizer or not 0 <= index < self._count:
+            index = self._compute(optimizer, step)
         self._row[0] = self._ahead[index]
         return self._row
+
+    def _compute(self, optimizer: Optimizer, step: int) -> int:
+        """Compute the numbers of some steps; return where those of the given one are."""
+        same = optimizer == self._optimizer
+        index = step - self._first
+        if not same or not 0 <= index < self._count:
+            follows = same and index == self._count
+            count = min(2 * self._count, STEPS_AHEAD) if follows else 1
+            self._ahead = optimizer.hyper(step, count, self._row.dtype)
+            self._first, self._count, index = step, count, 0
+            self._calm = self._are_calm(optimizer, step, count)
+        if not (same and self._calm):
+            self.unseen = 0
+        self._optimizer = optimizer
+        return index
+
+    def seen(self) -> None:
+        """Let some steps go without a look, as one was just taken and showed calm parameters."""
+        self.unseen = CALM_STEPS if self._calm else 0
 
     def _are_calm(self, optimizer: Optimizer, step: int, count: int) -> bool:
         """Return whether no step of these can more than double a parameter, beside its gradient."""
@@ -76,7 +91,8 @@ class Step:
     def __init__(
         self, programs: Programs, rows: int, labels: bool, rule: str, where: Where
     ) -> None:
-        self._serves = (rows, labels, rule, where)
+        # Rows, labels, rule and where: what this was made for.
+        self.serves = (rows, labels, rule, where)
         # Planned as the separate parts are, so that both run the same kernel and give the same
         # bits.
         with programs.taken(rows, rows, where, labels=labels) as (parts, _):
@@ -91,13 +107,8 @@ class Step:
         self._numbers = StepNumbers(dtype)
         self._order = np.arange(rows, dtype=np.int64)
         self._losses = np.zeros(1, dtype=dtype)
-        self._calm_steps, self._refused = 0, ""
-        self._last_optimizer: Optimizer | None = None
+        self.refused = ""
         self._control = np.zeros(CONTROL_WORDS, dtype=np.int64)
-
-    def serves(self, rows: int, labels: bool, rule: str, where: Where) -> bool:
-        """Return whether this is the step that these arguments would make."""
-        return (rows, labels, rule, where) == self._serves
 
     def take(
         self,
@@ -108,23 +119,19 @@ class Step:
     ) -> float:
         """Train on a batch of the size that this was made for; return the loss before.
 
-        Where something was infinite or NaN, `check_finite` raises: nothing was changed.
+        If a number is infinite or NaN, `refused` says so, and `refusal` is the error to raise.
         """
-        control, rule = self._control, self._rule
+        control, rule, numbers = self._control, self._rule, self._numbers
         before = state.settled()
         steps, epochs, present, slots, _, _ = before
         if rule != present:
             steps, slots = 0, state.fresh_slots(self._slots)
-        hyper = self._numbers.of(optimizer, steps + 1)
+        hyper = numbers.of(optimizer, steps + 1)
         factors = None if weights is None else batch_factors(self._problem, weights)
-        rest = (self._order, hyper, self._losses, control, factors)
         # A finite gradient may still bring parameters to infinity, and a look at all of them is as
         # long as the step of a small network. It is taken where the loss or the rate is far from
         # anything calm, and else before they could have grown from `CALM_PARAMETERS` to infinity.
-        last, self._last_optimizer = self._last_optimizer, optimizer
-        same = optimizer is last or optimizer == last
-        careful = not (self._calm_steps and same and self._numbers.calm)
-        self._calm_steps = CALM_STEPS if careful else self._calm_steps - 1
+        careful = not numbers.unseen
         snapshot = state.snapshot() if careful else None
         if rule != present:
             state.tell_of_change(rule)
@@ -132,54 +139,68 @@ class Step:
         state.now = (steps, epochs, rule, slots, control, 0)
         try:
             if self._copies:
-                self._take_there(state, data, rest)
+                self._take_there(state, data, (self._order, hyper, self._losses, control, factors))
             else:
-                self._program.epoch(state.parameters, slots, data.X, data.y, *rest)
+                self._program.epoch(
+                    state.parameters,
+                    slots,
+                    data.X,
+                    data.y,
+                    self._order,
+                    hyper,
+                    self._losses,
+                    control,
+                    factors,
+                )
         except BaseException as error:
             if isinstance(error, DeviceLostError) or not applied_batches(control):
                 state.now = before
             raise
         loss = self._losses.item()
-        if not abs(loss) < CALM_LOSS:
-            self._calm_steps = 0
         if control.item(STATUS):
             state.now = before
-            self._refused = f"a loss of {loss} or a gradient that is not finite"
-        elif not (self._calm_steps and not careful) and not self._leaves_finite(state, slots):
-            self._refused = "a step to parameters that are not finite"
-            if snapshot is not None:
-                at_once(
-                    (np.copyto, state.parameters, snapshot.parameters),
-                    (np.copyto, before[3], snapshot.slots),
-                    (setattr, state, "now", before),
-                )
+            self.refused = f"a loss of {loss} or a gradient that is not finite"
+            return loss
+        if careful or not abs(loss) < CALM_LOSS:
+            if not self._leaves_finite(state, slots, loss):
+                self.refused = "a step to parameters that are not finite"
+                if snapshot is not None:
+                    at_once(
+                        (np.copyto, state.parameters, snapshot.parameters),
+                        (np.copyto, before[3], snapshot.slots),
+                        (setattr, state, "now", before),
+                    )
+                return loss
         else:
-            state.now = (steps + 1, epochs, rule, slots, None, 0)
+            numbers.unseen -= 1
+        state.now = (steps + 1, epochs, rule, slots, None, 0)
         return loss
 
-    def _leaves_finite(self, state: TrainingState, slots: Array) -> bool:
+    def _leaves_finite(self, state: TrainingState, slots: Array, loss: float) -> bool:
+        """Return whether a step led to finite numbers; if they are calm, some go without a look."""
+        self._numbers.unseen = 0
         good = all_finite(state.parameters) and all_finite(slots)
-        if good and largest_magnitude(state.parameters) > CALM_PARAMETERS:
-            self._calm_steps = 0
+        if good and abs(loss) < CALM_LOSS:
+            if largest_magnitude(state.parameters) <= CALM_PARAMETERS:
+                self._numbers.seen()
         return good
 
     def end(self) -> None:
         """Let others have the program."""
         self._shelf.put_back(self._pair)
 
-    def check_finite(self, state: TrainingState) -> None:
-        """Raise an error if the last step was refused, as something was infinite or NaN."""
-        if self._refused:
-            refused, self._refused = self._refused, ""
-            kept = "Nothing was changed"
-            if not all_finite(state.parameters):
-                kept = "The parameters are not finite any more: assign good ones"
-            raise NonFiniteTrainingError.at(
-                f"step: got {refused}, wanted finite numbers. {kept}; try a smaller learning rate",
-                None,
-                None,
-                None,
-            )
+    def refusal(self, state: TrainingState) -> NonFiniteTrainingError:
+        """Return the error of the last step, which was refused."""
+        refused, self.refused = self.refused, ""
+        kept = "Nothing was changed"
+        if not all_finite(state.parameters):
+            kept = "The parameters are not finite any more: assign good ones"
+        return NonFiniteTrainingError.at(
+            f"step: got {refused}, wanted finite numbers. {kept}; try a smaller learning rate",
+            None,
+            None,
+            None,
+        )
 
     def _take_there(self, state: TrainingState, data: Data, rest: Any) -> None:
         """Take the step on a device, where parameters and state have stayed since the last one.
