@@ -46,7 +46,7 @@ class Compiled(NamedTuple):
 
 def layered() -> Iterator[Compiled]:
     """Yield the kernels of `cuda.layered`."""
-    from fastmlp_kernels.cuda.launching import Kernels, Tiles, build
+    from fastmlp_kernels.cuda.layered.launching import Kernels, Tiles, build
 
     tiles = Tiles()
     kernels = build(tiles)
@@ -107,10 +107,10 @@ HOPPER = Machine(gpu_capability=(9, 0), gpu_processors=132, gpu_shared_bytes=227
 
 def resident() -> Iterator[Compiled]:
     """Yield the kernel of `cuda.resident` in each precision, for 64-64-10 with Adam."""
-    from fastmlp_kernels.cuda import resident as kernels
-    from fastmlp_kernels.cuda.chain import rows_in_use
-    from fastmlp_kernels.cuda.products import TENSOR_CAPABILITY
-    from fastmlp_kernels.cuda.resident_cost import THREADS, placement_of
+    from fastmlp_kernels.cuda.on_chip.chain import rows_in_use
+    from fastmlp_kernels.cuda.on_chip.products import TENSOR_CAPABILITY
+    from fastmlp_kernels.cuda.resident import kernel as kernels
+    from fastmlp_kernels.cuda.resident.cost import THREADS, placement_of
 
     for variant, (dtype, precision) in VARIANTS.items():
         problem = Problem(
@@ -147,10 +147,10 @@ def resident() -> Iterator[Compiled]:
 
 def fused() -> Iterator[Compiled]:
     """Yield the kernels of `cuda.fused`, for four hidden layers of 64 and 16,384 rows a batch."""
-    from fastmlp_kernels.cuda import fused as kernels
-    from fastmlp_kernels.cuda import fused_step
-    from fastmlp_kernels.cuda.chain import rows_in_use
-    from fastmlp_kernels.cuda.fused_cost import THREADS, placement_of, plan_of
+    from fastmlp_kernels.cuda.fused import kernel as kernels
+    from fastmlp_kernels.cuda.fused import step as fused_step
+    from fastmlp_kernels.cuda.fused.cost import THREADS, placement_of, plan_of
+    from fastmlp_kernels.cuda.on_chip.chain import rows_in_use
 
     for variant, (dtype, precision) in VARIANTS.items():
         problem = Problem(
@@ -189,7 +189,7 @@ def checks() -> Iterator[Compiled]:
     """Yield the checks of arrays that are on the GPU already."""
     from numba import types
 
-    from fastmlp_kernels.cuda import checks as kernels
+    from fastmlp_kernels.cuda.device import checks as kernels
 
     flag = types.Array(types.int32, 1, "C")
     for dtype in DTYPES:

@@ -38,7 +38,7 @@ def stays(device: str, kernel: str | None) -> bool:
 
 def as_device(value: Any, argument: str) -> Any | None:
     """Return an array on the GPU as kernels take it, without a copy; None if they cannot."""
-    from fastmlp_kernels.cuda.foreign import as_device
+    from fastmlp_kernels.cuda.device.foreign import as_device
 
     # A tensor that records gradients refuses to be read.
     value = value.detach() if hasattr(value, "detach") else value
@@ -51,14 +51,14 @@ def as_device(value: Any, argument: str) -> Any | None:
 
 def all_within(array: Any, low: float, high: float, kind: int = 0) -> bool:
     """Return whether all elements are finite and within bounds; see `checks.find_outside`."""
-    from fastmlp_kernels.cuda.checks import Outside
+    from fastmlp_kernels.cuda.device.checks import Outside
 
     return not Outside(array.dtype, low, high, kind).any([array])
 
 
 def are_probabilities(matrix: Any) -> bool:
     """Return whether every row sums to 1."""
-    from fastmlp_kernels.cuda.checks import any_bad_sum
+    from fastmlp_kernels.cuda.device.checks import any_bad_sum
 
     return not any_bad_sum(matrix, PROBABILITY_SLACK)
 
@@ -105,7 +105,7 @@ def targets_there(
     Labels too are used without a copy, which would cost every step an allocation on the GPU: what
     the caller writes to them in the meantime changes numbers, and no more.
     """
-    from fastmlp_kernels.cuda.checks import OPEN_HIGH, OPEN_LOW, WHOLE
+    from fastmlp_kernels.cuda.device.checks import OPEN_HIGH, OPEN_LOW, WHOLE
 
     array = _usable(value, dtype, argument)
     if array is None or array.ndim not in (1, 2) or len(array) != rows:

@@ -172,7 +172,7 @@ class Trainer:
             return None
         if X.nbytes + y.nbytes <= memory.available():
             return None
-        from fastmlp_kernels.cuda.streaming import StreamedRows
+        from fastmlp_kernels.cuda.device.streaming import StreamedRows
 
         return StreamedRows(memory, X, y, self.plan.problem.batch_size)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.machine_file import stored_constants, stored_gpu_constants
-from fastmlp_kernels.cuda.failures import driver_refusal
-from fastmlp_kernels.cuda.rates import expected_rates
+from fastmlp_kernels.cuda.device.failures import driver_refusal
+from fastmlp_kernels.cuda.device.rates import expected_rates
 from fastmlp_kernels.problem import Machine
 
 logger = logging.getLogger("fastmlp")

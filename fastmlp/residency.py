@@ -107,8 +107,8 @@ def blank(program: Program, host: Array) -> Any:
 
 @contextlib.contextmanager
 def _translated(argument: str) -> Iterator[None]:
-    from fastmlp_kernels.cuda import memory
-    from fastmlp_kernels.cuda.failures import DeviceFailure, DeviceLost, OutOfDeviceMemory
+    from fastmlp_kernels.cuda.device import memory
+    from fastmlp_kernels.cuda.device.failures import DeviceFailure, DeviceLost, OutOfDeviceMemory
 
     try:
         with memory.device_errors(argument):

@@ -13,9 +13,9 @@ import pytest
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, simulated
-from fastmlp_kernels.cuda import block_linear, chain, placement
-from fastmlp_kernels.cuda.placement import float_form, padded, place, row_stride
-from fastmlp_kernels.cuda.products import Epilogues
+from fastmlp_kernels.cuda.on_chip import block_linear, chain, placement
+from fastmlp_kernels.cuda.on_chip.placement import float_form, padded, place, row_stride
+from fastmlp_kernels.cuda.on_chip.products import Epilogues
 from fastmlp_kernels.problem import DTYPES, Problem
 from tests import tolerances
 from tests.cuda_device import MARKS, normal

@@ -7,7 +7,7 @@ import pytest
 from numba import cuda
 
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.launching import SIMULATED_TILES, Tiles
+from fastmlp_kernels.cuda.layered.launching import SIMULATED_TILES, Tiles
 from tests.tolerances import compare
 
 # The simulator runs the scalar rules in plain Python, where NumPy warns of every NaN made on

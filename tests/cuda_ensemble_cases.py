@@ -11,9 +11,9 @@ import pytest
 
 from fastmlp import MLP, SGD, Adam, Ensemble, NonFiniteTrainingError, planning, residency
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.memory import DeviceMemory
-from fastmlp_kernels.cuda.placement import float_form, place
-from fastmlp_kernels.cuda.resident_program import ResidentProgram
+from fastmlp_kernels.cuda.device.memory import DeviceMemory
+from fastmlp_kernels.cuda.on_chip.placement import float_form, place
+from fastmlp_kernels.cuda.resident.program import ResidentProgram
 from tests.cuda_device import MARKS, TILES
 
 pytestmark = MARKS

@@ -11,9 +11,9 @@ import pytest
 
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.fused_program import FusedProgram
-from fastmlp_kernels.cuda.fused_step import Sums
-from fastmlp_kernels.cuda.placement import TENSOR_FORMS, float_form, place
+from fastmlp_kernels.cuda.fused.program import FusedProgram
+from fastmlp_kernels.cuda.fused.step import Sums
+from fastmlp_kernels.cuda.on_chip.placement import TENSOR_FORMS, float_form, place
 from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.cuda_device import MARKS, TILES

@@ -9,8 +9,8 @@ import pytest
 from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS, loss_rules
-from fastmlp_kernels.cuda.launching import Launches, build
-from fastmlp_kernels.cuda.workspace import bias_mask
+from fastmlp_kernels.cuda.layered.launching import Launches, build
+from fastmlp_kernels.cuda.layered.workspace import bias_mask
 from fastmlp_kernels.problem import DTYPES, Problem
 from fastmlp_kernels.reference import elementwise
 from tests import tolerances

@@ -13,9 +13,9 @@ import pytest
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.activation import ROWS_OF_A_LANE
 from fastmlp_kernels.cuda.costs import layered_launches
-from fastmlp_kernels.cuda.launching import build
+from fastmlp_kernels.cuda.layered.activation import ROWS_OF_A_LANE
+from fastmlp_kernels.cuda.layered.launching import build
 from fastmlp_kernels.problem import DTYPES
 from tests import tolerances
 from tests.cuda_device import MARKS, TILES, generator, launch, normal, over, padded, unwritten

@@ -26,15 +26,10 @@ from fastmlp.errors import (
 )
 from fastmlp.planning import Where
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda import (
-    checks,
-    failures,
-    fused_program,
-    layered,
-    memory,
-    resident_program,
-    streaming,
-)
+from fastmlp_kernels.cuda.device import checks, failures, memory, streaming
+from fastmlp_kernels.cuda.fused import program as fused_program
+from fastmlp_kernels.cuda.layered import program as layered
+from fastmlp_kernels.cuda.resident import program as resident_program
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP
 from tests.cuda_device import MARKS, TILES
 

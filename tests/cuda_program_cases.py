@@ -16,8 +16,8 @@ from fastmlp_kernels.cpu import activation, gather, linear, loss, update
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cuda import KERNELS
 from fastmlp_kernels.cuda.costs import layered_launches
-from fastmlp_kernels.cuda.launching import Kernels, build
-from fastmlp_kernels.cuda.layered import LayeredProgram
+from fastmlp_kernels.cuda.layered.launching import Kernels, build
+from fastmlp_kernels.cuda.layered.program import LayeredProgram
 from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.cuda_device import MARKS, TILES, normal

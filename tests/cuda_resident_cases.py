@@ -12,8 +12,8 @@ import pytest
 from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.placement import TENSOR_FORMS, float_form, place
-from fastmlp_kernels.cuda.resident_program import ResidentProgram
+from fastmlp_kernels.cuda.on_chip.placement import TENSOR_FORMS, float_form, place
+from fastmlp_kernels.cuda.resident.program import ResidentProgram
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.cuda_device import MARKS, TILES

@@ -8,9 +8,9 @@ import pytest
 from numba import cuda, types
 
 from fastmlp_kernels.compile import cuda_kernel, simulated
-from fastmlp_kernels.cuda import emulation, fragments, intrinsics
-from fastmlp_kernels.cuda.products import Epilogues
-from fastmlp_kernels.cuda.tensor_linear import build, conversions
+from fastmlp_kernels.cuda.instructions import emulation, fragments, intrinsics
+from fastmlp_kernels.cuda.on_chip.products import Epilogues
+from fastmlp_kernels.cuda.on_chip.tensor_linear import build, conversions
 from tests.cuda_device import MARKS, generator, launch, normal
 from tests.cuda_tensor_kernels import PRECISIONS, kernel, products
 from tests.tolerances import Bounded, Precision, compare

@@ -6,8 +6,8 @@ from numba import cuda, types
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
-from fastmlp_kernels.cuda import tensor_linear
-from fastmlp_kernels.cuda.products import Epilogues
+from fastmlp_kernels.cuda.on_chip import tensor_linear
+from fastmlp_kernels.cuda.on_chip.products import Epilogues
 
 PRECISIONS = ("bfloat16", "tf32")
 NAMES = ("forward", "backward", "weight_gradient")

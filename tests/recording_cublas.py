@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from fastmlp_kernels.cuda import cublas
+from fastmlp_kernels.cuda.layered import cublas
 
 # By their names in the headers, as the code under test has them under names of its own.
 CUDA_R_32F, CUDA_R_64F, CUDA_R_16BF = 0, 1, 14

@@ -485,11 +485,11 @@ def defined_in(path):
 def test_twins_have_the_same_names_in_the_same_modules(module):
     folder = KERNELS_FOLDER / "fastmlp_kernels"
     assert set(TWINS[module]) <= defined_in(folder / "cpu" / f"{module}.py")
-    assert set(TWINS[module]) <= defined_in(folder / "cuda" / f"{module}.py")
+    assert set(TWINS[module]) <= defined_in(folder / "cuda" / "layered" / f"{module}.py")
 
 
 def test_nothing_on_cuda_lacks_a_twin_but_what_is_listed():
-    from fastmlp_kernels.cuda.launching import Kernels
+    from fastmlp_kernels.cuda.layered.launching import Kernels
 
     assert (
         set(Kernels._fields) == {name for names in TWINS.values() for name in names} | ON_CUDA_ONLY
@@ -544,7 +544,7 @@ expected, _ = tolerances.updated(problem, data.parameters, oracle.gradient, [], 
 if sys.argv[1] == "cpu":
     from fastmlp_kernels.cpu.program import FusedProgram as Program
 else:
-    from fastmlp_kernels.cuda.layered import LayeredProgram as Program
+    from fastmlp_kernels.cuda.layered.program import LayeredProgram as Program
 program = Program(problem)
 device = [program.to_device(a) for a in (data.parameters, data.state, data.X, data.y)]
 program.epoch(*device, data.order, data.hyper, data.losses, data.control)

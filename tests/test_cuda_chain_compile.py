@@ -15,11 +15,11 @@ from numba.cuda import dispatcher
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda import resident
-from fastmlp_kernels.cuda.chain import Rows
-from fastmlp_kernels.cuda.placement import TENSOR_FORMS, float_form
-from fastmlp_kernels.cuda.resident_cost import THREADS
-from fastmlp_kernels.cuda.shared_memory import allow
+from fastmlp_kernels.cuda.on_chip.chain import Rows
+from fastmlp_kernels.cuda.on_chip.placement import TENSOR_FORMS, float_form
+from fastmlp_kernels.cuda.on_chip.shared_memory import allow
+from fastmlp_kernels.cuda.resident import kernel as resident
+from fastmlp_kernels.cuda.resident.cost import THREADS
 from tests.test_cuda_compile import disassembler, double_precision, machine_code
 
 pytestmark = [

@@ -14,7 +14,7 @@ from numba import cuda, types
 from numba.cuda import dispatcher
 
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda import checks
+from fastmlp_kernels.cuda.device import checks
 from fastmlp_kernels.problem import DTYPES
 from tests.test_cuda_compile import CAPABILITIES, disassembler, double_precision, machine_code
 

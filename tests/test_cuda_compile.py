@@ -26,7 +26,7 @@ from benchmarks.cuda_compilation import (
 )
 from benchmarks.cuda_kernels import layered_signature
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.launching import Kernels, Tiles, build
+from fastmlp_kernels.cuda.layered.launching import Kernels, Tiles, build
 from fastmlp_kernels.problem import DTYPES
 
 pytestmark = [

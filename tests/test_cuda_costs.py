@@ -10,7 +10,7 @@ from fastmlp import MLP, Ensemble
 from fastmlp.explanation import Explanation, readable_bytes
 from fastmlp.planning import plan
 from fastmlp_kernels.cuda import KERNELS, LAUNCHES, costs, launches
-from fastmlp_kernels.cuda.rates import expected_rates
+from fastmlp_kernels.cuda.device.rates import expected_rates
 from fastmlp_kernels.problem import PRECISIONS, Machine, Problem
 
 H100 = Machine(

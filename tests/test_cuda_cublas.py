@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from fastmlp_kernels.cuda import cublas
-from fastmlp_kernels.cuda.cublas import Cublas, CublasError, Product, alignment, connect
+from fastmlp_kernels.cuda.layered import cublas
+from fastmlp_kernels.cuda.layered.cublas import Cublas, CublasError, Product, alignment, connect
 from tests.recording_cublas import RecordingCublasLt, from_bfloat16, to_tf32
 
 FLAGS = (False, True)
@@ -274,7 +274,7 @@ def test_a_library_without_a_function_is_refused():
 
 
 def test_the_binding_imports_no_numba():
-    script = "import sys, fastmlp_kernels.cuda.cublas; assert 'numba' not in sys.modules"
+    script = "import sys, fastmlp_kernels.cuda.layered.cublas; assert 'numba' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 

@@ -9,8 +9,8 @@ import pytest
 
 from fastmlp import MLP, machine, residency
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError, FastMLPError
-from fastmlp_kernels.cuda import failures
-from fastmlp_kernels.cuda.failures import (
+from fastmlp_kernels.cuda.device import failures
+from fastmlp_kernels.cuda.device.failures import (
     DeviceFailure,
     DeviceLost,
     OutOfDeviceMemory,

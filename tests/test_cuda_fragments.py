@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fastmlp_kernels.cuda import emulation, fragments
-from fastmlp_kernels.cuda.products import tensor_missing
+from fastmlp_kernels.cuda.instructions import emulation, fragments
+from fastmlp_kernels.cuda.on_chip.products import tensor_missing
 
 LANES = range(fragments.LANES)
 LANE = np.arange(fragments.LANES)

@@ -15,11 +15,12 @@ from numba.cuda import dispatcher
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda import fused, fused_step
-from fastmlp_kernels.cuda.chain import Rows
-from fastmlp_kernels.cuda.fused_cost import THREADS
-from fastmlp_kernels.cuda.fused_step import Sums
-from fastmlp_kernels.cuda.placement import TENSOR_FORMS, float_form
+from fastmlp_kernels.cuda.fused import kernel as fused
+from fastmlp_kernels.cuda.fused import step as fused_step
+from fastmlp_kernels.cuda.fused.cost import THREADS
+from fastmlp_kernels.cuda.fused.step import Sums
+from fastmlp_kernels.cuda.on_chip.chain import Rows
+from fastmlp_kernels.cuda.on_chip.placement import TENSOR_FORMS, float_form
 from fastmlp_kernels.problem import DTYPES
 from tests.test_cuda_compile import disassembler, double_precision, machine_code
 from tests.test_cuda_tensor_compile import registers

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from fastmlp_kernels.cuda import KERNELS
-from fastmlp_kernels.cuda import placement as at
-from fastmlp_kernels.cuda.fused_cost import (
+from fastmlp_kernels.cuda.fused.cost import (
     LEAST_ROWS,
     MOST_ROWS,
     MOST_SLICES,
@@ -19,6 +18,7 @@ from fastmlp_kernels.cuda.fused_cost import (
     supports,
     wanted_rows,
 )
+from fastmlp_kernels.cuda.on_chip import placement as at
 from fastmlp_kernels.problem import Machine, Problem
 
 KB = 1024

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastmlp_kernels.cuda import graphs
-from fastmlp_kernels.cuda.graphs import GraphError, Recorder, Steps
+from fastmlp_kernels.cuda.layered import graphs
+from fastmlp_kernels.cuda.layered.graphs import GraphError, Recorder, Steps
 
 
 class Driver:
@@ -36,7 +36,7 @@ def launches(monkeypatch):
     """Launches that only remember the stream that is current."""
     external = SimpleNamespace(external_stream=lambda handle: f"stream {handle}")
     monkeypatch.setattr(graphs, "cuda", external)
-    from fastmlp_kernels.cuda.launching import Launches
+    from fastmlp_kernels.cuda.layered.launching import Launches
 
     held = Launches.__new__(Launches)
     held.stream = 7

@@ -7,9 +7,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from fastmlp_kernels.cuda import KERNELS, resident_cost
-from fastmlp_kernels.cuda import placement as at
-from fastmlp_kernels.cuda.placement import (
+from fastmlp_kernels.cuda import KERNELS
+from fastmlp_kernels.cuda.on_chip import placement as at
+from fastmlp_kernels.cuda.on_chip.placement import (
     ALIGNMENT,
     FEW_ROWS,
     HEAD,
@@ -22,6 +22,7 @@ from fastmlp_kernels.cuda.placement import (
     place,
     row_stride,
 )
+from fastmlp_kernels.cuda.resident import cost as resident_cost
 from fastmlp_kernels.problem import Machine, Problem, parameter_layout
 
 KB = 1024
@@ -45,7 +46,8 @@ def problem(request):
 
 
 def test_no_numba_is_imported(child_python, child_environment):
-    code = "import sys; import fastmlp_kernels.cuda.placement; assert 'numba' not in sys.modules"
+    imported = "fastmlp_kernels.cuda.on_chip.placement"
+    code = f"import sys; import {imported}; assert 'numba' not in sys.modules"
     subprocess.run([child_python, "-c", code], env=child_environment, check=True)
 
 

@@ -15,8 +15,8 @@ from numba import cuda, types
 from numba.cuda import dispatcher
 
 from fastmlp_kernels.compile import cuda_kernel, simulated
-from fastmlp_kernels.cuda import intrinsics
-from fastmlp_kernels.cuda.products import TENSOR_CAPABILITY
+from fastmlp_kernels.cuda.instructions import intrinsics
+from fastmlp_kernels.cuda.on_chip.products import TENSOR_CAPABILITY
 from tests.cuda_tensor_kernels import NAMES, PRECISIONS, kernel, layer_kernel
 from tests.test_cuda_compile import disassembler, double_precision, machine_code
 

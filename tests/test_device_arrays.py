@@ -204,7 +204,7 @@ def test_an_array_without_the_interface_is_copied_by_dlpack():
 
 @pytest.fixture
 def foreign():
-    return pytest.importorskip("fastmlp_kernels.cuda.foreign")
+    return pytest.importorskip("fastmlp_kernels.cuda.device.foreign")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8"])

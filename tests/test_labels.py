@@ -167,7 +167,7 @@ ON_CUDA = (
     COMMON
     + """
 import json
-from fastmlp_kernels.cuda.layered import LayeredProgram
+from fastmlp_kernels.cuda.layered.program import LayeredProgram
 from tests import cuda_fused_cases, cuda_resident_cases
 from tests.cuda_device import TILES
 from tests.samples import sample

@@ -1,4 +1,4 @@
-"""Kernels of one warp around each instruction of `fastmlp_kernels.cuda.intrinsics`.
+"""Kernels of one warp around each instruction of `fastmlp_kernels.cuda.instructions.intrinsics`.
 
 They pick elements by the plain index functions of `fragments`, which is what is to be shown: that a
 lane's registers are the elements that those functions say. Numba is imported at the top: the
@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda, uint16
 
 from fastmlp_kernels.compile import cuda_function, cuda_kernel, cuda_part
-from fastmlp_kernels.cuda import fragments, intrinsics
+from fastmlp_kernels.cuda.instructions import fragments, intrinsics
 
 
 def multiplying() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Each instruction of `fastmlp_kernels.cuda.intrinsics` against NumPy, on random data.
+"""Each instruction of `fastmlp_kernels.cuda.instructions.intrinsics` against NumPy, on random data.
 
 What a simulator cannot tell: whether the machine's fragments lie where `fragments` says. The
 kernels are one warp each, and run in the simulator as well.

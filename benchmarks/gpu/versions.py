@@ -108,7 +108,7 @@ def libraries() -> dict[str, str]:
 def own_cublas() -> str:
     """Return which cuBLASLt `cuda.layered` takes its products from, or why none."""
     try:
-        from fastmlp_kernels.cuda import cublas
+        from fastmlp_kernels.cuda.layered import cublas
     except ImportError as error:
         raise Skipped(f"fastmlp has no binding of cuBLASLt ({error})") from error
     try:

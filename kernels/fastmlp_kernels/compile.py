@@ -125,7 +125,7 @@ def stamp() -> str:
     folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         # CUDA kernels are not cached: an edit of one is nothing to the others.
-        if path.parent != folder / "cuda":
+        if folder / "cuda" not in path.parents:
             digest.update(path.read_bytes())
     for row in (*ACTIVATIONS, *loss_rules(), *OPTIMIZERS):
         digest.update(row.name.encode())

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from fastmlp_kernels.cuda import costs, fused_cost, resident_cost
+from fastmlp_kernels.cuda import costs
+from fastmlp_kernels.cuda.fused import cost as fused_cost
+from fastmlp_kernels.cuda.resident import cost as resident_cost
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 
 
@@ -18,19 +20,19 @@ def _supports(problem: Problem, machine: Machine) -> str | None:
 
 
 def _build(problem: Problem, machine: Machine) -> Program:
-    from fastmlp_kernels.cuda.layered import LayeredProgram
+    from fastmlp_kernels.cuda.layered.program import LayeredProgram
 
     return LayeredProgram(problem)
 
 
 def _build_resident(problem: Problem, machine: Machine) -> Program:
-    from fastmlp_kernels.cuda.resident_program import ResidentProgram
+    from fastmlp_kernels.cuda.resident.program import ResidentProgram
 
     return ResidentProgram(problem, machine)
 
 
 def _build_fused(problem: Problem, machine: Machine) -> Program:
-    from fastmlp_kernels.cuda.fused_program import FusedProgram
+    from fastmlp_kernels.cuda.fused.program import FusedProgram
 
     return FusedProgram(problem, machine)
 

@@ -9,9 +9,10 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_kernel
-from fastmlp_kernels.cuda.graphs import recorder
-from fastmlp_kernels.cuda.launching import Launches, Tiles, small_grids_allowed
-from fastmlp_kernels.cuda.layered import LayeredProgram
+from fastmlp_kernels.cuda.device.small_grids import small_grids_allowed
+from fastmlp_kernels.cuda.layered.graphs import recorder
+from fastmlp_kernels.cuda.layered.launching import Launches, Tiles
+from fastmlp_kernels.cuda.layered.program import LayeredProgram
 from fastmlp_kernels.problem import PRECISIONS, Problem
 
 # The names of `Machine` for the rate of products, by precision.

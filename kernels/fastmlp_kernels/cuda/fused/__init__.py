@@ -1,0 +1,1 @@
+"""`cuda.fused`: a tile of rows a block, and the sum of all their gradients."""

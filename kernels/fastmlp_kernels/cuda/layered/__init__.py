@@ -1,0 +1,1 @@
+"""`cuda.layered`: one kernel after another for each layer, with cuBLASLt for the products."""

@@ -1,0 +1,306 @@
+"""The three products of a linear layer, in tiles of shared memory and of registers.
+
+A block of ``tile`` by ``tile`` threads computes ``registers * tile`` rows by as many columns of the
+result, a thread ``registers`` squared neighbours of it: each number that a thread reads from
+shared memory goes into `registers` multiply-adds. The sum goes over slices of ``depth`` terms.
+Beyond the edges the slices hold zeros, so that any shape works and adds nothing to a sum. No
+atomics: every element is one thread's sum in a fixed order, so that a result is the same at every
+run.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+from numba import cuda
+
+from fastmlp_kernels.compile import cuda_kernel, cuda_part, simulated
+from fastmlp_kernels.cuda.layered.activation import IDENTITY, activation_slope, activation_value
+
+# Four words: a row of a slice begins where four of them can be read at once, and a column that is
+# written down does not fall into one memory bank.
+PAD = 4
+# So that a thread's neighbours are read as one vector; the simulator knows no alignment.
+VECTOR_BYTES = None if simulated() else 16
+
+
+class Products(NamedTuple):
+    """The kernels of a linear layer for one choice of tiles."""
+
+    linear_forward: Any
+    linear_backward: Any
+    weight_gradient: Any
+
+
+@functools.cache
+def build(tile: int, registers: int = 4, depth: int = 16) -> Products:
+    """Return the products for blocks of (tile, tile) threads; see the module's docstring."""
+    parts = _parts(tile, registers, depth)
+    shape = (tile, registers, depth)
+    return Products(_forward(parts, *shape), _backward(parts, *shape), _gradient(parts, *shape))
+
+
+class _Parts(NamedTuple):
+    """What the kernels share: two ways to fill a slice, its sums, and where they go."""
+
+    along: Any
+    across: Any
+    add: Any
+    store: Any
+
+
+def _parts(tile: int, registers: int, depth: int) -> _Parts:
+    return _Parts(*_loads(tile, registers, depth), *_sums(registers, depth))
+
+
+def _loads(tile: int, registers: int, depth: int) -> tuple[Any, Any]:
+    side, threads = tile * registers, tile * tile
+    elements = side * depth
+
+    @cuda_part
+    def along(slice_, M, first, end, start, stop, t):
+        """Fill ``slice_[k, n] = M[start + k, first + n]``, zeros from `stop` and `end` on."""
+        zero = M.dtype.type(0)
+        for element in range(t, elements, threads):
+            k = element // side
+            n = element - k * side
+            inside = start + k < stop and first + n < end
+            slice_[k, n] = M[start + k, first + n] if inside else zero
+
+    @cuda_part
+    def across(slice_, M, first, end, start, stop, t):
+        """Fill ``slice_[k, n] = M[first + n, start + k]``, zeros from `end` and `stop` on."""
+        zero = M.dtype.type(0)
+        for element in range(t, elements, threads):
+            n = element // depth
+            k = element - n * depth
+            inside = start + k < stop and first + n < end
+            slice_[k, n] = M[first + n, start + k] if inside else zero
+
+    return along, across
+
+
+def _term(registers: int) -> Any:
+    @cuda_part
+    def add_term(total, left, right, k, row, column):
+        """Add term k of every element of a thread."""
+        for r in range(registers):
+            for c in range(registers):
+                total[r, c] += left[k, row + r] * right[k, column + c]
+
+    return add_term
+
+
+def _sums(registers: int, depth: int) -> tuple[Any, Any]:
+    add_term = _term(registers)
+    # Written out by fours: a loop's own instructions are as many as the multiply-adds of one term.
+    by_fours = depth - depth % 4
+
+    @cuda_part
+    def add(total, left, right, row, column):
+        """Add every term of a slice to a thread's elements, in order."""
+        for k in range(0, by_fours, 4):
+            add_term(total, left, right, k, row, column)
+            add_term(total, left, right, k + 1, row, column)
+            add_term(total, left, right, k + 2, row, column)
+            add_term(total, left, right, k + 3, row, column)
+        for k in range(by_fours, depth):
+            add_term(total, left, right, k, row, column)
+
+    @cuda_part
+    def store(total, out, i, j, rows, columns):
+        """Write a thread's elements to `out` from (i, j) on, where it has such rows and columns."""
+        for r in range(registers):
+            for c in range(registers):
+                if i + r < rows and j + c < columns:
+                    out[i + r, j + c] = total[r, c]
+
+    return add, store
+
+
+def _forward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
+    side, padded = tile * registers, tile * registers + PAD
+    load_along, load_across, add_slices, store = parts
+
+    @cuda_kernel
+    def linear_forward(A, W, b, activation, rows, Z, out):
+        """Compute ``Z = A W + b`` and ``out = f(Z)``.
+
+        Parameters
+        ----------
+        A : dtype[batch, fan_in], C-contiguous, read
+        W : dtype[fan_in, fan_out], C-contiguous, read
+        b : dtype[fan_out], read
+        activation : int
+            Code of the row of ACTIVATIONS.
+        rows : int
+            Rows used, from the first; the others of `Z` and `out` are left alone.
+        Z, out : dtype[batch, fan_out], C-contiguous, written
+            The same array exactly when the activation keeps its output.
+
+        Notes
+        -----
+        Launch: grid (tiles of rows, tiles of fan_out). Cost: ``2 rows fan_in fan_out`` flops;
+        A and W are read once a tile of the other, Z once more where there is an activation.
+        Aliasing: A and W overlap neither output. Accuracy: each element is one chain of fused
+        multiply-adds that begins with the bias, k ascending, whatever `rows` is: a row's result
+        does not depend on the rows beside it; error at most
+        ``(fan_in + 1) u (|A| |W| + |b|)``. Source: the derivation sheet, ``z = W x + b``.
+        """
+        left = cuda.shared.array((depth, padded), A.dtype, VECTOR_BYTES)
+        right = cuda.shared.array((depth, padded), A.dtype, VECTOR_BYTES)
+        total = cuda.local.array((registers, registers), A.dtype)
+        x, y = cuda.threadIdx.x, cuda.threadIdx.y
+        t = y * tile + x
+        top, start_column = cuda.blockIdx.x * side, cuda.blockIdx.y * side
+        i, j = top + y * registers, start_column + x * registers
+        fan_in, fan_out = W.shape[0], W.shape[1]
+        for c in range(registers):
+            first = b[j + c] if j + c < fan_out else A.dtype.type(0)
+            for r in range(registers):
+                total[r, c] = first
+        for start in range(0, fan_in, depth):
+            load_across(left, A, top, rows, start, fan_in, t)
+            load_along(right, W, start_column, fan_out, start, fan_in, t)
+            cuda.syncthreads()
+            add_slices(total, left, right, y * registers, x * registers)
+            cuda.syncthreads()
+        store(total, Z, i, j, rows, fan_out)
+        if activation != IDENTITY:
+            # Each thread reads what it has just written: an activation in the loops above would
+            # be in the code `registers` squared times.
+            for row in range(i, min(i + registers, rows)):
+                for column in range(j, min(j + registers, fan_out)):
+                    out[row, column] = activation_value(activation, Z[row, column])
+
+    return linear_forward
+
+
+def _backward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
+    side, padded = tile * registers, tile * registers + PAD
+    load_across, add_slices, store = parts.across, parts.add, parts.store
+
+    @cuda_kernel
+    def linear_backward(dZ, W, rows, activation, Z, A, dA):
+        """Compute ``dA = dZ W^T``, times the slope of the layer below.
+
+        Parameters
+        ----------
+        dZ : dtype[batch, fan_out], C-contiguous, read
+        W : dtype[fan_in, fan_out], C-contiguous, read
+        rows : int
+            Rows used, from the first.
+        activation : int
+            Code of the activation of the layer below; the identity leaves dA as it is.
+        Z, A : dtype[batch, fan_in], C-contiguous, read
+            That layer's pre-activation and activation; may be the same array, and with the
+            identity any.
+        dA : dtype[batch, fan_in], C-contiguous, written
+            Overlaps no input; with the identity it may be Z and A.
+
+        Notes
+        -----
+        Launch: grid (tiles of rows, tiles of fan_in). Cost: ``2 rows fan_in fan_out`` flops.
+        Accuracy: one chain of fused multiply-adds an element, outputs ascending; error at most
+        ``fan_out u |dZ| |W|^T``, and that of the slope. Source: the chain rule,
+        ``dl/da = W dl/dz`` and ``dl/dz = dl/da f'(z)``.
+        """
+        left = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
+        right = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
+        total = cuda.local.array((registers, registers), dZ.dtype)
+        x, y = cuda.threadIdx.x, cuda.threadIdx.y
+        t = y * tile + x
+        top, start_column = cuda.blockIdx.x * side, cuda.blockIdx.y * side
+        i, j = top + y * registers, start_column + x * registers
+        fan_in, fan_out = W.shape[0], W.shape[1]
+        for r in range(registers):
+            for c in range(registers):
+                total[r, c] = dZ.dtype.type(0)
+        for start in range(0, fan_out, depth):
+            load_across(left, dZ, top, rows, start, fan_out, t)
+            load_across(right, W, start_column, fan_in, start, fan_out, t)
+            cuda.syncthreads()
+            add_slices(total, left, right, y * registers, x * registers)
+            cuda.syncthreads()
+        store(total, dA, i, j, rows, fan_in)
+        if activation != IDENTITY:
+            for row in range(i, min(i + registers, rows)):
+                for column in range(j, min(j + registers, fan_in)):
+                    slope = activation_slope(activation, Z[row, column], A[row, column])
+                    dA[row, column] *= slope
+
+    return linear_backward
+
+
+def _columns(registers: int, depth: int) -> tuple[Any, Any]:
+    @cuda_part
+    def begin(total, sums, dW, db, i, j, accumulate):
+        """Set a thread's sums to what is there, or to zero."""
+        fan_in, fan_out = dW.shape[0], dW.shape[1]
+        for c in range(registers):
+            held = accumulate != 0 and j + c < fan_out
+            sums[c] = db[j + c] if held else dW.dtype.type(0)
+            for r in range(registers):
+                total[r, c] = dW[i + r, j + c] if held and i + r < fan_in else dW.dtype.type(0)
+
+    @cuda_part
+    def add_rows(sums, right, column):
+        """Add every row of a slice to a thread's sums of columns, in order."""
+        for k in range(depth):
+            for c in range(registers):
+                sums[c] += right[k, column + c]
+
+    return begin, add_rows
+
+
+def _gradient(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
+    side, padded = tile * registers, tile * registers + PAD
+    load_along, add_slices, store = parts.along, parts.add, parts.store
+    begin, add_rows = _columns(registers, depth)
+
+    @cuda_kernel
+    def weight_gradient(A, dZ, rows, accumulate, dW, db):
+        """Compute ``dW = A^T dZ`` and ``db = sum of the rows of dZ``, or add them.
+
+        Parameters
+        ----------
+        A : dtype[batch, fan_in], C-contiguous, read
+        dZ : dtype[batch, fan_out], C-contiguous, read
+        rows : int
+            Rows used, from the first.
+        accumulate : int
+            1 adds to `dW` and `db`, 0 overwrites them.
+        dW : dtype[fan_in, fan_out], C-contiguous; db : dtype[fan_out]
+            Written; overlap neither input.
+
+        Notes
+        -----
+        Launch: grid (tiles of fan_in, tiles of fan_out); the blocks of the first tile of fan_in
+        also sum the columns. Cost: ``2 rows fan_in fan_out`` flops. Accuracy: one chain of fused
+        multiply-adds an element, rows ascending; error at most ``rows u |A|^T |dZ|``. Source: the
+        derivation sheet, ``dl/dW = x dl/dz``.
+        """
+        left = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
+        right = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
+        total = cuda.local.array((registers, registers), dZ.dtype)
+        sums = cuda.local.array(registers, dZ.dtype)
+        x, y = cuda.threadIdx.x, cuda.threadIdx.y
+        t = y * tile + x
+        top, start_column = cuda.blockIdx.x * side, cuda.blockIdx.y * side
+        i, j = top + y * registers, start_column + x * registers
+        fan_in, fan_out = dW.shape[0], dW.shape[1]
+        sums_columns = cuda.blockIdx.x == 0 and y == 0
+        begin(total, sums, dW, db, i, j, accumulate)
+        for start in range(0, rows, depth):
+            load_along(left, A, top, fan_in, start, rows, t)
+            load_along(right, dZ, start_column, fan_out, start, rows, t)
+            cuda.syncthreads()
+            add_slices(total, left, right, y * registers, x * registers)
+            if sums_columns:
+                add_rows(sums, right, x * registers)
+            cuda.syncthreads()
+        store(total, dW, i, j, fan_in, fan_out)
+        for c in range(registers):
+            if sums_columns and j + c < fan_out:
+                db[j + c] = sums[c]
+
+    return weight_gradient

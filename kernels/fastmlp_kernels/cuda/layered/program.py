@@ -1,0 +1,371 @@
+"""`cuda.layered`: layer after layer over the whole mini-batch.
+
+The host enqueues a whole epoch without waiting for a batch, each full one as the replay of a CUDA
+graph where that can be had: losses and status stay on the device until the epoch's end, and a batch
+that is not finite disarms the updates behind it there.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
+from fastmlp_kernels.contract import check_data, check_epoch, check_shape
+from fastmlp_kernels.cuda.device.memory import DeviceMemory
+from fastmlp_kernels.cuda.device.small_grids import small_grids_allowed
+from fastmlp_kernels.cuda.layered import matrix_products, workspace
+from fastmlp_kernels.cuda.layered.gather import COUNTER_WORDS
+from fastmlp_kernels.cuda.layered.graphs import Steps
+from fastmlp_kernels.cuda.layered.launching import (
+    Launches,
+    Tiles,
+    build,
+    default_tiles,
+)
+from fastmlp_kernels.cuda.layered.workspace import address, matrix
+from fastmlp_kernels.problem import (
+    BATCHES,
+    CONTROL_WORDS,
+    STATUS,
+    STOP,
+    Problem,
+    parameter_layout,
+)
+
+# Flat vectors whose views are remembered: parameters, and the gradients of the caller and ours.
+REMEMBERED = 4
+
+
+class LayeredProgram:
+    """The `Program` of `cuda.layered`: its workspace on the device, and the launches.
+
+    Epochs run on a stream of the program's own, and end with a wait for it. Single calls run on
+    the legacy default stream (see `Launches`).
+
+    Parameters
+    ----------
+    problem : Problem
+    tiles : Tiles, optional
+        Block sizes.
+    library : object, optional
+        What to use as cuBLASLt; None looks for it, except in the simulator; False forbids it.
+    recorder : object, optional
+        What records CUDA graphs; None takes the driver's, except in the simulator; False forbids
+        them.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        tiles: Tiles | None = None,
+        library: Any = None,
+        recorder: Any = None,
+    ) -> None:
+        self.problem = problem
+        self.tiles = tiles or default_tiles()
+        self.kernels = build(self.tiles)
+        self.launches = Launches(self.tiles)
+        self.stream = cuda.stream()
+        self.memory = DeviceMemory(self.stream)
+        self.steps = Steps(self.launches, recorder)
+        self.dtype = np.dtype(problem.dtype)
+        self.layout = parameter_layout(problem.sizes)
+        self.remembered: list[tuple[Any, list]] = []
+        self.workspace = workspace.allocate(problem)
+        self.layers = workspace.layers_of(problem, self.workspace)
+        self.products = matrix_products.choose(
+            problem,
+            self.layers,
+            self.launches,
+            self.kernels,
+            library,
+            self.workspace.inputs,
+            self._views(self.workspace.gradient),
+        )
+        self.rule = problem.rule_code
+        self.optimizer = OPTIMIZERS.code(problem.optimizer)
+        self.output = ACTIVATIONS.code(problem.activations[-1])
+        self.identity = ACTIVATIONS.code("identity")
+        self.order = cuda.device_array(problem.rows, np.int64)
+        self.hyper = self._empty(problem.batches, HYPER_WIDTH)
+        self.losses = self._empty(problem.batches)
+        self.squares = self._empty(problem.batches)
+        self.square_sums = self._empty(self.tiles.sum_blocks(problem.parameter_count))
+        self.square_arrivals = cuda.to_device(np.zeros(1, np.int32))
+        self.biases = cuda.to_device(workspace.bias_mask(problem))
+        self.scales: dict[int, Any] = {}
+        self.epoch_factors: Any = None
+        self.status = cuda.to_device(np.zeros(CONTROL_WORDS, np.int64))
+        self.start = np.zeros(COUNTER_WORDS, np.int64)
+        self.counter = cuda.to_device(self.start)
+        # Never written: single steps have no earlier batch that could have failed, and no other
+        # place among the factors.
+        self.finite = cuda.to_device(np.zeros(CONTROL_WORDS, np.int64))
+        self.first_batch = cuda.to_device(self.start)
+        # A single update moves the first word of its own on, and reads the second, which stays.
+        self.single_step = cuda.to_device(self.start)
+        self.one_loss = self._empty(1)
+        self.no_state = self._empty(0)
+        self.rows = 0
+        self.inputs = self.workspace.inputs
+
+    def _empty(self, *shape: int) -> Any:
+        return cuda.device_array(shape, self.dtype)
+
+    def _factors(self, rows: int, given: np.ndarray | None) -> Any:
+        """Return the factors of the rows, or the reduction's for a batch of so many, on the GPU."""
+        if given is not None:
+            return self.to_device(given)
+        if rows not in self.scales:
+            self.scales[rows] = cuda.to_device(np.array([self.problem.scale(rows)], self.dtype))
+        return self.scales[rows]
+
+    def _state(self, state: Any) -> tuple[Any, Any]:
+        slots = self.problem.slots
+        return (
+            state[0] if slots > 0 else self.no_state,
+            state[1] if slots > 1 else self.no_state,
+        )
+
+    def _views(self, flat: Any) -> list[tuple[Any, Any]]:
+        """Return (W, b) of each layer; slicing a device array costs more than a launch."""
+        for known, views in self.remembered:
+            if known is flat:
+                return views
+        views = [
+            (
+                matrix(flat, layer.weight.start, layer.fan_in, layer.fan_out),
+                flat[layer.bias.start : layer.bias.stop],
+            )
+            for layer in self.layout
+        ]
+        self.remembered = [(flat, views), *self.remembered[: REMEMBERED - 1]]
+        return views
+
+    def _over(self, kernel: Any, count: int, *arguments: Any) -> None:
+        self.launches.over(kernel, count, *arguments)
+
+    def _copy_rows(self, source: Any, rows: int, out: Any) -> None:
+        count = rows * out.shape[1]
+        self._over(self.kernels.activation_forward, count, source, self.identity, rows, out)
+
+    def to_device(self, array: np.ndarray) -> Any:
+        """Return the array on the GPU; one that is there already is not copied."""
+        return self.memory.to_device(array)
+
+    def to_host(self, array: Any, out: np.ndarray) -> None:
+        """Copy a device array, once all that was enqueued before is done."""
+        self.memory.to_host(array, out)
+
+    def _forward_chain(self, parameters: Any, X: Any, rows: int) -> Any:
+        """Run every layer on `rows` rows of `X`, keeping what `_backward_chain` needs."""
+        A = X
+        for index, (layer, (W, b)) in enumerate(
+            zip(self.layers, self._views(parameters), strict=True)
+        ):
+            self.products.forward(index, A, W, b, rows)
+            A = layer.A
+        return A
+
+    def _backward_chain(self, parameters, X, rows, accumulate, gradient, input_gradient) -> None:
+        """Turn the last layer's dZ, which holds dA, into the gradient of every parameter."""
+        weights, slots = self._views(parameters), self._views(gradient)
+        for index in range(len(self.layers) - 1, -1, -1):
+            (W, _), (dW, db) = weights[index], slots[index]
+            below = X if index == 0 else self.layers[index - 1].A
+            self.products.enter(index, rows, accumulate, db)
+            self.products.weights(index, below, rows, accumulate, dW, db)
+            dA = input_gradient if index == 0 else self.layers[index - 1].dZ
+            if dA is not None:
+                self.products.inputs(index, W, rows, dA)
+
+    def _take(self, parameters: Any, X: Any, rows: int) -> None:
+        """Tell the products of weights and inputs that no step of an epoch has written."""
+        self.products.take_weights([W for W, _ in self._views(parameters)])
+        self.products.take_inputs(X, rows)
+
+    def _batch(self, parameters, slots, X, y, rows: int, factors, penalized) -> None:
+        """Enqueue everything that one mini-batch of an epoch takes: that of the counter."""
+        kernels, work, problem = self.kernels, self.workspace, self.problem
+        size, count = problem.batch_size, problem.parameter_count
+        arguments = (X, y, self.order, self.counter, size, rows, work.inputs, work.targets)
+        elements = rows * (problem.sizes[0] + problem.target_columns)
+        self._over(kernels.gather_rows, elements, *arguments, self.products.rounded_inputs)
+        A = self._forward_chain(parameters, work.inputs, rows)
+        own = self._factors(rows, None) if factors is None else factors
+        arguments = (A, work.targets, self.rule, rows, own, self.counter, size, work.row_losses)
+        self.launches.by_row(kernels.loss_and_gradient, rows, *arguments, self.layers[-1].dZ)
+        gradient = work.gradient
+        self._backward_chain(parameters, work.inputs, rows, 0, gradient, None)
+        arguments = (gradient, work.row_losses, rows, self.losses, self.counter, self.status)
+        self.launches.one_more(kernels.check_finite, count, *arguments)
+        if penalized:
+            arguments = (parameters, self.biases, self.squares, self.counter)
+            arguments += (self.square_sums, self.square_arrivals)
+            self.launches.sum_of(kernels.sum_squares, count, *arguments)
+        vectors = (parameters, gradient, *slots, self.biases)
+        arguments = (self.optimizer, self.hyper, self.counter, self.status)
+        rounded = (self.products.places, self.products.rounded_weights)
+        self._over(kernels.update, count, *vectors, *arguments, *rounded)
+
+    def _full_batch(self, parameters, slots, X, y, factors, penalized) -> Callable[[], None]:
+        """Return what enqueues a full batch: launches, or the replay of a graph."""
+        held = [array for array in (parameters, *slots, X, y, factors) if array is not None]
+        # Once an epoch: asking an array for its address costs as much as a replay.
+        key = tuple((address(array), *array.shape) for array in held if array.size > 0)
+        kind = (penalized, factors is None)
+        size = self.problem.batch_size
+        enqueue = functools.partial(self._batch, parameters, slots, X, y, size, factors, penalized)
+        return functools.partial(self.steps.run, kind, key, enqueue)
+
+    def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
+        """See `Program.prepare`: steps that are disarmed, as after a batch that was not finite."""
+        no_factors = np.zeros(self.problem.rows, self.dtype) if weighted else None
+        with small_grids_allowed(), self.launches.on(self.stream):
+            self._begin(np.zeros(self.problem.rows, np.int64), status=1)
+            self.hyper.copy_to_device(np.zeros(self.hyper.shape, self.dtype), stream=self.stream)
+            self.products.take_weights([W for W, _ in self._views(parameters)])
+            arguments = (parameters, self._state(state), X, y, self._epoch_factors(no_factors))
+            step = self._full_batch(*arguments, penalized)
+            # The first compiles, the second records a graph; the counter begins anew in an epoch.
+            for _ in range(2 if self.steps.recorder is not None else 1):
+                self.counter.copy_to_device(self.start, stream=self.stream)
+                step()
+        self.stream.synchronize()
+
+    def _begin(self, order: np.ndarray, status: int = 0) -> None:
+        control = np.zeros(CONTROL_WORDS, np.int64)
+        control[STATUS] = status
+        self.order.copy_to_device(order, stream=self.stream)
+        self.status.copy_to_device(control, stream=self.stream)
+        self.counter.copy_to_device(self.start, stream=self.stream)
+
+    def _epoch_factors(self, factors: np.ndarray | None) -> Any:
+        """Return the program's own copy of an epoch's factors, at one address for all epochs."""
+        if factors is None:
+            return None
+        if self.epoch_factors is None:
+            self.epoch_factors = self._empty(self.problem.rows)
+        self.epoch_factors.copy_to_device(factors, stream=self.stream)
+        return self.epoch_factors
+
+    def epoch(
+        self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
+    ):
+        """See `Program.epoch`; ``control[BATCHES]`` is written at the end alone.
+
+        The GPU may be hundreds of launches behind the host: a stop takes effect after the batches
+        that are enqueued by then.
+        """
+        arrays = (parameters, state, X, y, order, hyper, losses, control, factors, squares)
+        check_epoch(self.problem, *arrays)
+        size, total, enqueued = self.problem.batch_size, self.problem.rows, 0
+        penalized = squares is not None
+        with small_grids_allowed(), self.launches.on(self.stream):
+            self._begin(order)
+            self.hyper.copy_to_device(hyper, stream=self.stream)
+            on_device = self._epoch_factors(factors)
+            self.products.take_weights([W for W, _ in self._views(parameters)])
+            arguments = (parameters, self._state(state), X, y)
+            full_batch = self._full_batch(*arguments, on_device, penalized)
+            while enqueued < losses.size and control[STOP] == 0:
+                rows = min(size, total - enqueued * size)
+                if rows == size:
+                    full_batch()
+                else:
+                    self._batch(*arguments, rows, on_device, penalized)
+                enqueued += 1
+        status = self.status.copy_to_host(stream=self.stream)
+        values = self.losses.copy_to_host(stream=self.stream)
+        sums = self.squares.copy_to_host(stream=self.stream) if penalized else None
+        # The one wait of the epoch.
+        self.stream.synchronize()
+        losses[:enqueued] = values[:enqueued]
+        if penalized:
+            squares[:enqueued] = sums[:enqueued]
+        failed = int(status[STATUS])
+        control[BATCHES] = failed - 1 if failed else enqueued
+        control[STATUS] = failed
+
+    def forward(self, parameters, X, out):
+        """See `Program.forward`."""
+        self.rows, self.inputs = len(X), X
+        code = self.output if self.problem.fused_output else self.identity
+        with small_grids_allowed():
+            self._take(parameters, X, self.rows)
+            A = self._forward_chain(parameters, X, self.rows)
+            arguments = (A, code, self.rows, out)
+            count = self.rows * self.problem.sizes[-1]
+            self._over(self.kernels.activation_forward, count, *arguments)
+
+    def loss(self, y, factors=None):
+        """See `Program.loss`."""
+        work, rows, A = self.workspace, self.rows, self.layers[-1].A
+        kernel = self.kernels.loss_and_gradient
+        own = self._factors(rows, factors)
+        arguments = (A, y, self.rule, rows, own, self.first_batch, 0, work.row_losses)
+        # Of no use here, but `sum_losses` notes a loss that is not finite in it.
+        self.status.copy_to_device(np.zeros(CONTROL_WORDS, np.int64))
+        with small_grids_allowed():
+            self.launches.by_row(kernel, rows, *arguments, work.loss_gradient)
+            arguments = (work.row_losses, rows, self.one_loss, 0, self.status)
+            self.launches.block(self.kernels.sum_losses, *arguments)
+        return float(self.one_loss.copy_to_host()[0])
+
+    def backward(self, parameters, upstream, gradient, input_gradient):
+        """See `Program.backward`."""
+        rows, last, kernels = self.rows, self.layers[-1], self.kernels
+        with small_grids_allowed():
+            # The weights, and the inputs, of before: a rounded copy may have changed since.
+            self._take(parameters, self.inputs, rows)
+            if upstream is None:
+                self._copy_rows(self.workspace.loss_gradient, rows, last.dZ)
+            else:
+                self._copy_rows(upstream, rows, last.dZ)
+                if self.problem.fused_output:
+                    count, A = rows * self.problem.sizes[-1], self.workspace.outputs
+                    arguments = (last.Z, self.output, rows, A)
+                    self._over(kernels.activation_forward, count, *arguments)
+                    arguments = (last.Z, A, self.output, rows, last.dZ)
+                    self._over(kernels.activation_backward, count, *arguments)
+            wanted = input_gradient if input_gradient.shape[0] > 0 else None
+            self._backward_chain(parameters, self.inputs, rows, 1, gradient, wanted)
+
+    def value_and_gradient(self, parameters, X, y, gradient, factors=None):
+        """See `Program.value_and_gradient`."""
+        check_data(self.problem, X, y)
+        check_shape("the gradient", gradient, (self.problem.parameter_count,), self.problem)
+        self.rows, self.inputs = len(X), X
+        with small_grids_allowed():
+            self._take(parameters, X, self.rows)
+            self._forward_chain(parameters, X, self.rows)
+        value = self.loss(y, factors)
+        with small_grids_allowed():
+            self._copy_rows(self.workspace.loss_gradient, self.rows, self.layers[-1].dZ)
+            self._backward_chain(parameters, X, self.rows, 0, gradient, None)
+        return value
+
+    def update(self, parameters, gradient, state, hyper):
+        """See `Program.update`."""
+        first, second = self._state(state)
+        vectors = (parameters, gradient, first, second, self.biases)
+        arguments = (self.optimizer, self.to_device(hyper), self.single_step, self.finite)
+        rounded = (self.products.places, self.products.rounded_weights)
+        with small_grids_allowed():
+            count = self.problem.parameter_count
+            self._over(self.kernels.update, count, *vectors, *arguments, *rounded)
+
+    def predict(self, parameters, X, out, link):
+        """See `Program.predict`."""
+        code, batch = LOSSES.code(self.problem.loss), self.problem.batch_size
+        for start in range(0, len(X), batch):
+            part = out[start : start + batch]
+            self.forward(parameters, X[start : start + batch], part)
+            if link:
+                with small_grids_allowed():
+                    self.launches.by_row(
+                        self.kernels.predict_rows, len(part), part, code, len(part)
+                    )

@@ -1,0 +1,1 @@
+"""A tile of rows through all layers in shared memory: what `resident` and `fused` are made of."""

@@ -1,0 +1,141 @@
+"""What becomes of the elements of a layer's products: activations, slopes, sums of gradients.
+
+There, `words` is a tuple of a layer's words, in registers: the table of words is memory, which the
+compiler would read again after each element's store.
+"""
+
+from typing import Any, NamedTuple
+
+from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.compile import cuda_part, cuda_switch
+from fastmlp_kernels.cuda.on_chip.block_linear import SecondPass
+from fastmlp_kernels.cuda.on_chip.products import Epilogues
+
+# Activations of a few instructions. All that others take is left to a second pass over a tile;
+# slopes that read the activation (``keeps == "output"``) are as short for every row of the table.
+SHORT = {"identity", "relu", "leaky_relu", "hard_sigmoid", "hard_swish"}
+
+
+class Rows(NamedTuple):
+    """The rows of the algebra that a network uses: activations in the order of their codes."""
+
+    activations: tuple[str, ...]
+    rule: str
+
+
+def at_once(
+    rows: Rows, accumulate: bool, to_operand: Any, to_number: Any, mixed: bool
+) -> Epilogues:
+    """Return epilogues that do all that there is to do."""
+    return Epilogues(
+        _forward(rows, to_operand, mixed),
+        _backward(rows, to_operand, to_number, mixed),
+        _gradient(accumulate),
+    )
+
+
+def in_passes(rows: Rows, accumulate: bool, exact: Any) -> tuple[Epilogues, SecondPass]:
+    """Return epilogues for operands that are numbers, and what they leave to a second pass."""
+    names = rows.activations
+    short = all(name in SHORT for name in names)
+    short_slopes = all(name in SHORT or ACTIVATIONS[name].keeps == "output" for name in names)
+    forward, backward, gradient = at_once(rows, accumulate, exact, exact, False)
+    activate = multiply = None
+    if not short:
+        forward, activate = _two_passes_forward(rows)
+    if not short_slopes:
+        backward, multiply = _two_passes_backward(rows)
+    return Epilogues(forward, backward, gradient), SecondPass(activate, multiply)
+
+
+def values(rows: Rows) -> Any:
+    """Return the activations as one function, by their code here."""
+    return cuda_switch([ACTIVATIONS[name].value for name in rows.activations])
+
+
+def slopes(rows: Rows) -> Any:
+    """Return the slopes of the activations likewise."""
+    return cuda_switch([ACTIVATIONS[name].slope for name in rows.activations])
+
+
+def _forward(rows: Rows, to_operand: Any, mixed: bool) -> Any:
+    value = values(rows)
+
+    @cuda_part
+    def forward(operands, numbers, words, last, i, j, z):
+        """Write f(z), and z where the slope will read it; the last layer's as numbers."""
+        activation, out, out_stride, kept, kept_stride, keeps_input = words
+        if keeps_input != 0:
+            numbers[kept + i * kept_stride + j] = z
+        a = value(activation, z)
+        if mixed and last == 0:
+            operands[out + i * out_stride + j] = to_operand(a)
+        else:
+            numbers[out + i * out_stride + j] = a
+
+    return forward
+
+
+def _backward(rows: Rows, to_operand: Any, to_number: Any, mixed: bool) -> Any:
+    slope = slopes(rows)
+
+    @cuda_part
+    def backward(operands, numbers, words, layer, i, j, da):
+        """Write ``dZ = dA f'(Z)``."""
+        activation, kept, kept_stride, keeps_input, delta, delta_stride = words
+        if mixed and keeps_input == 0:
+            x = to_number(operands[kept + i * kept_stride + j])
+        else:
+            x = numbers[kept + i * kept_stride + j]
+        # Each slope reads the one that its row keeps.
+        dz = da * slope(activation, x, x)
+        operands[delta + i * delta_stride + j] = to_operand(dz)
+
+    return backward
+
+
+def _gradient(accumulate: bool) -> Any:
+    @cuda_part
+    def gradient(gradient, place, value):
+        if accumulate:
+            gradient[place] += value
+        else:
+            gradient[place] = value
+
+    return gradient
+
+
+def _two_passes_forward(rows: Rows) -> tuple[Any, Any]:
+    value = values(rows)
+
+    @cuda_part
+    def store(operands, numbers, words, layer, i, j, z):
+        """Write z to where the slope will read it, or to the place of f(z)."""
+        numbers[words[3] + i * words[4] + j] = z
+
+    @cuda_part
+    def activate(operands, numbers, words, layer, i, j):
+        """Write f(z)."""
+        activation, out, out_stride, kept, kept_stride, _ = words
+        z = numbers[kept + i * kept_stride + j]
+        numbers[out + i * out_stride + j] = value(activation, z)
+
+    return store, activate
+
+
+def _two_passes_backward(rows: Rows) -> tuple[Any, Any]:
+    slope = slopes(rows)
+
+    @cuda_part
+    def store(operands, numbers, words, layer, i, j, da):
+        """Write dA to the place of dZ."""
+        operands[words[4] + i * words[5] + j] = da
+
+    @cuda_part
+    def multiply(operands, numbers, words, layer, i, j):
+        """Multiply it by the slope."""
+        activation, kept, kept_stride, _, delta, delta_stride = words
+        x = numbers[kept + i * kept_stride + j]
+        operands[delta + i * delta_stride + j] *= slope(activation, x, x)
+
+    return store, multiply

@@ -1,0 +1,320 @@
+"""A tile of rows through all layers, without leaving the shared memory of its block.
+
+Forward, loss and backward as device functions that every thread of a block calls. They read the
+table of `placement`, so that a new shape compiles nothing; the rows of the algebra that a network
+uses, the form of its products and the block's size are what a chain is built for.
+
+A matrix that one part writes and another reads is separated by a barrier, and by no more: the parts
+themselves say which. None of them waits at its beginning or at its end.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numba
+from numba import cuda
+
+from fastmlp_kernels.algebra import loss_rules
+from fastmlp_kernels.compile import cuda_part, cuda_switch
+from fastmlp_kernels.cuda.on_chip import block_copies, block_epilogues, block_linear
+from fastmlp_kernels.cuda.on_chip import placement as at
+from fastmlp_kernels.cuda.on_chip.block_epilogues import Rows, slopes
+from fastmlp_kernels.cuda.on_chip.offsets import SMALL, word
+from fastmlp_kernels.cuda.on_chip.placement import HEAD, LAYER_WORDS, Form
+from fastmlp_kernels.cuda.on_chip.products import BlockProducts
+from fastmlp_kernels.problem import Problem
+
+# Of a sum over rows: loads that are under way together.
+ROWS_AT_A_TIME = 8
+
+
+def loss_thread(threads: int) -> int:
+    """Return the thread that adds up losses: of a warp that has no column of a narrow layer."""
+    return threads // 2
+
+
+class Chain(NamedTuple):
+    """The parts of a training step on a tile of rows, as device functions, and its products.
+
+    `words` is the table, `t` the thread's number, `rows` the tile's, a multiple of
+    ``products.row_pad``, of which the first `count` are the batch's.
+    """
+
+    load: Any
+    gather: Any
+    forward: Any
+    loss: Any
+    add_losses: Any
+    backward: Any
+    products: BlockProducts
+
+
+def rows_in_use(problem: Problem) -> Rows:
+    """Return the rows of the algebra that training on a problem uses."""
+    return Rows(at.activations_in_use(problem), problem.rule)
+
+
+@functools.cache
+def build(form: Form, threads: int, rows: Rows, accumulate: bool, tile_columns: int = 4) -> Chain:
+    """Return the chain.
+
+    Parameters
+    ----------
+    form : Form
+        Of the products; `float` in tiles of ``form.row_pad`` by `tile_columns`.
+    threads : int
+        Of a block.
+    rows : Rows
+    accumulate : bool
+        Whether `backward` adds to the gradient, or overwrites it.
+    tile_columns : int
+    """
+    products = _products(form, threads, rows, accumulate, tile_columns)
+    return Chain(
+        load=block_copies.load(threads, products.to_operand, form.mixed),
+        gather=block_copies.gather(threads, products.to_operand),
+        forward=_forward(products),
+        loss=_loss(threads, products, rows),
+        add_losses=_add_losses(threads, min(products.row_pad, ROWS_AT_A_TIME)),
+        backward=_backward(threads, products, accumulate),
+        products=products,
+    )
+
+
+def _products(
+    form: Form, threads: int, rows: Rows, accumulate: bool, tile_columns: int
+) -> BlockProducts:
+    if not form.mixed:
+        exact = block_linear.exact
+        epilogues, second_pass = block_epilogues.in_passes(rows, accumulate, exact)
+        tile = (form.row_pad, tile_columns)
+        return block_linear.build(threads, form.number, epilogues, *tile, second_pass)
+    # Tensor cores need instructions that the module of the others does without.
+    from fastmlp_kernels.cuda.on_chip import tensor_linear
+
+    conversions = tensor_linear.conversions(form.name)
+    epilogues = block_epilogues.at_once(rows, accumulate, *conversions, True)
+    return tensor_linear.build(threads, form.name, epilogues)
+
+
+def _forward(products: BlockProducts) -> Any:
+    product = products.forward
+
+    @cuda_part
+    def forward(operands, numbers, words, rows, t):
+        """Run every layer on the tile: afterwards the last one's activation is in `numbers`.
+
+        Parameters
+        ----------
+        operands, numbers : dtype[:], shared memory, read and written
+        words : int64[:]
+        rows, t : int
+
+        Notes
+        -----
+        Waits after each layer. Cost: ``2 rows P`` flops. Source: `reference`.
+        """
+        layers = word(words, at.LAYERS)
+        for layer in range(layers):
+            first = HEAD + layer * LAYER_WORDS
+            # In registers: each element's epilogue reads them.
+            after = (
+                word(words, first + at.ACTIVATION),
+                word(words, first + at.OUT),
+                word(words, first + at.OUT_STRIDE),
+                word(words, first + at.KEPT),
+                word(words, first + at.KEPT_STRIDE),
+                word(words, first + at.KEEPS_INPUT),
+            )
+            A, A_stride = word(words, first + at.A), word(words, first + at.A_STRIDE)
+            W, W_stride, b = (
+                word(words, first + at.W),
+                word(words, first + at.W_STRIDE),
+                word(words, first + at.B),
+            )
+            fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
+            last = 1 if layer == layers - 1 else 0
+            product(
+                *(operands, numbers, after, last),
+                *(A, A_stride, W, W_stride, b, rows, fan_in, fan_out, t),
+            )
+            # Between a layer's activations and the next layer, or the loss, which reads rows of it.
+            cuda.syncthreads()
+
+    return forward
+
+
+def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
+    rule = cuda_switch([r.row for r in loss_rules() if r.name == rows_in_use.rule])
+    slope = slopes(rows_in_use)
+    to_operand = products.to_operand
+
+    @cuda_part
+    def loss(operands, numbers, words, factors, first, step, count, rows, t):
+        """Write each row's loss, and ``dZ`` of the last layer.
+
+        Parameters
+        ----------
+        operands, numbers : dtype[:], shared memory, read and written
+        words : int64[:]
+        factors : dtype[:], read
+            Global memory: ``factors[first + step * i]`` is that of row i, for loss and derivative.
+        first, step, count, rows, t : int
+            `step` is 1 where every row has a factor of its own, 0 where all share one.
+
+        Notes
+        -----
+        A thread a row; waits for none. dZ of rows beyond `count` is 0, so that they add nothing to
+        any gradient. Cost: O(rows outputs). Source: `algebra.losses`.
+        """
+        layer = HEAD + (word(words, at.LAYERS) - 1) * LAYER_WORDS
+        outputs, columns = word(words, at.OUTPUTS), word(words, at.TARGET_COLUMNS)
+        activation = word(words, layer + at.ACTIVATION)
+        for row in range(t, rows, threads):
+            i = row & SMALL
+            delta = word(words, layer + at.DZ) + i * word(words, layer + at.DZ_STRIDE)
+            if i < count:
+                kept = word(words, layer + at.KEPT) + i * word(words, layer + at.KEPT_STRIDE)
+                place = word(words, at.LOGITS) + i * word(words, at.LOGIT_STRIDE)
+                # Rules read matrices: here, matrices of one row.
+                prediction = numbers[place : place + outputs][None, :]
+                place = word(words, at.TARGETS) + i * word(words, at.TARGET_STRIDE)
+                target = numbers[place : place + columns][None, :]
+                place = word(words, at.LOSS_GRADIENT) + i * word(words, at.LOSS_GRADIENT_STRIDE)
+                derivative = numbers[place : place + outputs][None, :]
+                factor = factors[first + step * i]
+                value = rule(0, prediction, target, 0, derivative)
+                numbers[word(words, at.ROW_LOSSES) + i] = factor * value
+                for j in range(outputs):
+                    x = numbers[kept + j]
+                    dz = factor * numbers[place + j] * slope(activation, x, x)
+                    operands[delta + j] = to_operand(dz)
+            else:
+                numbers[word(words, at.ROW_LOSSES) + i] = numbers.dtype.type(0)
+                for j in range(outputs):
+                    operands[delta + j] = to_operand(numbers.dtype.type(0))
+
+    return loss
+
+
+def _column_sum(step: int, to_number: Any) -> Any:
+    """Return the sum of a column; so many rows at a time, as one waits long for each alone."""
+
+    @cuda_part
+    def column_sum(values, start, stride, rows, total):
+        """Return `total` and ``values[start + i * stride]`` for i below `rows`, ascending."""
+        places = cuda.local.array(step, numba.int64)
+        for e in range(step):
+            places[e] = (start + e * stride) & SMALL
+        for i in range(0, rows, step):
+            down = (i * stride) & SMALL
+            for e in range(step):
+                total += to_number(values[places[e] + down])
+        return total
+
+    return column_sum
+
+
+def _add_losses(threads: int, step: int) -> Any:
+    column_sum = _column_sum(step, block_linear.exact)
+    mine = loss_thread(threads)
+
+    @cuda_part
+    def add_losses(numbers, words, rows, total, t):
+        """Return `total` and the losses of the tile's rows in `loss_thread`; `total` elsewhere.
+
+        Parameters
+        ----------
+        numbers : dtype[:], shared memory, read
+        words : int64[:]
+        rows : int
+        total : dtype
+            Of the tiles before.
+        t : int
+
+        Notes
+        -----
+        One chain of additions, rows ascending: the same for every size of tile and block, error at
+        most ``rows u`` of the sum of magnitudes. A tree would wait ``log2 rows`` times for the
+        whole block; this waits for nobody, beside the backward pass of the others.
+        """
+        if t == mine:
+            total = column_sum(numbers, word(words, at.ROW_LOSSES), 1, rows, total)
+        return total
+
+    return add_losses
+
+
+def _backward(threads: int, products: BlockProducts, accumulate: bool) -> Any:
+    product, weight_gradient = products.backward, products.weight_gradient
+    bias_gradient = _bias_gradient(threads, products, accumulate)
+
+    @cuda_part
+    def backward(operands, numbers, words, gradient, base, rows, t):
+        """Add the tile's gradient by every parameter to `gradient`, or overwrite it.
+
+        Parameters
+        ----------
+        operands, numbers : dtype[:], shared memory, read and written
+        words : int64[:]
+        gradient : dtype[:], shared or global memory
+            Parameter p's is ``gradient[base + p]``.
+        base, rows, t : int
+
+        Notes
+        -----
+        Waits between layers. The gradient of an element is always the same thread's. Cost:
+        ``4 rows P`` flops, less those of the first layer's inputs. Source: `reference`.
+        """
+        for above in range(word(words, at.LAYERS)):
+            layer = word(words, at.LAYERS) - 1 - above
+            if above > 0:
+                # Between the last round, which wrote this layer's dZ and read the other buffer, and
+                # this one, which reads the one and writes the other.
+                cuda.syncthreads()
+            first = HEAD + layer * LAYER_WORDS
+            A, A_stride = word(words, first + at.A), word(words, first + at.A_STRIDE)
+            dZ, dZ_stride = word(words, first + at.DZ), word(words, first + at.DZ_STRIDE)
+            fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
+            start = base + words[first + at.START]
+            weight_gradient(
+                *(operands, gradient, start, fan_out),
+                *(A, A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t),
+            )
+            bias_gradient(
+                operands, gradient, start + fan_in * fan_out, dZ, dZ_stride, rows, fan_out, t
+            )
+            if layer > 0:
+                below = first - LAYER_WORDS
+                after = (
+                    word(words, below + at.ACTIVATION),
+                    word(words, below + at.KEPT),
+                    word(words, below + at.KEPT_STRIDE),
+                    word(words, below + at.KEEPS_INPUT),
+                    word(words, below + at.DZ),
+                    word(words, below + at.DZ_STRIDE),
+                )
+                W, W_stride = word(words, first + at.W), word(words, first + at.W_STRIDE)
+                product(
+                    *(operands, numbers, after, layer - 1),
+                    *(dZ, dZ_stride, W, W_stride, rows, fan_in, fan_out, t),
+                )
+
+    return backward
+
+
+def _bias_gradient(threads: int, products: BlockProducts, accumulate: bool) -> Any:
+    column_sum = _column_sum(min(products.row_pad, ROWS_AT_A_TIME), products.to_number)
+
+    @cuda_part
+    def bias_gradient(operands, gradient, start, dZ, dZ_stride, rows, fan_out, t):
+        """Sum the columns of dZ, a thread a column, rows ascending."""
+        # From the last thread on: the first ones have more tiles of the products.
+        for j in range(threads - 1 - t, fan_out, threads):
+            total = column_sum(operands, dZ + j, dZ_stride, rows, gradient.dtype.type(0))
+            if accumulate:
+                gradient[start + j] += total
+            else:
+                gradient[start + j] = total
+
+    return bias_gradient

@@ -1,0 +1,1 @@
+"""`cuda.resident`: many batches in one launch, a network a block."""

@@ -1,0 +1,185 @@
+"""The end of a step within a block: the check, the sum of the weights' squares, the update."""
+
+import math
+from typing import Any
+
+from numba import cuda
+
+from fastmlp_kernels.algebra import OPTIMIZERS
+from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
+from fastmlp_kernels.compile import cuda_part, cuda_switch
+from fastmlp_kernels.cuda.on_chip import placement as at
+from fastmlp_kernels.cuda.on_chip.offsets import SMALL, word
+from fastmlp_kernels.cuda.on_chip.placement import HEAD, LAYER_WORDS
+from fastmlp_kernels.cuda.sums import block_sum
+
+
+def finite(threads: int, adds_losses: int) -> Any:
+    """Return the check of a step, whose loss the thread `adds_losses` has."""
+
+    @cuda_part
+    def finite(numbers, words, total, t):
+        """Return whether the loss and every element of the gradient are finite, to every thread.
+
+        Parameters
+        ----------
+        numbers : dtype[:], shared memory, read
+        words : int64[:]
+        total : dtype
+            The loss, in the thread that adds losses.
+        t : int
+
+        Notes
+        -----
+        Waits once, at its end: what other threads read before it may be written after it. Cost:
+        P reads.
+        """
+        gradient = word(words, at.GRADIENT)
+        found = 1 if t == adds_losses and not math.isfinite(total) else 0
+        k = t & SMALL
+        while k < words[at.PARAMETERS]:
+            if not math.isfinite(numbers[(gradient + k) & SMALL]):
+                found = 1
+            k += threads
+        return cuda.syncthreads_or(found) == 0
+
+    return finite
+
+
+def weight_squares(threads: int, mixed: bool) -> Any:
+    """Return the sum of the squares of the weights."""
+
+    @cuda_part
+    def layer_squares(numbers, words, first, t):
+        """Return a thread's share of a layer's."""
+        total = numbers.dtype.type(0)
+        fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
+        W, stride = word(words, first + at.W), word(words, first + at.W_STRIDE)
+        if mixed:
+            W, stride = word(words, at.MASTER) + words[first + at.START], fan_out
+        for k in range(t, fan_in * fan_out, threads):
+            row = (k & SMALL) // fan_out
+            value = numbers[(W + row * stride + k - row * fan_out) & SMALL]
+            total += value * value
+        return total
+
+    @cuda_part
+    def weight_squares(numbers, words, t):
+        """Return the sum of the squares of all weights, no biases, in thread 0.
+
+        Parameters
+        ----------
+        numbers : dtype[:], shared memory, read but for the partial sums
+        words : int64[:]
+        t : int
+
+        Notes
+        -----
+        Waits several times, the last time after everything was read. Cost: ``2 P`` flops.
+        Accuracy: a thread sums every `threads`-th weight of each layer, and a tree their sums: the
+        same at every run, error at most ``(P / threads + layers + log2 threads) u`` of the sum.
+        """
+        total = numbers.dtype.type(0)
+        for layer in range(word(words, at.LAYERS)):
+            total += layer_squares(numbers, words, HEAD + layer * LAYER_WORDS, t)
+        place = word(words, at.PARTIAL)
+        partial = numbers[place : place + threads]
+        partial[t] = total
+        block_sum(partial, t, threads)
+        return partial[0]
+
+    return weight_squares
+
+
+def update_network(
+    threads: int, optimizer: str, to_operand: Any, mixed: bool, accumulate: bool
+) -> Any:
+    """Return the update of a network in shared memory."""
+    step = _step(optimizer, to_operand, mixed, accumulate)
+
+    @cuda_part
+    def update_network(operands, numbers, words, state, first, second, hyper, t):
+        """Apply one optimizer step to every parameter.
+
+        Parameters
+        ----------
+        operands, numbers : dtype[:], shared memory, read and written
+            Where gradients accumulate, theirs becomes 0.
+        words : int64[:]
+        state : dtype[:], read and written
+            Shared memory or global.
+        first, second : int
+            Where in `state` the two vectors of the network begin.
+        hyper : int
+            Where in `numbers` this step's hyper-parameters begin.
+        t : int
+
+        Notes
+        -----
+        Waits for nobody. Cost: about 10 flops and 4 to 8 accesses a parameter. The padding of the
+        weights stays 0, as no thread comes there. Source: `algebra.optimizers`.
+        """
+        h = (
+            numbers[hyper + RULE_START],
+            numbers[hyper + RULE_START + 1],
+            numbers[hyper + RULE_START + 2],
+            numbers[hyper + RULE_START + 3],
+            numbers[hyper + RULE_START + 4],
+            numbers[hyper + RULE_START + 5],
+            numbers[hyper + RULE_START + 6],
+            numbers[hyper + RULE_START + 7],
+        )
+        weight_decay, bias_decay = numbers[hyper + WEIGHT_DECAY], numbers[hyper + BIAS_DECAY]
+        for layer in range(word(words, at.LAYERS)):
+            row = HEAD + layer * LAYER_WORDS
+            fan_in, fan_out = word(words, row + at.FAN_IN), word(words, row + at.FAN_OUT)
+            W, stride = word(words, row + at.W), word(words, row + at.W_STRIDE)
+            down, along = word(words, row + at.DOWN), word(words, row + at.ALONG)
+            b, start = word(words, row + at.B), word(words, row + at.START)
+            memory = (operands, numbers, words, state, first, second)
+            i = (t & SMALL) // fan_out
+            j = t - i * fan_out
+            while i < fan_in:
+                place, p = W + i * stride + j, start + i * fan_out + j
+                step(*memory, place & SMALL, p & SMALL, 1, weight_decay, h)
+                # `threads` elements on, without a division.
+                i += down
+                j += along
+                if j >= fan_out:
+                    i += 1
+                    j -= fan_out
+            for j in range(t, fan_out, threads):
+                p = start + fan_in * fan_out + j
+                step(*memory, b + j, p & SMALL, 0, bias_decay, h)
+
+    return update_network
+
+
+def _step(optimizer: str, to_operand: Any, mixed: bool, accumulate: bool) -> Any:
+    row = OPTIMIZERS[optimizer]
+    slots, rule = row.slots, cuda_switch([row.update])
+
+    @cuda_part
+    def step(operands, numbers, words, state, first, second, place, p, is_weight, decay, h):
+        """Update parameter `p`, which the products read at `place`."""
+        slot = word(words, at.GRADIENT) + p
+        own = word(words, at.MASTER) + p if mixed else place
+        value = numbers[own]
+        slope = numbers[slot] + decay * value
+        m = state[first + p] if slots > 0 else numbers.dtype.type(0)
+        v = state[second + p] if slots > 1 else numbers.dtype.type(0)
+        value, m, v = rule(0, value, slope, m, v, h)
+        numbers[own] = value
+        if mixed:
+            if is_weight == 1:
+                operands[place] = to_operand(value)
+            else:
+                numbers[place] = value
+        if slots > 0:
+            state[first + p] = m
+        if slots > 1:
+            state[second + p] = v
+        if accumulate:
+            numbers[slot] = numbers.dtype.type(0)
+
+    return step

@@ -1,0 +1,291 @@
+"""`cuda.resident`: many batches in one launch, a network a block, all of it in shared memory.
+
+A block reads a network once, trains it on batch after batch, and writes it back at the launch's
+end. Blocks know nothing of one another: as many networks as there are blocks train side by side.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numba
+from numba import cuda
+
+from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
+from fastmlp_kernels.compile import cuda_kernel, cuda_part
+from fastmlp_kernels.cuda.on_chip import block_copies, chain
+from fastmlp_kernels.cuda.on_chip import placement as at
+from fastmlp_kernels.cuda.on_chip.chain import Chain, Rows
+from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, word
+from fastmlp_kernels.cuda.on_chip.placement import Form
+from fastmlp_kernels.cuda.resident import block_update
+from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP
+
+
+class Choice(NamedTuple):
+    """What a kernel is compiled for; shapes are in the table of words.
+
+    `accumulate` says whether a batch has several tiles, so that gradients are added up.
+    """
+
+    form: Form
+    threads: int
+    rows: Rows
+    optimizer: str
+    accumulate: bool
+    state_shared: bool
+    tile_columns: int = 4
+
+
+def signature(form: Form) -> tuple:
+    """Return the types of the kernel's arguments."""
+    real, word = getattr(numba, form.number), numba.int64
+    vector, matrix, indices = real[::1], real[:, ::1], word[::1]
+    arrays = (vector, vector, matrix, matrix, indices, vector, vector, vector, vector)
+    return (*arrays, indices, indices, word, word, word, word, word)
+
+
+@functools.cache
+def build(choice: Choice) -> Any:
+    """Return the kernel."""
+    form, mixed = choice.form, choice.form.mixed
+    operand, number = getattr(numba, form.operand), getattr(numba, form.number)
+    parts = chain.build(form, choice.threads, choice.rows, choice.accumulate, choice.tile_columns)
+    begin, train, end = _begin(choice, parts), _train(choice, parts), _end(choice)
+
+    @cuda_kernel
+    def resident(
+        parameters,
+        state,
+        X,
+        y,
+        order,
+        hyper,
+        factors,
+        losses,
+        squares,
+        control,
+        words,
+        first,
+        last,
+        batches,
+        weighted,
+        penalized,
+    ):
+        """Train each network on its batches from `first` to before `last`.
+
+        Parameters
+        ----------
+        parameters : dtype[members * P], state : dtype[members * slots * P], read and written
+        X : dtype[n, inputs], y : dtype[n, target_columns], read
+        order : int64[members * rows], read
+            Indices into X, checked before.
+        hyper : dtype[members * batches * HYPER_WIDTH], read
+        factors : dtype[members * rows] or dtype[2], read
+            Of the rows in the order of the epoch; or of a full batch, and of the last one.
+        losses, squares : dtype[members * batches], written
+            The losses of the batches; the squares of the weights before them, where `penalized`.
+        control : int64[members * CONTROL_WORDS], read and written
+            A network that is to stop, or has failed, is left alone.
+        words : int64[:], read
+            The table of `placement`.
+        first, last, batches : int
+            Batches of this launch; those of an epoch.
+        weighted, penalized : int
+            1 where every row has a factor of its own, and where squares are wanted.
+
+        Notes
+        -----
+        Launch: a block a network, of `threads` threads and the placement's shared memory. Aliasing:
+        none of the arrays overlap. Cost: that of the batches' products, at the speed of one
+        multiprocessor, and 2 L + 3 barriers a batch of one tile. Accuracy: sums in one order, that
+        of rows, terms and parameters; nothing depends on the other networks. Source: `reference`.
+        """
+        numbers = cuda.shared.array(0, number, SHARED_ALIGNMENT)
+        operands = cuda.shared.array(0, operand, SHARED_ALIGNMENT) if mixed else numbers
+        t, member = cuda.threadIdx.x, cuda.blockIdx.x
+        mine = member * CONTROL_WORDS
+        # The same for every thread of the block: nobody waits for one that has left.
+        if control[mine + STOP] == 0 and control[mine + STATUS] == 0:
+            begin(operands, numbers, words, parameters, state, member, t)
+            done = train(
+                *(operands, numbers, words, state, X, y, order, hyper, factors, losses, squares),
+                *(control, member, first, last, batches, weighted, penalized, t),
+            )
+            # Between the last updates and the copy of what they wrote.
+            cuda.syncthreads()
+            end(numbers, words, parameters, state, member, t)
+            if t == 0:
+                control[mine + BATCHES] = done
+
+    return resident
+
+
+def _begin(choice: Choice, parts: Chain) -> Any:
+    load, threads, state_shared = parts.load, choice.threads, choice.state_shared
+    slots = OPTIMIZERS[choice.optimizer].slots
+
+    @cuda_part
+    def begin(operands, numbers, words, parameters, state, member, t):
+        """Read a network and, where it lies in shared memory, its state."""
+        count = words[at.PARAMETERS]
+        load(operands, numbers, words, parameters, member * count, t)
+        if state_shared:
+            for slot in range(slots):
+                place = word(words, at.FIRST + slot)
+                for k in range(t, count, threads):
+                    numbers[place + k] = state[(member * slots + slot) * count + k]
+
+    return begin
+
+
+def _end(choice: Choice) -> Any:
+    threads, state_shared = choice.threads, choice.state_shared
+    slots, store = (
+        OPTIMIZERS[choice.optimizer].slots,
+        block_copies.store(threads, choice.form.mixed),
+    )
+
+    @cuda_part
+    def end(numbers, words, parameters, state, member, t):
+        """Write back what `begin` read."""
+        count = words[at.PARAMETERS]
+        store(numbers, words, parameters, member * count, t)
+        if state_shared:
+            for slot in range(slots):
+                place = word(words, at.FIRST + slot)
+                for k in range(t, count, threads):
+                    state[(member * slots + slot) * count + k] = numbers[place + k]
+
+    return end
+
+
+def _train(choice: Choice, parts: Chain) -> Any:
+    threads, form, state_shared = choice.threads, choice.form, choice.state_shared
+    slots = OPTIMIZERS[choice.optimizer].slots
+    adds_losses = chain.loss_thread(threads)
+    finite = block_update.finite(threads, adds_losses)
+    weight_squares = block_update.weight_squares(threads, form.mixed)
+    to_operand = parts.products.to_operand
+    update = block_update.update_network(
+        threads, choice.optimizer, to_operand, form.mixed, choice.accumulate
+    )
+    fetch, gradients = _fetch(choice, parts), _gradients(choice, parts)
+
+    @cuda_part
+    def train(
+        operands,
+        numbers,
+        words,
+        state,
+        X,
+        y,
+        order,
+        hyper,
+        factors,
+        losses,
+        squares,
+        control,
+        member,
+        first,
+        last,
+        batches,
+        weighted,
+        penalized,
+        t,
+    ):
+        """Train one network; return how many batches of the epoch are done, to every thread."""
+        mine = member * batches
+        fetch(operands, numbers, words, X, y, order, hyper, member, batches, first, t)
+        done = first
+        while done < last:
+            # Between what the fetch and the update before wrote, and all that reads it.
+            cuda.syncthreads()
+            total = gradients(
+                *(operands, numbers, words, X, y, order, factors, member, done, weighted, t)
+            )
+            # Between the gradient's elements and the threads that look at them and apply them.
+            cuda.syncthreads()
+            if t == adds_losses:
+                losses[mine + done] = total
+            if not finite(numbers, words, total, t):
+                if t == 0:
+                    control[member * CONTROL_WORDS + STATUS] = done + 1
+                break
+            if penalized != 0:
+                value = weight_squares(numbers, words, t)
+                if t == 0:
+                    squares[mine + done] = value
+            place = word(words, at.HYPER) + (done & 1) * HYPER_WIDTH
+            if state_shared:
+                at_first, at_second = word(words, at.FIRST), word(words, at.SECOND)
+                update(operands, numbers, words, numbers, at_first, at_second, place, t)
+            else:
+                at_first = member * slots * words[at.PARAMETERS]
+                at_second = at_first + words[at.PARAMETERS]
+                update(operands, numbers, words, state, at_first, at_second, place, t)
+            done += 1
+            # Beside the update: no other thread reads a tile's rows now, nor the other step's
+            # numbers.
+            if done < last:
+                fetch(operands, numbers, words, X, y, order, hyper, member, batches, done, t)
+        return done
+
+    return train
+
+
+def _fetch(choice: Choice, parts: Chain) -> Any:
+    threads, row_pad, gather = choice.threads, choice.form.row_pad, parts.gather
+
+    @cuda_part
+    def fetch(operands, numbers, words, X, y, order, hyper, member, batches, batch, t):
+        """Read a batch's hyper-parameters and the rows of its first tile; wait for nobody."""
+        place = word(words, at.HYPER) + (batch & 1) * HYPER_WIDTH
+        for k in range(t, HYPER_WIDTH, threads):
+            numbers[place + k] = hyper[(member * batches + batch) * HYPER_WIDTH + k]
+        begin = batch * words[at.BATCH_SIZE]
+        count = min(word(words, at.TILE_ROWS), words[at.BATCH_SIZE], words[at.EPOCH_ROWS] - begin)
+        rows = (count + row_pad - 1) // row_pad * row_pad
+        start = member * words[at.EPOCH_ROWS] + begin
+        gather(operands, numbers, words, X, y, order, start, count, rows, t)
+
+    return fetch
+
+
+def _gradients(choice: Choice, parts: Chain) -> Any:
+    row_pad = choice.form.row_pad
+    gather, forward, backward = parts.gather, parts.forward, parts.backward
+    loss, add_losses = parts.loss, parts.add_losses
+
+    @cuda_part
+    def gradients(operands, numbers, words, X, y, order, factors, member, batch, weighted, t):
+        """Compute a batch's gradient; return its loss to `loss_thread`.
+
+        The first tile's rows are there. The caller waits before it reads a gradient.
+        """
+        begin = batch * words[at.BATCH_SIZE]
+        size = min(words[at.BATCH_SIZE], words[at.EPOCH_ROWS] - begin)
+        place = member * words[at.EPOCH_ROWS] + begin
+        # Without weights: the factor of a full batch, or of the smaller last one.
+        shared_factor = 0 if size == words[at.BATCH_SIZE] else 1
+        total = numbers.dtype.type(0)
+        start = 0
+        while start < size:
+            count = min(word(words, at.TILE_ROWS), size - start)
+            rows = (count + row_pad - 1) // row_pad * row_pad
+            if start > 0:
+                # Between the tile before, whose rows are read until its gradients are there, and
+                # this one's rows; then between those and the forward pass.
+                cuda.syncthreads()
+                gather(operands, numbers, words, X, y, order, place + start, count, rows, t)
+                cuda.syncthreads()
+            forward(operands, numbers, words, rows, t)
+            factor = place + start if weighted != 0 else shared_factor
+            loss(operands, numbers, words, factors, factor, weighted, count, rows, t)
+            # Between the last layer's dZ, and the row losses, and what reads them.
+            cuda.syncthreads()
+            total = add_losses(numbers, words, rows, total, t)
+            backward(operands, numbers, words, numbers, word(words, at.GRADIENT), rows, t)
+            start += count
+        return total
+
+    return gradients
