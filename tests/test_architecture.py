@@ -81,6 +81,40 @@ def test_every_layer_exists():
             )
 
 
+def trips():
+    """Return (title, stations, line) of each trip of ARCHITECTURE.md; a station is file, function."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    section = text.split("\n## Three trips\n")[1].split("\n## ")[0]
+    found = []
+    for trip in section.split("\n### ")[1:]:
+        stations = re.findall(r"^\d+\. `([\w/]+\.py)`, `([\w.]+)`: ", trip, re.MULTILINE)
+        assert len(stations) == len(re.findall(r"^\d+\. ", trip, re.MULTILINE)), trip
+        (line,) = re.findall(r"^```py\n(.*?)\n```", trip, re.DOTALL | re.MULTILINE)
+        found.append((trip.splitlines()[0], stations, line))
+    return found
+
+
+def source_of(file, name):
+    """Return the source of a function, or of a class's method, of a file of the repository."""
+    text = (ROOT / file).read_text()
+    nodes = ast.parse(text).body
+    for part in name.split("."):
+        (node,) = [each for each in nodes if getattr(each, "name", None) == part]
+        nodes = getattr(node, "body", [])
+    return ast.get_source_segment(text, node)
+
+
+def test_there_are_three_trips():
+    assert len(trips()) == 3
+
+
+@pytest.mark.parametrize(("title", "stations", "line"), trips(), ids=[trip[0] for trip in trips()])
+def test_a_documented_trip_leads_to_its_line(title, stations, line):
+    sources_on_the_way = [source_of(*station) for station in stations]
+    assert len(sources_on_the_way) >= 3
+    assert line in sources_on_the_way[-1], title
+
+
 def test_arrows_point_down():
     pytest.importorskip("importlinter", reason="import-linter is not installed")
     # In a process of its own: its logging configuration disables every logger that exists.
