@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "kernels" / "fastmlp_kernels"
 LONGEST_FUNCTION = 80
 LONGEST_FILE = 400
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+# A heading and ten lines.
+MOST_DECISION_LINES = 11
 
 
 def sources(*folders):
@@ -82,7 +85,7 @@ def test_every_layer_exists():
 
 
 def trips():
-    """Return (title, stations, line) of each trip of ARCHITECTURE.md; a station is file, function."""
+    """Return the title, the stations (file, function) and the line of each documented trip."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     section = text.split("\n## Three trips\n")[1].split("\n## ")[0]
     found = []
@@ -291,6 +294,15 @@ def test_public_things_have_docstrings():
             kinds = (ast.FunctionDef, ast.ClassDef)
             if isinstance(node, kinds) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
+def test_a_decision_is_ten_short_lines(path):
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    assert len(lines) <= MOST_DECISION_LINES and max(map(len, lines)) <= 120
+    assert lines[0].startswith(f"# {path.stem[:4]}: ")
+    starts = [line.split(".**")[0] for line in lines if line.startswith("**")]
+    assert starts[:3] == ["**Context", "**Choice", "**Why"]
 
 
 def test_no_abbreviated_or_vague_module_names():
