@@ -36,3 +36,16 @@ def load(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def machine(document: dict[str, Any]) -> str:
+    """Return the processor that a run was measured on, and how many of it."""
+    about = document["machine_info"]
+    processor = about.get("cpu", {}).get("brand_raw") or about.get("processor", "")
+    return f"{processor or 'unknown processor'}, {about.get('processors', '?')} processors"
+
+
+def commit(document: dict[str, Any]) -> tuple[str, bool]:
+    """Return the commit that a run was measured at, and whether there were other changes."""
+    about = document.get("commit_info") or {}
+    return str(about.get("id", "unknown"))[:12], bool(about.get("dirty"))

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import whole_fits_report
+from benchmarks import record, whole_fits_report
 from benchmarks.comparisons import (
     DECIDE_THEMSELVES,
     Comparison,
@@ -210,16 +210,14 @@ def peak_lines(found: list[Comparison]) -> str:
 def machine_lines(document: dict[str, Any]) -> str:
     """Return what the figures depend on."""
     machine = document["machine_info"]
-    processor = machine.get("cpu", {}).get("brand_raw") or machine.get("processor", "")
     versions = ", ".join(f"{name} {v}" for name, v in machine.get("versions", {}).items())
-    commit = document.get("commit_info") or {}
-    dirty = " with uncommitted changes" if commit.get("dirty") else ""
+    commit, changed = record.commit(document)
+    dirty = " with uncommitted changes" if changed else ""
     lines = [
-        f"- Machine: {processor or 'unknown processor'}, {machine.get('processors', '?')} "
-        f"processors used; GPU: {machine.get('gpu') or 'none'}; {machine.get('system', '')}, "
-        f"Python {machine.get('python_version', '')}",
+        f"- Machine: {record.machine(document)} used; GPU: {machine.get('gpu') or 'none'}; "
+        f"{machine.get('system', '')}, Python {machine.get('python_version', '')}",
         f"- Versions: {versions}",
-        f"- Commit: {str(commit.get('id', 'unknown'))[:12]}{dirty}; {document['datetime'][:19]}",
+        f"- Commit: {commit}{dirty}; {document['datetime'][:19]}",
     ]
     return "\n".join(lines)
 

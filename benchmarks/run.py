@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import cases, record, report, whole_fits
+from benchmarks import cases, record, report, results_csv, whole_fits
 from benchmarks.baselines import Entry
 from benchmarks.workers import Failed, Worker
 
@@ -234,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{report.markdown(document)}")
     print(f"Record: {path}")
     print("\n".join(report.write(document, folder, path.stem)))
+    if not listener.heard:
+        print(results_csv.add(document, path.stem, folder))
     if options.quick:
         print("Quick: the figures above mean nothing.")
     return 128 + listener.heard if listener.heard else int(not well)

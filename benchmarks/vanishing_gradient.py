@@ -24,7 +24,6 @@ import argparse
 import ctypes
 import functools
 import importlib.util
-import json
 import os
 import platform
 import sys
@@ -343,7 +342,7 @@ def draw(results: dict, path: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, and write the JSON, the tables and the figure."""
+    """Measure, and write the tables and the figure."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.vanishing_gradient", description=__doc__.split("\n")[0]
     )
@@ -357,11 +356,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(results)
-    json_path, table_path = (folder / f"vanishing_gradient.{kind}" for kind in ("json", "md"))
-    json_path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    table_path.write_text(text, encoding="utf-8")
+    path = folder / "vanishing_gradient.md"
+    path.write_text(text, encoding="utf-8")
     print(text)
-    print(f"Wrote {json_path}\nWrote {table_path}")
+    print(f"Wrote {path}")
     print(draw(results, images / "vanishing_gradient.png"))
     return 0
 

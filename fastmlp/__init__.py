@@ -1,7 +1,7 @@
 """Multilayer perceptrons at the speed of the hardware.
 
-``import fastmlp`` loads nothing heavy: each name below is imported when it is first used, NumPy
-with the first model and Numba with the first kernel.
+``import fastmlp`` loads nothing heavy. Each name below is imported when it is first used. NumPy is
+loaded with the first model, and Numba with the first kernel.
 """
 
 import importlib
@@ -80,7 +80,7 @@ _NAMES_OF = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 _SUBMODULES = ("datasets", "errors", "schedules")
-# Not in `__all__`: it needs scikit-learn, and a star import is not to.
+# Not in `__all__`: it needs scikit-learn, which a star import must not need.
 _OPTIONAL_SUBMODULES = ("sklearn",)
 
 # Names that are not bound until they are used cannot be listed by a literal.

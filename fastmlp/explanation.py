@@ -1,4 +1,4 @@
-"""What would run, in words: kernel, device, threads, and why nothing else."""
+"""What would run, in words: the kernel, the device, the threads, and why no other kernel."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ class Planned(Protocol):
 
     @property
     def threads(self) -> int | None:
-        """The most threads that the model uses where it is not told otherwise."""
+        """The most threads that the model uses by default."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 
 
 class NotebookFigure(Figure):
-    """A matplotlib figure that a notebook shows where it is the value of a cell.
+    """A matplotlib figure that a notebook shows when it is the value of a cell.
 
-    Notebooks show figures of `matplotlib.pyplot`, and other ones only once that is imported. Its
-    list of all open figures would keep this one alive for as long as the process.
+    Without this class, a notebook shows a figure only once `matplotlib.pyplot` is imported. That
+    module keeps a list of all open figures, which would keep this one alive with the process.
     """
 
     def _repr_png_(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Tables with named columns, as pandas and Polars have them: their columns, and their numbers.
+"""Tables with named columns, such as those of pandas and Polars: their columns and numbers.
 
 Neither library is imported: a table is whatever has `columns` and `dtypes`.
 """
@@ -21,7 +21,7 @@ CLASS_NAMES = (
 
 
 def column_names(value: Any) -> Columns | None:
-    """Return the names of a table's columns; None for anything else, or where one is no text."""
+    """Return the names of a table's columns; None for anything else, or if a name is not text."""
     if type(value) is np.ndarray or not (hasattr(value, "columns") and hasattr(value, "dtypes")):
         return None
     names = tuple(value.columns)
@@ -29,14 +29,14 @@ def column_names(value: Any) -> Columns | None:
 
 
 def check_columns(value: Any, remembered: Columns | None, argument: str) -> None:
-    """Refuse a table whose columns are not those that a model was first fitted with, in order.
+    """Refuse a table unless its columns are those of the model's first fit, in the same order.
 
-    What has no names, such as an array, is accepted.
+    Anything without names, such as an array, is accepted.
 
     Raises
     ------
     ShapeError
-        With what differs, and how to select the right columns.
+        If they differ. The message says how, and how to select the right columns.
     """
     names = None if remembered is None else column_names(value)
     if remembered is None or names is None or names == remembered:
@@ -66,9 +66,10 @@ def _listed(names: list[str]) -> str:
 
 
 def numbers_of(frame: Any, argument: str) -> NDArray[Any] | None:
-    """Return a table of numbers that NumPy reads as objects, as float64; None if it is no table.
+    """Return a table of numbers as float64, or None if it is no table.
 
-    Such are numbers beside truth values, and pandas's numbers that may be missing.
+    This is for tables that NumPy would read as objects: numbers beside truth values, and pandas's
+    numbers that may be missing.
 
     Raises
     ------
@@ -94,7 +95,7 @@ def numbers_of(frame: Any, argument: str) -> NDArray[Any] | None:
 
 
 def missing_hint(frame: Any, name: str) -> str:
-    """Return what to do about missing values of a table, with its colon."""
+    """Return what to do about missing values of a table, as the end of a message."""
     if _is_polars(frame):
         fill, leave_out = "fill_null(strategy='mean')", "drop_nulls()"
     else:

@@ -15,7 +15,7 @@ class Gradients:
     Attributes
     ----------
     flat : ndarray
-        All of them, in the order of ``MLP.parameters``.
+        All derivatives, in the order of ``MLP.parameters``.
     weights, biases : sequence of ndarray
         Views of `flat`, one per layer, shaped as the parameters are.
     """
@@ -25,19 +25,19 @@ class Gradients:
 
     @property
     def flat(self) -> NDArray[Any]:
-        """All of them as one vector; assigning copies into it."""
+        """All derivatives as one vector. An assignment copies into it."""
         return self._flat
 
     @flat.setter
     def flat(self, values: Any) -> None:
-        # ``flat *= k`` has changed the vector already and assigns it to itself. What became
-        # infinite is refused where it would be applied.
+        # ``flat *= k`` has changed the vector already, and assigns it to itself. Values that have
+        # become infinite are refused when they are applied.
         if values is not self._flat:
             self._flat[:] = check_values("gradients.flat", values, self._flat)
 
     @property
     def weights(self) -> ParameterViews:
-        """Those of the weight matrices, one per layer: views, which may be assigned to."""
+        """The derivatives by the weights: one view per layer, which may be assigned to."""
         return self._weights
 
     @weights.setter
@@ -46,7 +46,7 @@ class Gradients:
 
     @property
     def biases(self) -> ParameterViews:
-        """Those of the bias vectors, one per layer: views, which may be assigned to."""
+        """The derivatives by the biases: one view per layer, which may be assigned to."""
         return self._biases
 
     @biases.setter

@@ -16,7 +16,7 @@ T = TypeVar("T")
 # Work longer than this runs in a thread of its own, so that Ctrl-C is heard at once.
 THREAD_SECONDS = 0.05
 WAIT_SECONDS = 0.1
-# A thread that has not begun by then may have died of want of memory: its caller does the work.
+# A thread that has not begun by then may have died for lack of memory. Its caller does the work.
 BEGIN_SECONDS = 5.0
 
 
@@ -26,21 +26,21 @@ def run_interruptibly(
     seconds: float,
     waiting: Callable[[int], None] = lambda done: None,
 ) -> T:
-    """Return ``work()``, so that an exception stops it that a signal handler raises meanwhile.
+    """Return ``work()``, and stop it early if a signal handler raises an exception meanwhile.
 
-    Short work is simply waited for. Long work runs in a thread, while this one sleeps, reports how
-    far it is, and on an exception sets ``control[STOP]`` and waits for the thread. `control` may
-    have one row for each of several networks: they are stopped together, and their finished batches
-    are counted together.
+    Short work runs in this thread. Long work runs in a thread of its own. This one then sleeps and
+    reports how far the work is. On an exception it sets ``control[STOP]`` and waits for the worker.
+    `control` may have one row for each of several networks. They are stopped together, and their
+    finished batches are counted together.
 
-    Work that changes a model takes the model's lock itself: it is then the worker who holds it, and
-    no second exception at a bad moment can free a model that is still being trained.
+    Work that changes a model takes the model's lock itself, so the worker holds it. A second
+    exception at a bad moment then cannot free a model that is still being trained.
     """
     if seconds <= THREAD_SECONDS or threading.current_thread() is not threading.main_thread():
         return work()
     worker = _Worker(work)
     try:
-        # Where the system starts no more threads nobody hears Ctrl-C, but the work is done.
+        # Where the system starts no more threads, the work is done here, and Ctrl-C is not heard.
         start_thread(worker.run, "fastmlp-epoch", True, lambda error: worker.run())
         late = time.monotonic() + BEGIN_SECONDS
         while not worker.done.wait(WAIT_SECONDS):
@@ -62,8 +62,8 @@ class _Worker:
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
         self._begun: dict[str, object] = {}
-        # Not Thread.is_alive: an interrupted join makes it say False of a thread that runs (CPython
-        # 3.11, Thread._wait_for_tstate_lock).
+        # Not Thread.is_alive: after an interrupted join it is False for a thread that still runs
+        # (CPython 3.11, Thread._wait_for_tstate_lock).
         self.done = threading.Event()
         self.result: Any = None
         self.failure: BaseException | None = None
@@ -81,10 +81,10 @@ class _Worker:
             self.done.set()
 
     def end(self) -> None:
-        """Wait until the work has ended, or see to it that it never begins.
+        """Wait until the work has ended, or make sure that it never begins.
 
-        Parameters must not be touched any more when this returns, whatever is raised meanwhile and
-        however often.
+        After this returns nobody touches the parameters any more, whatever was raised meanwhile,
+        and however often.
         """
         while True:
             try:

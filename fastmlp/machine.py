@@ -1,4 +1,4 @@
-"""What this machine has, asked once a process."""
+"""What this machine has. Each process asks once."""
 
 import ctypes
 import functools
@@ -21,13 +21,14 @@ logger = logging.getLogger("fastmlp")
 
 CGROUP = Path("/sys/fs/cgroup")
 NAME_BYTES = 256
-# CUdevice_attribute: the compute capability, multiprocessors, and the shared memory that a block
-# may have where its kernel asks for more than usual.
+# Values of CUdevice_attribute: the compute capability, the multiprocessors, and the most shared
+# memory that a block may ask for.
 MAJOR, MINOR, PROCESSORS, SHARED_BYTES = 75, 76, 16, 97
 # Clocks of the processors and of the memory, in kHz (0 where the driver no longer says), and the
 # width of the memory's bus in bits.
 CLOCK, MEMORY_CLOCK, BUS_BITS = 13, 36, 37
-# libNVVM, which writes PTX, and nvJitLink, which makes machine code of it, by CUDA version.
+# Packages of libNVVM, which writes PTX, and of nvJitLink, which makes machine code of it. The first
+# name is that of CUDA 13, the second that of CUDA 12.
 TOOLKIT = ("nvidia-nvvm", "nvidia-cuda-nvcc-cu12")
 LINKER = ("nvidia-nvjitlink", "nvidia-nvjitlink-cu12")
 
@@ -44,7 +45,7 @@ def detect() -> Machine:
 
 
 def sharing(machine: Machine, threads: int) -> Machine:
-    """Return the machine as one where a team costs nothing, so that kernels use all `threads`."""
+    """Return the machine as if a team cost nothing, so that kernels use all `threads`."""
     return replace(machine, cores=threads, cpu_barrier_seconds=0.0, cpu_thread_seconds=0.0)
 
 
@@ -58,7 +59,7 @@ def count_cores() -> int:
 
 
 def physical_memory() -> int:
-    """Return the bytes of memory of this machine, or what an address can reach where unknown."""
+    """Return the bytes of memory of this machine, or of the address space where that is unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -66,7 +67,7 @@ def physical_memory() -> int:
 
 
 def cgroup_quota() -> float:
-    """Return the processors that a container's quota grants; infinity without one."""
+    """Return the processors that a container's quota grants; infinity without a quota."""
     quotas = [math.inf]
     # A quota may be set on the group of the process or on any group above it.
     for group in own_cgroups():
@@ -96,9 +97,10 @@ def own_cgroups() -> list[Path]:
 
 
 def find_gpu() -> dict[str, Any]:
-    """Return what `Machine` says of the GPU; `cuda_missing` says why none can be used, or is None.
+    """Return the fields of `Machine` about the GPU.
 
-    The first one that the driver shows is asked: CUDA_VISIBLE_DEVICES chooses which that is.
+    `cuda_missing` says why no GPU can be used, or is None. The first GPU that the driver shows is
+    asked. CUDA_VISIBLE_DEVICES chooses which one that is.
     """
     if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
         return {"cuda_missing": None, "gpu": "CUDA simulator"}
@@ -117,7 +119,7 @@ def find_gpu() -> dict[str, Any]:
 
 
 def load_driver() -> tuple[Any, str | None]:
-    """Return the NVIDIA driver's library, initialised, and why it offers no GPU, or None."""
+    """Return the NVIDIA driver's library, initialised, and the reason if it offers no GPU."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
@@ -144,7 +146,7 @@ def ask_driver(driver: Any) -> tuple[dict[str, Any], tuple[int, int]]:
     driver.cuDeviceGetName(name, NAME_BYTES, device)
 
     def attribute(code: int) -> int:
-        # What a driver does not know it does not write either.
+        # A driver writes nothing for an attribute that it does not know.
         number.value = 0
         driver.cuDeviceGetAttribute(ctypes.byref(number), code, device)
         return number.value

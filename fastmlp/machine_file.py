@@ -1,7 +1,7 @@
 """The measured constants of this machine, in a file of the user's configuration folder.
 
-``python -m fastmlp calibrate`` writes it and `machine.detect` reads it. Constants that were
-measured on another processor, or with another version of the kernels, are not used.
+``python -m fastmlp calibrate`` writes the file, and `machine.detect` reads it. Constants that were
+measured on another processor, or with another version of the kernels, are ignored.
 """
 
 import functools
@@ -41,7 +41,7 @@ GPU_CONSTANTS = (
 
 
 def configuration_file() -> Path:
-    """Return where the constants are kept: where the platform keeps a user's settings."""
+    """Return the path of the file, in the folder where the platform keeps a user's settings."""
     if sys.platform == "win32":
         given, usual = os.environ.get("APPDATA", ""), ("AppData", "Roaming")
     elif sys.platform == "darwin":
@@ -54,7 +54,7 @@ def configuration_file() -> Path:
 
 
 def processor() -> str:
-    """Return the model of the processor, as far as the system says it."""
+    """Return the model of the processor, or what the system tells of it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -64,7 +64,7 @@ def processor() -> str:
 
 
 def stamp() -> dict[str, Any]:
-    """Return what the constants hold for: they are those of this machine while it is the same."""
+    """Return what identifies this machine and these kernels, for which stored constants hold."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -73,7 +73,7 @@ def stamp() -> dict[str, Any]:
 
 
 def stored_constants() -> dict[str, float]:
-    """Return the constants that were measured on this machine, by name; none without a file."""
+    """Return the constants that were measured on this machine, by name; empty without a file."""
     return dict(_stored()[0])
 
 
@@ -100,7 +100,7 @@ def _stored() -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         gpus = content.get("gpus", {})
         gpus = {gpu: _checked(found, GPU_CONSTANTS) for gpu, found in gpus.items()}
     except Exception as error:
-        # Whatever it is: a depth of a thousand brackets is a RecursionError.
+        # Any error: brackets a thousand deep, for example, are a RecursionError.
         kind = f"{type(error).__name__}: {error}"
         logger.warning("%s: got a damaged file (%s); %s", path, kind, _INSTEAD)
         return {}, {}
@@ -129,7 +129,7 @@ def store_constants(
 ) -> Path:
     """Write the constants of this machine; return the file's path.
 
-    Those of the GPU named `gpu` are written beside those of other GPUs that were measured here.
+    The constants of the GPU named `gpu` are kept beside those of other GPUs.
     """
     path = configuration_file()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def store_constants(
     if gpu_constants:
         gpus[gpu] = _checked(gpu_constants, GPU_CONSTANTS)
     content = {"stamp": stamp(), "constants": _checked(constants, CONSTANTS), "gpus": gpus}
-    # Moved into place whole: a process that reads meanwhile sees the old file or the new one.
+    # Moved into place whole, so a process that reads meanwhile sees the old file or the new one.
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draft.replace(path)

@@ -20,9 +20,9 @@ class Evaluation(NamedTuple):
 
 
 def check_metric(metric: object, loss: Any, data: Data | None = None) -> str:
-    """Return the metric to use with a loss: its own unless another one is asked for.
+    """Return the metric to use with a loss: the one asked for, or the loss's own.
 
-    With `data`, an accuracy is refused of targets that are no classes.
+    With `data`, an accuracy is refused if the targets are not classes.
     """
     if metric is None:
         return str(loss.metric)
@@ -30,7 +30,7 @@ def check_metric(metric: object, loss: Any, data: Data | None = None) -> str:
     if name == "r2" and loss.link is not None:
         raise DomainError(f"metric: got 'r2' with {loss.name}, wanted 'accuracy'")
     if name == "accuracy" and loss.metric != "accuracy" and data is not None:
-        # Sigmoids under a squared error classify too: then every target is 0 or 1.
+        # Sigmoids under a squared error classify too. Every target is then 0 or 1.
         targets = host_copy(data.y)
         numbers = (targets != 0) & (targets != 1)
         if numbers.any():
@@ -45,8 +45,8 @@ def check_metric(metric: object, loss: Any, data: Data | None = None) -> str:
 def accuracy(predictions: NDArray[Any], targets: NDArray[Any], labels: bool) -> float:
     """Return the share of right answers.
 
-    Classes are compared where a row has one (a label, or a one-hot row, against the largest
-    output), and each output on its side of 0.5 otherwise.
+    Where a row has one class, as a label or one-hot, it is compared with the largest output.
+    Otherwise each output counts for itself: it is right on its target's side of 0.5.
     """
     if labels:
         return float(np.mean(predictions.argmax(axis=1) == targets[:, 0]))

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# Rows of all networks whose orders are drawn together, at most: two megabytes, and many epochs
-# where an epoch is short.
+# The most rows, of all networks, whose orders are drawn together. That is two megabytes, and many
+# epochs where an epoch is short.
 ROWS_AHEAD = 2**18
-# Threads that draw beside an epoch, at most: they share Python's lock.
+# The most threads that draw beside an epoch. They share Python's lock.
 MOST_DRAWERS = 8
 
 
@@ -25,13 +25,13 @@ def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> No
     orders : ndarray
         int64[epochs, members, rows]
     seeds, first : sequence of int
-        Of each network; the number of its first epoch.
+        The seed of each network, and the number of its first epoch.
 
     Notes
     -----
-    Making a generator holds Python's lock for a third of the time that an order takes, and setting
-    the state of one hardly at all: several threads draw side by side (2,048 rows: 6, 0.5 and 18 us
-    for a generator, its state and a shuffle; 2-core AMD EPYC, 2026-11-24).
+    Each thread makes one generator and sets its state for each order. To make a generator takes
+    6 us and holds Python's lock. To set a state takes 0.5 us. A shuffle of 2,048 rows takes 18 us
+    without the lock, so several threads draw side by side (2-core AMD EPYC, 2026-11-24).
     """
     generator = np.random.Generator(np.random.Philox(key=0))
     fresh: Any = generator.bit_generator.state
@@ -57,8 +57,8 @@ class Orders:
         Rows of an epoch, and the epochs of the fit.
     shuffle : bool
     threads : int
-        How many may draw while an epoch runs; with 1, nobody draws beside it. An order takes as
-        long as ten steps of a small network.
+        How many may draw while an epoch runs. With 1, nobody draws beside it. Drawing an order
+        takes as long as ten steps of a small network.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Orders:
         self._in_order = None if shuffle else np.tile(np.arange(rows, dtype=np.int64), (members, 1))
 
     def next(self) -> Array:
-        """Return int64[members, rows], to be read until the next call."""
+        """Return int64[members, rows]; it is valid until the next call."""
         if self._in_order is not None:
             return self._in_order
         if self._given == len(self._chunk):
@@ -105,7 +105,7 @@ class Orders:
             self._begin()
 
     def _begin(self) -> None:
-        """Draw the next orders, or have them drawn: each thread those of some networks."""
+        """Draw the next orders, or have threads draw them, each for some of the networks."""
         count = min(self._together, self._left)
         self._coming = np.empty((count, *self._shape), dtype=np.int64)
         for share in self._shares:

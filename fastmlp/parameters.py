@@ -34,7 +34,7 @@ def initialize(
     for layer, initializer in zip(layout, initializers, strict=True):
         deviation = math.sqrt(initializer.variance(layer.fan_in, layer.fan_out))
         count = layer.fan_in * layer.fan_out
-        # Drawn in float64 for every dtype: a seed then means the same network in both.
+        # Drawn in float64 for every dtype, so that a seed means the same network in both.
         if initializer.distribution == "uniform":
             limit = math.sqrt(3.0) * deviation
             vector[layer.weight] = generator.uniform(-limit, limit, count)
@@ -60,7 +60,7 @@ class ParameterViews(Sequence[Array]):
     ) -> None:
         self._argument = argument
         self._views = tuple(views)
-        # Does what it is given while nobody else changes the model: see `ModelLock.change`.
+        # Runs a function while nobody else changes the model: see `ModelLock.change`.
         self._change = change
 
     def __len__(self) -> int:
@@ -76,16 +76,16 @@ class ParameterViews(Sequence[Array]):
         return self._views[index]
 
     def __setitem__(self, index: int | slice, values: Any) -> None:
-        """Copy `values` into the view of a layer, or one array each into those of a slice."""
+        """Copy `values` into the view of a layer; a slice takes an array for each layer."""
         if isinstance(index, slice):
             self.assign(values, range(len(self))[index])
             return
         view, number = self._views[index], range(len(self))[index]
-        # ``views[i] += x`` has changed the view already and assigns it to itself.
+        # ``views[i] += x`` has changed the view already, and assigns it to itself.
         self._write([] if values is view else [(view, self._check(number, values))])
 
     def assign(self, values: Any, layers: Sequence[int] | None = None) -> None:
-        """Copy one array a layer, once all of them have been checked; by default to all layers."""
+        """Check one array for each layer, then copy them all; by default to all layers."""
         places = range(len(self)) if layers is None else layers
         try:
             given = list(values)

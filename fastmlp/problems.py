@@ -1,4 +1,4 @@
-"""The problem that the arguments of a model describe, checked."""
+"""The checked problem that the arguments of a model describe."""
 
 from itertools import pairwise
 from typing import Any
@@ -49,7 +49,7 @@ def make_problem(
 
 
 def check_memory(problem: Problem) -> Problem:
-    """Return the problem, unless its parameters alone are more than the machine's memory."""
+    """Return the problem, or refuse it if its parameters alone exceed the machine's memory."""
     count = sum((inputs + 1) * outputs for inputs, outputs in pairwise(problem.sizes))
     needed = problem.members * count * np.dtype(problem.dtype).itemsize
     if needed > physical_memory():

@@ -1,7 +1,7 @@
-"""What a person sees while a fit runs: a line that is written again and again, and lines of a log.
+"""What a person sees while a fit runs: one line that is rewritten, or lines of a log.
 
-A person looks at a terminal or at a notebook. Whatever else standard error leads to is a program's,
-and stays empty unless ``progress=True`` asks for lines there.
+A person looks at a terminal or at a notebook. If standard error leads elsewhere, a program reads
+it. Nothing is written there then, unless ``progress=True`` asks for lines.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ logger = logging.getLogger("fastmlp")
 
 # A shorter fit shows nothing.
 FIT_SECONDS = 2.0
-# One that will last at least `CERTAIN_SECONDS`, by the epochs so far, need not wait as long.
+# A fit that will last at least `CERTAIN_SECONDS`, by its epochs so far, is shown sooner.
 SOON_SECONDS, CERTAIN_SECONDS = 0.7, 4.0
 REDRAW_SECONDS = 0.1
-# A notebook may keep everything that was ever written.
+# A notebook may keep everything that is written, so less is.
 NOTEBOOK_REDRAW_SECONDS = 0.5
-# Between two lines of `verbose`, and of `progress=True` where nothing can be written again.
+# Between two lines of `verbose`, and of `progress=True` where no line can be rewritten.
 LINE_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
-# The few lines that a new activation takes are compiled in less.
+# Compiling the few lines of a new activation takes less, and is not shown.
 COMPILATION_SECONDS = 0.3
-# Compilations with less between them are one: the kernels of a first fit are compiled in turn.
+# Compilations with shorter pauses count as one. The kernels of a first fit are compiled in turn.
 PAUSE_SECONDS = 3.0
 # Jupyter does not say how wide its pages are.
 NOTEBOOK_COLUMNS = 79
@@ -45,7 +45,7 @@ Fit = TypeVar("Fit", bound=Callable[..., Any])
 
 
 def shows_progress(fit: Fit) -> Fit:
-    """Have everything that happens in a method `fit` be shown as its `progress` asks."""
+    """Wrap a method `fit`, so that what happens inside is shown as its `progress` asks."""
 
     @functools.wraps(fit)
     def shown(*given: Any, **named: Any) -> Any:
@@ -59,7 +59,7 @@ def shows_progress(fit: Fit) -> Fit:
 
 
 class Line:
-    """A line of a terminal or a notebook that is written again and again.
+    """A line of a terminal or a notebook that is rewritten.
 
     Elsewhere it is a new line each time, `PLAIN_SECONDS` apart, without control characters.
 
@@ -73,17 +73,17 @@ class Line:
         self._stream, self._terminal = stream, kind == "terminal"
         self.rewrites = kind != "plain"
         self.redraw_seconds = NOTEBOOK_REDRAW_SECONDS if kind == "notebook" else REDRAW_SECONDS
-        # Whether a text stands there now.
+        # Whether a text is shown now.
         self.shown = False
         self._next = 0.0
 
     @property
     def columns(self) -> int:
-        """Characters that a text may have: one in a terminal's last column might end the line."""
+        """The most characters of a text. One in a terminal's last column might end the line."""
         if not self._terminal:
             return NOTEBOOK_COLUMNS
         try:
-            # `shutil` asks standard output, which may lead elsewhere.
+            # Not `shutil`, which asks standard output: that may lead elsewhere.
             columns = os.get_terminal_size(self._stream.fileno()).columns
         except (AttributeError, OSError, ValueError):
             columns = 0
@@ -99,7 +99,7 @@ class Line:
             self._write(f"{text}\n")
 
     def clear(self) -> None:
-        """Leave nothing of the text."""
+        """Remove the text."""
         if self.shown:
             self._write(f"\r{self._padded('')}\r")
             self.shown = False
@@ -110,25 +110,25 @@ class Line:
         self.shown = False
 
     def _padded(self, text: str) -> str:
-        # Over all columns: what stands there may be another line's. Not a terminal's own code for
-        # that, which notebooks do not know.
+        # Over all columns, since another line may have written there. Notebooks do not know a
+        # terminal's code for that.
         columns = self.columns
         return text[:columns].ljust(columns)
 
     def _write(self, text: str) -> None:
-        # Without the terminal there is nobody to show it to, and no reason to end a fit.
+        # The terminal is gone, so nobody looks. That is no reason to end a fit.
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
             self._stream.flush()
 
 
 def open_line(progress: bool | None) -> Line | None:
-    """Return a line on standard error; None where nobody looks, or nothing is to be shown.
+    """Return a line on standard error, or None if nothing shall be shown.
 
     Parameters
     ----------
     progress : bool or None
-        Always, never, or where a person looks.
+        True shows it always, False never, None where a person looks.
     """
     stream = sys.stderr
     if stream is None or not (progress is None or progress):
@@ -146,12 +146,12 @@ def _is_terminal(stream: Any) -> bool:
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError):
-        # What a program has put in its place, or a file that is closed.
+        # Standard error may be replaced by a program's own object, or closed.
         return False
 
 
 class _Compilations:
-    """When the compilations began that follow one another, and when the last of them ended."""
+    """When the first of several compilations in turn began, and when the last of them ended."""
 
     began = ended = -PAUSE_SECONDS
 
@@ -159,9 +159,9 @@ class _Compilations:
 def show_compilation(
     running: threading.Lock, compiled: str, how_often: str
 ) -> Callable[[], None] | None:
-    """Say that kernels are being compiled, once that has lasted for `COMPILATION_SECONDS`.
+    """Show that kernels are being compiled, after `COMPILATION_SECONDS`.
 
-    See `fastmlp_kernels.announcing`: `running` is held while it lasts.
+    `running` is held while the compilation lasts: see `fastmlp_kernels.announcing`.
     """
     line = open_line(_asked.get())
     if line is None:
@@ -175,9 +175,9 @@ def show_compilation(
     try:
         thread.start()
     except RuntimeError:
-        # The system has no more threads: the kernels are needed more than a word about them.
+        # The system has no more threads. Kernels matter more than a word about them.
         return None
-    # It takes as long as to write a line, but a terminal may be stopped by Ctrl-S.
+    # Normally as long as writing a line takes. But Ctrl-S may have stopped the terminal.
     return lambda: thread.join(PAUSE_SECONDS)
 
 
@@ -193,12 +193,12 @@ def _follow(line: Line, running: threading.Lock, texts: tuple[str, ...], began: 
 
 
 def _longest(texts: list[str], columns: int) -> str:
-    """Return the first text that fits; longer ones come first."""
+    """Return the first text that fits. Longer texts come first."""
     return next((text for text in texts if len(text) <= columns), texts[-1])
 
 
-# What is shown of a fit, from the most to the least: how wide the bar is, how many phrases of the
-# history, whether the batch and the time so far. The first that fits the line is taken.
+# What is shown of a fit, from the most to the least: the width of the bar, the number of phrases of
+# the history, and whether the batch and the time so far are shown. The first that fits is taken.
 LAYOUTS = (
     (40, 3, True, True),
     (20, 3, True, True),
@@ -219,13 +219,13 @@ class Report:
     Parameters
     ----------
     epochs, batches : int
-        Of the fit, and of each epoch.
+        Epochs of the fit, and batches of each epoch.
     history : History or EnsembleHistory
-        Of the fit: its last epoch is what is shown.
+        The fit's history. Its last epoch is shown.
     progress : bool or None
-        Always, never, or where a person looks and the fit is not a short one.
+        True shows it always, False never, None where a person looks and the fit is not short.
     verbose : int
-        With 1, a line about every `LINE_SECONDS`.
+        With 1, a line is logged about every `LINE_SECONDS`.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Report:
         self._epochs, self._batches, self._history = epochs, batches, history
         self._verbose, self._asked_for = verbose, bool(progress)
         self._line = open_line(progress)
-        # Finished ones of the epoch that is running; None between two epochs.
+        # Finished batches of the epoch that is running; None between two epochs.
         self._batch: int | None = None
         self._started = now = time.monotonic()
         self._next_line = now + LINE_SECONDS
@@ -260,7 +260,7 @@ class Report:
         self._draw(now)
 
     def _say(self, line: str) -> None:
-        """Log a line; print it where nobody has set up logging, for it was asked for."""
+        """Log a line that was asked for. Print it where logging is not set up."""
         if self._line is not None and self._line.shown:
             self._line.clear()
             self._next_drawing = 0.0
@@ -279,7 +279,7 @@ class Report:
         self._next_drawing = now + line.redraw_seconds
 
     def _is_long(self, elapsed: float) -> bool:
-        """Return whether the whole fit will be long, by what is done of it."""
+        """Return whether the whole fit will be long, judged by the part that is done."""
         return 0.0 < CERTAIN_SECONDS * self._fraction() <= elapsed
 
     def _fraction(self) -> float:
@@ -287,7 +287,7 @@ class Report:
         return (len(self._history) + (self._batch or 0) / self._batches) / self._epochs
 
     def _text(self, line: Line, elapsed: float, ended: bool = False) -> str:
-        """Return the state of the fit: as much of it as the line can hold."""
+        """Return as much of the state of the fit as the line can hold."""
         done, fraction = len(self._history), self._fraction()
         phrases = self._history.phrases(digits=4) if done else []
         running = self._batch is not None
@@ -304,7 +304,7 @@ class Report:
         return _longest([*texts, head], line.columns)
 
     def close(self) -> None:
-        """Leave the terminal in order: the last state of a long fit stays, of a short one nothing.
+        """Leave the terminal in order: only of a long fit the last state stays.
 
         Also called in the middle of an epoch, after an interrupt.
         """
@@ -318,7 +318,7 @@ class Report:
 
 
 def _clock(seconds: float) -> str:
-    """Return a time as minutes and seconds, and hours where there are any."""
+    """Return a time as minutes and seconds, with hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,6 +1,6 @@
-"""What to write instead: the endings of the messages about arrays that are not as wanted.
+"""What to write instead: the endings of messages about arrays that are refused.
 
-A remedy is looked for after something has been refused, so it may take its time. Each is the text
+A remedy is looked for after the refusal, so it may take its time. Each function returns the text
 that follows a message, with its semicolon, or nothing. `name` is what the message calls the array.
 """
 
@@ -16,7 +16,7 @@ from fastmlp_kernels.algebra import Loss
 
 Array = NDArray[Any]
 
-# Elements of an array of objects that are looked at.
+# At most so many elements of an array of objects are looked at.
 LOOKED_AT = 10_000
 
 
@@ -33,7 +33,7 @@ def of_lengths(value: Any) -> str:
 
 
 def of_kind(value: Any, array: Array, name: str) -> str:
-    """Say how to make real numbers of what is none."""
+    """Say how to make real numbers of values that are none."""
     if hasattr(value, "toarray"):
         return f"; a sparse matrix is made dense by {name}.toarray()"
     kind = array.dtype.kind
@@ -74,7 +74,7 @@ def _of_objects(array: Array, name: str) -> str:
 
 
 def of_matrix(shape: tuple[int, ...], columns: int, rows: int | None, name: str) -> str:
-    """Say how to reshape what is not (rows, columns)."""
+    """Say how to reshape an array that is not (rows, columns)."""
     size = math.prod(shape)
     if len(shape) == 1:
         if size == columns and rows in (None, 1):
@@ -135,7 +135,7 @@ def _one_hot(array: Array) -> bool:
 
 
 def of_labels(labels: Array, classes: int, name: str) -> str:
-    """Say what labels that are not 0 to classes - 1 may have been meant as."""
+    """Say what was probably meant by labels that are not 0 to classes - 1."""
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         return of_missing(labels, labels, name)
     found = np.unique(labels)
@@ -151,7 +151,7 @@ def of_labels(labels: Array, classes: int, name: str) -> str:
 
 
 def of_domain(targets: Array, loss: Loss, name: str) -> str:
-    """Say what targets outside a loss's domain may have been meant as."""
+    """Say what was probably meant by targets outside a loss's domain."""
     if loss.target_domain.high != 1:
         return ""
     found = np.unique(targets)
@@ -165,7 +165,7 @@ def of_domain(targets: Array, loss: Loss, name: str) -> str:
 
 
 def of_missing(value: Any, array: Array, name: str) -> str:
-    """Say where values are missing, and how to fill them; of inputs, also their columns' names."""
+    """Say where values are missing and how to fill them; for inputs, also in which columns."""
     missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
     if not missing.any():
         return ""

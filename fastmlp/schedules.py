@@ -1,8 +1,8 @@
-"""Learning rates that depend on the step: any function of the step's number, and four of them.
+"""Learning rates that depend on the step: any function of the step, and four ready ones.
 
-An optimizer's `learning_rate` may be a callable ``step -> rate``, with steps counted from 0 as
-optax counts them. Those here also take an array of steps. It is called while the model's lock is
-held, so it must not wait for a thread that uses the model.
+An optimizer's `learning_rate` may be a callable ``step -> rate``. Steps are counted from 0, as
+optax counts them. The schedules here also take an array of steps. A schedule is called while the
+model's lock is held, so it must not wait for a thread that uses the model.
 """
 
 from collections.abc import Callable
@@ -86,9 +86,9 @@ class CosineDecay(Schedule):
 @known_keywords
 @dataclass(frozen=True)
 class LinearWarmup(Schedule):
-    """In a straight line from 0 over `steps` steps, then another schedule from its own step 0.
+    """A straight line from 0 over `steps` steps, and then another schedule.
 
-    `then` may also be a number, the rate of all later steps.
+    `then` is that schedule, which starts at its own step 0, or the rate of all later steps.
     """
 
     steps: float
@@ -113,22 +113,22 @@ def rates_of(rate: Any, steps: Any, argument: str) -> NDArray[np.float64]:
     Parameters
     ----------
     rate : float or callable
-        A `Schedule` is asked for all steps at once, any other callable for one after another.
+        A `Schedule` gets all steps in one call. Any other callable gets one step after another.
     steps : int or ndarray
         Whole numbers.
     argument : str
-        What the rate was given as.
+        The name of the argument that the rate was given as.
 
     Returns
     -------
     ndarray
-        float64, of the shape of `steps`; not checked to be finite.
+        float64, of the shape of `steps`. Whether it is finite is not checked.
 
     Raises
     ------
     DTypeError, ShapeError
-        If a schedule returns no numbers, or not one a step. What a schedule itself raises comes
-        through, with a note of the step.
+        If a schedule returns no numbers, or not one for each step. An error that a schedule
+        raises is passed on, with a note of the step.
     """
     asked = np.asarray(steps)
     if not callable(rate):

@@ -1,15 +1,14 @@
-"""What other libraries call the things of our tables, and answers to names that we do not have.
+"""Names of other libraries for the rows of our tables, and answers to names that we do not have.
 
-A name is a *synonym* where it means exactly one row of ours: it is accepted, and what is stored is
-the row's own name. Where the numbers would differ, or where the thing belongs elsewhere, there is
-an *answer*: the hint of the error. Names are compared without case and punctuation, so that
-``"LeakyReLU"`` is ``leaky_relu``.
+A *synonym* means exactly one row of ours. It is accepted, and the row's own name is stored. An
+*answer* is the hint of an error, for a name whose numbers would differ or that belongs elsewhere.
+Names are compared without case and punctuation, so ``"LeakyReLU"`` is ``leaky_relu``.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 
-# By kind: the kind of a table of the algebra, or the name of an argument. Of the names, only
-# letters and digits count.
+# The key is the kind of a table of the algebra, or the name of an argument. Only letters and digits
+# of a name count.
 SYNONYMS: Mapping[str, Mapping[str, str]] = {
     "activation": {
         "linear": "identity",
@@ -189,7 +188,7 @@ _SCORE_IS_THERE = (
     "evaluate(X, y, metric=...) gives another one"
 )
 
-# Keywords of other libraries: the keyword of ours, or those of ours where it depends on the call.
+# Keywords of other libraries, with our keyword, or with several where it depends on the call.
 KEYWORDS: Mapping[str, str] = {
     "nepochs": "epochs",
     "numepochs": "epochs",
@@ -265,7 +264,7 @@ KEYWORD_ANSWERS: Mapping[str, str] = {
     "mode": "a loss is watched for its minimum and a score for its maximum by themselves",
 }
 
-# Where the keywords of ours belong, for one that is given in another place.
+# The call that each of our keywords belongs to, for one that is given to another call.
 _OF_A_MODEL = ("sizes", "activations", "loss", "seed", "dtype", "reduction", "precision")
 _OF_A_FIT = (
     *("epochs", "batch_size", "optimizer", "validation_data", "shuffle", "sample_weight"),
@@ -285,7 +284,7 @@ def normal(name: object) -> str:
 
 
 def resolve(kind: str, name: str, known: Iterable[str]) -> str | None:
-    """Return the one of the known names that `name` means, or None."""
+    """Return the known name that `name` means, or None."""
     wanted = normal(name)
     by_normal = {normal(each): each for each in known}
     found = by_normal.get(wanted) or SYNONYMS.get(kind, {}).get(wanted)
@@ -293,7 +292,7 @@ def resolve(kind: str, name: str, known: Iterable[str]) -> str | None:
 
 
 def keyword_hint(got: str, known: Collection[str]) -> str | None:
-    """Return what to say of an unknown keyword that other libraries have, or None."""
+    """Return the hint about an unknown keyword that other libraries have, or None."""
     wanted = normal(got)
     meant = {normal(each): each for each in known}.get(wanted) or KEYWORDS.get(wanted, got)
     for ours in meant.split():
@@ -307,5 +306,5 @@ def keyword_hint(got: str, known: Collection[str]) -> str | None:
 
 
 def answer(kind: str, name: object) -> str | None:
-    """Return what to say of a name that means nothing here, or None."""
+    """Return the hint about a name that means nothing here, or None."""
     return ANSWERS.get(kind, {}).get(normal(name))

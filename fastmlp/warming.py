@@ -1,4 +1,4 @@
-"""Compiling ahead: every kernel that a fit, a step or a prediction may need, on tiny problems."""
+"""Compile ahead every kernel that a fit, a step or a prediction may need, on tiny problems."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ from fastmlp_kernels.registry import KERNELS
 
 logger = logging.getLogger("fastmlp")
 
-# A network narrower than a vector and one that is wider than a tile: they may run other code.
+# One network narrower than a vector, and one wider than a tile. They may run different code.
 NARROW, WIDE = 3, 80
 ROWS, BATCH_SIZE = 5, 2
 
@@ -62,11 +62,11 @@ def _warm(kernel: Kernel, dtype: str, machine: Machine) -> None:
     for problem in problems(dtype):
         if kernel.supports(problem, machine) is not None:
             continue
-        # Alone and in a team: the second thread may run code that the first one does not.
+        # Alone and in a team, because the second thread may run code that the first does not.
         for threads in range(1, min(machine.cores, 2) + 1):
             alike = sharing(machine, threads)
             exercise(kernel.build(problem, alike), problem)
-    # Networks side by side call what one network does, from code of their own.
+    # Networks side by side have code of their own around the same functions.
     several = replace(next(problems(dtype)), members=2)
     if kernel.supports(several, machine) is None:
         kernel.build(several, machine)
@@ -101,7 +101,7 @@ def problems(dtype: str) -> Iterator[Problem]:
 
 
 def _outputs_by_rule() -> list[tuple[str, str, bool]]:
-    """Return, for each loss rule, a loss, an output activation and a kind of target for it."""
+    """Return a loss, an output activation and a kind of target for each loss rule."""
     found: dict[str, tuple[str, str, bool]] = {}
     for loss in LOSSES:
         for activation in ACTIVATIONS:
@@ -122,12 +122,12 @@ def exercise(program: Program, problem: Problem) -> None:
     parameters = array(problem.parameter_count, value=0.1)
     gradient, state = array(problem.parameter_count), array(problem.slots, problem.parameter_count)
     X = array(problem.rows, problem.sizes[0], value=0.5)
-    # In the domain of every loss: class 0, or two classes that are as likely.
+    # In the domain of every loss: class 0, or two equally likely classes.
     y = array(problem.rows, columns, value=0.0 if problem.labels else 1 / columns)
     order = np.arange(problem.rows, dtype=np.int64)
     hyper = np.full((problem.batches, HYPER_WIDTH), 1e-3, dtype=dtype)
     losses = np.zeros(problem.batches, dtype=dtype)
-    # Without weights and a penalty, then with both.
+    # First without weights and penalty, then with both.
     factors, squares = np.full(problem.rows, 1e-3, dtype=dtype), np.zeros(problem.batches)
     for given in ((None, None), (factors, squares)):
         program.prepare(parameters, state, X, y, *(each is not None for each in given))

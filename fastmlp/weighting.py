@@ -1,4 +1,4 @@
-"""Weights of rows: given one by one or by class, and as the factors that kernels multiply by."""
+"""Weights of rows: as users give them, by row or by class, and as the factors of kernels."""
 
 from collections.abc import Mapping
 from numbers import Real
@@ -19,7 +19,7 @@ SMALLEST_TOTAL = float(np.finfo(np.float64).tiny)
 
 
 def check_weights(sample_weight: Any, class_weight: Any, data: Data) -> Weights | None:
-    """Return one weight a row: the product of both kinds; None where none is given."""
+    """Return one weight for each row, the product of both kinds; None if neither is given."""
     by_row = check_sample_weight(sample_weight, len(data.X))
     if class_weight is None:
         weights = by_row
@@ -34,7 +34,7 @@ def check_weights(sample_weight: Any, class_weight: Any, data: Data) -> Weights 
 
 
 def check_sample_weight(value: Any, rows: int) -> Weights | None:
-    """Return float64[rows], finite and none below zero; None stands for no weights."""
+    """Return float64[rows], finite and not negative; None means no weights."""
     if value is None:
         return None
     weights = host_array(value, "sample_weight").astype(np.float64)
@@ -51,10 +51,10 @@ def check_sample_weight(value: Any, rows: int) -> Weights | None:
 
 
 def _check_sum(weights: Weights, argument: str) -> None:
-    """Refuse weights whose sum would overflow: with it, losses and their mean would be no number.
+    """Refuse weights whose sum would overflow, since losses and their mean would then be NaN.
 
-    The bound is float32's for every dtype. Losses times weights, in float64, are then far from an
-    overflow of their own.
+    The bound is float32's for every dtype. So losses times weights, in float64, cannot overflow
+    themselves.
     """
     with np.errstate(over="ignore"):
         total = float(weights.sum())
@@ -68,8 +68,8 @@ def _check_sum(weights: Weights, argument: str) -> None:
 def class_weights(class_weight: Any, data: Data) -> Weights:
     """Return the weight of each row's class.
 
-    `class_weight` maps each class of the rows to its weight, or is "balanced": rows over classes
-    times the rows of the class, so that every class has the same weight in total.
+    `class_weight` maps each class of the rows to its weight, or is "balanced". The weight of a
+    class is then ``rows / (classes * rows of the class)``: every class has the same total weight.
     """
     y = host_copy(data.y)
     if y.shape[1] != 1 or not (data.labels or np.isin(y, (0, 1)).all()):
@@ -109,7 +109,7 @@ def class_weights(class_weight: Any, data: Data) -> Weights:
 
 
 def row_factors(problem: Problem, weights: Weights, starts: NDArray[np.int64]) -> tuple[Any, Any]:
-    """Return what multiplies each row's loss, and each batch's factor of a term beside the rows.
+    """Return the factor of each row's loss, and each batch's factor of a term beside the rows.
 
     Parameters
     ----------
@@ -122,9 +122,9 @@ def row_factors(problem: Problem, weights: Weights, starts: NDArray[np.int64]) -
     Returns
     -------
     factors : ndarray
-        dtype[rows]. Means are weighted means: the factors of a batch sum to 1 (over outputs too
-        where the mean is over elements). A batch whose weights are all zero, or sum to less than
-        the smallest normal number, has zeros.
+        dtype[rows]. Means are weighted means, so the factors of a batch sum to 1. Where the mean
+        is over elements, they do so over the outputs too. The factors are zero in a batch whose
+        weights sum to less than the smallest normal number.
     of_batch : ndarray
         float64[batches]: one over the batch's weights, or 1 under "sum".
     """

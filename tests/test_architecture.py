@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "kernels" / "fastmlp_kernels"
 LONGEST_FUNCTION = 80
 LONGEST_FILE = 400
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+# A heading and ten lines.
+MOST_DECISION_LINES = 11
 
 
 def sources(*folders):
@@ -79,6 +82,40 @@ def test_every_layer_exists():
             assert (base / f"{module}.py").exists() or (base / module / "__init__.py").exists(), (
                 name
             )
+
+
+def trips():
+    """Return the title, the stations (file, function) and the line of each documented trip."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    section = text.split("\n## Three trips\n")[1].split("\n## ")[0]
+    found = []
+    for trip in section.split("\n### ")[1:]:
+        stations = re.findall(r"^\d+\. `([\w/]+\.py)`, `([\w.]+)`: ", trip, re.MULTILINE)
+        assert len(stations) == len(re.findall(r"^\d+\. ", trip, re.MULTILINE)), trip
+        (line,) = re.findall(r"^```py\n(.*?)\n```", trip, re.DOTALL | re.MULTILINE)
+        found.append((trip.splitlines()[0], stations, line))
+    return found
+
+
+def source_of(file, name):
+    """Return the source of a function, or of a class's method, of a file of the repository."""
+    text = (ROOT / file).read_text()
+    nodes = ast.parse(text).body
+    for part in name.split("."):
+        (node,) = [each for each in nodes if getattr(each, "name", None) == part]
+        nodes = getattr(node, "body", [])
+    return ast.get_source_segment(text, node)
+
+
+def test_there_are_three_trips():
+    assert len(trips()) == 3
+
+
+@pytest.mark.parametrize(("title", "stations", "line"), trips(), ids=[trip[0] for trip in trips()])
+def test_a_documented_trip_leads_to_its_line(title, stations, line):
+    sources_on_the_way = [source_of(*station) for station in stations]
+    assert len(sources_on_the_way) >= 3
+    assert line in sources_on_the_way[-1], title
 
 
 def test_arrows_point_down():
@@ -262,6 +299,15 @@ def test_public_things_have_docstrings():
             kinds = (ast.FunctionDef, ast.ClassDef)
             if isinstance(node, kinds) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
+def test_a_decision_is_ten_short_lines(path):
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    assert len(lines) <= MOST_DECISION_LINES and max(map(len, lines)) <= 120
+    assert lines[0].startswith(f"# {path.stem[:4]}: ")
+    starts = [line.split(".**")[0] for line in lines if line.startswith("**")]
+    assert starts[:3] == ["**Context", "**Choice", "**Why"]
 
 
 def test_no_abbreviated_or_vague_module_names():

@@ -103,6 +103,8 @@ def test_what_was_measured_before_the_end_is_kept(monkeypatch, tmp_path, capsys)
     assert kept["unfinished"] == ["training 16-64-1"]
     printed = capsys.readouterr().out
     assert "- Not measured, or not in all of their turns: training 16-64-1" in printed
+    # Half a run is no result to compare others with.
+    assert not (tmp_path / "results.csv").exists()
 
 
 def test_a_part_that_dies_is_no_end(monkeypatch, tmp_path):
@@ -112,6 +114,7 @@ def test_a_part_that_dies_is_no_end(monkeypatch, tmp_path):
     assert status == 1
     assert [item["extra_info"]["provider"] for item in kept["benchmarks"]] == ["training 16-64-1"]
     assert kept["unfinished"] == ["training 2-20-5"]
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8").count("\n") == 2
 
 
 def test_nothing_measured_is_said(monkeypatch, tmp_path, capsys):

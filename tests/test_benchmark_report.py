@@ -1,12 +1,14 @@
 """The figures of the benchmarks' report are what they say."""
 
 import copy
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import plot, report, results_csv
 from tests.benchmark_records import benchmark
 
 
@@ -218,6 +220,57 @@ def test_command_writes_tables_and_plot(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (tmp_path / "out" / "one.md").read_text(encoding="utf-8") in printed
     assert (tmp_path / "out" / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_has_every_peer_at_its_best():
+    on_cpu, on_cuda = report.comparisons(document())
+    ratios = {name: ratio.median for name, ratio in plot.peers(on_cpu).items()}
+    assert ratios == pytest.approx({"PyTorch": 4.0, "JAX": 8.0})
+    assert plot.peers(on_cuda).keys() == {"PyTorch"}
+
+
+def rows_of(folder):
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_record_becomes_a_row_a_setting_once(tmp_path):
+    for stem in ("second", "first", "second"):
+        results_csv.add(document(), stem, tmp_path)
+    rows = rows_of(tmp_path)
+    assert [row["record"] for row in rows] == ["first"] * 7 + ["second"] * 7
+    row = rows[0]
+    assert tuple(row) == results_csv.COLUMNS
+    assert (row["case"], row["provider"], row["threads"]) == ("16-64-1", "fastmlp", "1")
+    seconds = on_cpu_seconds()
+    for name, value in (
+        ("median", seconds.median),
+        ("lower_quartile", seconds.low),
+        ("upper_quartile", seconds.high),
+    ):
+        assert float(row[f"{name}_seconds"]) == pytest.approx(value, rel=1e-3)
+    assert row["machine"] == "unknown processor, 2 processors"
+    assert (row["date"], row["commit"]) == ("2026-01-02", "0123456789ab+")
+
+
+def on_cpu_seconds():
+    return report.comparisons(document())[0].best("ours").seconds
+
+
+def test_the_command_for_rows_reads_records(tmp_path, capsys):
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps(document()))
+    assert results_csv.main([str(file)]) == 0
+    assert {row["record"] for row in rows_of(tmp_path)} == {"one"}
+    file.write_text("no JSON")
+    assert results_csv.main([str(file)]) == 2
+    assert str(file) in capsys.readouterr().err
+
+
+def test_the_kept_results_have_the_rows_of_every_kept_report():
+    folder = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+    reports = {path.stem for path in folder.glob("benchmark-*.md")}
+    assert reports and reports <= {row["record"] for row in rows_of(folder)}
 
 
 def test_command_says_which_file_it_cannot_read(tmp_path, capsys):

@@ -460,7 +460,7 @@ def test_the_kernels_of_the_command_compile():
     from numba import types
 
     from benchmarks.cuda_compilation import compile_ptx
-    from benchmarks.gpu import ceiling_kernels, instruction_kernels, instructions
+    from benchmarks.gpu import ceiling_kernels, ceilings, instruction_kernels, instructions
 
     def arrays(*names):
         return tuple(types.Array(getattr(types, name), 1, "C") for name in names)
@@ -481,7 +481,7 @@ def test_the_kernels_of_the_command_compile():
     for name in ("tf32", "bfloat16"):
         kernel = instruction_kernels.peak_kernel(name).py_func
         ptx = compile_ptx(kernel, (count, *arrays(real)), (9, 0))
-        assert ptx.count("mma.sync") >= instructions.ACCUMULATORS
+        assert ptx.count("mma.sync") >= ceilings.ACCUMULATORS
     whole = (count, *arrays("int64"))
     assert "bar" in compile_ptx(ceiling_kernels.meet_block, whole, (9, 0))
     assert "cudaCGSynchronize" in compile_ptx(ceiling_kernels.meet_grid, whole, (9, 0))

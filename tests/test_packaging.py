@@ -1,12 +1,17 @@
-"""The wheel: built, unpacked elsewhere, and used with nothing else of the repository in reach."""
+"""What is shipped: the wheel, used with nothing else of the repository in reach, and the sdist."""
 
+import posixpath
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+# Fenced or between backticks.
+CODE = r"```.*?```|`[^`]*`"
 ROOT = Path(__file__).resolve().parents[1]
 
 USE = """
@@ -27,20 +32,58 @@ print("trained")
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def build(target, folder):
+    """Build a wheel or an sdist with hatchling; return its path."""
     pytest.importorskip("hatchling", reason="hatchling, the build backend, is not installed")
-    folder = tmp_path_factory.mktemp("wheel")
     built = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert built.returncode == 0, built.stderr
-    (path,) = folder.glob("*.whl")
+    (path,) = folder.iterdir()
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """Return the text of every file of the sdist that is one, and None for the others."""
+    found = {}
+    with tarfile.open(build("sdist", tmp_path_factory.mktemp("sdist"))) as archive:
+        for member in archive.getmembers():
+            name = member.name.partition("/")[2]
+            text = name.endswith((".md", ".py"))
+            found[name] = archive.extractfile(member).read().decode() if text else None
+    return found
+
+
+def test_the_sdist_holds_what_its_own_commands_need(shipped):
+    for folder in ("fastmlp", "kernels", "benchmarks", "tests"):
+        expected = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
+        assert expected and expected <= shipped.keys(), folder
+    assert {"dev.py", "LICENSE", "tests/messages.txt"} <= shipped.keys()
+    assert not [name for name in shipped if name.endswith((".pyc", ".nbi", ".nbc", ".json"))]
+
+
+def test_every_link_of_a_shipped_page_leads_to_a_shipped_file(shipped):
+    pages = {name: text for name, text in shipped.items() if name.endswith(".md")}
+    links = [
+        (page, posixpath.normpath(posixpath.join(posixpath.dirname(page), target)))
+        for page, text in pages.items()
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", re.sub(CODE, "", text, flags=re.DOTALL))
+        if "://" not in target
+    ]
+    assert len(links) > 10
+    for page, target in links:
+        inside = any(name == target or name.startswith(f"{target}/") for name in shipped)
+        assert inside, f"{page} links to {target}"
 
 
 def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel):
@@ -55,7 +98,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel):
         str(path.relative_to(ROOT / "kernels"))
         for path in (ROOT / "kernels" / "fastmlp_kernels").rglob("*.py")
     }
-    assert expected <= set(names) and "fastmlp/py.typed" in names
+    assert expected | {"fastmlp/py.typed", "fastmlp_kernels/py.typed"} <= set(names)
 
 
 def test_the_wheel_states_its_dependencies(wheel):

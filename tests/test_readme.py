@@ -10,11 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_snippets(page, tmp_path):
-    """Run the snippets of a page of the repository; return what they printed."""
+# What a newcomer reads in two minutes.
+LONGEST_README = 120
+
+
+def run_snippets(page, count, tmp_path):
+    """Run the snippets of a page, so many of them at least; return what they printed."""
     text = (ROOT / page).read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(snippets) >= 5
+    assert len(snippets) >= count
     environment_path = f"{ROOT}:{ROOT / 'kernels'}"
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", "\n".join(snippets)],
@@ -27,8 +31,18 @@ def run_snippets(page, tmp_path):
     return result
 
 
-def test_snippets_run_as_pasted(tmp_path):
-    printed = run_snippets("README.md", tmp_path).stdout
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST_README
+
+
+def test_the_readme_runs_as_pasted(tmp_path):
+    pytest.importorskip("fastmlp.sklearn", reason="scikit-learn is not installed")
+    printed = run_snippets("README.md", 2, tmp_path).stdout
+    assert "MLPClassifier(random_state=0)" in printed
+
+
+def test_the_guide_runs_as_pasted(tmp_path):
+    printed = run_snippets("docs/guide.md", 9, tmp_path).stdout
     # The two deliberate mistakes say what was wrong with what.
     assert "binary_cross_entropy is defined for predictions in [0, 1]" in printed
     assert re.search(r"X: got .*5.*wanted .*8", printed)
@@ -37,7 +51,7 @@ def test_snippets_run_as_pasted(tmp_path):
 
 def test_the_guide_to_scikit_learn_runs_as_pasted(tmp_path):
     pytest.importorskip("fastmlp.sklearn", reason="scikit-learn is not installed")
-    result = run_snippets("docs/scikit-learn.md", tmp_path)
+    result = run_snippets("docs/scikit-learn.md", 5, tmp_path)
     # What falls back says so; what was patched is fastmlp's; what left is scikit-learn's.
     assert "scikit-learn's own code runs: the solver is 'lbfgs'" in result.stderr
     assert "fastmlp.sklearn.estimators" in result.stdout

@@ -18,6 +18,8 @@ NODES = 1000
 MEETINGS = 20000
 GRID_MEETINGS = 2000
 PRODUCT = 4096
+LOOPS = 20000
+ACCUMULATORS = 8
 MEBIBYTE = 2**20
 
 
@@ -235,7 +237,24 @@ def graph_node() -> dict[str, float]:
 
 
 def tensor_core_loop() -> dict[str, float]:
-    """Return operations a second of mma.sync on registers alone: the ceiling of our own tiles."""
-    from benchmarks.gpu import instructions
+    """Return operations a second of mma.sync on registers alone, by precision.
 
-    return instructions.peak()
+    All multiprocessors compute. It is the ceiling of our own tiles.
+    """
+    from numba import cuda
+
+    from benchmarks.gpu.instruction_kernels import peak_kernel
+    from benchmarks.gpu.instructions import LANES, need_tensor_cores
+
+    need_tensor_cores(simulated=False)
+    blocks, threads = 4 * cuda.get_current_device().MULTIPROCESSOR_COUNT, 256
+    out = cuda.to_device(np.zeros(blocks * threads, np.float32))
+    found = {}
+    for name, depth in (("tf32", 8), ("bfloat16", 16)):
+        kernel = peak_kernel(name)
+        seconds = median_of(
+            3, lambda kernel=kernel: timed_on_device(lambda: kernel[blocks, threads](LOOPS, out))
+        )
+        products = blocks * threads / LANES * LOOPS * ACCUMULATORS
+        found[name] = products * 2.0 * 16 * 8 * depth / seconds
+    return found

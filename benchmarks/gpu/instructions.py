@@ -17,8 +17,6 @@ from benchmarks.gpu.steps import Context, Skipped
 LANES = 32
 TENSOR_CORES = (8, 0)
 SPECIAL = (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, 3.3895e38, 1.00390625, 1.01171875)
-LOOPS = 20000
-ACCUMULATORS = 8
 
 
 class Wrong(Exception):
@@ -107,7 +105,7 @@ def product(precision: str, depth: int) -> dict[str, float]:
     """Check D = A B + C of fragments, against float64 products of the rounded operands."""
     from fastmlp_kernels.compile import simulated
 
-    _needs_tensor_cores(simulated())
+    need_tensor_cores(simulated())
     generator = np.random.default_rng(depth)
     A, B, C = (
         generator.standard_normal(shape).astype(np.float32)
@@ -130,7 +128,8 @@ def product(precision: str, depth: int) -> dict[str, float]:
     return {"largest_error": float(error.max()), "accepted": float(bound.max())}
 
 
-def _needs_tensor_cores(simulated: bool) -> None:
+def need_tensor_cores(simulated: bool) -> None:
+    """Skip a check on a GPU without tensor cores; the simulator emulates them."""
     if simulated:
         return
     from numba import cuda
@@ -163,7 +162,7 @@ def loads_of_matrices() -> dict[str, Any]:
 
 def asynchronous_copies() -> dict[str, Any]:
     """Check that what cp.async has brought is there for other lanes after wait and barrier."""
-    _needs_tensor_cores(_simulated())
+    need_tensor_cores(_simulated())
     source = np.random.default_rng(2).integers(0, 2**16, 8 * LANES).astype(np.uint16)
     out = np.zeros_like(source)
     launch("copy_async_16", source, out)
@@ -179,7 +178,7 @@ def _simulated() -> bool:
 
 def conversions(count: int = 256) -> dict[str, Any]:
     """Check the roundings, on numbers that are special as well."""
-    _needs_tensor_cores(_simulated())
+    need_tensor_cores(_simulated())
     values = numbers(count, 3)
     half, single = np.zeros(count, np.uint16), np.zeros(count, np.float32)
     pairs, rounded = np.zeros(count, np.uint32), np.zeros(count, np.float32)
@@ -218,24 +217,3 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "conversions": conversions,
     "load4_store4": four_at_once,
 }
-
-
-def peak() -> dict[str, float]:
-    """Return operations a second of mma.sync on registers, by precision, all multiprocessors."""
-    from numba import cuda
-
-    from benchmarks.gpu.ceilings import median_of, timed_on_device
-    from benchmarks.gpu.instruction_kernels import peak_kernel
-
-    _needs_tensor_cores(simulated=False)
-    blocks, threads = 4 * cuda.get_current_device().MULTIPROCESSOR_COUNT, 256
-    out = cuda.to_device(np.zeros(blocks * threads, np.float32))
-    found = {}
-    for name, depth in (("tf32", 8), ("bfloat16", 16)):
-        kernel = peak_kernel(name)
-        seconds = median_of(
-            3, lambda kernel=kernel: timed_on_device(lambda: kernel[blocks, threads](LOOPS, out))
-        )
-        products = blocks * threads / LANES * LOOPS * ACCUMULATORS
-        found[name] = products * 2.0 * 16 * 8 * depth / seconds
-    return found

@@ -1,9 +1,9 @@
 """scikit-learn's multilayer perceptrons on fastmlp's kernels.
 
-`MLPClassifier` and `MLPRegressor` take scikit-learn's parameters and keep its attributes. They
-are imported from here, or put in the place of scikit-learn's by `patch`; ``python -m
-fastmlp.accel script.py`` runs a program patched. Whatever is not accelerated runs on
-scikit-learn's own code, and the logger "fastmlp" says why, once a reason.
+`MLPClassifier` and `MLPRegressor` take scikit-learn's parameters and keep its attributes. Import
+them from here, or let `patch` put them in the place of scikit-learn's. ``python -m fastmlp.accel
+script.py`` runs a program with the patch. Whatever is not accelerated runs on scikit-learn's own
+code. The logger "fastmlp" says why, once for each reason.
 """
 
 import importlib

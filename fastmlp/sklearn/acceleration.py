@@ -1,4 +1,4 @@
-"""What of an estimator the kernels can run, where, and one line in the log for what they cannot."""
+"""Which estimators the kernels can run, and a line in the log for those that they cannot."""
 
 import logging
 from typing import Any
@@ -29,7 +29,7 @@ OUTPUTS = {
     "logistic": ("binary_cross_entropy", "sigmoid"),
     "exp": ("poisson", "exp"),
 }
-# The loss that each of them is the output activation of.
+# The loss that belongs to each output activation.
 LOSS_BEFORE = {
     "identity": "squared_error",
     "softmax": "log_loss",
@@ -37,7 +37,7 @@ LOSS_BEFORE = {
     "exp": "poisson",
 }
 COMPUTED = tuple(map(np.dtype, DTYPES))
-# The parts of scikit-learn's step: a subclass that changes one wants it to be used.
+# The parts of scikit-learn's step. A subclass that overrides one wants it to be called.
 STEP_HOOKS = ("_backprop", "_forward_pass", "_compute_loss_grad")
 
 _said: set[str] = set()
@@ -68,7 +68,7 @@ def _name_of(argument: str, name: Any) -> str:
 
 
 def scikit_learn_activation(names: tuple[str, ...]) -> str | None:
-    """Return scikit-learn's name for hidden layers that are all alike, or None if it has none."""
+    """Return scikit-learn's name for the activation of all hidden layers, or None."""
     for own, ours in NAME_OF.items():
         if all(name == ours for name in names):
             return own
@@ -110,19 +110,20 @@ def training_refusal(training: Training) -> str | None:
 
 
 def optimizer_refusal(optimizer: Any, X: Any) -> str | None:
-    """Return what no kernel takes of an optimizer, or None.
+    """Return what no kernel can run of an optimizer, or None.
 
-    Of the object, and not of the estimator's parameters: `partial_fit` keeps it when those change.
+    The object counts, and not the estimator's parameters: `partial_fit` keeps the object when the
+    parameters change.
     """
     if isinstance(optimizer, KernelOptimizer):
         return None
     if getattr(optimizer, "momentum", 0) == 1:
         return "the momentum is 1"
-    # A rate that is scaled down becomes 0 in the end.
+    # An adaptive rate that is scaled down becomes 0 in the end.
     if not 0 < optimizer.learning_rate < np.inf:
         return "the learning rate is 0 or not a finite number"
     states = [each for name in state_names(optimizer) for each in getattr(optimizer, name)]
-    # scikit-learn's own steps make some of it float64 where only the rows' weights are.
+    # With float64 weights of rows, scikit-learn's own steps make some of the state float64.
     if any(each.dtype != X.dtype for each in states):
         return f"the optimizer's state is not of the dtype of X, {X.dtype}"
     return None
@@ -138,7 +139,7 @@ def prediction_refusal(
         return f"the output activation is {estimator.out_activation_!r}"
     if not are_arrays(coefs) or not are_arrays(intercepts):
         return "coefs_ and intercepts_ are not all arrays"
-    # Not by name: a dtype takes 2 us to say its own, a fifth of a prediction of one row.
+    # Not by name: a dtype takes 2 us to give its name, a fifth of a prediction of one row.
     if np.result_type(X, *coefs) not in COMPUTED:
         return f"a prediction is computed in {np.result_type(X, *coefs)}"
     if any(each.dtype not in COMPUTED for each in intercepts):
@@ -150,10 +151,10 @@ def prediction_refusal(
 
 
 def threads_of(estimator: Any) -> int | None:
-    """Return the most threads that an estimator may use; None for all that the process may.
+    """Return the most threads that an estimator may use; None for all that the process may use.
 
-    Without a number of its own it keeps to what scikit-learn's loops keep to: ``OMP_NUM_THREADS``,
-    which joblib sets for its workers, and limits set by threadpoolctl.
+    An estimator without a number of its own keeps to the limits of scikit-learn's own loops. Those
+    are ``OMP_NUM_THREADS``, which joblib sets for its workers, and the limits of threadpoolctl.
     """
     if estimator.threads is not None:
         return int(estimator.threads)

@@ -1,4 +1,4 @@
-"""Who hears of epochs: plain callables, and scikit-learn's callbacks where there are any."""
+"""Who hears of epochs: plain callables, and scikit-learn's callbacks where it has them."""
 
 import time
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class EpochEnd:
     epoch, step : int
         Finished epochs and mini-batches of this fit.
     loss : float
-        Of the epoch, as in `loss_curve_`.
+        The epoch's loss, as in `loss_curve_`.
     validation_score : float or None
-        With ``early_stopping=True``, of the rows set aside.
+        With ``early_stopping=True``, the score of the rows set aside.
     learning_rate : float
-        Of the epoch's last step (scikit-learn's Adam includes its correction of the bias).
+        The rate of the epoch's last step. scikit-learn's Adam includes its bias correction.
     seconds : float
-        Since the fit began.
+        Time since the fit began.
     estimator : object
-        The estimator as it now is: the next epoch changes it.
+        The estimator as it is now. The next epoch changes it.
     """
 
     epoch: int
@@ -42,10 +42,10 @@ class EpochEnd:
 
 
 class FitTask:
-    """A fit as scikit-learn's callbacks see it: a task with one subtask an epoch.
+    """A fit as scikit-learn's callbacks see it: a task with one subtask for each epoch.
 
-    Without such callbacks it does nothing. It must begin inside `fit`, which scikit-learn has
-    wrapped already: a wrapper of our own would end it twice.
+    Without such callbacks it does nothing. It must begin inside `fit`. scikit-learn has wrapped
+    `fit` already, and a second wrapper would end the task twice.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FitTask:
         if not hasattr(estimator, "_skl_callbacks"):
             return
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        # Labels as the user wrote them, made when somebody asks for them.
+        # Labels as the user wrote them. They are made when a callback asks for them.
         self._told = {"X": X, "y": lambda: estimator._targets_of(y), "metadata": metadata}
         self._context = estimator._init_callback_context(task_name=name, max_subtasks=subtasks)
         self._context.call_on_fit_task_begin(estimator=estimator, **self._told)
@@ -69,7 +69,7 @@ class FitTask:
             self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._told)
 
     def end_epoch(self) -> bool:
-        """Tell that it has ended; return whether somebody wants to stop."""
+        """Tell that the epoch has ended; return whether a callback wants to stop."""
         if self._epoch is None:
             return False
         ended, self._epoch = self._epoch, None
@@ -126,7 +126,7 @@ class Listeners:
                 seconds=time.perf_counter() - self._start,
                 estimator=estimator,
             )
-            # All of them are called, whatever the first ones answer.
+            # All of them are called, also after one that wants to stop.
             answers = [callback(event) for callback in estimator.callbacks]
             stop = stop or any(bool(answer) for answer in answers)
         return stop

@@ -12,7 +12,7 @@ Array = NDArray[Any]
 
 
 def check_class_weight(class_weight: Any, incremental: bool) -> None:
-    """Refuse what `partial_fit` cannot know: how many rows of each class there are."""
+    """Refuse "balanced" for `partial_fit`, which cannot know how many rows a class has."""
     if incremental and class_weight == "balanced":
         raise DomainError(
             "class_weight: got 'balanced' in partial_fit, wanted a dict: one call does not see "
@@ -28,7 +28,7 @@ def weigh_classes(estimator: Any, X: Any, y: Array, sample_weight: Array | None)
     estimator : MLPClassifier
         Initialised, with its `classes_`.
     X : array or sparse matrix (rows, inputs)
-        Its dtype is that of weights that are all made here.
+        Its dtype is used for the weights where `sample_weight` is None.
     y : ndarray of bool (rows, outputs)
     sample_weight : ndarray (rows,) or None
     """

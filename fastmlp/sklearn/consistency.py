@@ -1,9 +1,9 @@
-"""Whether data, parameters and the optimizer's state are of one network.
+"""Whether data, parameters and the optimizer's state belong to one network.
 
-scikit-learn lets `warm_start` and `partial_fit` go on with targets of another number of columns,
-and lets users put any arrays into `coefs_`. It notices when arrays meet in a step: some raise an
-error, others are broadcast. Kernels read memory by the shapes of their problem, so whatever is not
-of one network runs on scikit-learn's own code, which then does what it does.
+scikit-learn lets `warm_start` and `partial_fit` go on with targets of another number of columns. It
+also lets users put any arrays into `coefs_`. It notices only when arrays meet in a step: some raise
+an error, and others are broadcast. Kernels read memory by the shapes of their problem. So whatever
+does not belong together runs on scikit-learn's own code, with its errors and its broadcasts.
 """
 
 from itertools import combinations, pairwise
@@ -19,7 +19,7 @@ ARRAYS = (np.ndarray, np.memmap)
 
 
 def mismatch(training: Training) -> str | None:
-    """Return what is not of one network in what a fit is given, or None."""
+    """Return what does not belong to one network in what a fit is given, or None."""
     estimator, given = training.estimator, training.parameters
     layers = estimator.n_layers_ - 1
     if type(given) not in (list, tuple) or len(given) != 2 * layers:

@@ -1,4 +1,4 @@
-"""Which engine runs a fit: the one place that knows them."""
+"""Which engine runs a fit. Only this module knows all engines."""
 
 from fastmlp.errors import DomainError, ShapeError
 from fastmlp.sklearn.acceleration import beyond_scikit_learn, say_once, training_refusal
@@ -6,7 +6,7 @@ from fastmlp.sklearn.consistency import mismatch
 from fastmlp.sklearn.engine import Engine, ScikitLearnEngine, SelectiveEngine, Training
 from fastmlp.sklearn.kernels import KernelEngine
 
-# Those that are tried before scikit-learn's own arithmetic, in this order.
+# The engines that are tried, in this order, before scikit-learn's own arithmetic.
 ENGINES: tuple[type[SelectiveEngine], ...] = (KernelEngine,)
 
 
@@ -16,12 +16,12 @@ def make_engine(training: Training) -> Engine:
     Raises
     ------
     ShapeError
-        If only a kernel could run it, and data and parameters are not of one network.
+        If only a kernel could run the fit, and data and parameters do not belong to one network.
     DomainError
-        If only a kernel could run it, and none does for another reason.
+        If only a kernel could run the fit, and none does for another reason.
     """
     beyond = beyond_scikit_learn(training.estimator)
-    # Before anything else: a kernel does not check the shapes of what it is given.
+    # Before anything else, since a kernel does not check the shapes of what it is given.
     unfit = mismatch(training)
     if unfit is not None and beyond is not None:
         raise ShapeError(f"{unfit}; warm_start=False starts a new network")

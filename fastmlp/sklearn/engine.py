@@ -1,4 +1,4 @@
-"""Who computes an epoch: the seam between scikit-learn's bookkeeping and the arithmetic."""
+"""What computes an epoch: the interface between scikit-learn's bookkeeping and arithmetic."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,18 +19,18 @@ class Training:
     estimator
         Initialised: it has `coefs_`, `intercepts_`, `out_activation_` and `_optimizer`.
     parameters : list of ndarray
-        `coefs_` and `intercepts_`, as the call has found them. scikit-learn checks neither their
-        shapes nor those of the rest against each other.
+        `coefs_` and `intercepts_`, as the call has found them. scikit-learn does not check whether
+        the shapes of all these fit together.
     X : array or sparse matrix (rows, inputs)
-        In the dtype of the fit.
+        Its dtype is that of the fit.
     y : ndarray (rows, outputs)
-        Of bool for classifiers: one column, or one a class.
+        bool for classifiers, with one column, or with one for each class.
     sample_weight : ndarray (rows,) or None
     batch_size : int
         At most the number of rows; NumPy's integer where the user gave one.
     memory : tuple of four lists
-        Activations, their derivatives, and the gradients of `coefs_` and of `intercepts_`: what
-        scikit-learn has made for its own steps, one entry a layer of `hidden_layer_sizes`.
+        The lists that scikit-learn has made for its own steps: activations, their derivatives, and
+        the gradients of `coefs_` and `intercepts_`. Each has an entry for each layer.
     """
 
     estimator: Any
@@ -50,13 +50,13 @@ class Engine(Protocol):
     def epoch(self, order: NDArray[np.int64]) -> Any:
         """Train on every mini-batch of the rows in this order; return scikit-learn's `loss_`.
 
-        The estimator's `_optimizer` is taken as it stands, its learning rate too. Afterwards the
-        arrays in `coefs_` and `intercepts_` have been updated in place, as scikit-learn does, and
-        the state in `_optimizer` is that after the last step.
+        The estimator's `_optimizer` is used as it is, with its learning rate. The arrays in
+        `coefs_` and `intercepts_` are updated in place, as by scikit-learn. Afterwards `_optimizer`
+        has the state after the last step.
         """
 
     def finish(self) -> None:
-        """Take note that all epochs have ended, and none by an exception."""
+        """Note that all epochs have ended without an exception."""
 
 
 class SelectiveEngine(Engine, Protocol):
@@ -68,7 +68,7 @@ class SelectiveEngine(Engine, Protocol):
 
 
 class ScikitLearnEngine:
-    """scikit-learn's own arithmetic: what runs whenever something is not accelerated."""
+    """scikit-learn's own arithmetic. It runs whenever something is not accelerated."""
 
     def __init__(self, training: Training) -> None:
         self._training = training
@@ -80,7 +80,7 @@ class ScikitLearnEngine:
         total: Any = 0.0
         rows = len(order)
         for batch in gen_batches(rows, training.batch_size):
-            # Rows in their own order are read where they lie, as scikit-learn does.
+            # Rows in their own order are read in place, as scikit-learn does.
             chosen = order[batch] if estimator.shuffle else batch
             X = _safe_indexing(training.X, chosen) if estimator.shuffle else training.X[chosen]
             weight = training.sample_weight
@@ -99,4 +99,4 @@ class ScikitLearnEngine:
         return total / rows
 
     def finish(self) -> None:
-        """Do nothing: it keeps nothing for another call."""
+        """Do nothing, since nothing is kept for another call."""

@@ -1,4 +1,4 @@
-"""The estimators: scikit-learn's classes, with the epochs and predictions on fastmlp's kernels."""
+"""scikit-learn's estimators, with epochs and predictions on fastmlp's kernels."""
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
@@ -42,9 +42,9 @@ ADDED_CONSTRAINTS: dict[str, list[Any]] = {
 
 
 class Accelerated(CallbackSupportMixin):
-    """What both estimators override of scikit-learn: private hooks, and nothing that users call.
+    """The private hooks of scikit-learn that both estimators override.
 
-    The extended class of scikit-learn comes next in the order of methods.
+    scikit-learn's class comes next in the order of methods.
     """
 
     _plain: type
@@ -53,9 +53,9 @@ class Accelerated(CallbackSupportMixin):
     def to_sklearn(self) -> Any:
         """Return a plain scikit-learn estimator with copies of the parameters and of the state.
 
-        It needs no fastmlp, not to be unpickled either, and goes on as this one would. The
-        parameters that scikit-learn does not have are dropped; after a fit with `optimizer`,
-        scikit-learn's solver would start with a fresh state.
+        It needs no fastmlp, and neither does its pickle. It goes on training as this one would.
+        Parameters that scikit-learn does not have are dropped. After a fit with `optimizer`,
+        scikit-learn's solver starts with a fresh state.
         """
         return scikit_learn_twin(self, self._plain, self._additions)
 
@@ -77,15 +77,15 @@ class Accelerated(CallbackSupportMixin):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
         self._check_additions(incremental)
-        # Made before the first prediction, which is not to add an attribute.
+        # Made here, since a prediction must not add an attribute.
         self.__dict__.setdefault("_network", Network())
         return super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
 
     def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[Array, Array]:
         weights, biases = super()._init_coef(fan_in, fan_out, dtype)
         if beyond_scikit_learn(self) is not None and self._starts_as_logistic():
-            # scikit-learn starts logistic layers with a third of the variance, but knows only
-            # that name.
+            # scikit-learn starts layers with a third of the variance if their activation is
+            # called "logistic". It does not know fastmlp's name for it.
             scale = np.sqrt(1 / 3).astype(dtype)
             weights, biases = weights * scale, biases * scale
         return weights, biases
@@ -124,7 +124,7 @@ class Accelerated(CallbackSupportMixin):
         return y.ravel() if y.shape[1] == 1 else y
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the programs, which are made again."""
+        """Leave out the programs. They are made again when they are needed."""
         return {k: v for k, v in super().__getstate__().items() if k != "_network"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

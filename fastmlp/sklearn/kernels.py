@@ -30,7 +30,7 @@ from fastmlp_kernels.problem import parameter_layout
 
 Array = NDArray[Any]
 
-# Output activation to the loss as scikit-learn computes it, and fastmlp's activation.
+# By output activation: the loss as scikit-learn computes it, and fastmlp's activation.
 TRAINED = {
     "identity": ("half_squared_error", "identity"),
     "softmax": ("clipped_softmax_cross_entropy", "identity"),
@@ -41,18 +41,18 @@ TRAINED = {
 TARGETS = tuple(
     map(np.dtype, ("?", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
 )
-# scikit-learn sums where kernels average, and squares before it scales: it overflows at numbers
-# that are finite here. From this power of the largest number on, a loss is scikit-learn's.
+# scikit-learn sums where kernels average, and squares before it scales. So it overflows at numbers
+# that are finite here. From this power of the largest number on, scikit-learn computes the loss.
 LARGE = 0.75
-# Below this `alpha`, the parameters are looked at for their size: their penalty does not show it.
+# Below this `alpha` the penalty does not show large parameters, so these are looked at.
 SMALL_ALPHA = 1e-6
 
 
 def solver_of(optimizer: Any) -> Optimizer:
-    """Return fastmlp's optimizer that steps as one of scikit-learn's does, as it now stands."""
+    """Return fastmlp's optimizer that steps as a given one of scikit-learn's does now."""
     if isinstance(optimizer, KernelOptimizer):
         return optimizer.optimizer
-    # As numbers: scikit-learn takes True for one.
+    # As numbers, since scikit-learn takes True for 1.
     if hasattr(optimizer, "velocities"):
         rate, momentum = float(optimizer.learning_rate), float(optimizer.momentum)
         look_ahead = bool(optimizer.nesterov and momentum > 0)
@@ -72,7 +72,7 @@ def type_of_loss(
 ) -> Any:
     """Return the type of scikit-learn's `loss_`, from the dtypes of its arrays and scalars' types.
 
-    By its own expressions, of one row: the rules of promotion are NumPy's, and change with it.
+    It evaluates scikit-learn's own expressions for one row. Rules of promotion change with NumPy.
     """
     weights = None if weight is None else np.ones(1, weight)
     targets, predictions = np.ones((1, outputs), y), np.ones((1, outputs), X)
@@ -85,9 +85,9 @@ def type_of_loss(
 class KernelEngine:
     """An `Engine` on the kernels.
 
-    The parameters are trained as one flat vector, and copied to the estimator's own arrays after
-    each epoch: users may hold on to those, or edit them between two calls. The optimizer's state
-    becomes views of flat vectors, as scikit-learn itself replaces it at every step.
+    The parameters are trained as one flat vector. After each epoch they are copied to the
+    estimator's own arrays, which users may keep, or edit between two calls. The arrays of the
+    optimizer's state become views of flat vectors. scikit-learn itself replaces them in each step.
     """
 
     @staticmethod
@@ -110,7 +110,7 @@ class KernelEngine:
         sizes = (X.shape[1], *(each.size for each in training.parameters[layers:]))
         loss, last = TRAINED[output]
         hidden = hidden_activations(estimator.activation, len(sizes) - 2)
-        # Gradients are sums over outputs and means over rows, whatever scikit-learn's losses are.
+        # scikit-learn's gradients are sums over outputs and means over rows, for every loss.
         self._problem = make_problem(sizes, [*hidden, last], loss, X.dtype, "batch_mean")
         self._rows = batch_rows(len(X), int(training.batch_size))
         self._scale = 1.0 / sizes[-1] if output == "identity" else 1.0
@@ -121,7 +121,7 @@ class KernelEngine:
         self._alpha = float(estimator.alpha)
         self._large = float(np.finfo(X.dtype).max) ** LARGE
         if self._weights is not None:
-            # It multiplies by them before it divides by their sum.
+            # scikit-learn multiplies by the weights before it divides by their sum.
             self._large /= max(1.0, float(np.abs(self._weights).max()))
         self._solver: Optimizer | None = None
         self._rate: float | None = None
@@ -147,7 +147,7 @@ class KernelEngine:
         self._trainer.prepare()
 
     def finish(self) -> None:
-        """Leave the programs to the next fit: after an exception nobody relies on them."""
+        """Leave the programs to the next fit. After an exception nobody relies on them."""
         self._trainer.close()
         self._estimator._network.training.give(self._problem, self._programs)
 
@@ -163,7 +163,7 @@ class KernelEngine:
             theirs[...] = ours
 
     def _adopt_state(self) -> None:
-        """Make the optimizer's state views of ours; scikit-learn replaces it in its own steps."""
+        """Make the optimizer's state views of ours. scikit-learn's own steps replace them."""
         optimizer, state = self._estimator._optimizer, self._state
         state.prepare(self._rule, OPTIMIZERS[self._rule].slots)
         if isinstance(optimizer, KernelOptimizer):
@@ -182,7 +182,7 @@ class KernelEngine:
     def _report(self) -> None:
         """Give the estimator its parameters, and tell the optimizer how many steps it has taken.
 
-        Done twice, it changes nothing: an interrupt in the middle of it is made good by another.
+        A second call changes nothing, so it repairs one that was interrupted.
         """
         self._give_parameters()
         optimizer, steps = self._estimator._optimizer, self._state.steps
@@ -198,8 +198,8 @@ class KernelEngine:
     def epoch(self, order: NDArray[np.int64]) -> Any:
         """Train on every mini-batch of the rows in this order; return scikit-learn's `loss_`.
 
-        An epoch that meets a number that is not finite, or nearly, is scikit-learn's own: its
-        losses, parameters and warnings are then what its users get.
+        scikit-learn itself runs an epoch that meets a number that is not finite, or nearly so.
+        Users then get its losses, parameters and warnings.
         """
         reason = self._refusal_of_epoch(order)
         if reason is None:
@@ -215,43 +215,43 @@ class KernelEngine:
                     return self._loss_type(loss)
                 self._trainer.undo()
             except BaseException:
-                # An interrupt, mostly: it may come between any two lines.
+                # Usually an interrupt, which may come between any two lines.
                 self._settle(before, undo=reason is not None)
                 raise
         return self._epoch_of_scikit_learn(order, reason)
 
     def _settle(self, before: int, undo: bool) -> None:
-        """Bring the estimator to where an epoch that has not ended has come.
+        """Bring the estimator to the state of an epoch that was cut short.
 
-        The batches that were finished count. `before` is the number of steps before the epoch.
+        Its finished batches count. `before` is the number of steps before the epoch.
         """
         if self._state.steps > before and not undo:
             self._report()
             return
         own = self._training.parameters
         same = all(np.array_equal(*both) for both in zip(self._ours, own, strict=True))
-        # Those that were trained and not counted: the optimizer's state is that after them.
+        # Batches that were trained and not counted. The optimizer's state is that after them.
         if undo or not same:
             self._trainer.undo()
 
     def _refusal_of_epoch(self, order: NDArray[np.int64]) -> str | None:
-        """Return why the next epoch is scikit-learn's, or None."""
+        """Return why scikit-learn must run the next epoch, or None."""
         refusal = optimizer_refusal(self._estimator._optimizer, self._training.X)
         if refusal is not None or self._weights is None:
             return refusal
-        # It divides by the weight of a batch, in the weights' dtype, and says so where that is 0.
+        # scikit-learn divides by a batch's weight, in the weights' dtype. It reports a weight of 0.
         starts = np.cumsum(self._rows) - self._rows
         with np.errstate(over="ignore"):
             totals = np.add.reduceat(self._weights[order], starts)
             theirs = totals.astype(self._training.sample_weight.dtype)  # type: ignore[union-attr]
         if (theirs == 0).any():
             return "the weights of a mini-batch sum to 0"
-        # Kernels are told the inverse, and take any other sum for 0.
+        # Kernels get the inverse of the sum. One that is not a normal number counts as 0.
         ordinary = np.isfinite(theirs).all() and (totals >= np.finfo(np.float64).tiny).all()
         return None if ordinary else "the sum of a mini-batch's weights is negative or out of range"
 
     def _distrust(self, epoch: Epoch, loss: float) -> str | None:
-        """Return why an epoch that has been trained is done again by scikit-learn, or None."""
+        """Return why scikit-learn must repeat an epoch that has been trained, or None."""
         if epoch.bad_batch or not epoch.finite:
             return "an epoch met a number that is not finite"
         if beyond_scikit_learn(self._estimator) is not None:
@@ -266,9 +266,9 @@ class KernelEngine:
         return None if largest < self._large else "an epoch met numbers that nearly overflow"
 
     def _solver_now(self) -> Optimizer:
-        """Return fastmlp's optimizer; one that has not changed is not made and checked again."""
+        """Return fastmlp's optimizer. It is made and checked anew only after a change."""
         theirs = self._estimator._optimizer
-        # Adam's is that of its last step, and its own concern.
+        # Adam's rate is that of its last step, and Adam computes it itself.
         rate = theirs.learning_rate if hasattr(theirs, "velocities") else None
         if self._solver is None or rate != self._rate:
             self._solver, self._rate = solver_of(theirs), rate
@@ -290,21 +290,21 @@ class KernelEngine:
         return self._own.epoch(order)
 
     def _catch_up(self) -> None:
-        """Take over from scikit-learn, which has trained the last epoch."""
+        """Take over the results of scikit-learn, which has trained the last epoch."""
         self._take_parameters()
         self._adopt_state()
         self._trainer.upload()
         self._behind = False
 
     def _loss(self, epoch: Epoch) -> float:
-        # scikit-learn weighs mini-batches by their rows, also where rows have weights.
+        # scikit-learn weighs mini-batches by their number of rows, even where rows have weights.
         return float(np.dot(epoch.losses * self._scale + epoch.penalties, self._shares))
 
 
 def _type_of_losses(training: Training) -> Any:
     estimator, weight = training.estimator, training.sample_weight
     binary = estimator.loss == "log_loss" and estimator.out_activation_ == "logistic"
-    # mypy takes no class for hashable.
+    # mypy does not take a class for hashable.
     scalars: list[Any] = [type(estimator.alpha), type(training.batch_size)]
     return type_of_loss(
         "binary_log_loss" if binary else estimator.loss,
@@ -322,6 +322,6 @@ def training_data(X: Array, y: Array, output: str) -> Data:
     inputs = inputs if inputs.flags.writeable else writable(inputs)
     if output == "softmax":
         return Data(inputs, y.argmax(axis=1).astype(X.dtype)[:, None], True)
-    # A target beyond float32 makes an epoch that is not finite, and so scikit-learn's.
+    # A target beyond float32 makes an epoch that is not finite. scikit-learn runs it.
     with np.errstate(over="ignore"):
         return Data(inputs, np.require(y, X.dtype, ["C", "A", "W"]), False)

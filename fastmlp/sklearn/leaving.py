@@ -1,4 +1,4 @@
-"""Back to scikit-learn: its own estimator with a copy of everything learnt."""
+"""Back to scikit-learn: its own estimator with a copy of all that was learnt."""
 
 import copy
 from typing import Any
@@ -27,7 +27,7 @@ def scikit_learn_twin(estimator: Any, plain: type, additions: tuple[str, ...]) -
     activation = _plain_activation(estimator)
     left_out = {*additions, "_network", "_skl_callbacks"}
     if isinstance(vars(estimator).get("_optimizer"), KernelOptimizer):
-        # scikit-learn's solver starts afresh where a state of fastmlp's means nothing to it.
+        # scikit-learn's solver starts afresh where it cannot use the state of fastmlp's optimizer.
         left_out.add("_optimizer")
     state = {name: value for name, value in vars(estimator).items() if name not in left_out}
     twin: Any = object.__new__(plain)

@@ -1,4 +1,4 @@
-"""The optimizer of a fit: scikit-learn's objects, or one that stands for fastmlp's."""
+"""The optimizer of a fit: scikit-learn's object, or one that stands for fastmlp's."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ class KernelOptimizer(BaseOptimizer):
     ----------
     optimizer : fastmlp.optimizers.Optimizer
     learning_rate : float
-        Of the last step; of the first one before that.
+        The rate of the last step, or of the first one before it is taken.
     steps : int
-        Taken so far.
+        Steps taken so far.
     sizes : tuple of int or None
         The units of each layer of the network that it has trained; None before the first step.
     slots : ndarray or None
-        Its state, dtype[slots, P]; None before the first step.
+        The optimizer's state, dtype[slots, P]; None before the first step.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        # Not a schedule, which scikit-learn's constructor would take for a number.
+        # A number, since scikit-learn's constructor does not know schedules.
         super().__init__(rate_of_step(optimizer, 0))
         self.optimizer = optimizer
         self.steps = 0
@@ -37,7 +37,7 @@ class KernelOptimizer(BaseOptimizer):
         self.slots: Any = None
 
     def took(self, steps: int) -> None:
-        """Take note that so many steps have been taken in all."""
+        """Note how many steps have been taken in all."""
         self.steps = steps
         self.learning_rate = rate_of_step(self.optimizer, steps - 1)
 
@@ -48,16 +48,16 @@ def rate_of_step(optimizer: Optimizer, step: int) -> float:
 
 
 def state_names(optimizer: Any) -> tuple[str, ...]:
-    """Return the attributes of scikit-learn's optimizer that hold an array a parameter."""
+    """Return the attributes of scikit-learn's optimizer that hold an array for each parameter."""
     return ("velocities",) if hasattr(optimizer, "velocities") else ("ms", "vs")
 
 
 def prepare_optimizer(estimator: Any, parameters: Any, incremental: bool) -> None:
-    """Give the estimator the `_optimizer` that scikit-learn would: `partial_fit` keeps it."""
+    """Give the estimator an `_optimizer` when scikit-learn would; `partial_fit` keeps the old."""
     kept = getattr(estimator, "_optimizer", None)
     if incremental and kept is not None:
         ours = kept.optimizer if isinstance(kept, KernelOptimizer) else None
-        # Another optimizer cannot go on with this one's state.
+        # An optimizer cannot go on with the state of another.
         if ours == estimator.optimizer:
             return
     if estimator.optimizer is not None:

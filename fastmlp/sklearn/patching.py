@@ -12,7 +12,7 @@ _originals: dict[str, type] = {}
 
 
 class Patch:
-    """What `patch` returns: as a context manager, it undoes what that call did."""
+    """What `patch` returns: a context manager that undoes what the call did."""
 
     def __init__(self, done: bool) -> None:
         self._done = done
@@ -26,7 +26,7 @@ class Patch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Somebody who had patched before wants it to stay so.
+        # A patch that was there before this call stays.
         if self._done:
             unpatch()
 
@@ -34,14 +34,14 @@ class Patch:
 def patch() -> Patch:
     """Put fastmlp's estimators into `sklearn.neural_network`; a second call changes nothing.
 
-    Only those two names change. What was imported from there before stays what it was, so patch
-    first, and import afterwards; objects that exist, and pickles of them, are not touched.
-    scikit-learn's classes stay in its private module, under which they are pickled.
+    Only those two names change. A name that was imported before stays what it was, so patch first,
+    and import afterwards. Existing objects and their pickles are not touched. scikit-learn's
+    classes stay in its private module, under which they are pickled.
 
     Returns
     -------
     Patch
-        ``with patch(): ...`` takes it back at the end, unless it was patched before.
+        ``with patch(): ...`` takes the patch back at its end, unless there was one before.
     """
     if _originals:
         return Patch(done=False)
@@ -54,7 +54,7 @@ def patch() -> Patch:
 def unpatch() -> None:
     """Put back what `patch` replaced; without a patch, do nothing."""
     for name, original in _originals.items():
-        # What somebody else has put there in the meantime is theirs.
+        # A class that somebody else has put there in the meantime stays.
         if getattr(sklearn.neural_network, name) is REPLACEMENTS[name]:
             setattr(sklearn.neural_network, name, original)
     _originals.clear()

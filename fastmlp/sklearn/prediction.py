@@ -25,30 +25,30 @@ from fastmlp_kernels.problem import parameter_layout
 Array = NDArray[Any]
 
 
-# Below so many rows, scikit-learn's own product is as fast, and needs no copy of the parameters:
-# 64-100-10 in float64, 64 rows 24 and 26 us, 128 rows 40 and 39, 1,000 rows 238 and 205
-# (2-core AMD EPYC, OpenBLAS on 2 threads, 2026-11-24).
+# Below so many rows, scikit-learn's own product is as fast, and needs no copy of the parameters.
+# scikit-learn and fastmlp take 24 and 26 us for 64 rows, 40 and 39 for 128, 238 and 205 for 1,000
+# (64-100-10, float64, 2-core AMD EPYC, OpenBLAS on 2 threads, 2026-11-24).
 FEW_ROWS = 128
-# What a prediction reads. A fit that has failed early leaves only some of it.
+# The attributes that a prediction reads. A fit that failed early leaves only some of them.
 FITTED = ("n_layers_", "coefs_", "intercepts_", "out_activation_")
-# Of each kind; as many calls at once find one that is ready.
+# Spares of each kind that are kept. As many calls at the same time find one ready.
 SPARES_KEPT = 8
 
 
 class Spares:
     """Things that one call at a time uses, kept for the next one.
 
-    A call takes one out, so that no other sees it, and gives it back after a clean end. After an
-    exception it may be half set up: it is not given back, and nobody believes it again. There is no
-    lock that a forked child could inherit in a locked state: to take the last one off a list, and
-    to append one, are each a single operation of the interpreter.
+    A call takes one out, so that no other call sees it, and gives it back after a clean end. After
+    an exception it may be half set up, so it is not given back. There is no lock, which a forked
+    child could inherit in a locked state. Taking the last one off a list is a single operation of
+    the interpreter, and so is appending one.
     """
 
     def __init__(self) -> None:
         self._kept: list[tuple[Any, Any]] = []
 
     def take(self, made_for: Any, make: Callable[[], Any]) -> Any:
-        """Return one that was made for this, or a new one; those for anything else are dropped."""
+        """Return a spare made for this, or a new one. Those for anything else are dropped."""
         while self._kept:
             try:
                 found, spare = self._kept.pop()
@@ -66,7 +66,7 @@ class Spares:
 
 
 class Network:
-    """What an estimator keeps to compute with, made when it is first needed.
+    """What an estimator keeps for its computations, made when it is first needed.
 
     It belongs to one estimator and is never saved.
 
@@ -85,8 +85,8 @@ class Network:
 class Copy:
     """A copy of an estimator's parameters as one flat vector, and the programs that predict by it.
 
-    Users may edit `coefs_` in place at any time, so the parameters are copied anew for each
-    prediction: that costs less than to look whether they have changed.
+    Users may edit `coefs_` in place at any time, so each prediction copies the parameters anew. A
+    check whether they have changed would cost more.
     """
 
     def __init__(self, sizes: tuple[int, ...], activation: Any, output: str, dtype: Any) -> None:
@@ -102,7 +102,7 @@ class Copy:
         self._programs = Programs(problem)
 
     def predict(self, parameters: list[Array], X: Array, where: Where) -> Array:
-        """Return the outputs (rows, outputs) by these parameters, coefficients first."""
+        """Return the outputs (rows, outputs) for these parameters, coefficients first."""
         for view, values in zip(self._views, parameters, strict=True):
             view[...] = values
         return steps.predict(self._parameters, self._programs, X, len(parameters[-1]), where)
@@ -111,7 +111,7 @@ class Copy:
 def predict(estimator: Any, X: Any) -> Array | None:
     """Return what the kernels predict, or None if they do not.
 
-    The reason is logged, but for a few rows, which are not worth a word.
+    The reason is logged, unless there are only a few rows.
     """
     own = is_scikit_learns(estimator.activation)
     if X.shape[0] < FEW_ROWS and own:
@@ -119,7 +119,7 @@ def predict(estimator: Any, X: Any) -> Array | None:
     if own and not all(hasattr(estimator, name) for name in FITTED):
         # scikit-learn's own error, which names what is missing.
         return None
-    # Another thread may be fitting this estimator: all that follows is of the same arrays.
+    # Another thread may be fitting this estimator. Everything below uses the same arrays.
     coefs, intercepts = list(estimator.coefs_), list(estimator.intercepts_)
     reason = prediction_refusal(estimator, X, coefs, intercepts)
     if reason is None:
@@ -138,12 +138,12 @@ def predict(estimator: Any, X: Any) -> Array | None:
 def _compute(estimator: Any, X: Array, coefs: list[Array], intercepts: list[Array]) -> Array:
     dtype = np.result_type(X, *coefs)
     if X.dtype != dtype or not X.flags.carray:
-        # Read-only inputs would be another type to compiled code.
+        # Compiled code would see read-only inputs as another type.
         X = np.require(X, dtype, ["C", "A"])
         X = X if X.flags.writeable else writable(X)
     network = vars(estimator).get("_network")
     if network is None:
-        # Parameters that were put into an estimator which was never fitted.
+        # The parameters were put into an estimator that was never fitted.
         network = estimator._network = Network()
     sizes = (X.shape[1], *(each.size for each in intercepts))
     activation = estimator.activation

@@ -1,4 +1,4 @@
-"""scikit-learn itself: whether it is there, and new enough for what this package overrides."""
+"""Whether scikit-learn is installed, and new enough for what this package overrides."""
 
 import re
 
@@ -15,7 +15,7 @@ def require_scikit_learn() -> tuple[int, int]:
     Raises
     ------
     MissingPackageError
-        If there is none, or an older one than `OLDEST`.
+        If it is not installed, or older than `OLDEST`.
     """
     wanted = f"scikit-learn >= {OLDEST[0]}.{OLDEST[1]}: {INSTALL}"
     try:
