@@ -65,7 +65,7 @@ def ensemble_of(chain, members=3, **more):
 
 
 @pytest.fixture(params=[1, 2, 5], ids=lambda count: f"{count} threads")
-def workers(request, monkeypatch):
+def threads(request, monkeypatch):
     """Have programs use a number of threads, whatever they are predicted to cost."""
     monkeypatch.setattr(planning, "machine_with", lambda threads: team(request.param))
     return request.param
@@ -101,7 +101,7 @@ def fit_both(chain, optimizer, members=3, inputs=X, y=Y, dtype="float32", reduct
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("task", TASKS)
-def test_members_are_the_networks_that_they_would_be_alone(workers, task, dtype):
+def test_members_are_the_networks_that_they_would_be_alone(threads, task, dtype):
     chain, y, optimizer = TASKS[task]
     validation = (X[:9], y[:9])
     ensemble = fit_both(
@@ -112,7 +112,7 @@ def test_members_are_the_networks_that_they_would_be_alone(workers, task, dtype)
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batch_mean"])
 @pytest.mark.parametrize("l2", [0.0, 0.3])
-def test_weights_and_penalties_are_those_of_single_networks(workers, reduction, l2):
+def test_weights_and_penalties_are_those_of_single_networks(threads, reduction, l2):
     weights = RNG.uniform(0.2, 2, 70)
     # A whole batch of some order may weigh nothing; most do not.
     weights[::5] = 0
@@ -133,7 +133,7 @@ def test_a_penalty_beside_a_decay_of_the_rule_s_own():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("members", [1, 2, 7])
-def test_any_number_of_networks_in_any_order(workers, members, shuffle):
+def test_any_number_of_networks_in_any_order(threads, members, shuffle):
     chain, _, optimizer = TASKS["regression"]
     fit_both(chain, optimizer, members, epochs=2, batch_size=32, shuffle=shuffle)
 
@@ -148,7 +148,7 @@ def test_rates_and_schedules_of_each_network():
     fit_both(TASKS["regression"][0], optimizers, 4, epochs=3, batch_size=16)
 
 
-def test_zeros_are_skipped_as_one_network_skips_them(workers):
+def test_zeros_are_skipped_as_one_network_skips_them(threads):
     chain = ([5, 64, 2], "tanh")
     problem = Problem((5, 64, 2), ("tanh", "identity"), "half_squared_error", members=2)
     program = SideBySideProgram(problem, team(2))
@@ -332,7 +332,7 @@ def test_the_history_has_a_column_for_each_network():
     assert empty.rows_per_second == 0 and "0 epochs of 3 networks" in repr(empty)
 
 
-def test_one_network_that_fails_stops_alone(workers):
+def test_one_network_that_fails_stops_alone(threads):
     chain = TASKS["regression"][0]
     rates = [0.01, 1e38, 0.02, 3e38, 0.03]
     optimizers = [SGD(rate, momentum=0.5) for rate in rates]
@@ -461,7 +461,7 @@ def test_a_program_of_several_networks_gives_the_bits_of_each(problem, threads):
     alone, together = samples(problem, members, weighted=True, penalized=True)
     untouched = together.copy()
     program = cpu.KERNELS[0].build(several, team(threads))
-    assert isinstance(program, SideBySideProgram) and program.workers == min(threads, members)
+    assert isinstance(program, SideBySideProgram) and program.at_once == min(threads, members)
     program.prepare(together.parameters, together.state, together.X, together.y, True, True)
     for each in program._programs:
         poison(each)
@@ -531,7 +531,7 @@ def test_all_networks_stop_after_whole_batches():
     fit.join(60)
     assert not fit.is_alive()
     finished = together.control[:, BATCHES]
-    # Two workers: one of the networks had no turn.
+    # Two threads: one of the networks had no turn.
     assert finished.sum() >= 20 and finished.min() == 0 and finished.max() < batches
     for member, count in enumerate(finished):
         assert np.isfinite(together.losses[member, :count]).all()
@@ -572,7 +572,7 @@ def test_a_thread_that_cannot_be_started_fails_the_call_alone(monkeypatch, start
 
 
 def nobody_stays():
-    """Return whether all workers leave by themselves."""
+    """Return whether all threads leave by themselves."""
     deadline = time.monotonic() + 30
     while [each for each in threading.enumerate() if each.name.startswith("fastmlp-")]:
         if time.monotonic() > deadline:
@@ -586,9 +586,9 @@ def test_an_interrupt_before_an_epoch_lets_everybody_go(monkeypatch):
     alone, together = samples(PROBLEM, 4)
     program = SideBySideProgram(problem, team(3))
 
-    def interrupted(self, work, members, before_start):
-        for member in range(members - 1):
-            self._start(work, member, [])
+    def interrupted(self, work, threads, before_start):
+        for thread in range(threads - 1):
+            self._start(work, thread, [])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Team, "run", interrupted)
@@ -602,7 +602,7 @@ def test_an_interrupt_before_an_epoch_lets_everybody_go(monkeypatch):
     assert_same_samples(together, alone)
 
 
-def test_workers_stay_for_the_next_epoch():
+def test_threads_stay_for_the_next_epoch():
     problem = replace(PROBLEM, members=4)
     _, together = samples(PROBLEM, 4)
     program = SideBySideProgram(problem, team(3))

@@ -59,15 +59,15 @@ def build(problem, fault, skips):
     program.constants = {
         name: guarded(array, name == fault) for name, array in program.constants.items()
     }
-    program.tiles = guarded(program.tiles, fault == "tiles")
-    for name in ("words", "chain", "one_loss", "control"):
+    program.tiles = guarded(program.tiles.view(np.int64), fault == "tiles")
+    for name in ("step", "chain", "one_loss", "control"):
         setattr(program, name, guarded(getattr(program, name)))
     program.connect()
     program.skips = skips
-    program.words[tables.ROW_BLOCK] = problem.batch_size
+    program.step["row_block"] = problem.batch_size
     if fault == "chain":
-        program.short = guarded(program.chain, 1)
-        program.words[tables.CHAIN] = tables.address(program.short)
+        program.short = guarded(program.chain.view(np.int64), 1)
+        program.step["chain"] = tables.address(program.short)
     return program
 
 def run(problem, fault=None, skips=0):

@@ -14,15 +14,12 @@ import pytest
 from fastmlp_kernels.compile import CPU_FLAGS, part
 from fastmlp_kernels.cpu.intrinsics import atomic_add, nanoseconds, set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
+from fastmlp_kernels.cpu.tables import BELL, MEETING
 from fastmlp_kernels.cpu.team import (
-    ARRIVED,
-    BELL_BYTES,
     CALLER,
     COMING,
-    GENERATION,
     GONE,
     LISTENING,
-    MEETING_BYTES,
     NEXT_NANOSECONDS,
     Team,
     arrives,
@@ -37,7 +34,7 @@ from fastmlp_kernels.shield import start_thread
 from tests.machines import team
 from tests.samples import sample
 
-# Rows, panels and units of weights for several members.
+# Rows, panels and units of weights for several threads.
 PROBLEM = Problem(
     (40, 70, 9),
     ("tanh", "identity"),
@@ -58,143 +55,143 @@ def trained(threads, seed=0):
     return data.parameters.tobytes() + data.state.tobytes() + data.losses.tobytes()
 
 
-def members_alive():
+def threads_alive():
     return [t.name for t in threading.enumerate() if t.name.startswith("fastmlp-")]
 
 
 def nobody_stays():
-    """Return whether all members leave by themselves."""
+    """Return whether all threads leave by themselves."""
     deadline = time.monotonic() + 30
-    while members_alive() and time.monotonic() < deadline:
+    while threads_alive() and time.monotonic() < deadline:
         time.sleep(0.001)
-    return members_alive() == []
+    return threads_alive() == []
 
 
-def together(work, members):
-    """Call ``work(member)`` in a thread each: one that waits forever fails this test alone."""
-    threads = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(members)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive(), "a member still waits"
+def together(work, threads):
+    """Call ``work(thread)`` in a thread each: one that waits forever fails this test alone."""
+    running = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(threads)]
+    for each in running:
+        each.start()
+    for each in running:
+        each.join(60)
+        assert not each.is_alive(), "a thread still waits"
 
 
-def _rounds(place, slots, members, member, rounds, expected):
+def _rounds(place, slots, threads, thread, rounds, expected):
     """Count in one's own slot and look at all slots; return how many were not in step."""
     wrong = 0
     for k in range(rounds):
-        set_word(slots, member * 8, k)
+        set_word(slots, thread * 8, k)
         meet(place, expected)
-        for other in range(members):
+        for other in range(threads):
             wrong += word(slots, other * 8) != k
         meet(place, expected)
     return wrong
 
 
-# Kept: a member that still waits when its test has failed reads it.
+# Kept: a thread that still waits when its test has failed reads it.
 MEMORY = []
 
 
 def _places():
     """Return zeroed memory for a meeting and for slots, in cache lines of their own."""
-    memory = np.zeros(MEETING_BYTES + 64 * 16, np.uint8)
+    memory = np.zeros(MEETING.itemsize + 64 * 16, np.uint8)
     MEMORY.append(memory)
-    return memory, memory.ctypes.data, memory.ctypes.data + MEETING_BYTES
+    meeting = memory[: MEETING.itemsize].view(MEETING)
+    return meeting, memory.ctypes.data, memory.ctypes.data + MEETING.itemsize
 
 
-@pytest.mark.parametrize("members", [1, 2, 3, 8])
-def test_nobody_leaves_a_meeting_before_all_have_come(members):
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_nobody_leaves_a_meeting_before_all_have_come(threads):
     rounds = part(_rounds, **CPU_FLAGS)
-    memory, place, slots = _places()
+    meeting, place, slots = _places()
     rounds(place, slots, 1, 0, 1, 1)
-    wrong = [None] * members
+    wrong = [None] * threads
 
-    def work(member):
-        wrong[member] = rounds(place, slots, members, member, 2000, members)
+    def work(thread):
+        wrong[thread] = rounds(place, slots, threads, thread, 2000, threads)
 
-    together(work, members)
-    assert wrong == [0] * members
+    together(work, threads)
+    assert wrong == [0] * threads
     # Two meetings a round, and nobody on the way to another.
-    words = memory[:MEETING_BYTES].view(np.int64)
-    assert words[ARRIVED // 8] == 0 and words[GENERATION // 8] == (4000 if members > 1 else 0)
+    assert meeting["arrived"] == 0 and meeting["generation"] == (4000 if threads > 1 else 0)
 
 
 def test_without_meeting_they_are_out_of_step():
     """The test above can fail: who meets alone does not find the others where it is."""
-    memory, place, slots = _places()
+    meeting, place, slots = _places()
     assert part(_rounds, **CPU_FLAGS)(place, slots, 2, 0, 100, 1) == 99
-    assert not memory[:MEETING_BYTES].any()
+    assert not meeting["arrived"] and not meeting["generation"]
 
 
-def _call(bells, counts, others, member):
-    """Count a call of a member in its own word, as the compiled calls of programs are made."""
-    if member == CALLER:
+def _call(bells, counts, others, thread):
+    """Count a call of a thread in its own word, as the compiled calls of programs are made."""
+    if thread == CALLER:
         if not call_team(bells, others):
             return False
         atomic_add(counts + others * 8, 1)
         wait_for_team(bells, others)
         return True
-    if arrives(bells, member):
-        while is_called(bells, member, NEXT_NANOSECONDS):
-            atomic_add(counts + member * 8, 1)
-            has_done(bells, member)
+    if arrives(bells, thread):
+        while is_called(bells, thread, NEXT_NANOSECONDS):
+            atomic_add(counts + thread * 8, 1)
+            has_done(bells, thread)
     return True
 
 
 class Counted:
-    """A team whose calls count how often each member took part."""
+    """A team whose calls count how often each thread took part."""
 
-    def __init__(self, members):
+    def __init__(self, threads):
         self.call = part(_call, **CPU_FLAGS)
-        self.bells = np.zeros((members, BELL_BYTES), np.uint8)
-        self.counts, self.members = np.zeros(members, np.int64), members
+        self.bells = np.zeros(threads, BELL)
+        self.counts, self.threads = np.zeros(threads, np.int64), threads
         self.team, self.started = Team(self.bells), 0
         MEMORY.append((self.bells, self.counts))
 
-    def work(self, member):
+    def work(self, thread):
         bells, counts = self.bells.ctypes.data, self.counts.ctypes.data
-        return self.call(bells, counts, self.members - 1, member)
+        return self.call(bells, counts, self.threads - 1, thread)
 
     def count_start(self):
         self.started += 1
 
     def run(self):
-        self.team.run(self.work, self.members, self.count_start)
+        self.team.run(self.work, self.threads, self.count_start)
 
     @property
-    def words(self):
-        return self.bells.view(np.int64)[1:, 0]
+    def states(self):
+        return self.bells["state"][1:]
 
 
-@pytest.mark.parametrize("members", [2, 3, 8])
-def test_each_member_works_once_a_call(members):
-    counted = Counted(members)
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_each_thread_works_once_a_call(threads):
+    counted = Counted(threads)
     for calls in range(1, 200):
         counted.run()
-        assert counted.counts.tolist() == [calls] * members
+        assert counted.counts.tolist() == [calls] * threads
     assert counted.started >= 1
-    assert nobody_stays() and not counted.words.any()
+    assert nobody_stays() and not counted.states.any()
 
 
 def test_nobody_is_called_unless_all_are_there():
     counted = Counted(4)
-    counted.words[:] = [LISTENING, LISTENING, GONE]
+    counted.states[:] = [LISTENING, LISTENING, GONE]
     assert not counted.work(CALLER)
-    assert counted.words.tolist() == [LISTENING, LISTENING, GONE]
+    assert counted.states.tolist() == [LISTENING, LISTENING, GONE]
     assert not counted.counts.any()
 
 
 def test_a_part_is_taken_by_one_thread():
     """A thread that was given up, and comes late, finds its part taken and goes."""
     counted = Counted(2)
-    counted.words[0] = COMING
+    counted.states[0] = COMING
     threads = [threading.Thread(target=counted.work, args=(0,)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert counted.words[0] == GONE and not counted.counts.any()
+    assert counted.states[0] == GONE and not counted.counts.any()
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -221,7 +218,7 @@ def test_an_interrupt_while_threads_start_leaves_nobody_waiting(monkeypatch, mom
     assert nobody_stays()
 
 
-def test_a_member_leaves_by_the_clock():
+def test_a_thread_leaves_by_the_clock():
     """And not after some number of turns, which take long where processors are busy."""
 
     def waited(bells, loyalty):
@@ -231,14 +228,14 @@ def test_a_member_leaves_by_the_clock():
 
     counted, wait = Counted(2), part(waited, **CPU_FLAGS)
     for loyalty in (NEXT_NANOSECONDS, 50 * NEXT_NANOSECONDS):
-        counted.words[0] = LISTENING
+        counted.states[0] = LISTENING
         assert wait(counted.bells.ctypes.data, loyalty) >= loyalty
-        assert counted.words[0] == GONE
+        assert counted.states[0] == GONE
 
 
 @pytest.mark.parametrize("startable", [0, 1, 3])
 def test_a_thread_that_cannot_be_started_fails_the_call_alone(monkeypatch, startable):
-    """Nobody waits for a member that never comes, and the program works afterwards."""
+    """Nobody waits for a thread that never comes, and the program works afterwards."""
     data = sample(PROBLEM)
     before = data.copy()
     program = FusedProgram(PROBLEM, team(5))
@@ -287,7 +284,7 @@ def test_teams_at_the_same_time_do_not_disturb_each_other():
     assert nobody_stays()
 
 
-def test_members_stay_for_the_next_epoch_and_leave_after_a_while(monkeypatch):
+def test_threads_stay_for_the_next_epoch_and_leave_after_a_while(monkeypatch):
     """The same threads run epoch after epoch; later ones are new; the bits are always the same."""
     monkeypatch.setattr(threading.Thread, "start", counted := Counting(threading.Thread.start))
     expected = sample(PROBLEM)
@@ -342,10 +339,10 @@ def test_an_interrupt_before_a_call_leaves_the_program_as_it_was(monkeypatch):
     before = data.copy()
     run = Team.run
 
-    def interrupted(self, work, members, before_start):
-        for member in range(members - 1):
-            if self._words[member + 1] == GONE:
-                self._start(work, member, [])
+    def interrupted(self, work, threads, before_start):
+        for thread in range(threads - 1):
+            if self._states[thread + 1] == GONE:
+                self._start(work, thread, [])
         raise KeyboardInterrupt
 
     for staying in (False, True):
@@ -428,7 +425,7 @@ def in_child(work=lambda: digest(3)):
     assert os.waitpid(pid, 0)[1] == 0
     return found
 results = [digest(1), digest(3), in_child(), digest(3)]
-# With members that still stay for the parent's next epoch.
+# With threads that still stay for the parent's next epoch.
 data, program = cases.sample(cases.PROBLEM), cases.FusedProgram(cases.PROBLEM, cases.team(3))
 program.epoch(*data.arguments())
 data.control[:] = 0

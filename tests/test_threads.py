@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
-from fastmlp_kernels.cpu import tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.loss import loss_and_gradient, losses_per_row, predict_rows
 from fastmlp_kernels.cpu.program import FusedProgram
@@ -181,9 +180,9 @@ def test_the_same_bits_on_every_instruction_set(index, instruction_set):
 
 
 BLOCKS = {
-    "ROW_BLOCK": (1, 5, 14, 50, 149, 10**6),
-    "DEPTH_BLOCK": (1, 2, 10**4),  # in panels
-    "SUM_BLOCK": (1, 7, 100, 10**6),
+    "row_block": (1, 5, 14, 50, 149, 10**6),
+    "depth_block": (1, 2, 10**4),  # in panels
+    "sum_block": (1, 7, 100, 10**6),
 }
 
 
@@ -192,12 +191,11 @@ BLOCKS = {
 @pytest.mark.parametrize("problem", LARGE, ids=lambda problem: problem.dtype)
 def test_the_same_bits_for_any_size_of_block(problem, block, instruction_set):
     """Blocks follow the caches: what they are is no part of the result."""
-    word = getattr(tables, block)
     expected = results(problem, built(problem, 1, instruction_set))
     for size in BLOCKS[block]:
         for threads in (1, 3):
             program = built(problem, threads, instruction_set)
-            program.words[word] = size * (program.panel if block == "DEPTH_BLOCK" else 1)
+            program.step[block] = size * (program.panel if block == "depth_block" else 1)
             found = results(problem, program)
             assert differing(expected, found) == [], (size, threads)
 

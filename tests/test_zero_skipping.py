@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp_kernels.cpu import sampling, tables
+from fastmlp_kernels.cpu import sampling
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cpu.sampling import choose_skips, skipped_shares
 from fastmlp_kernels.cpu.simd import instruction_set
@@ -78,14 +78,14 @@ def lists(program):
     return program.workspace.column_lists.tobytes(), program.workspace.row_lists.tobytes()
 
 
-def run(problem, data, skips, threads=1, name=HOST[0], words=()):
+def run(problem, data, skips, threads=1, name=HOST[0], **sizes):
     """Train an epoch on copies; return what it changed, and the program."""
     program = FusedProgram(problem, team(threads, name))
     assert program.threads == threads
     program.skips = skips
     poison(program)
-    for word, value in words:
-        program.words[word] = value
+    for field, size in sizes.items():
+        program.step[field] = size
     before, after = lists(program), data.copy()
     program.epoch(*after.arguments())
     assert after.control.tolist() == [0, problem.batches, 0]
@@ -164,14 +164,14 @@ def test_the_same_bits_for_any_size_of_block(dtype, name):
     data = sparse_sample(problem, "random")
     expected, _ = run(problem, data, BOTH, name=name)
     bits = {key: array.tobytes() for key, array in expected.items()}
-    for word, sizes in (
-        (tables.ROW_BLOCK, (1, 5, 14, 50, 10**6)),
-        (tables.DEPTH_BLOCK, (panel, 2 * panel, 10**6)),
-        (tables.SUM_BLOCK, (1, 7, 10**6)),
+    for block, sizes in (
+        ("row_block", (1, 5, 14, 50, 10**6)),
+        ("depth_block", (panel, 2 * panel, 10**6)),
+        ("sum_block", (1, 7, 10**6)),
     ):
         for size, threads in itertools.product(sizes, (1, 3)):
-            found, _ = run(problem, data, BOTH, threads, name, [(word, size)])
-            assert {key: array.tobytes() for key, array in found.items()} == bits, (word, size)
+            found, _ = run(problem, data, BOTH, threads, name, **{block: size})
+            assert {key: array.tobytes() for key, array in found.items()} == bits, (block, size)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -290,7 +290,7 @@ def test_prepare_decides_and_nothing_else():
     problem = make_problem((64, 100, 2), 20, 60, "float64")
     data = sparse_sample(problem, "columns")
     program = FusedProgram(problem, team(1))
-    skips = program.words[tables.SKIPS : tables.SKIPS + 1]
+    skips = program.step["skips"]
 
     def epoch():
         data.control[:] = 0

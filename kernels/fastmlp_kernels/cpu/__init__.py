@@ -26,8 +26,8 @@ def epoch_seconds(problem: Problem, machine: Machine, threads: int) -> float:
     """
     if problem.members > 1:
         alone = epoch_seconds(replace(problem, members=1), machine, 1)
-        workers = min(threads, problem.members)
-        return problem.members * alone / workers + (workers - 1) * machine.cpu_thread_seconds
+        at_once = min(threads, problem.members)
+        return problem.members * alone / at_once + (at_once - 1) * machine.cpu_thread_seconds
     item = 8 if problem.dtype == "float64" else 4
     units = sum(problem.sizes)
     moved = item * (

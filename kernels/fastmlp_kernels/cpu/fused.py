@@ -20,13 +20,13 @@ from fastmlp_kernels.cpu.intrinsics import (
     atomic_load,
     atomic_store,
     call,
+    field_address,
     former_arithmetic,
-    set_word,
+    record_at,
     standard_arithmetic,
-    word,
 )
 from fastmlp_kernels.cpu.linear import (
-    layer_row,
+    layer_of,
     linear_backward,
     linear_forward,
     pack_unit,
@@ -37,62 +37,15 @@ from fastmlp_kernels.cpu.outputs import take_upstream, top_layer, write_losses, 
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
 from fastmlp_kernels.cpu.skipping import column_lists, forget_row_lists, row_lists
 from fastmlp_kernels.cpu.tables import (
-    ABANDONED,
     BACKWARD,
-    BATCH_SIZE,
-    BATCHES,
-    BELLS,
-    CHECK,
-    COLUMNS,
-    CONTROL,
-    DELTA,
-    FAN_IN,
-    FAN_OUT,
-    FEATURE_TILE,
     FORWARD,
     GATHER,
     GRADIENT,
-    HALT,
-    HYPER,
-    INPUT,
-    INPUT_COLUMNS,
-    INPUT_DELTA,
     INPUT_GRADIENT,
-    INPUT_GRADIENT_ROWS,
-    INPUTS,
-    ITEM,
-    KEPT,
-    LANES,
-    LARGEST,
-    LAYERS,
     LOSS,
-    LOSSES,
-    LOSSES_PER_ROW,
-    MEETING,
-    MEMBERS,
     OUTPUT,
-    OUTPUT_COLUMNS,
-    OUTPUT_GRADIENT,
     PACK,
-    PACKED,
-    PANEL,
-    PANEL_STRIDE,
-    PLACES,
-    ROW_BLOCK,
-    ROW_LOSSES,
-    ROWS,
-    SCALES,
-    SCRATCH,
-    SCRATCH_STRIDE,
-    SLOPE,
-    SLOPE_TILE,
-    SQUARES_OUT,
-    STAGES,
-    SUM_LOSSES,
-    SUM_SQUARES,
-    UNIT_COST,
-    UNIT_SQUARES,
-    UNITS,
+    STEP,
     UPDATE,
     UPSTREAM,
     WORD_BYTES,
@@ -109,222 +62,221 @@ from fastmlp_kernels.cpu.team import (
     settle,
     wait_for_team,
 )
-from fastmlp_kernels.problem import BATCHES as FINISHED
-from fastmlp_kernels.problem import STATUS, STOP
+from fastmlp_kernels.problem import BATCHES, STATUS, STOP
 
 
 @part
-def _backward(words, first, last):
+def _backward(step, first, last):
     """Bring the gradient by the outputs down to the first layer; return the largest magnitude."""
-    columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
-    panel, stride = word(words, PANEL), word(words, PANEL_STRIDE)
-    top = top_layer(words)
-    seen = spread_rows(words, word(words, OUTPUT_GRADIENT), first, last, columns, word(top, DELTA))
+    columns, item = step.output_columns, step.item
+    panel, stride = step.panel, step.panel_stride
+    top = top_layer(step)
+    seen = spread_rows(step, step.output_gradient, first, last, columns, top.delta)
     for j in range((columns + panel - 1) // panel):
         offset = (j * stride + first * panel) * item
-        kept, delta = word(top, KEPT) + offset, word(top, DELTA) + offset
-        seen = max(seen, call(word(top, SLOPE), (kept, delta, (last - first) * panel)))
-    for layer in range(word(words, LAYERS) - 1, 0, -1):
-        below = layer_row(words, layer - 1)
-        slope, finish = word(below, SLOPE), word(below, SLOPE_TILE)
-        out, kept = word(below, DELTA), word(below, KEPT)
-        largest = linear_backward(words, layer, first, last, out, kept, slope, finish)
+        kept, delta = top.kept + offset, top.delta + offset
+        seen = max(seen, call(top.slope, (kept, delta, (last - first) * panel)))
+    for index in range(step.layers - 1, 0, -1):
+        layer, below = layer_of(step, index), layer_of(step, index - 1)
+        slope, finish = below.slope, below.slope_tile
+        out, kept = below.delta, below.kept
+        largest = linear_backward(step, layer, first, last, out, kept, slope, finish)
         seen = max(seen, largest)
-    if word(words, STAGES) & INPUT_GRADIENT:
-        out, columns = word(words, INPUT_DELTA), word(words, INPUT_COLUMNS)
-        linear_backward(words, 0, first, last, out, word(words, INPUTS), word(words, CHECK), 0)
-        collect_rows(words, out, first, last, columns, word(words, INPUT_GRADIENT_ROWS))
+    if step.stages & INPUT_GRADIENT:
+        out, columns = step.input_delta, step.input_columns
+        layer = layer_of(step, 0)
+        linear_backward(step, layer, first, last, out, step.inputs, step.check, 0)
+        collect_rows(step, out, first, last, columns, step.input_gradient_rows)
     return seen
 
 
 @part
-def _rows(words, member, start, scale, first, last):
+def _rows(step, thread, start, scale, first, last):
     """Do the first phase for a block of rows; return the largest magnitude met."""
-    stages, shared = word(words, STAGES), word(words, COLUMNS)
+    stages, shared = step.stages, step.columns
     seen = 0
     if stages & GATHER:
         if not shared:
-            seen = gather_rows(words, start, first, last, word(words, INPUTS))
+            seen = gather_rows(step, start, first, last, step.inputs)
         if stages & LOSS:
-            gather_targets(words, start, first, last)
+            gather_targets(step, start, first, last)
     if stages & FORWARD:
-        for layer in range(shared, word(words, LAYERS)):
-            row = layer_row(words, layer)
-            block = (first, last, 0, panels_of(words, word(row, FAN_OUT)))
-            lists = column_lists(words, member, layer)
-            seen = max(seen, linear_forward(words, layer, word(row, INPUT), block, lists))
+        for index in range(shared, step.layers):
+            layer = layer_of(step, index)
+            block = (first, last, 0, panels_of(step, layer.fan_out))
+            lists = column_lists(step, thread, index)
+            seen = max(seen, linear_forward(step, layer, layer.input, block, lists))
     if stages & OUTPUT:
-        write_outputs(words, start, first, last)
+        write_outputs(step, start, first, last)
     if stages & LOSS:
-        seen = max(seen, write_losses(words, start, scale, first, last))
+        seen = max(seen, write_losses(step, start, scale, first, last))
     if stages & UPSTREAM:
-        take_upstream(words, first, last)
+        take_upstream(step, first, last)
     if stages & BACKWARD:
-        seen = max(seen, _backward(words, first, last))
+        seen = max(seen, _backward(step, first, last))
     return seen
 
 
 @part
-def unit_cost(words, layer, i, j):
+def unit_cost(step, layer, i, j):
     """Return the vectors of a unit's tiles: what a row of its weight gradient costs."""
-    row, panel = layer_row(words, layer), word(words, PANEL)
-    if word(row, FAN_OUT) == 1:
+    panel = step.panel
+    if layer.fan_out == 1:
         return 1
-    features = min(panel, word(row, FAN_IN) - i * panel)
-    tile = word(words, FEATURE_TILE)
-    narrow = word(row, FAN_OUT) - j * panel <= word(words, LANES)
+    features = min(panel, layer.fan_in - i * panel)
+    tile = step.feature_tile
+    narrow = layer.fan_out - j * panel <= step.lanes
     return (features + tile - 1) // tile * tile * (1 if narrow else VECTORS_PER_PANEL)
 
 
 @part
-def _units(words, member, packing, rows, hyper):
-    """Do this member's share of the units of all layers: equal shares of their cost."""
-    members, stages = word(words, MEMBERS), word(words, STAGES)
-    scratch = word(words, SCRATCH) + member * word(words, SCRATCH_STRIDE)
+def _units(step, thread, packing, rows, hyper):
+    """Do this thread's share of the units of all layers: equal shares of their cost."""
+    threads, stages = step.threads, step.stages
+    scratch = step.scratch + thread * step.scratch_stride
     done = 0
-    for layer in range(word(words, LAYERS)):
-        row = layer_row(words, layer)
-        inputs, outputs = panels_of(words, word(row, FAN_IN)), panels_of(words, word(row, FAN_OUT))
-        if packing and not word(words, PACKED) and word(row, FAN_OUT) > 1:
+    for index in range(step.layers):
+        layer = layer_of(step, index)
+        inputs, outputs = panels_of(step, layer.fan_in), panels_of(step, layer.fan_out)
+        if packing and not step.packed and layer.fan_out > 1:
             inputs = 1  # for the biases alone
-        shared = layer == 0 and word(words, COLUMNS) != 0
-        left = own_inputs(words, member) if shared else word(row, INPUT)
-        transposed = layer > 0 or (stages & INPUT_GRADIENT) != 0
+        shared = index == 0 and step.columns != 0
+        left = own_inputs(step, thread) if shared else layer.input
+        transposed = index > 0 or (stages & INPUT_GRADIENT) != 0
         for i in range(inputs):
             for j in range(outputs):
                 if shared:
-                    mine = panel_owner(j, outputs, members) == member
+                    mine = panel_owner(j, outputs, threads) == thread
                 else:
-                    mine = done * members // word(words, UNIT_COST) == member
-                    done += unit_cost(words, layer, i, j)
+                    mine = done * threads // step.unit_cost == thread
+                    done += unit_cost(step, layer, i, j)
                 if mine and packing:
-                    pack_unit(words, layer, i, j, transposed)
+                    pack_unit(step, layer, i, j, transposed)
                 elif mine:
                     updates = transposed and (stages & UPDATE) != 0
-                    lists = row_lists(words, member, layer)
-                    weight_gradient(words, layer, i, j, left, rows, hyper, updates, scratch, lists)
+                    lists = row_lists(step, thread, index)
+                    weight_gradient(step, layer, i, j, left, rows, hyper, updates, scratch, lists)
 
 
 @part
-def _sum(words, member, batch, rows):
-    """Sum the batch's losses; return whether the sum is finite, to every member the same."""
-    # All members sum, so that none has to wait for another's answer; one of them writes it down.
-    own = word(words, SCRATCH) + member * word(words, SCRATCH_STRIDE)
-    out = word(words, LOSSES) + batch * word(words, ITEM) if member == 0 else own
-    count = rows * word(words, LOSSES_PER_ROW)
-    return call(word(words, SUM_LOSSES), (word(words, ROW_LOSSES), count, out)) < word(
-        words, LARGEST
-    )
+def _sum(step, thread, batch, rows):
+    """Sum the batch's losses; return whether the sum is finite, to every thread the same."""
+    # All threads sum, so that none has to wait for another's answer; one of them writes it down.
+    own = step.scratch + thread * step.scratch_stride
+    out = step.losses + batch * step.item if thread == 0 else own
+    count = rows * step.losses_per_row
+    return call(step.sum_losses, (step.row_losses, count, out)) < step.largest
 
 
 @part
-def _batch(words, member, batch):
+def _batch(step, thread, batch):
     """Take one batch through all stages that are asked for; return whether to go on."""
-    stages, members, control = word(words, STAGES), word(words, MEMBERS), word(words, CONTROL)
-    start = batch * word(words, BATCH_SIZE)
-    rows = min(word(words, BATCH_SIZE), word(words, ROWS) - start)
-    scale = word(words, SCALES) + (word(words, ITEM) if rows < word(words, BATCH_SIZE) else 0)
-    # Shares of a full batch also for a smaller one: where nobody meets, a member may be a batch
+    stages, threads, control = step.stages, step.threads, step.control
+    start = batch * step.batch_size
+    rows = min(step.batch_size, step.rows - start)
+    scale = step.scales + (step.item if rows < step.batch_size else 0)
+    # Shares of a full batch also for a smaller one: where nobody meets, a thread may be a batch
     # ahead of another, and must not touch its rows.
-    begin = min(rows, word(words, BATCH_SIZE) * member // members)
-    end = min(rows, word(words, BATCH_SIZE) * (member + 1) // members)
+    begin = min(rows, step.batch_size * thread // threads)
+    end = min(rows, step.batch_size * (thread + 1) // threads)
     seen = 0
-    forget_row_lists(words, member)
-    if word(words, COLUMNS):
-        seen = first_layer(words, member, start, rows)
-        meet(word(words, MEETING), members)
-    for first in range(begin, end, word(words, ROW_BLOCK)):
+    forget_row_lists(step, thread)
+    if step.columns:
+        seen = first_layer(step, thread, start, rows)
+        meet(step.meeting, threads)
+    for first in range(begin, end, step.row_block):
         if atomic_load(control + STOP * WORD_BYTES):
             # All see it after the meeting: a batch is done by everybody or by nobody.
-            atomic_store(words + ABANDONED * WORD_BYTES, 1)
+            atomic_store(field_address(step, "abandoned"), 1)
             break
-        last = min(first + word(words, ROW_BLOCK), end)
-        seen = max(seen, _rows(words, member, start, scale, first, last))
-    if seen >= word(words, LARGEST):
+        last = min(first + step.row_block, end)
+        seen = max(seen, _rows(step, thread, start, scale, first, last))
+    if seen >= step.largest:
         atomic_store(control + STATUS * WORD_BYTES, batch + 1)
     if not stages & (LOSS | GRADIENT):
-        # Nobody meets: each member stops by itself.
-        return atomic_load(words + ABANDONED * WORD_BYTES) == 0
-    meet(word(words, MEETING), members)
-    if atomic_load(words + ABANDONED * WORD_BYTES):
+        # Nobody meets: each thread stops by itself.
+        return atomic_load(field_address(step, "abandoned")) == 0
+    meet(step.meeting, threads)
+    if atomic_load(field_address(step, "abandoned")):
         return False
-    return _learn(words, member, batch, rows)
+    return _learn(step, thread, batch, rows)
 
 
 @part
-def _learn(words, member, batch, rows):
+def _learn(step, thread, batch, rows):
     """Do the second phase: sum the losses, finish the weights; return whether to go on."""
-    stages, members, control = word(words, STAGES), word(words, MEMBERS), word(words, CONTROL)
+    stages, threads, control = step.stages, step.threads, step.control
     good = atomic_load(control + STATUS * WORD_BYTES) == 0
-    if stages & LOSS and not _sum(words, member, batch, rows) and good:
+    if stages & LOSS and not _sum(step, thread, batch, rows) and good:
         atomic_store(control + STATUS * WORD_BYTES, batch + 1)
         good = False
     if stages & UPDATE and not good:
         return False
     if stages & GRADIENT:
-        hyper = word(words, HYPER) + batch * HYPER_WIDTH * word(words, ITEM)
-        _units(words, member, False, rows, hyper)
-    if member == 0:
-        set_word(words, HALT, atomic_load(control + STOP * WORD_BYTES))
-    meet(word(words, MEETING), members)
-    if member == 0:
-        if word(words, SQUARES_OUT):
-            # Nobody sums squares again before this member has come to the next meeting.
-            out = word(words, SQUARES_OUT) + batch * WORD_BYTES
-            squares = (word(words, UNIT_SQUARES), word(words, UNITS), out)
-            call(word(words, SUM_SQUARES), squares)
-        atomic_store(control + FINISHED * WORD_BYTES, batch + 1)
-    return word(words, HALT) == 0
+        hyper = step.hyper + batch * HYPER_WIDTH * step.item
+        _units(step, thread, False, rows, hyper)
+    if thread == 0:
+        step.halt = atomic_load(control + STOP * WORD_BYTES)
+    meet(step.meeting, threads)
+    if thread == 0:
+        if step.squares_out:
+            # Nobody sums squares again before this thread has come to the next meeting.
+            out = step.squares_out + batch * WORD_BYTES
+            squares = (step.unit_squares, step.units, out)
+            call(step.sum_squares, squares)
+        atomic_store(control + BATCHES * WORD_BYTES, batch + 1)
+    return step.halt == 0
 
 
 @kernel
-def run(words, member):
-    """Do what ``word(words, STAGES)`` asks for, as one member of the team; see `cpu.tables`.
+def run(table, thread):
+    """Do what ``step.stages`` asks for, as one thread of the team; see `cpu.tables`.
 
     Parameters
     ----------
-    words : int
-        Address of the program's tables.
-    member : int
-        `CALLER`, which returns False and does nothing if another member is not there; or the number
+    table : int
+        Address of the program's table.
+    thread : int
+        `CALLER`, which returns False and does nothing if another thread is not there; or the number
         of another, which does it for each call until there has been none for a while.
     """
-    members, bells = word(words, MEMBERS), word(words, BELLS)
-    if member == CALLER:
-        set_word(words, HALT, 0)
-        set_word(words, ABANDONED, 0)
-    if member == CALLER and members == 1:
-        _stages(words, 0)
+    step = record_at(table, STEP, 0)
+    threads, bells = step.threads, step.bells
+    if thread == CALLER:
+        step.halt = 0
+        step.abandoned = 0
+    if thread == CALLER and threads == 1:
+        _stages(step, 0)
         return True
-    if word(words, PLACES):
-        settle(word(words, PLACES), member)
-    if member == CALLER:
-        if not call_team(bells, members - 1):
+    if step.places:
+        settle(step.places, thread)
+    if thread == CALLER:
+        if not call_team(bells, threads - 1):
             return False
-        _stages(words, members - 1)
-        wait_for_team(bells, members - 1)
+        _stages(step, threads - 1)
+        wait_for_team(bells, threads - 1)
         return True
     loyalty = FIRST_NANOSECONDS
-    if arrives(bells, member):
-        while is_called(bells, member, loyalty):
-            _stages(words, member)
-            has_done(bells, member)
+    if arrives(bells, thread):
+        while is_called(bells, thread, loyalty):
+            _stages(step, thread)
+            has_done(bells, thread)
             loyalty = NEXT_NANOSECONDS
     return True
 
 
 @part
-def _stages(words, member):
+def _stages(step, thread):
     former = standard_arithmetic()
-    _all_stages(words, member)
+    _all_stages(step, thread)
     former_arithmetic(former)
 
 
 @part
-def _all_stages(words, member):
-    if word(words, STAGES) & PACK:
-        _units(words, member, True, 0, 0)
-        meet(word(words, MEETING), word(words, MEMBERS))
-    for batch in range(word(words, BATCHES)):
-        if not _batch(words, member, batch):
+def _all_stages(step, thread):
+    if step.stages & PACK:
+        _units(step, thread, True, 0, 0)
+        meet(step.meeting, step.threads)
+    for batch in range(step.batches):
+        if not _batch(step, thread, batch):
             return

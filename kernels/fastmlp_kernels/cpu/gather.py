@@ -1,66 +1,44 @@
 """Rows into panels and out of them: the only copies that a step makes."""
 
 from fastmlp_kernels.compile import part
-from fastmlp_kernels.cpu.intrinsics import call, word
-from fastmlp_kernels.cpu.tables import (
-    COPY_ROWS,
-    IDENTITY,
-    INPUT_COLUMNS,
-    ITEM,
-    ORDER,
-    PANEL,
-    PANEL_STRIDE,
-    SEQUENTIAL,
-    TARGET_COLUMNS,
-    TARGETS,
-    WORD_BYTES,
-    X,
-    Y,
-)
+from fastmlp_kernels.cpu.intrinsics import call
+from fastmlp_kernels.cpu.tables import WORD_BYTES
 
 
 @part
-def spread_rows(words, rows, first, last, columns, panels):
+def spread_rows(step, rows, first, last, columns, panels):
     """Copy a block of row-major rows into panels; return the largest magnitude as bits."""
-    panel = word(words, PANEL)
-    into = (panels, panel, word(words, PANEL_STRIDE), 1)
-    source = (rows, word(words, IDENTITY), first, last, columns, columns, panel)
-    return call(word(words, COPY_ROWS), source + into)
+    panel = step.panel
+    into = (panels, panel, step.panel_stride, 1)
+    source = (rows, step.identity, first, last, columns, columns, panel)
+    return call(step.copy_rows, source + into)
 
 
 @part
-def collect_rows(words, panels, first, last, columns, rows):
+def collect_rows(step, panels, first, last, columns, rows):
     """Copy a block of rows out of panels into a row-major matrix."""
-    panel = word(words, PANEL)
+    panel = step.panel
     into = (rows, columns, panel, 0)
-    source = (
-        panels,
-        word(words, IDENTITY),
-        first,
-        last,
-        columns,
-        panel,
-        word(words, PANEL_STRIDE),
-    )
-    call(word(words, COPY_ROWS), source + into)
+    source = (panels, step.identity, first, last, columns, panel, step.panel_stride)
+    call(step.copy_rows, source + into)
 
 
 @part
-def copy_block(words, source, first, last, columns, out):
+def copy_block(step, source, first, last, columns, out):
     """Copy a block of rows of a row-major matrix to another."""
-    panel = word(words, PANEL)
-    rows = (source, word(words, IDENTITY), first, last, columns, columns, panel)
-    call(word(words, COPY_ROWS), rows + (out, columns, panel, 0))
+    panel = step.panel
+    rows = (source, step.identity, first, last, columns, columns, panel)
+    call(step.copy_rows, rows + (out, columns, panel, 0))
 
 
 @part
-def gather_rows(words, start, first, last, inputs):
+def gather_rows(step, start, first, last, inputs):
     """Bring a block of a mini-batch's rows of X into panels.
 
     Parameters
     ----------
-    words : int
-        Address of the program's tables, see `cpu.tables`: X and the order are read.
+    step : record
+        The program's table, see `cpu.tables`: X and the order are read.
     start : int
         The mini-batch's first place in the order.
     first, last : int
@@ -73,24 +51,24 @@ def gather_rows(words, start, first, last, inputs):
     Returns the largest magnitude of X, as bits. Cost: a read and a write an element, in vectors.
     Aliasing: none of the arrays overlap. Source: the mini-batch of stochastic gradient descent.
     """
-    panel, columns = word(words, PANEL), word(words, INPUT_COLUMNS)
-    rows, order = _rows_of(words, word(words, X), columns, start)
+    panel, columns = step.panel, step.input_columns
+    rows, order = _rows_of(step, step.X, columns, start)
     source = (rows, order, first, last, columns, columns, panel)
-    return call(word(words, COPY_ROWS), source + (inputs, panel, word(words, PANEL_STRIDE), 1))
+    return call(step.copy_rows, source + (inputs, panel, step.panel_stride, 1))
 
 
 @part
-def gather_targets(words, start, first, last):
+def gather_targets(step, start, first, last):
     """Bring a block of a mini-batch's rows of y together, as `gather_rows` does those of X."""
-    panel, columns = word(words, PANEL), word(words, TARGET_COLUMNS)
-    rows, order = _rows_of(words, word(words, Y), columns, start)
+    panel, columns = step.panel, step.target_columns
+    rows, order = _rows_of(step, step.Y, columns, start)
     source = (rows, order, first, last, columns, columns, panel)
-    call(word(words, COPY_ROWS), source + (word(words, TARGETS), columns, panel, 0))
+    call(step.copy_rows, source + (step.targets, columns, panel, 0))
 
 
 @part
-def _rows_of(words, rows, columns, start):
+def _rows_of(step, rows, columns, start):
     """Return where a mini-batch's rows are counted from, and their order."""
-    if word(words, SEQUENTIAL):
-        return rows + start * columns * word(words, ITEM), word(words, IDENTITY)
-    return rows, word(words, ORDER) + start * WORD_BYTES
+    if step.sequential:
+        return rows + start * columns * step.item, step.identity
+    return rows, step.order + start * WORD_BYTES

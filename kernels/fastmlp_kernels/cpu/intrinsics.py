@@ -25,8 +25,55 @@ def call(typing_context, address, arguments):
 
 
 @intrinsic
-def word(typing_context, table, index):
-    """Return a word of the table of int64 at an address."""
+def record_at(typing_context, address, dtype, index):
+    """Return a record of the array of a structured dtype at an address.
+
+    It is a pointer: ``record.name`` reads the field where it is, ``record.name = value`` sets it.
+    """
+    record = dtype.dtype
+
+    def generate(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], context.get_value_type(record))
+        return builder.gep(pointer, [values[2]])
+
+    return record(types.int64, dtype, types.int64), generate
+
+
+@intrinsic
+def next_record(typing_context, record):
+    """Return the record that follows another in an array."""
+
+    def generate(context, builder, signature, values):
+        return builder.gep(values[0], [ir.Constant(WORD, 1)])
+
+    return record(record), generate
+
+
+@intrinsic(prefer_literal=True)
+def field_address(typing_context, record, name):
+    """Return the address of the field of a record that has a (constant) name."""
+    offset = record.offset(name.literal_value)
+
+    def generate(context, builder, signature, values):
+        return builder.add(builder.ptrtoint(values[0], WORD), ir.Constant(WORD, offset))
+
+    return types.int64(record, name), generate
+
+
+@intrinsic
+def field_word(typing_context, record, index):
+    """Return a word of a record of words, by its index."""
+
+    def generate(context, builder, signature, values):
+        pointer = builder.bitcast(values[0], WORD.as_pointer())
+        return builder.load(builder.gep(pointer, [values[1]]))
+
+    return types.int64(record, types.int64), generate
+
+
+@intrinsic
+def word(typing_context, words, index):
+    """Return a word of the array of int64 at an address."""
 
     def generate(context, builder, signature, values):
         pointer = builder.inttoptr(values[0], WORD.as_pointer())
@@ -36,8 +83,8 @@ def word(typing_context, table, index):
 
 
 @intrinsic
-def set_word(typing_context, table, index, value):
-    """Set a word of the table of int64 at an address."""
+def set_word(typing_context, words, index, value):
+    """Set a word of the array of int64 at an address."""
 
     def generate(context, builder, signature, values):
         pointer = builder.inttoptr(values[0], WORD.as_pointer())

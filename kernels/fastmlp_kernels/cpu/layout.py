@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS
-from fastmlp_kernels.cpu import tables
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finishing_name
 from fastmlp_kernels.cpu.listed_tiles import (
@@ -21,8 +20,17 @@ from fastmlp_kernels.cpu.loss import loss_and_gradient, losses_per_row, sum_loss
 from fastmlp_kernels.cpu.machine_code import microkernels
 from fastmlp_kernels.cpu.microkernels import gradient_name, product_name
 from fastmlp_kernels.cpu.simd import InstructionSet
-from fastmlp_kernels.cpu.tables import address
-from fastmlp_kernels.cpu.team import BELL_BYTES, MASK_BYTES, MEETING_BYTES
+from fastmlp_kernels.cpu.tables import (
+    BELL,
+    LAYER,
+    MASK_BYTES,
+    MEETING,
+    STEP,
+    TILE,
+    WORD_BYTES,
+    address,
+    finishing_tile,
+)
 from fastmlp_kernels.problem import Problem, parameter_layout
 
 # Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient.
@@ -101,7 +109,7 @@ class Layout:
     problem : Problem
     target : InstructionSet
     threads : int
-        The most members of a team.
+        The most threads of a team.
     """
 
     def __init__(self, problem: Problem, target: InstructionSet, threads: int) -> None:
@@ -110,8 +118,8 @@ class Layout:
         self.panel = self.target.panel(problem.dtype)
         self.columns = self._shares_columns()
         self.capacity = row_capacity(problem.batch_size, self.target)
-        self.words = np.zeros(tables.WORDS, dtype=np.int64)
-        self.chain = np.zeros((len(problem.sizes) - 1, tables.CHAIN_COLUMNS), dtype=np.int64)
+        self.step = np.zeros(1, dtype=STEP)
+        self.chain = np.zeros(len(problem.sizes) - 1, dtype=LAYER)
         self.workspace = self._workspace()
         self.copies = self._copies()
         self.constants = {
@@ -119,12 +127,13 @@ class Layout:
             "zeros": self._zeros(self.panel),
             "scales": self._zeros(2),
             "unused": np.zeros(1, dtype=np.float64),
-            "meeting": self._bytes(MEETING_BYTES),
-            "bells": self._bytes(self.threads * BELL_BYTES).reshape(-1, BELL_BYTES),
+            "meeting": self._bytes(MEETING.itemsize).view(MEETING),
+            "bells": self._bytes(self.threads * BELL.itemsize).view(BELL),
             "places": self._bytes((self.threads + 1) * MASK_BYTES).reshape(-1, MASK_BYTES),
         }
-        self._fill_words()
+        self._fill_sizes()
         self._fill_functions()
+        self._fill_chain()
         self.connect()
 
     def _shares_columns(self) -> bool:
@@ -214,104 +223,111 @@ class Layout:
             biases=self._zeros(sum(_padded(each.fan_out, panel) for each in layers)),
         )
 
-    def _fill_words(self) -> None:
-        words, problem, target = self.words, self.problem, self.target
-        tallest = target.row_tiles[0]
+    def _fill_sizes(self) -> None:
+        problem, target = self.problem, self.target
         column_list, column_lists, row_list, row_lists = self._list_bytes()
         sizes = {
-            tables.COLUMN_LIST_BYTES: column_list,
-            tables.COLUMN_LISTS_STRIDE: column_lists,
-            tables.ROW_LIST_BYTES: row_list,
-            tables.ROW_LISTS_STRIDE: row_lists,
-            tables.MEMBERS: 1,
-            tables.PACKED: 1,
-            tables.LAYERS: len(self.chain),
-            tables.ITEM: self.dtype.itemsize,
-            tables.PANEL: self.panel,
-            tables.LANES: target.lanes(problem.dtype),
-            tables.FEATURE_TILE: target.feature_tile,
-            tables.PANEL_STRIDE: self.capacity * self.panel,
-            tables.ROW_BLOCK: ROW_BLOCK_TILES * tallest,
-            tables.DEPTH_BLOCK: DEPTH_BLOCK,
-            tables.SUM_BLOCK: SUM_BLOCK,
+            "layers": len(self.chain),
+            "item": self.dtype.itemsize,
+            "panel": self.panel,
+            "lanes": target.lanes(problem.dtype),
+            "feature_tile": target.feature_tile,
+            "panel_stride": self.capacity * self.panel,
+            "row_block": ROW_BLOCK_TILES * target.row_tiles[0],
+            "depth_block": DEPTH_BLOCK,
+            "sum_block": SUM_BLOCK,
             # All exponent bits set: infinity, and beyond it every NaN.
-            tables.LARGEST: int(np.array(np.inf, self.dtype).view(f"i{self.dtype.itemsize}")),
-            tables.INPUT_COLUMNS: problem.sizes[0],
-            tables.TARGET_COLUMNS: problem.target_columns,
-            tables.OUTPUT_COLUMNS: problem.sizes[-1],
-            tables.LOSSES_PER_ROW: losses_per_row(problem.rule, problem.sizes[-1]),
-            tables.INPUTS_STRIDE: self._panels(problem.sizes[0]) * self.dtype.itemsize,
-            tables.UNITS: sum(self._units()),
-            tables.SCRATCH_STRIDE: self.panel * self.panel * self.dtype.itemsize,
+            "largest": int(np.array(np.inf, self.dtype).view(f"i{self.dtype.itemsize}")),
+            "batch_size": problem.batch_size,
+            "input_columns": problem.sizes[0],
+            "target_columns": problem.target_columns,
+            "output_columns": problem.sizes[-1],
+            "losses_per_row": losses_per_row(problem.rule, problem.sizes[-1]),
+            "units": sum(self._units()),
+            "keeps_output": ACTIVATIONS[problem.activations[-1]].keeps == "output",
+            "inputs_stride": self._panels(problem.sizes[0]) * self.dtype.itemsize,
+            "scratch_stride": self.panel * self.panel * self.dtype.itemsize,
+            "column_lists_stride": column_lists,
+            "column_list_bytes": column_list,
+            "row_lists_stride": row_lists,
+            "row_list_bytes": row_list,
         }
-        for word, value in sizes.items():
-            words[word] = value
+        self._fill(sizes)
+
+    def _fill(self, values: dict[str, int]) -> None:
+        for name, value in values.items():
+            self.step[name] = value
 
     def _fill_functions(self) -> None:
-        words, problem, dtype = self.words, self.problem, self.problem.dtype
+        problem, dtype, tile = self.problem, self.problem.dtype, self.target.feature_tile
         code = microkernels(self.target, dtype)
+        functions = {
+            "copy_rows": code["copy_rows"],
+            "transpose": code["transpose"],
+            "dot_rows": code["dot_rows"],
+            "direct": code.get("direct", 0),
+            "gradient_single": code[gradient_name(1, 2)],
+            "gradient_narrow": code[gradient_name(tile, 1)],
+            "gradient_wide": code[gradient_name(tile, 2)],
+            "column_sum": code["column_sum"],
+            "list_columns": code["list_columns"],
+            "list_rows": code["list_rows"],
+            "listed_gradient_narrow": code[listed_gradient_name(1)],
+            "listed_gradient_wide": code[listed_gradient_name(2)],
+            "sum_losses": sum_losses(dtype),
+            "sum_squares": sum_losses("float64"),
+            "check": activation_forward("identity", dtype),
+            "loss_rule": loss_and_gradient(problem.rule, dtype),
+        }
+        self._fill(functions)
         finishing = list(product(FINISHES, (FORWARD, BACKWARD)))
         names = [partial(finishing_name, way, activation) for activation, way in finishing]
         names = [product_name, *names, listed_product_name]
-        self.tiles = np.array(
-            [
-                (rows, *(code[name(rows, v)] for name in names for v in (1, 2)))
-                for rows in self.target.row_tiles
-            ],
-            dtype=np.int64,
-        )
-        columns = {key: tables.TILE_FINISHING + 2 * k for k, key in enumerate(finishing)}
-        words[tables.COPY_ROWS] = code["copy_rows"]
-        words[tables.TRANSPOSE] = code["transpose"]
-        words[tables.COLUMN_SUM] = code["column_sum"]
-        words[tables.DOT_ROWS] = code["dot_rows"]
-        words[tables.DIRECT] = code.get("direct", 0)
-        words[tables.GRADIENT_SINGLE] = code[gradient_name(1, 2)]
-        words[tables.GRADIENT_NARROW] = code[gradient_name(self.target.feature_tile, 1)]
-        words[tables.GRADIENT_WIDE] = code[gradient_name(self.target.feature_tile, 2)]
-        words[tables.LIST_COLUMNS] = code["list_columns"]
-        words[tables.LIST_ROWS] = code["list_rows"]
-        words[tables.LISTED_GRADIENT_NARROW] = code[listed_gradient_name(1)]
-        words[tables.LISTED_GRADIENT_WIDE] = code[listed_gradient_name(2)]
-        words[tables.CHECK] = activation_forward("identity", dtype)
-        words[tables.LOSS_RULE] = loss_and_gradient(problem.rule, dtype)
-        words[tables.SUM_LOSSES] = sum_losses(dtype)
-        words[tables.SUM_SQUARES] = sum_losses("float64")
-        output = ACTIVATIONS[problem.activations[-1]]
-        words[tables.KEEPS_OUTPUT] = output.keeps == "output"
-        for row, name in zip(self.chain, problem.training_activations, strict=True):
-            row[tables.VALUE] = activation_forward(name, dtype)
-            row[tables.SLOPE] = activation_backward(name, dtype)
-            row[tables.VALUE_TILE] = columns.get((name, FORWARD), 0)
-            row[tables.SLOPE_TILE] = columns.get((name, BACKWARD), 0)
+        rows = [
+            (height, *(code[name(height, v)] for name in names for v in (1, 2)))
+            for height in self.target.row_tiles
+        ]
+        self.tiles = np.array(rows, dtype=TILE)
+
+    def _fill_chain(self) -> None:
+        problem, panel = self.problem, self.panel
+        layers = parameter_layout(problem.sizes)
+        for row, layer, name in zip(self.chain, layers, problem.training_activations, strict=True):
+            row["fan_in"], row["fan_out"] = layer.fan_in, layer.fan_out
+            row["weight"], row["bias"] = layer.weight.start, layer.bias.start
+            row["W_stride"] = _padded(layer.fan_in, panel) * panel
+            row["transposed_stride"] = _padded(layer.fan_out, panel) * panel
+            row["value"] = activation_forward(name, problem.dtype)
+            row["slope"] = activation_backward(name, problem.dtype)
+            if name in FINISHES:
+                row["value_tile"] = finishing_tile(name, FORWARD)
+                row["slope_tile"] = finishing_tile(name, BACKWARD)
 
     def connect(self) -> None:
         """Write the addresses of the program's own arrays into its tables."""
-        words = self.words
-        for word, array in (
-            (tables.INPUTS, self.workspace.inputs),
-            (tables.TARGETS, self.workspace.targets),
-            (tables.ROW_LOSSES, self.workspace.row_losses),
-            (tables.INPUT_DELTA, self.workspace.input_delta),
-            (tables.PREDICTIONS, self.workspace.predictions),
-            (tables.SLOPES, self.workspace.slopes),
-            (tables.SCRATCH, self.workspace.scratch),
-            (tables.COLUMN_LISTS, self.workspace.column_lists),
-            (tables.ROW_LISTS, self.workspace.row_lists),
-            (tables.IDENTITY, self.constants["identity"]),
-            (tables.ZEROS, self.constants["zeros"]),
-            (tables.SCALES, self.constants["scales"]),
-            (tables.UNUSED, self.constants["unused"]),
-            (tables.UNIT_SQUARES, self.workspace.unit_squares),
-            (tables.MEETING, self.constants["meeting"]),
-            (tables.BELLS, self.constants["bells"]),
-            (tables.CHAIN, self.chain),
-            (tables.TILES, self.tiles),
-        ):
-            words[word] = address(array)
+        arrays = {
+            "chain": self.chain,
+            "tiles": self.tiles,
+            "meeting": self.constants["meeting"],
+            "bells": self.constants["bells"],
+            "identity": self.constants["identity"],
+            "inputs": self.workspace.inputs,
+            "row_losses": self.workspace.row_losses,
+            "predictions": self.workspace.predictions,
+            "slopes": self.workspace.slopes,
+            "input_delta": self.workspace.input_delta,
+            "scratch": self.workspace.scratch,
+            "column_lists": self.workspace.column_lists,
+            "row_lists": self.workspace.row_lists,
+            "zeros": self.constants["zeros"],
+            "scales": self.constants["scales"],
+            "unit_squares": self.workspace.unit_squares,
+            "unused": self.constants["unused"],
+        }
+        self._fill({name: address(array) for name, array in arrays.items()})
         self._connect_chain()
-        self.own_targets = int(words[tables.TARGETS])
-        self.table = address(words)
+        self.own_targets = address(self.workspace.targets)
+        self.table, self.words = address(self.step), self.step.view(np.int64)
 
     def _connect_chain(self) -> None:
         item, panel = self.dtype.itemsize, self.panel
@@ -331,24 +347,11 @@ class Layout:
             Z = stored
             A = stored + size if keeps_input else stored
             rows, columns = _padded(layer.fan_in, panel), _padded(layer.fan_out, panel)
-            row[: tables.VALUE_TILE] = (
-                layer.fan_in,
-                layer.fan_out,
-                layer.weight.start,
-                layer.bias.start,
-                weights,
-                rows * panel,
-                transposed,
-                columns * panel,
-                bias,
-                below,
-                Z,
-                A,
-                Z if keeps_input else A,
-                delta,
-                squares,
-            )
-            squares += units * tables.WORD_BYTES
+            row["W"], row["transposed"], row["B"] = weights, transposed, bias
+            row["input"], row["Z"], row["A"] = below, Z, A
+            row["kept"], row["delta"] = Z if keeps_input else A, delta
+            row["squares"] = squares
+            squares += units * WORD_BYTES
             below, stored, delta = A, A + size, delta + size
             weights, transposed = (
                 weights + rows * columns * item,

@@ -2,112 +2,63 @@
 
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
 from fastmlp_kernels.compile import part
-from fastmlp_kernels.cpu.intrinsics import call, word
+from fastmlp_kernels.cpu.intrinsics import call, field_word, next_record, record_at
 from fastmlp_kernels.cpu.microkernels import DIRECT_VECTORS
 from fastmlp_kernels.cpu.skipping import listed_product, listed_sum
-from fastmlp_kernels.cpu.tables import (
-    BIAS,
-    CHAIN,
-    CHAIN_COLUMNS,
-    COLUMN_SUM,
-    COPY_ROWS,
-    DELTA,
-    DEPTH_BLOCK,
-    DIRECT,
-    DOT_ROWS,
-    FAN_IN,
-    FAN_OUT,
-    FEATURE_TILE,
-    FINISH,
-    FIRST,
-    GRADIENT_NARROW,
-    GRADIENT_SINGLE,
-    GRADIENT_WIDE,
-    IDENTITY,
-    INPUT,
-    ITEM,
-    LANES,
-    PACKED,
-    PANEL,
-    PANEL_STRIDE,
-    PARAMETERS,
-    SECOND,
-    SQUARES,
-    SUM_BLOCK,
-    TARGET,
-    TILE_COLUMNS,
-    TILE_NARROW,
-    TILE_ROWS,
-    TILE_WIDE,
-    TILES,
-    TRANSPOSE,
-    TRANSPOSED,
-    TRANSPOSED_STRIDE,
-    UNUSED,
-    VALUE,
-    VALUE_TILE,
-    W_STRIDE,
-    WEIGHT,
-    WORD_BYTES,
-    ZEROS,
-    A,
-    B,
-    W,
-    Z,
-)
+from fastmlp_kernels.cpu.tables import LAYER, PLAIN_TILE, TILE, WORD_BYTES
 
 
 @part
-def layer_row(words, layer):
-    """Return the address of a layer's row of the chain."""
-    return word(words, CHAIN) + layer * CHAIN_COLUMNS * WORD_BYTES
+def layer_of(step, index):
+    """Return a layer's record."""
+    return record_at(step.chain, LAYER, index)
 
 
 @part
-def panels_of(words, columns):
+def panels_of(step, columns):
     """Return the number of panels that columns take."""
-    return (columns + word(words, PANEL) - 1) // word(words, PANEL)
+    return (columns + step.panel - 1) // step.panel
 
 
 @part
-def _product(words, left, right, initial, out, ending, block):
+def _product(step, left, right, initial, out, ending, block):
     """Write ``left @ right`` plus the initial row: a block of rows, of k and of column panels.
 
-    `ending` is a column of the tiles, and where the layer below keeps its activation, for tiles
+    `ending` is an index in the tiles, and where the layer below keeps its activation, for tiles
     that end with one: those return the largest magnitude that they met, and others 0.
     """
     right, right_stride, columns = right
-    initial, step = initial
-    column, kept = ending
+    initial, initial_stride = initial
+    index, kept = ending
     first, last, start, count, first_panel, last_panel = block
-    item, panel, lanes = word(words, ITEM), word(words, PANEL), word(words, LANES)
-    stride = word(words, PANEL_STRIDE)
+    item, panel, lanes = step.item, step.panel, step.lanes
+    stride = step.panel_stride
     left += start * stride // panel * item
     seen = 0
     for j in range(first_panel, last_panel):
-        wide = 0 if columns - j * panel <= lanes else TILE_WIDE - TILE_NARROW
+        wide = 0 if columns - j * panel <= lanes else 1
         right_j = right + (j * right_stride + start * panel) * item
         out_j = out + j * stride * item
-        begin = initial + j * step * item
-        row, tile = first, word(words, TILES)
+        begin = initial + j * initial_stride * item
+        row, tile = first, record_at(step.tiles, TILE, 0)
         while row < last:
-            while word(tile, TILE_ROWS) > last - row:
-                tile += TILE_COLUMNS * WORD_BYTES
+            while tile.rows > last - row:
+                tile = next_record(tile)
             here = out_j + row * panel * item
             from_row = left + row * panel * item
             above = here if start > 0 else begin
             rows = panel if start > 0 else 0
             operands = (from_row, stride, right_j, count, above, rows, here, kept + here - out)
-            seen = max(seen, call(word(tile, column + wide), operands))
-            row += word(tile, TILE_ROWS)
+            seen = max(seen, call(field_word(tile, index + wide), operands))
+            row += tile.rows
     return seen
 
 
 @part
-def _finish(words, leaf, kept, data, block):
+def _finish(step, leaf, kept, data, block):
     """Call an activation's leaf on a block of rows of some panels; return the largest magnitude."""
     first, last, first_panel, last_panel = block
-    item, panel, stride = word(words, ITEM), word(words, PANEL), word(words, PANEL_STRIDE)
+    item, panel, stride = step.item, step.panel, step.panel_stride
     seen = 0
     for j in range(first_panel, last_panel):
         offset = (j * stride + first * panel) * item
@@ -116,42 +67,42 @@ def _finish(words, leaf, kept, data, block):
 
 
 @part
-def _dot_rows(words, row, first, last):
+def _dot_rows(step, layer, first, last):
     """Compute Z of a layer with one output, inputs in the lanes: a panel has room for many."""
-    item, panel = word(words, ITEM), word(words, PANEL)
-    left, out = (word(row, INPUT) + first * panel * item), (word(row, Z) + first * panel * item)
-    panels = panels_of(words, word(row, FAN_IN))
-    right, stride = word(row, TRANSPOSED), word(row, TRANSPOSED_STRIDE)
-    weights = (left, word(words, PANEL_STRIDE), right, stride, panels)
-    call(word(words, DOT_ROWS), weights + (last - first, word(row, B), out))
+    item, panel = step.item, step.panel
+    left, out = (layer.input + first * panel * item), (layer.Z + first * panel * item)
+    panels = panels_of(step, layer.fan_in)
+    right, stride = layer.transposed, layer.transposed_stride
+    weights = (left, step.panel_stride, right, stride, panels)
+    call(step.dot_rows, weights + (last - first, layer.B, out))
 
 
 @part
-def _direct(words, row, first, last):
+def _direct(step, layer, first, last):
     """Compute Z of a few rows from the weights as the caller has them."""
-    item, panel, stride = word(words, ITEM), word(words, PANEL), word(words, PANEL_STRIDE)
-    columns = word(row, FAN_OUT)
-    weights = word(words, PARAMETERS) + word(row, WEIGHT) * item
-    width = DIRECT_VECTORS * word(words, LANES)
+    item, panel, stride = step.item, step.panel, step.panel_stride
+    columns = layer.fan_out
+    weights = step.parameters + layer.weight * item
+    width = DIRECT_VECTORS * step.lanes
     for here in range(first, last):
-        left = word(row, INPUT) + here * panel * item
-        out = word(row, Z) + here * panel * item
+        left = layer.input + here * panel * item
+        out = layer.Z + here * panel * item
         for j in range(0, columns, width):
-            right = (weights + j * item, columns, word(row, FAN_IN), columns - j)
-            into = (word(row, B) + j * item, out + j // panel * stride * item, stride)
-            call(word(words, DIRECT), (left, stride) + right + into)
+            right = (weights + j * item, columns, layer.fan_in, columns - j)
+            into = (layer.B + j * item, out + j // panel * stride * item, stride)
+            call(step.direct, (left, stride) + right + into)
 
 
 @part
-def linear_forward(words, layer, left, block, lists):
+def linear_forward(step, layer, left, block, lists):
     """Compute ``Z = A W + b`` and ``f(Z)`` of a block of rows; return the largest |Z| as bits.
 
     Parameters
     ----------
-    words : int
-        Address of the program's tables, see `cpu.tables`: the layer's W and b in panels are read,
+    step : record
+        The program's table, see `cpu.tables`: the layer's W and b in panels are read,
         its Z and A written.
-    layer : int
+    layer : record
     left : int
         Address of the panels of A.
     block : (int, int, int, int)
@@ -167,38 +118,37 @@ def linear_forward(words, layer, left, block, lists):
     multiply-adds from the bias on, k ascending, whatever the rows beside it: error at most
     ``(fan_in + 1) u (|A| |W| + |b|)``. Source: the derivation sheet, ``z = W x + b``.
     """
-    row = layer_row(words, layer)
     first, last, first_panel, last_panel = block
-    if word(row, FAN_OUT) == 1:
-        _dot_rows(words, row, first, last)
-    elif not word(words, PACKED):
-        _direct(words, row, first, last)
+    if layer.fan_out == 1:
+        _dot_rows(step, layer, first, last)
+    elif not step.packed:
+        _direct(step, layer, first, last)
     elif lists:
-        listed_product(words, row, left, block, lists)
+        listed_product(step, layer, left, block, lists)
     else:
-        depth, finish, seen = word(row, FAN_IN), word(row, VALUE_TILE), 0
-        weights = word(row, W), word(row, W_STRIDE), word(row, FAN_OUT)
-        bias = word(row, B), word(words, PANEL)
-        for start in range(0, depth, word(words, DEPTH_BLOCK)):
-            count = min(word(words, DEPTH_BLOCK), depth - start)
-            ending = finish if finish and start + count == depth else TILE_NARROW, 0
+        depth, finish, seen = layer.fan_in, layer.value_tile, 0
+        weights = layer.W, layer.W_stride, layer.fan_out
+        bias = layer.B, step.panel
+        for start in range(0, depth, step.depth_block):
+            count = min(step.depth_block, depth - start)
+            ending = finish if finish and start + count == depth else PLAIN_TILE, 0
             here = first, last, start, count, first_panel, last_panel
-            seen = _product(words, left, weights, bias, word(row, Z), ending, here)
+            seen = _product(step, left, weights, bias, layer.Z, ending, here)
         if finish:
             return seen
-    return _finish(words, word(row, VALUE), word(row, Z), word(row, A), block)
+    return _finish(step, layer.value, layer.Z, layer.A, block)
 
 
 @part
-def linear_backward(words, layer, first, last, dA, kept, slope, finish):
+def linear_backward(step, layer, first, last, dA, kept, slope, finish):
     """Compute ``dA = dZ W^T`` of a block of rows, and what the layer below makes of it.
 
     Parameters
     ----------
-    words : int
-        Address of the program's tables, see `cpu.tables`: the layer's dZ and transposed weights
+    step : record
+        The program's table, see `cpu.tables`: the layer's dZ and transposed weights
         are read.
-    layer : int
+    layer : record
     first, last : int
         The block of rows.
     dA : int
@@ -213,44 +163,43 @@ def linear_backward(words, layer, first, last, dA, kept, slope, finish):
     one chain of fused multiply-adds, error at most ``fan_out u |dZ| |W|^T``. Source: the chain
     rule, ``dl/da = W dl/dz``.
     """
-    row = layer_row(words, layer)
-    depth, panels, seen = word(row, FAN_OUT), panels_of(words, word(row, FAN_IN)), 0
-    weights = word(row, TRANSPOSED), word(row, TRANSPOSED_STRIDE), word(row, FAN_IN)
-    for start in range(0, depth, word(words, DEPTH_BLOCK)):
-        count = min(word(words, DEPTH_BLOCK), depth - start)
-        ending = finish if finish and start + count == depth else TILE_NARROW, kept
+    depth, panels, seen = layer.fan_out, panels_of(step, layer.fan_in), 0
+    weights = layer.transposed, layer.transposed_stride, layer.fan_in
+    for start in range(0, depth, step.depth_block):
+        count = min(step.depth_block, depth - start)
+        ending = finish if finish and start + count == depth else PLAIN_TILE, kept
         here = first, last, start, count, 0, panels
-        zeros = word(words, ZEROS), 0
-        seen = _product(words, word(row, DELTA), weights, zeros, dA, ending, here)
+        zeros = step.zeros, 0
+        seen = _product(step, layer.delta, weights, zeros, dA, ending, here)
     if finish:
         return seen
-    return _finish(words, slope, kept, dA, (first, last, 0, panels))
+    return _finish(step, slope, kept, dA, (first, last, 0, panels))
 
 
 @part
-def _transpose_unit(words, layer, i, j, features, columns):
+def _transpose_unit(step, layer, i, j, features, columns):
     """Bring the transposed copy of a unit of weights up to date."""
-    item, panel, lanes = word(words, ITEM), word(words, PANEL), word(words, LANES)
-    row = layer_row(words, layer)
-    source = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
-    out = word(row, TRANSPOSED) + (i * word(row, TRANSPOSED_STRIDE) + j * panel * panel) * item
+    item, panel, lanes = step.item, step.panel, step.lanes
+    source = layer.W + (j * layer.W_stride + i * panel * panel) * item
+    out = layer.transposed + (i * layer.transposed_stride + j * panel * panel) * item
     for r in range(0, features, lanes):
         for c in range(0, columns, lanes):
             call(
-                word(words, TRANSPOSE),
+                step.transpose,
                 (source + (r * panel + c) * item, out + (c * panel + r) * item),
             )
 
 
 @part
-def pack_unit(words, layer, i, j, transposed):
+def pack_unit(step, layer, i, j, transposed):
     """Copy a unit of weights, panel i of its rows and j of its columns, into panels.
 
     Parameters
     ----------
-    words : int
-        Address of the program's tables, see `cpu.tables`.
-    layer, i, j : int
+    step : record
+        The program's table, see `cpu.tables`.
+    layer : record
+    i, j : int
     transposed : int
         Whether backward-data needs the transposed copy.
 
@@ -258,60 +207,57 @@ def pack_unit(words, layer, i, j, transposed):
     -----
     Cost: a read and two writes an element. Source: the one layout of `cpu.microkernels`.
     """
-    item, panel = word(words, ITEM), word(words, PANEL)
-    row = layer_row(words, layer)
-    features = min(panel, word(row, FAN_IN) - i * panel)
-    columns = min(panel, word(row, FAN_OUT) - j * panel)
-    start = (
-        word(words, PARAMETERS)
-        + (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
-    )
-    out = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
-    order = word(words, IDENTITY)
-    if word(row, FAN_OUT) == 1:
+    item, panel = step.item, step.panel
+    features = min(panel, layer.fan_in - i * panel)
+    columns = min(panel, layer.fan_out - j * panel)
+    start = step.parameters + (layer.weight + i * panel * layer.fan_out + j * panel) * item
+    out = layer.W + (j * layer.W_stride + i * panel * panel) * item
+    order = step.identity
+    if layer.fan_out == 1:
         # One column: as a row, it is contiguous, and the only copy that is read.
-        out = word(row, TRANSPOSED) + i * word(row, TRANSPOSED_STRIDE) * item
+        out = layer.transposed + i * layer.transposed_stride * item
         rows = (start, order, 0, 1, features, features, panel)
-        call(word(words, COPY_ROWS), rows + (out, panel, panel, 1))
-    elif word(words, PACKED):
-        rows = (start, order, 0, features, columns, word(row, FAN_OUT), panel)
-        call(word(words, COPY_ROWS), rows + (out, panel, panel, 1))
+        call(step.copy_rows, rows + (out, panel, panel, 1))
+    elif step.packed:
+        rows = (start, order, 0, features, columns, layer.fan_out, panel)
+        call(step.copy_rows, rows + (out, panel, panel, 1))
         if transposed:
-            _transpose_unit(words, layer, i, j, features, columns)
+            _transpose_unit(step, layer, i, j, features, columns)
     if i == 0:
-        start = word(words, PARAMETERS) + (word(row, BIAS) + j * panel) * item
-        out = word(row, B) + j * panel * item
+        start = step.parameters + (layer.bias + j * panel) * item
+        out = layer.B + j * panel * item
         call(
-            word(words, COPY_ROWS),
+            step.copy_rows,
             (start, order, 0, 1, columns, columns, panel, out, panel, panel, 1),
         )
 
 
 @part
-def _sum_unit(words, tile, left, right, rows, features, scratch):
+def _sum_unit(step, tile, left, right, rows, features, scratch):
     """Sum a unit of a weight gradient over the batch, a block of rows at a time."""
-    item, panel, block = word(words, ITEM), word(words, PANEL), word(words, SUM_BLOCK)
+    item, panel, block = step.item, step.panel, step.sum_block
     for start in range(0, rows, block):
         count = min(block, rows - start)
         here = right + start * panel * item
-        for m in range(0, features, word(words, FEATURE_TILE)):
+        for m in range(0, features, step.feature_tile):
             out = scratch + m * panel * item
             from_row = left + (start * panel + m) * item
             if start > 0:
                 call(tile, (from_row, here, count, out, panel, out))
             else:
-                call(tile, (from_row, here, count, word(words, ZEROS), 0, out))
+                call(tile, (from_row, here, count, step.zeros, 0, out))
 
 
 @part
-def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch, lists):
+def weight_gradient(step, layer, i, j, left, rows, hyper, transposed, scratch, lists):
     """Compute a unit of ``dW = A^T dZ`` (and of ``db``), and finish it: an update, or a store.
 
     Parameters
     ----------
-    words : int
-        Address of the program's tables, see `cpu.tables`: the layer's input and dZ panels are read.
-    layer, i, j : int
+    step : record
+        The program's table, see `cpu.tables`: the layer's input and dZ panels are read.
+    layer : record
+    i, j : int
         The unit: panel i of the layer's inputs, panel j of its outputs.
     left : int
         Address of the panels of A.
@@ -328,59 +274,59 @@ def weight_gradient(words, layer, i, j, left, rows, hyper, transposed, scratch, 
 
     Notes
     -----
-    Where FINISH sums squares, that of the unit goes to its place among the layer's SQUARES.
+    Where `finish` sums squares, that of the unit goes to its place among the layer's `squares`.
     Cost: ``2 rows`` flops a weight. Accuracy: one chain of fused multiply-adds an element, rows
     ascending; error at most ``rows u |A|^T |dZ|``. Source: the derivation sheet,
     ``dl/dW = x dl/dz``.
     """
-    item, panel = word(words, ITEM), word(words, PANEL)
-    row = layer_row(words, layer)
-    features = min(panel, word(row, FAN_IN) - i * panel)
-    columns = min(panel, word(row, FAN_OUT) - j * panel)
-    left += i * word(words, PANEL_STRIDE) * item
-    right = word(row, DELTA) + j * word(words, PANEL_STRIDE) * item
-    offset = (word(row, WEIGHT) + i * panel * word(row, FAN_OUT) + j * panel) * item
+    item, panel = step.item, step.panel
+    features = min(panel, layer.fan_in - i * panel)
+    columns = min(panel, layer.fan_out - j * panel)
+    left += i * step.panel_stride * item
+    right = layer.delta + j * step.panel_stride * item
+    offset = (layer.weight + i * panel * layer.fan_out + j * panel) * item
     weight_decay = hyper + WEIGHT_DECAY * item
-    squares = word(row, SQUARES) + (i * panels_of(words, word(row, FAN_OUT)) + j) * WORD_BYTES
-    if word(row, FAN_OUT) == 1:
-        product = word(words, GRADIENT_SINGLE)
-        call(product, (right, left, rows, word(words, ZEROS), 0, scratch))
-        copy = word(row, TRANSPOSED) + i * word(row, TRANSPOSED_STRIDE) * item
+    squares = layer.squares + (i * panels_of(step, layer.fan_out) + j) * WORD_BYTES
+    if layer.fan_out == 1:
+        product = step.gradient_single
+        call(product, (right, left, rows, step.zeros, 0, scratch))
+        copy = layer.transposed + i * layer.transposed_stride * item
         tile = (offset, scratch, copy, 1, features, features)
-        _apply(words, tile, hyper, weight_decay, squares)
+        _apply(step, tile, hyper, weight_decay, squares)
     else:
         if lists:
-            listed_sum(words, i, left, right, (rows, features, columns), scratch, lists)
+            listed_sum(step, i, left, right, (rows, features, columns), scratch, lists)
         else:
-            product = GRADIENT_NARROW if columns <= word(words, LANES) else GRADIENT_WIDE
-            _sum_unit(words, word(words, product), left, right, rows, features, scratch)
-        copy = word(row, W) + (j * word(row, W_STRIDE) + i * panel * panel) * item
-        tile = (offset, scratch, copy, features, columns, word(row, FAN_OUT))
-        _apply(words, tile, hyper, weight_decay, squares)
+            narrow = columns <= step.lanes
+            product = step.gradient_narrow if narrow else step.gradient_wide
+            _sum_unit(step, product, left, right, rows, features, scratch)
+        copy = layer.W + (j * layer.W_stride + i * panel * panel) * item
+        tile = (offset, scratch, copy, features, columns, layer.fan_out)
+        _apply(step, tile, hyper, weight_decay, squares)
         if transposed:
-            _transpose_unit(words, layer, i, j, features, columns)
+            _transpose_unit(step, layer, i, j, features, columns)
     if i == 0:
-        call(word(words, COLUMN_SUM), (right, rows, scratch))
-        offset = (word(row, BIAS) + j * panel) * item
-        tile = (offset, scratch, word(row, B) + j * panel * item, 1, columns, columns)
-        _apply(words, tile, hyper, hyper + BIAS_DECAY * item, word(words, UNUSED))
+        call(step.column_sum, (right, rows, scratch))
+        offset = (layer.bias + j * panel) * item
+        tile = (offset, scratch, layer.B + j * panel * item, 1, columns, columns)
+        _apply(step, tile, hyper, hyper + BIAS_DECAY * item, step.unused)
 
 
 @part
-def _apply(words, tile, hyper, decay, squares):
+def _apply(step, tile, hyper, decay, squares):
     offset, gradient, copy, rows, columns, stride = tile
     call(
-        word(words, FINISH),
+        step.finish,
         (
-            word(words, TARGET) + offset,
-            word(words, FIRST) + offset,
-            word(words, SECOND) + offset,
+            step.target + offset,
+            step.first + offset,
+            step.second + offset,
             gradient,
             copy,
             rows,
             columns,
             stride,
-            word(words, PANEL),
+            step.panel,
             hyper,
             decay,
             squares,

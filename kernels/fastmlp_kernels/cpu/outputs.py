@@ -2,97 +2,72 @@
 
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.cpu.gather import collect_rows, copy_block
-from fastmlp_kernels.cpu.intrinsics import call, word
-from fastmlp_kernels.cpu.linear import layer_row
-from fastmlp_kernels.cpu.tables import (
-    FACTORS,
-    ITEM,
-    KEEPS_OUTPUT,
-    LAYERS,
-    LINK,
-    LOSS_RULE,
-    LOSSES_PER_ROW,
-    OUT,
-    OUTPUT_COLUMNS,
-    OUTPUT_GRADIENT,
-    OUTPUT_SLOPE,
-    OUTPUT_VALUE,
-    PREDICTIONS,
-    ROW_LOSSES,
-    SLOPES,
-    TARGET_COLUMNS,
-    TARGETS,
-    UPSTREAM_ROWS,
-    A,
-)
+from fastmlp_kernels.cpu.intrinsics import call
+from fastmlp_kernels.cpu.linear import layer_of
 
 
 @part
-def top_layer(words):
-    """Return the address of the last layer's row of the chain."""
-    return layer_row(words, word(words, LAYERS) - 1)
+def top_layer(step):
+    """Return the last layer's record."""
+    return layer_of(step, step.layers - 1)
 
 
 @part
-def write_outputs(words, start, first, last):
+def write_outputs(step, start, first, last):
     """Write the outputs of a block of rows where the caller wants them."""
-    columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
-    last_A = word(top_layer(words), A)
-    out = word(words, OUT) + start * columns * item
+    columns, item = step.output_columns, step.item
+    last_A = top_layer(step).A
+    out = step.out + start * columns * item
     here = out + first * columns * item
     count = (last - first) * columns
-    if word(words, OUTPUT_VALUE) and not word(words, KEEPS_OUTPUT):
-        collect_rows(words, last_A, first, last, columns, word(words, PREDICTIONS))
-        kept = word(words, PREDICTIONS) + first * columns * item
-        call(word(words, OUTPUT_VALUE), (kept, here, count))
+    if step.output_value and not step.keeps_output:
+        collect_rows(step, last_A, first, last, columns, step.predictions)
+        kept = step.predictions + first * columns * item
+        call(step.output_value, (kept, here, count))
     else:
-        collect_rows(words, last_A, first, last, columns, out)
-        if word(words, OUTPUT_VALUE):
-            call(word(words, OUTPUT_VALUE), (here, here, count))
-    if word(words, LINK):
-        call(word(words, LINK), (here, last - first, columns))
+        collect_rows(step, last_A, first, last, columns, out)
+        if step.output_value:
+            call(step.output_value, (here, here, count))
+    if step.link:
+        call(step.link, (here, last - first, columns))
 
 
 @part
-def write_losses(words, start, scale, first, last):
+def write_losses(step, start, scale, first, last):
     """Write the losses of a block of rows and their slopes; return the largest magnitude."""
-    if word(words, FACTORS):
-        scale = word(words, FACTORS) + (start + first) * word(words, ITEM)
+    if step.factors:
+        scale = step.factors + (start + first) * step.item
     columns, targets, item = (
-        word(words, OUTPUT_COLUMNS),
-        word(words, TARGET_COLUMNS),
-        word(words, ITEM),
+        step.output_columns,
+        step.target_columns,
+        step.item,
     )
-    collect_rows(words, word(top_layer(words), A), first, last, columns, word(words, PREDICTIONS))
+    collect_rows(step, top_layer(step).A, first, last, columns, step.predictions)
     return call(
-        word(words, LOSS_RULE),
+        step.loss_rule,
         (
-            word(words, PREDICTIONS) + first * columns * item,
-            word(words, TARGETS) + first * targets * item,
+            step.predictions + first * columns * item,
+            step.targets + first * targets * item,
             last - first,
             columns,
             targets,
             scale,
-            word(words, ROW_LOSSES) + first * word(words, LOSSES_PER_ROW) * item,
-            word(words, SLOPES) + first * columns * item,
+            step.row_losses + first * step.losses_per_row * item,
+            step.slopes + first * columns * item,
         ),
     )
 
 
 @part
-def take_upstream(words, first, last):
+def take_upstream(step, first, last):
     """Take the caller's gradient by the outputs instead of the loss's."""
-    columns, item = word(words, OUTPUT_COLUMNS), word(words, ITEM)
+    columns, item = step.output_columns, step.item
     offset, count = first * columns * item, (last - first) * columns
-    copy_block(
-        words, word(words, UPSTREAM_ROWS), first, last, columns, word(words, OUTPUT_GRADIENT)
-    )
-    if word(words, OUTPUT_SLOPE):
+    copy_block(step, step.upstream_rows, first, last, columns, step.output_gradient)
+    if step.output_slope:
         # The output activation belongs to the loss's rule, which is not asked here.
-        kept = word(words, PREDICTIONS) + offset
-        collect_rows(
-            words, word(top_layer(words), A), first, last, columns, word(words, PREDICTIONS)
-        )
-        if word(words, KEEPS_OUTPUT):
-            call(word(words, OUTPUT_VALUE), (kept, kept, count))
-        call(word(words, OUTPUT_SLOPE), (kept, word(words, OUTPUT_GRADIENT) + offset, count))
+        kept = step.predictions + offset
+        collect_rows(step, top_layer(step).A, first, last, columns, step.predictions)
+        if step.keeps_output:
+            call(step.output_value, (kept, kept, count))
+        call(step.output_slope, (kept, step.output_gradient + offset, count))

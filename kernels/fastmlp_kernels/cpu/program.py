@@ -6,7 +6,7 @@ import numpy as np
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
-from fastmlp_kernels.cpu import call_threads, close_threads, tables
+from fastmlp_kernels.cpu import call_threads, close_threads
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.caller_arrays import point_at
 from fastmlp_kernels.cpu.fused import run
@@ -27,6 +27,7 @@ from fastmlp_kernels.cpu.tables import (
     UPDATE,
     UPSTREAM,
     address,
+    at,
 )
 from fastmlp_kernels.cpu.team import CALLER, Team, choose_places
 from fastmlp_kernels.cpu.update import call_update, update, write_gradient
@@ -37,7 +38,7 @@ DIRECT_ROWS = 4
 # Multiply-adds of a prediction between two looks at signals: some hundredths of a second.
 PIECE = 10**9
 # Words of the optimizer's state, slot by slot.
-SLOTS = (tables.FIRST, tables.SECOND)
+SLOTS = (at.first, at.second)
 
 
 class FusedProgram(Layout):
@@ -88,21 +89,21 @@ class FusedProgram(Layout):
 
     def _keep_state(self, state: np.ndarray) -> None:
         """Point words at an optimizer's state, and keep it alive."""
-        self._kept.pop(tables.FIRST, None)
+        self._kept.pop(at.first, None)
         shape = (self.problem.slots, self._count)
         if state.shape != shape:
             raise ValueError(f"a kernel was given a state of {state.shape}, wanted {shape}")
         for word, slot in zip(SLOTS, state, strict=False):
             self._point_vector(word, slot, shape[1])
-        self._kept[tables.FIRST] = state
+        self._kept[at.first] = state
 
     def _point_at_factors(self, factors: np.ndarray | None, rows: int) -> None:
         """Give each row a factor of its own, or all of them the reduction's."""
         words, problem, weighted = self.words, self.problem, factors is not None
-        words[tables.LOSS_RULE] = loss_and_gradient(problem.rule, problem.dtype, weighted)
-        words[tables.FACTORS] = 0
+        words[at.loss_rule] = loss_and_gradient(problem.rule, problem.dtype, weighted)
+        words[at.factors] = 0
         if weighted:
-            self._point_vector(tables.FACTORS, factors, rows)
+            self._point_vector(at.factors, factors, rows)
 
     def _settle(self, what: tuple, stages: int, threads: int, sizes: tuple[int, int]) -> bool:
         """Set what all calls of a kind have in common; return whether it was not so already.
@@ -115,16 +116,16 @@ class FusedProgram(Layout):
         self._settled = ()
         words, problem = self.words, self.problem
         columns = self.columns and threads > 1 and stages & UPDATE != 0
-        words[tables.STAGES], words[tables.MEMBERS] = stages, threads
-        words[tables.COLUMNS] = columns
-        words[tables.SKIPS] = self.skips if stages & UPDATE else 0
-        words[tables.UNIT_COST] = max(1, sum(self._costs[columns:]))
-        words[tables.BATCH_SIZE : tables.BATCHES + 1] = problem.batch_size, *sizes
-        words[tables.SEQUENTIAL] = stages & UPDATE == 0
-        words[tables.PACKED] = 1
-        words[tables.SQUARES_OUT] = 0
-        words[tables.OUTPUT_GRADIENT] = words[tables.SLOPES]
-        words[tables.TARGETS] = self.own_targets
+        words[at.stages], words[at.threads] = stages, threads
+        words[at.columns] = columns
+        words[at.skips] = self.skips if stages & UPDATE else 0
+        words[at.unit_cost] = max(1, sum(self._costs[columns:]))
+        words[at.rows], words[at.batches] = sizes
+        words[at.sequential] = stages & UPDATE == 0
+        words[at.packed] = 1
+        words[at.squares_out] = 0
+        words[at.output_gradient] = words[at.slopes]
+        words[at.targets] = self.own_targets
         scales, rows = self.constants["scales"], sizes[0]
         full = min(rows, problem.batch_size)
         last = rows - (sizes[1] - 1) * problem.batch_size
@@ -132,19 +133,19 @@ class FusedProgram(Layout):
         return True
 
     def _run(self) -> None:
-        threads = self.words.item(tables.MEMBERS)
+        threads = self.words.item(at.threads)
         if threads == 1:
             run(self.table, CALLER)
         else:
             team = self._team = self._team or Team(self.constants["bells"])
             team.run(self._take_part, threads, self._choose_places)
 
-    def _take_part(self, member: int) -> bool:
-        return run(self.table, member)
+    def _take_part(self, thread: int) -> bool:
+        return run(self.table, thread)
 
     def _choose_places(self) -> None:
         places = self.constants["places"]
-        self.words[tables.PLACES] = address(places) if choose_places(places) else 0
+        self.words[at.places] = address(places) if choose_places(places) else 0
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         """Return the array itself."""
@@ -163,8 +164,8 @@ class FusedProgram(Layout):
         self.skips = choose_skips(self.problem, self.target, X)
         update(self.problem.optimizer, self.problem.dtype, self.panel, penalized)
         loss_and_gradient(self.problem.rule, self.problem.dtype, weighted)
-        self._point(tables.X, X, len(X), self.problem.sizes[0])
-        self._point(tables.Y, y, len(X), self.problem.target_columns)
+        self._point(at.X, X, len(X), self.problem.sizes[0])
+        self._point(at.Y, y, len(X), self.problem.target_columns)
         self._settle(("nothing",), 0, 1, (0, 0))
         self._run()
 
@@ -180,43 +181,43 @@ class FusedProgram(Layout):
         self._pace.took(time.perf_counter() - started)
 
     def set_epoch(self, parameters, state, X, y, order, hyper, losses, control, factors, squares):
-        """Describe an epoch in the tables, and run nothing."""
+        """Describe an epoch in the table, and run nothing."""
         problem, words, table, kept = self.problem, self.words, self.table, self._kept
         rows, batches, count = problem.rows, self._batches, len(X)
         # Looked up here: a step of a small network takes as long as some tens of calls.
-        if kept.get(tables.PARAMETERS) is not parameters:
-            self._keep(tables.PARAMETERS, parameters, self._count)
-        if kept.get(tables.LOSSES) is not losses:
-            self._keep(tables.LOSSES, losses, batches)
-        if kept.get(tables.CONTROL) is not control:
-            self._keep(tables.CONTROL, control, CONTROL_WORDS)
-        if kept.get(tables.FIRST) is not state:
+        if kept.get(at.parameters) is not parameters:
+            self._keep(at.parameters, parameters, self._count)
+        if kept.get(at.losses) is not losses:
+            self._keep(at.losses, losses, batches)
+        if kept.get(at.control) is not control:
+            self._keep(at.control, control, CONTROL_WORDS)
+        if kept.get(at.first) is not state:
             self._keep_state(state)
         # The caller's data is not kept: a model would hold on to its last training set.
         if not (
-            point_at(table, tables.X, id(X), count, self._inputs)
-            and point_at(table, tables.Y, id(y), count, self._targets)
-            and point_at(table, tables.HYPER, id(hyper), batches, HYPER_WIDTH)
-            and point_at(table, tables.ORDER, id(order), rows, -order.itemsize)
+            point_at(table, at.X, id(X), count, self._inputs)
+            and point_at(table, at.Y, id(y), count, self._targets)
+            and point_at(table, at.hyper, id(hyper), batches, HYPER_WIDTH)
+            and point_at(table, at.order, id(order), rows, -order.itemsize)
         ):
-            self._point(tables.X, X, count, self._inputs)
-            self._point(tables.Y, y, count, self._targets)
-            self._point(tables.HYPER, hyper, batches, HYPER_WIDTH)
-            self._point_vector(tables.ORDER, order, rows)
+            self._point(at.X, X, count, self._inputs)
+            self._point(at.Y, y, count, self._targets)
+            self._point(at.hyper, hyper, batches, HYPER_WIDTH)
+            self._point_vector(at.order, order, rows)
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
         weighted, penalized = factors is not None, squares is not None
         threads = self._pace.threads()
         kind = ("epoch", penalized, threads)
         if kind != self._settled and self._settle(kind, stages, threads, (rows, batches)):
             rule = update(problem.optimizer, problem.dtype, self.panel, penalized)
-            words[tables.FINISH] = rule
+            words[at.finish] = rule
             self._settled = kind
-        if weighted or words[tables.FACTORS]:
+        if weighted or words[at.factors]:
             self._point_at_factors(factors, rows)
-        words[tables.SQUARES_OUT] = 0
+        words[at.squares_out] = 0
         if penalized:
-            self._point_vector(tables.SQUARES_OUT, squares, batches)
-        words[tables.TARGET] = words[tables.PARAMETERS]
+            self._point_vector(at.squares_out, squares, batches)
+        words[at.target] = words[at.parameters]
 
     def take_skips(self, skips: int) -> None:
         """Have epochs skip what another program has chosen for the same X."""
@@ -226,9 +227,9 @@ class FusedProgram(Layout):
         """Set up a call on one batch of the caller's rows, in their own order."""
         if rows > self.problem.batch_size:
             raise ValueError(f"a kernel was given {rows} rows at once, for {self.problem}")
-        self._keep(tables.PARAMETERS, parameters, self._count)
-        self._keep(tables.CONTROL, self.control, CONTROL_WORDS)
-        self._keep(tables.LOSSES, self.one_loss, 1)
+        self._keep(at.parameters, parameters, self._count)
+        self._keep(at.control, self.control, CONTROL_WORDS)
+        self._keep(at.losses, self.one_loss, 1)
         self.control.fill(0)
         self._settled = ()
         self._settle(("once",), stages, self._call_threads, (rows, 1))
@@ -245,20 +246,20 @@ class FusedProgram(Layout):
 
     def _predict(self, parameters, X, out, link, pack):
         problem, words, rows = self.problem, self.words, len(X)
-        self._keep(tables.PARAMETERS, parameters, self._count)
-        self._keep(tables.CONTROL, self.control, CONTROL_WORDS)
-        self._point(tables.X, X, rows, problem.sizes[0])
-        self._point(tables.OUT, out, rows, problem.sizes[-1])
+        self._keep(at.parameters, parameters, self._count)
+        self._keep(at.control, self.control, CONTROL_WORDS)
+        self._point(at.X, X, rows, problem.sizes[0])
+        self._point(at.out, out, rows, problem.sizes[-1])
         direct = pack and rows <= DIRECT_ROWS and self.target.masks
         sizes = (rows, -(-rows // problem.batch_size))
         kind = ("predict", rows, link, pack)
         threads = 1 if direct else self._call_threads
         if self._settle(kind, pack | GATHER | FORWARD | OUTPUT, threads, sizes):
-            words[tables.PACKED] = not direct
-            words[tables.LINK] = predict_rows(problem.loss, problem.dtype) if link else 0
+            words[at.packed] = not direct
+            words[at.link] = predict_rows(problem.loss, problem.dtype) if link else 0
             output = problem.activations[-1]
             value = activation_forward(output, problem.dtype) if problem.fused_output else 0
-            words[tables.OUTPUT_VALUE] = value
+            words[at.output_value] = value
             self._settled = kind
         self._run()
 
@@ -272,10 +273,10 @@ class FusedProgram(Layout):
     def loss(self, y, factors=None):
         """See `Program.loss`."""
         rows = self.rows
-        self._once(self._kept[tables.PARAMETERS], LOSS, rows)
+        self._once(self._kept[at.parameters], LOSS, rows)
         self._point_at_factors(factors, rows)
-        self.words[tables.MEMBERS] = 1
-        self._point(tables.TARGETS, y, rows, self.problem.target_columns)
+        self.words[at.threads] = 1
+        self._point(at.targets, y, rows, self.problem.target_columns)
         self._run()
         return self.one_loss.item()
 
@@ -286,18 +287,18 @@ class FusedProgram(Layout):
         stages |= INPUT_GRADIENT if len(input_gradient) else 0
         stages |= UPSTREAM if upstream is not None else 0
         self._once(parameters, stages, self.rows)
-        words[tables.FINISH] = write_gradient(problem.dtype, True)
-        self._point_vector(tables.TARGET, gradient, self._count)
+        words[at.finish] = write_gradient(problem.dtype, True)
+        self._point_vector(at.target, gradient, self._count)
         if len(input_gradient):
-            word = tables.INPUT_GRADIENT_ROWS
+            word = at.input_gradient_rows
             self._point(word, input_gradient, self.rows, problem.sizes[0])
         if upstream is not None:
-            self._point(tables.UPSTREAM_ROWS, upstream, self.rows, problem.sizes[-1])
-            words[tables.OUTPUT_GRADIENT] = address(self.workspace.upstream)
+            self._point(at.upstream_rows, upstream, self.rows, problem.sizes[-1])
+            words[at.output_gradient] = address(self.workspace.upstream)
             if problem.fused_output:
                 name = problem.activations[-1]
-                words[tables.OUTPUT_VALUE] = activation_forward(name, problem.dtype)
-                words[tables.OUTPUT_SLOPE] = activation_backward(name, problem.dtype)
+                words[at.output_value] = activation_forward(name, problem.dtype)
+                words[at.output_slope] = activation_backward(name, problem.dtype)
         self._run()
 
     def value_and_gradient(self, parameters, X, y, gradient, factors=None):
@@ -305,25 +306,25 @@ class FusedProgram(Layout):
         problem, rows = self.problem, len(X)
         self.rows = rows
         self._once(parameters, PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT, rows)
-        self._point(tables.X, X, rows, problem.sizes[0])
-        self._point(tables.Y, y, rows, problem.target_columns)
-        self._point_vector(tables.TARGET, gradient, self._count)
+        self._point(at.X, X, rows, problem.sizes[0])
+        self._point(at.Y, y, rows, problem.target_columns)
+        self._point_vector(at.target, gradient, self._count)
         self._point_at_factors(factors, rows)
-        self.words[tables.FINISH] = write_gradient(problem.dtype, False)
+        self.words[at.finish] = write_gradient(problem.dtype, False)
         self._run()
         return self.one_loss.item()
 
     def update(self, parameters, gradient, state, hyper):
         """See `Program.update`."""
         problem = self.problem
-        self._keep(tables.PARAMETERS, parameters, self._count)
+        self._keep(at.parameters, parameters, self._count)
         self._keep_state(state)
-        self._point_vector(tables.TARGET, gradient, self._count)
-        self._point(tables.HYPER, hyper, 1, HYPER_WIDTH)
+        self._point_vector(at.target, gradient, self._count)
+        self._point(at.hyper, hyper, 1, HYPER_WIDTH)
         step, words = update(problem.optimizer, problem.dtype, 0), self.words.item
         first, second = (words(word) if k < len(state) else 0 for k, word in enumerate(SLOTS))
-        item, numbers = parameters.itemsize, words(tables.HYPER)
-        vectors = (words(tables.PARAMETERS), first, second, words(tables.TARGET))
+        item, numbers = parameters.itemsize, words(at.hyper)
+        vectors = (words(at.parameters), first, second, words(at.target))
         for layer in parameter_layout(problem.sizes):
             for place, decay in ((layer.weight, WEIGHT_DECAY), (layer.bias, BIAS_DECAY)):
                 count = place.stop - place.start

@@ -46,7 +46,7 @@ def skipped_shares(X: np.ndarray, height: int, features: int) -> tuple[float, fl
 
 
 def choose_skips(problem: Problem, target: InstructionSet, X: np.ndarray) -> int:
-    """Return what epochs over X should skip: a value of the word `SKIPS`.
+    """Return what epochs over X should skip: a value of ``step.skips``.
 
     Parameters
     ----------

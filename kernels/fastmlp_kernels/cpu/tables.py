@@ -1,152 +1,235 @@
-"""The tables that describe a program to compiled code: words, chain and tiles, all int64.
+"""The tables that describe a program to compiled code: records of named words, all int64.
 
 Compiled kernels hold no shape, dtype or function: everything is an address or a number in these
 tables, so that one compilation serves every problem. Addresses are those of arrays that the
-program keeps alive.
+program keeps alive. Each table is declared here, once, as a NumPy dtype. Compiled code reads its
+fields by name from `intrinsics.record_at`; Python fills them by name, and those that a call sets by
+their index (`at`).
 """
+
+from itertools import product
+from typing import Any
 
 import numpy as np
 
+from fastmlp_kernels.cpu import finishing_tiles
 from fastmlp_kernels.cpu.finishing_tiles import FINISHES
 
-# What a call does, as bits of ``words[STAGES]``, in the order in which they are done.
+# What a call does, as bits of ``step.stages``, in the order in which they are done.
 PACK, GATHER, FORWARD, OUTPUT, LOSS, UPSTREAM, BACKWARD, INPUT_GRADIENT, GRADIENT, UPDATE = (
     1 << k for k in range(10)
 )
 
-WORD_BYTES = 8
-
-# Words of the program. Strides and offsets are in elements, "address" says an address.
-(
-    STAGES,
-    MEMBERS,  # threads of the team
-    PLACES,  # address of the team's processors, or 0
-    MEETING,  # address of its meeting place
-    BELLS,  # address of its bells
-    HALT,  # set by member 0 for all: stop before the next batch
-    ABANDONED,  # set by any member for all: the present batch stays unfinished, somebody said stop
-    CHAIN,  # address of the chain
-    LAYERS,  # rows of the chain
-    TILES,  # address of the tiles
-    ITEM,  # bytes of an element
-    PANEL,  # columns of a panel
-    LANES,  # elements of a vector
-    FEATURE_TILE,  # rows of a weight-gradient tile
-    PANEL_STRIDE,  # from a panel of activations to the next
-    ROW_BLOCK,  # rows that go through all layers together
-    DEPTH_BLOCK,  # k of a product before the next column panel, a multiple of PANEL
-    SUM_BLOCK,  # rows of a weight gradient before the next tile
-    LARGEST,  # magnitudes from here on are not finite
-    BATCH_SIZE,
-    ROWS,  # of the epoch
-    BATCHES,
-    COLUMNS,  # 1: the team shares the columns of the first layer, each with its own X in panels
-    SKIPS,  # lists that the first layer's products walk: bits below
-    PACKED,  # 0: only biases and single columns are in panels
-    SEQUENTIAL,  # 1: rows in their own order, X and OUT advancing by whole batches
-    INPUT_COLUMNS,
-    TARGET_COLUMNS,
-    OUTPUT_COLUMNS,
-    UNIT_COST,  # of all units of weights together
-    KEEPS_OUTPUT,  # 1: OUTPUT_VALUE works in place
-    # Addresses of the caller's arrays.
-    X,
-    Y,
-    ORDER,
-    HYPER,
-    LOSSES,
-    CONTROL,
-    SQUARES_OUT,  # of the caller: a float64 sum of squares for each batch, or 0
-    TARGET,  # flat vector that FINISH writes: parameters, or a gradient
-    FIRST,
-    SECOND,
-    PARAMETERS,
-    OUT,
-    UPSTREAM_ROWS,
-    INPUT_GRADIENT_ROWS,
-    # Addresses within the workspace.
-    IDENTITY,  # 0, 1, 2, ... as an order
-    INPUTS,
-    INPUTS_STRIDE,  # bytes from a member's panels of X to the next's
-    TARGETS,
-    ROW_LOSSES,
-    LOSSES_PER_ROW,
-    PREDICTIONS,
-    SLOPES,
-    OUTPUT_GRADIENT,  # row-major: what BACKWARD starts from, and UPSTREAM writes
-    INPUT_DELTA,
-    SCRATCH,
-    SCRATCH_STRIDE,
-    COLUMN_LISTS,
-    COLUMN_LISTS_STRIDE,  # bytes from a member's lists to the next's
-    COLUMN_LIST_BYTES,
-    ROW_LISTS,
-    ROW_LISTS_STRIDE,
-    ROW_LIST_BYTES,
-    ZEROS,
-    SCALES,
-    FACTORS,  # of each row of the epoch, in its order; 0: one of SCALES for all rows
-    UNIT_SQUARES,  # float64 sums of squares of the units of weights
-    UNITS,
-    UNUSED,  # 8 bytes that nobody reads
-    # Addresses of functions.
-    COPY_ROWS,
-    TRANSPOSE,
-    DOT_ROWS,
-    DIRECT,
-    GRADIENT_SINGLE,
-    GRADIENT_NARROW,
-    GRADIENT_WIDE,
-    COLUMN_SUM,
-    LIST_COLUMNS,
-    LIST_ROWS,
-    LISTED_GRADIENT_NARROW,
-    LISTED_GRADIENT_WIDE,
-    LOSS_RULE,
-    SUM_LOSSES,
-    SUM_SQUARES,
-    FINISH,
-    LINK,
-    OUTPUT_VALUE,
-    OUTPUT_SLOPE,
-    CHECK,
-    WORDS,
-) = range(90)
-
-# What SKIPS holds, one bit each: the forward product over lists of k, the weight gradient over
-# lists of rows.
+# What ``step.skips`` holds, one bit each: the forward product over lists of k, the weight gradient
+# over lists of rows.
 SKIPS_COLUMNS, SKIPS_ROWS = 1, 2
 
-# Columns of the chain, one row a layer.
-(
-    FAN_IN,
-    FAN_OUT,
-    WEIGHT,  # offsets in the flat vector
-    BIAS,
-    W,  # addresses of both copies of the weights, and the strides between their panels
-    W_STRIDE,
-    TRANSPOSED,
-    TRANSPOSED_STRIDE,
-    B,
-    INPUT,  # addresses of panels of activations
-    Z,
-    A,
-    KEPT,
-    DELTA,
-    SQUARES,  # address of the first unit's sum
-    VALUE_TILE,  # columns of the tiles that apply value and slope to a product, or 0
-    SLOPE_TILE,
-    VALUE,  # addresses of functions
-    SLOPE,
-    CHAIN_COLUMNS,
-) = range(20)
+WORD_BYTES = 8
+CACHE_LINE = 64
 
-# Columns of the tiles, one row a height, the largest first; from TILE_FINISHING on those that end
-# with an activation, two for each and its direction: see `Layout`.
-TILE_ROWS, TILE_NARROW, TILE_WIDE, TILE_FINISHING = range(4)
-TILE_LISTED_NARROW = TILE_FINISHING + 2 * 2 * len(FINISHES)
-TILE_LISTED_WIDE = TILE_LISTED_NARROW + 1
-TILE_COLUMNS = TILE_LISTED_WIDE + 1
+
+def table(*names: str) -> np.dtype:
+    """Return the dtype of a record of words."""
+    return np.dtype([(name, np.int64) for name in names], align=True)
+
+
+def indices(record: np.dtype) -> Any:
+    """Return where each word of a record stands in an array of int64, by its name."""
+    assert record.fields is not None
+    places = {name: offset // WORD_BYTES for name, (_, offset) in record.fields.items()}
+    # A class: its attributes are the fastest that Python reads.
+    return type("Indices", (), places)
+
+
+# Strides and offsets are in elements; a name of an array or of a function is its address.
+
+# Of a step: what is the same for all programs of a problem, an instruction set and a number of
+# threads.
+STEP_FIXED = table(
+    "layers",  # rows of the chain
+    "item",  # bytes of an element
+    "panel",  # columns of a panel
+    "lanes",  # elements of a vector
+    "feature_tile",  # rows of a weight-gradient tile
+    "panel_stride",  # from a panel of activations to the next
+    "row_block",  # rows that go through all layers together
+    "depth_block",  # k of a product before the next column panel, a multiple of a panel
+    "sum_block",  # rows of a weight gradient before the next tile
+    "largest",  # magnitudes from here on are not finite
+    "batch_size",
+    "input_columns",
+    "target_columns",
+    "output_columns",
+    "losses_per_row",
+    "units",
+    "keeps_output",  # 1: output_value works in place
+    "inputs_stride",  # bytes from a thread's panels of X to the next's
+    "scratch_stride",
+    "column_lists_stride",  # bytes from a thread's lists to the next's
+    "column_list_bytes",
+    "row_lists_stride",
+    "row_list_bytes",
+    # Functions.
+    "copy_rows",
+    "transpose",
+    "dot_rows",
+    "direct",
+    "gradient_single",
+    "gradient_narrow",
+    "gradient_wide",
+    "column_sum",
+    "list_columns",
+    "list_rows",
+    "listed_gradient_narrow",
+    "listed_gradient_wide",
+    "sum_losses",
+    "sum_squares",
+    "check",
+)
+
+# Of a step: the arrays of a program.
+STEP_MEMORY = table(
+    "chain",  # of LAYER, one a layer
+    "tiles",  # of TILE, one a height, the largest first
+    "meeting",  # the team's MEETING
+    "bells",  # the team's BELLs
+    "identity",  # 0, 1, 2, ... as an order
+    "inputs",
+    "row_losses",
+    "predictions",
+    "slopes",
+    "input_delta",
+    "scratch",
+    "column_lists",
+    "row_lists",
+    "zeros",
+    "scales",
+    "unit_squares",  # float64 sums of squares of the units of weights
+    "unused",  # 8 bytes that nobody reads
+)
+
+# Of a step: what a call sets, or compiled code itself.
+STEP_CALL = table(
+    "stages",
+    "threads",  # of the team
+    "places",  # the team's processors, or 0
+    "halt",  # set by thread 0 for all: stop before the next batch
+    "abandoned",  # set by any thread for all: somebody said stop, the batch stays unfinished
+    "rows",  # of the epoch
+    "batches",
+    "columns",  # 1: the team shares the columns of the first layer, each with its own X in panels
+    "skips",  # lists that the first layer's products walk: bits above
+    "packed",  # 0: only biases and single columns are in panels
+    "sequential",  # 1: rows in their own order, X and out advancing by whole batches
+    "unit_cost",  # of all units of weights together
+    # The caller's arrays.
+    "X",
+    "Y",
+    "order",
+    "hyper",
+    "losses",
+    "control",
+    "squares_out",  # of the caller: a float64 sum of squares for each batch, or 0
+    "target",  # flat vector that `finish` writes: parameters, or a gradient
+    "first",
+    "second",
+    "parameters",
+    "out",
+    "upstream_rows",
+    "input_gradient_rows",
+    "factors",  # of each row of the epoch, in its order; 0: one of the scales for all rows
+    # The caller's or the program's.
+    "targets",
+    "output_gradient",  # row-major: what BACKWARD starts from, and UPSTREAM writes
+    # Functions.
+    "loss_rule",
+    "finish",
+    "link",
+    "output_value",
+    "output_slope",
+)
+
+STEP = table(*STEP_FIXED.names, *STEP_MEMORY.names, *STEP_CALL.names)
+# NumPy takes five times as long to set a field as an element of an array of int64.
+at = indices(STEP)
+
+# Of a layer: what is the same for all programs of a problem, an instruction set and a number of
+# threads.
+LAYER_FIXED = table(
+    "fan_in",
+    "fan_out",
+    "weight",  # offsets in the flat vector
+    "bias",
+    "W_stride",  # between the panels of both copies of the weights
+    "transposed_stride",
+    "value_tile",  # index in TILE of the tiles that apply value and slope to a product, or 0
+    "slope_tile",
+    # Functions.
+    "value",
+    "slope",
+)
+
+# Of a layer: the arrays of a program.
+LAYER_MEMORY = table(
+    "W",  # both copies of the weights
+    "transposed",
+    "B",
+    "input",  # panels of activations
+    "Z",
+    "A",
+    "kept",
+    "delta",
+    "squares",  # the first unit's sum
+)
+
+LAYER = table(*LAYER_FIXED.names, *LAYER_MEMORY.names)
+
+
+def _finishing_name(activation: str, direction: str, width: str) -> str:
+    return f"{activation}_{direction}_{width}"
+
+
+# Of a height of tiles: rows, and functions for one vector of columns and for two.
+TILE = table(
+    "rows",
+    "narrow",
+    "wide",
+    *(
+        _finishing_name(*names)
+        for names in product(
+            FINISHES, (finishing_tiles.FORWARD, finishing_tiles.BACKWARD), ("narrow", "wide")
+        )
+    ),
+    "listed_narrow",
+    "listed_wide",
+)
+# An index of tiles is that of the narrow ones, which the wide ones follow. These store a product as
+# it is.
+TILE_INDICES = indices(TILE)
+PLAIN_TILE = TILE_INDICES.narrow
+
+# A team's meeting place: words in cache lines of their own.
+MEETING = np.dtype(
+    {
+        "names": ["arrived", "generation"],
+        "formats": [np.int64, np.int64],
+        "offsets": [0, CACHE_LINE],
+        "itemsize": 2 * CACHE_LINE,
+    },
+    align=True,
+)
+# A team's bells: the first one's word counts the threads that are done, each other one is a
+# thread's.
+BELL = np.dtype(
+    {"names": ["state"], "formats": [np.int64], "offsets": [0], "itemsize": CACHE_LINE}, align=True
+)
+# Of a set of processors, as the C library keeps it.
+MASK_BYTES = 128
+
+
+def finishing_tile(activation: str, direction: str) -> int:
+    """Return the index in TILE of the tiles that end with an activation or its slope."""
+    return getattr(TILE_INDICES, _finishing_name(activation, direction, "narrow"))
 
 
 def address(array: np.ndarray) -> int:

@@ -14,24 +14,20 @@ from fastmlp_kernels.cpu.intrinsics import (
     atomic_load,
     atomic_store,
     compare_and_swap,
+    field_address,
     give_way,
     nanoseconds,
     pause,
+    record_at,
     set_processors,
 )
+from fastmlp_kernels.cpu.tables import BELL, MASK_BYTES, MEETING
 from fastmlp_kernels.shield import start_thread
 
-# A meeting place: two words, each in a cache line of its own.
-ARRIVED, GENERATION = 0, 64
-MEETING_BYTES = 128
-# Of a set of processors, as the C library keeps it.
-MASK_BYTES = 128
-# What a member's bell holds. Nobody is there (as in memory that is zero); a thread has been asked
-# to come; the member waits for a call; the caller counts on it; it is called.
+# What a thread's bell holds. Nobody is there (as in memory that is zero); a thread has been asked
+# to come; it waits for a call; the caller counts on it; it is called.
 GONE, COMING, LISTENING, CLAIMED, CALLED = range(5)
-# A team's bells: a cache line for the count of members that are done, then one for each member.
-BELL_BYTES = 64
-# How long a member waits for its first call, before which others may still have to be started, and
+# How long a thread waits for its first call, before which others may still have to be started, and
 # for each next one. The next epoch of a fit usually comes within 0.3 ms.
 FIRST_NANOSECONDS = 100_000_000
 NEXT_NANOSECONDS = 1_000_000
@@ -43,25 +39,27 @@ GIVE_UP_SECONDS = 60.0
 # Pauses before a waiting thread lets others run: about 50 us. Where there are more threads than
 # processors, the one that is waited for gets its turn.
 PATIENCE = 2000
-# What the caller of a call is as a member: the last one.
+# The number of the thread that calls, the last one. Its bell counts the others that are done.
 CALLER = -1
 
 
 @part
-def meet(place, members):
-    """Wait until all `members` have called this; what each wrote before is visible to all after.
+def meet(place, threads):
+    """Wait until all `threads` have called this; what each wrote before is visible to all after.
 
     `place` is the address of a meeting place that is zero at first.
     """
-    if members == 1:
+    if threads == 1:
         return
-    generation = atomic_load(place + GENERATION)
-    if atomic_add(place + ARRIVED, 1) == members - 1:
-        atomic_store(place + ARRIVED, 0)
-        atomic_store(place + GENERATION, generation + 1)
+    meeting = record_at(place, MEETING, 0)
+    arrived, generation = field_address(meeting, "arrived"), field_address(meeting, "generation")
+    present = atomic_load(generation)
+    if atomic_add(arrived, 1) == threads - 1:
+        atomic_store(arrived, 0)
+        atomic_store(generation, present + 1)
         return
     patience = PATIENCE
-    while atomic_load(place + GENERATION) == generation:
+    while atomic_load(generation) == present:
         if patience > 0:
             patience -= 1
             pause()
@@ -70,53 +68,53 @@ def meet(place, members):
 
 
 @part
-def _bell(bells, member):
-    return bells + (member + 1) * BELL_BYTES
+def _bell(bells, thread):
+    return field_address(record_at(bells, BELL, thread + 1), "state")
 
 
 @part
 def call_team(bells, others):
-    """Call members 0 to `others` - 1, if all are there; return whether they were.
+    """Call threads 0 to `others` - 1, if all are there; return whether they were.
 
-    All or nobody is called, in compiled code: no interrupt leaves a member waiting for a caller
+    All or nobody is called, in compiled code: no interrupt leaves a thread waiting for a caller
     that never comes.
     """
-    for member in range(others):
-        bell, since = _bell(bells, member), nanoseconds()
+    for thread in range(others):
+        bell, since = _bell(bells, thread), nanoseconds()
         while atomic_load(bell) == COMING and nanoseconds() - since < ARRIVAL_NANOSECONDS:
             give_way()
         if not compare_and_swap(bell, LISTENING, CLAIMED):
-            for claimed in range(member):
+            for claimed in range(thread):
                 atomic_store(_bell(bells, claimed), LISTENING)
             return False
-    for member in range(others):
-        atomic_store(_bell(bells, member), CALLED)
+    for thread in range(others):
+        atomic_store(_bell(bells, thread), CALLED)
     return True
 
 
 @part
 def wait_for_team(bells, others):
-    """Wait until the other members have done their work, and forget that they have."""
-    patience = PATIENCE
-    while atomic_load(bells) < others:
+    """Wait until the other threads have done their work, and forget that they have."""
+    done, patience = _bell(bells, CALLER), PATIENCE
+    while atomic_load(done) < others:
         if patience > 0:
             patience -= 1
             pause()
         else:
             give_way()
-    atomic_store(bells, 0)
+    atomic_store(done, 0)
 
 
 @part
-def arrives(bells, member):
-    """Say that a thread has come as a member; return whether it is still waited for."""
-    return compare_and_swap(_bell(bells, member), COMING, LISTENING)
+def arrives(bells, thread):
+    """Say that a thread has come; return whether it is still waited for."""
+    return compare_and_swap(_bell(bells, thread), COMING, LISTENING)
 
 
 @part
-def is_called(bells, member, loyalty):
-    """Wait so many nanoseconds to be called; return whether the member was."""
-    bell, patience, since = _bell(bells, member), PATIENCE, nanoseconds()
+def is_called(bells, thread, loyalty):
+    """Wait so many nanoseconds to be called; return whether the thread was."""
+    bell, patience, since = _bell(bells, thread), PATIENCE, nanoseconds()
     while atomic_load(bell) != CALLED:
         if patience > 0:
             patience -= 1
@@ -131,31 +129,31 @@ def is_called(bells, member, loyalty):
 
 
 @part
-def has_done(bells, member):
-    """Say that a member's work of this call is done."""
-    atomic_store(_bell(bells, member), LISTENING)
-    atomic_add(bells, 1)
+def has_done(bells, thread):
+    """Say that a thread's work of this call is done."""
+    atomic_store(_bell(bells, thread), LISTENING)
+    atomic_add(_bell(bells, CALLER), 1)
 
 
 def choose_places(places: np.ndarray) -> bool:
-    """Choose a processor for each member, the caller's own for the caller; return whether it could.
+    """Choose a processor for each thread, the caller's own for the caller; return whether it could.
 
-    `places` is uint8[members + 1, MASK_BYTES], masks of processors: of all that the process may
-    use, of the caller's, and of each other member's.
+    `places` is uint8[threads + 1, MASK_BYTES], masks of processors: of all that the process may
+    use, of the caller's, and of each other thread's.
     """
-    members = len(places) - 1
+    threads = len(places) - 1
     if not sys.platform.startswith("linux"):
         return False
     allowed = sorted(os.sched_getaffinity(0))
     here = ctypes.CDLL(None).sched_getcpu()
-    if len(allowed) < members or here not in allowed or allowed[-1] >= 8 * MASK_BYTES:
+    if len(allowed) < threads or here not in allowed or allowed[-1] >= 8 * MASK_BYTES:
         return False
     start = allowed.index(here) + 1
     others = allowed[start:] + allowed[: start - 1]
     places.fill(0)
     for processor in allowed:
         _add(places[0], processor)
-    for row, processor in enumerate([here, *others[: members - 1]], start=1):
+    for row, processor in enumerate([here, *others[: threads - 1]], start=1):
         _add(places[row], processor)
     return True
 
@@ -165,7 +163,7 @@ def _add(mask: np.ndarray, processor: int) -> None:
 
 
 @part
-def settle(places, member):
+def settle(places, thread):
     """Move this thread to its processor, and leave it free to be moved again.
 
     Linux wakes a thread where its waker runs, and takes long to see that another processor is idle;
@@ -177,15 +175,15 @@ def settle(places, member):
     ----------
     places : int
         Address of what `choose_places` filled.
-    member : int
+    thread : int
         Or `CALLER`.
     """
-    set_processors(places + (member + 2) * MASK_BYTES, MASK_BYTES)
+    set_processors(places + (thread + 2) * MASK_BYTES, MASK_BYTES)
     set_processors(places, MASK_BYTES)
 
 
 class Team:
-    """The other members of a program's calls.
+    """The other threads of a program's calls.
 
     A thread that has done its part of a call waits in compiled code for the next one, for a
     millisecond: the next epoch of a fit then starts in less than a microsecond instead of the 0.1
@@ -197,22 +195,22 @@ class Team:
     Parameters
     ----------
     bells : ndarray
-        uint8[members, BELL_BYTES], aligned and zero.
+        Of BELL, one for each thread, aligned to a cache line and zero.
     """
 
     def __init__(self, bells: np.ndarray) -> None:
-        self._words = bells.view(np.int64)[:, 0]
+        self._states = bells["state"]
         self._process = os.getpid()
 
-    def run(self, work: Callable[[int], bool], members: int, before_start: Callable) -> None:
-        """Run a call with so many members, the last one in this thread.
+    def run(self, work: Callable[[int], bool], threads: int, before_start: Callable) -> None:
+        """Run a call with so many threads, the last one in this thread.
 
         Parameters
         ----------
         work : callable
-            ``work(member)`` runs compiled code. As `CALLER` it begins with `call_team` and returns
-            False if that does; as a member it begins with `arrives` and waits with `is_called`.
-        members : int
+            ``work(thread)`` runs compiled code. For `CALLER` it begins with `call_team` and returns
+            False if that does; for another it begins with `arrives` and waits with `is_called`.
+        threads : int
         before_start : callable
             Called before threads are started.
 
@@ -222,39 +220,39 @@ class Team:
             If the system starts no more threads; nothing has been computed then.
         """
         if self._process != os.getpid():
-            self._words[:] = 0
+            self._states[:] = 0
             self._process = os.getpid()
-        # When each member was last asked to come.
+        # When each thread was last asked to come.
         begun = time.monotonic()
-        asked = dict.fromkeys(range(members - 1), begun)
+        asked = dict.fromkeys(range(threads - 1), begun)
         failures: list[Exception] = []
         while not work(CALLER):
             if failures:
                 raise RuntimeError(
-                    f"threads: got {members}, wanted no more than the system starts "
+                    f"threads: got {threads}, wanted no more than the system starts "
                     f"({failures[0]}); threads=1 needs none"
                 ) from failures[0]
-            missing = [member for member, when in asked.items() if self._is_missing(member, when)]
+            missing = [thread for thread, when in asked.items() if self._is_missing(thread, when)]
             if missing:
                 before_start()
             if time.monotonic() - begun > GIVE_UP_SECONDS:
                 raise RuntimeError(
-                    f"threads: got {members}, wanted no more than the system starts (none came in "
+                    f"threads: got {threads}, wanted no more than the system starts (none came in "
                     f"{GIVE_UP_SECONDS:.0f} s: is there memory left?); threads=1 needs none"
                 )
-            for member in missing:
-                asked[member] = time.monotonic()
-                self._start(work, member, failures)
+            for thread in missing:
+                asked[thread] = time.monotonic()
+                self._start(work, thread, failures)
 
-    def _is_missing(self, member: int, asked: float) -> bool:
-        state = self._words[member + 1]
+    def _is_missing(self, thread: int, asked: float) -> bool:
+        state = self._states[thread + 1]
         overdue = time.monotonic() - asked > REPEAT_SECONDS
         return bool(state == GONE or (state == COMING and overdue))
 
-    def _start(self, work: Callable[[int], bool], member: int, failures: list[Exception]) -> None:
+    def _start(self, work: Callable[[int], bool], thread: int, failures: list[Exception]) -> None:
         def failed(error: Exception) -> None:
             failures.append(error)
-            self._words[member + 1] = GONE
+            self._states[thread + 1] = GONE
 
-        self._words[member + 1] = COMING
-        start_thread(lambda: work(member), f"fastmlp-{member}", True, failed)
+        self._states[thread + 1] = COMING
+        start_thread(lambda: work(thread), f"fastmlp-{thread}", True, failed)
