@@ -1,11 +1,14 @@
 """The optimizers as users write them: frozen settings. Their state lives in the model.
 
 A learning rate is a number, or a schedule: a callable ``step -> rate``, see `fastmlp.schedules`.
+
+The classes below are written out, so that type checkers read their signatures. That of any other
+rule is made from its row in the table of optimizers (`OptimizerRule.public`).
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, make_dataclass
 from numbers import Real
 from typing import Any
 
@@ -14,13 +17,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastmlp.errors import DomainError, DTypeError, check_name, known_keywords
 from fastmlp.schedules import rates_of
-from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
+from fastmlp_kernels.algebra import OPTIMIZERS, OptimizerRule, hyper_table
+from fastmlp_kernels.algebra.optimizers import RANGES
+from fastmlp_kernels.algebra.tables import NON_NEGATIVE, POSITIVE, Interval
 
 Rate = float | Callable[[int], float]
 
 _SWITCHES = ("nesterov", "rate_in_velocity", "epsilon_hat")
-_BETWEEN_0_AND_1 = ("momentum", "beta1", "beta2", "decay")
-_POSITIVE = ("learning_rate", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,16 @@ class Optimizer:
         return hyper_table(OPTIMIZERS[self.rule], settings, first, count, dtype, penalty)
 
 
+_WANTED = {POSITIVE: "a finite number > 0", NON_NEGATIVE: "a finite number >= 0"}
+
+
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         rate = " or a schedule, a callable step -> rate" if name == "learning_rate" else ""
         raise DTypeError(f"{name}: got {value!r}, wanted a number{rate}")
-    number = float(value)
-    if name in _POSITIVE:
-        wanted, good = "a finite number > 0", number > 0
-    elif name in _BETWEEN_0_AND_1:
-        wanted, good = "a number in [0, 1)", 0 <= number < 1
-    else:
-        wanted, good = "a finite number >= 0", number >= 0
-    if not (good and math.isfinite(number)):
+    number, allowed = float(value), RANGES.get(name, NON_NEGATIVE)
+    if not (math.isfinite(number) and allowed.contains(Interval(number, number, True, True))):
+        wanted = _WANTED.get(allowed, f"a number in {allowed}")
         raise DomainError(f"{name}: got {value!r}, wanted {wanted}")
 
 
@@ -182,24 +183,61 @@ class Adagrad(Optimizer):
 
 
 PLAIN = SGD()
-# What a name stands for. The optimizer of a name is always the same object, as one that a user
-# makes once is.
-BY_NAME = {
+# The optimizer of a name is always the same object, as one that a user makes once is.
+_BY_NAME: dict[str, Optimizer] = {
     type(each).__name__.lower(): each for each in (PLAIN, Adam(), AdamW(), RMSprop(), Adagrad())
 }
+_MADE: dict[str, type[Optimizer]] = {}
+
+
+def _make(row: OptimizerRule) -> type[Optimizer]:
+    """Return the class of a row that describes one."""
+    public: Any = row.public
+    defaults = {**public.defaults, "weight_decay": public.defaults.get("weight_decay", 0.0)}
+    decay = "" if row.decoupled else "\n`weight_decay` is added to the gradient."
+    types = {"learning_rate": Rate}
+    made = make_dataclass(
+        public.name,
+        [(each, types.get(each, float), default) for each, default in defaults.items()],
+        bases=(Optimizer,),
+        namespace={
+            "__module__": __name__,
+            "__doc__": f"{public.summary}\n\nIn step t: ``{row.formula}``.{decay}",
+            "rule": row.name,
+        },
+        frozen=True,
+    )
+    return known_keywords(made)
+
+
+def __getattr__(name: str) -> Any:
+    """Return the class that a row of the table of optimizers describes; pickles find it here."""
+    for row in OPTIMIZERS:
+        if row.public is not None and row.public.name == name:
+            return _MADE.get(name) or _MADE.setdefault(name, _make(row))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def by_name() -> Mapping[str, Optimizer]:
+    """Return what each name stands for, also those of rows that a user has added."""
+    for row in OPTIMIZERS:
+        if row.public is not None and row.name not in _BY_NAME:
+            _BY_NAME.setdefault(row.name, __getattr__(row.public.name)())
+    return _BY_NAME
 
 
 def check_optimizer(optimizer: object) -> Optimizer:
     """Return `optimizer` if it is one; None stands for plain gradient descent.
 
-    The name of one of the classes stands for it with its default numbers.
+    The name of a class or of its row stands for it with its default numbers.
     """
     if optimizer is None:
         return PLAIN
     if isinstance(optimizer, Optimizer):
         return optimizer
     if isinstance(optimizer, str):
-        return BY_NAME[check_name("optimizer", optimizer, BY_NAME)]
+        found = _BY_NAME.get(optimizer)
+        return found or by_name()[check_name("optimizer", optimizer, by_name())]
     wanted = "wanted an object such as Adam(learning_rate=1e-3)"
     if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
         name = optimizer.__name__
@@ -208,7 +246,7 @@ def check_optimizer(optimizer: object) -> Optimizer:
     if isinstance(optimizer, int | float):
         got = repr(optimizer)
         hint = f"; a learning rate is given to one: SGD({optimizer!r})"
-    elif type(optimizer).__name__ in {type(each).__name__ for each in BY_NAME.values()}:
+    elif type(optimizer).__name__ in {type(each).__name__ for each in by_name().values()}:
         hint = "; fastmlp has its own of that name"
     else:
         hint = ""

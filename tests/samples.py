@@ -30,6 +30,10 @@ SETTINGS = {
     "rmsprop": {"learning_rate": 0.01, "decay": 0.99, "epsilon": 1e-8, "weight_decay": 0.01},
     "adagrad": {"learning_rate": 0.01, "epsilon": 1e-10, "weight_decay": 0.01},
 }
+for _row in OPTIMIZERS:
+    if _row.name not in SETTINGS:
+        more = {"learning_rate": 0.01, "weight_decay": 0.01}
+        SETTINGS[_row.name] = {**_row.public.defaults, **more}
 
 
 @dataclass
@@ -142,6 +146,13 @@ def poison(program) -> None:
     """Fill a program's workspace with NaN: what it does not write first, it must not read."""
     for array in program.workspace:
         array.fill(np.nan)
+
+
+def in_a_chain(activation: str) -> str:
+    """Return the activation, or a tame one: a tower of exponentials overflows for any weights."""
+    with np.errstate(over="ignore"):
+        large = ACTIVATIONS[activation].value(np.float32(100))
+    return activation if abs(large) < 1e30 else "tanh"
 
 
 def output_activations(loss: str) -> list[str]:

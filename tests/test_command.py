@@ -330,11 +330,13 @@ import sys
 from fastmlp.__main__ import main
 assert main(["warmup", "--dtype", "float32"]) == 0
 
+from dataclasses import replace
 import numpy as np
 from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
 import fastmlp
-from fastmlp import ACTIVATIONS, LOSSES, MLP, SGD, Adam, AdamW, Adagrad, RMSprop
+from fastmlp import ACTIVATIONS, LOSSES, MLP, SGD
+from fastmlp.optimizers import by_name
 
 def refuse(self, *signature):
     raise AssertionError(f"compiles {self} for {signature}")
@@ -342,7 +344,8 @@ def refuse(self, *signature):
 Dispatcher.compile = CFunc.compile = refuse
 X = np.random.default_rng(0).random((33, 7)).astype("float32")
 y = X[:, :3] / X[:, :3].sum(axis=1, keepdims=True)
-optimizers = [SGD(1e-4), SGD(1e-4, momentum=0.5), Adam(), AdamW(), Adagrad(), RMSprop()]
+optimizers = [SGD(momentum=0.5), *by_name().values()]
+optimizers = [replace(optimizer, learning_rate=1e-4) for optimizer in optimizers]
 for index, activation in enumerate(ACTIVATIONS.names):
     for loss in LOSSES:
         output = next(row.name for row in ACTIVATIONS if not loss.refusal(row))

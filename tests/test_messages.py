@@ -2,7 +2,7 @@
 
 Write it anew after a message has changed, and review the difference::
 
-    python -m tests.test_messages
+    python3 dev.py write
 """
 
 import sys
@@ -19,7 +19,7 @@ from tests.tables import Column, Table
 GOLDEN = Path(__file__).with_name("messages.txt")
 HEAD = """\
 What fastmlp says to 108 typical mistakes, and what it accepts as it is meant.
-A test compares this file. Write it anew with: python -m tests.test_messages
+A test compares this file. Write it anew with: python3 dev.py write
 
 X is 12 rows of 4 numbers, y 12 numbers, labels 12 classes from 0 to 2; model is
 MLP([4, 3, 1]) and classifier MLP([4, 3, 3], loss="softmax_cross_entropy"), table a table of
@@ -245,7 +245,7 @@ INDENTED = {
 
 
 def test_the_messages_are_those_that_have_been_reviewed():
-    assert written() == GOLDEN.read_text(encoding="utf-8")
+    assert written() == GOLDEN.read_text(encoding="utf-8"), "stale: run python3 dev.py write"
 
 
 def test_there_are_108_mistakes_and_none_twice():

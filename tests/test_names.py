@@ -145,7 +145,7 @@ def test_an_unknown_keyword_is_answered(call, part):
 
 def test_the_answers_to_keywords_name_keywords_that_there_are():
     calls = (MLP, Ensemble, MLP.fit, MLP.evaluate, EarlyStopping)
-    calls = (*calls, *(type(each) for each in fastmlp.optimizers.BY_NAME.values()))
+    calls = (*calls, *(type(each) for each in fastmlp.optimizers.by_name().values()))
     ours = {name for call in calls for name in inspect.signature(call).parameters}
     meant = {each for names in synonyms.KEYWORDS.values() for each in names.split()}
     assert meant <= ours and set(synonyms.HOMES) <= ours

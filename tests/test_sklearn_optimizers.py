@@ -30,15 +30,11 @@ def stairs(step):
 
 
 OPTIMIZERS = {
-    "SGD": optimizers.SGD,
+    **{type(each).__name__: type(each) for each in optimizers.by_name().values()},
     "momentum": functools.partial(optimizers.SGD, momentum=0.9),
     "nesterov": functools.partial(optimizers.SGD, momentum=0.9, nesterov=True),
     "velocity": functools.partial(optimizers.SGD, momentum=0.9, rate_in_velocity=True),
-    "Adam": optimizers.Adam,
     "Adam, epsilon_hat": functools.partial(optimizers.Adam, epsilon_hat=True),
-    "AdamW": optimizers.AdamW,
-    "RMSprop": optimizers.RMSprop,
-    "Adagrad": optimizers.Adagrad,
 }
 RATES = {
     "a number": 0.01,

@@ -28,6 +28,9 @@ ALL_OPTIMIZERS = [
     RMSprop(0.01),
     Adagrad(0.1),
 ]
+ALL_OPTIMIZERS += [
+    each for each in optimizers.by_name().values() if type(each) not in map(type, ALL_OPTIMIZERS)
+]
 
 
 def by_rule(optimizer):

@@ -20,7 +20,7 @@ from fastmlp_kernels.cpu.loss import loss_and_gradient, losses_per_row, predict_
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import DTYPES, REDUCTIONS, Problem
 from tests.machines import HOST, team
-from tests.samples import output_activations, poison, sample, targets
+from tests.samples import in_a_chain, output_activations, poison, sample, targets
 
 THREADS = (1, 2, 3, 5, 8)
 
@@ -46,16 +46,17 @@ def problems():
     )
     made = []
     for index, (loss, last, labels) in enumerate(combinations):
-        # Only one exponential in a chain: a tower of them overflows for any weights.
-        names = tuple("tanh" if name == "exp" else name for name in (next(hidden), "tanh"))
+        place, around = index % len(ACTIVATIONS), index // len(ACTIVATIONS)
         problem = Problem(
             (5, 19, 33, 3),
-            (*names, last),
+            # Only one exponential in a chain.
+            (in_a_chain(next(hidden)), "tanh", last),
             loss,
             next(optimizers),
             # The gradients of a sum of exponentials are too large for the rates here.
             "mean" if last == "exp" else next(reductions),
-            DTYPES[(index + index // len(ACTIVATIONS.names)) % 2],
+            # The other dtype when an activation comes again.
+            DTYPES[(place + around) % 2],
             labels,
             batch_size=23,
             rows=59,

@@ -17,6 +17,7 @@ from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, planning
 from fastmlp.batches import batch_rows, epoch_order
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.interrupts import run_interruptibly
+from fastmlp.optimizers import by_name
 from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STOP
@@ -38,6 +39,8 @@ OF_RULE = {
     "rmsprop": RMSprop(0.01),
     "adagrad": Adagrad(0.1),
 }
+for _rule, _optimizer in by_name().items():
+    OF_RULE.setdefault(_rule, replace(_optimizer, learning_rate=0.01))
 TASKS = {
     "regression": (lambda **more: MLP([5, 7, 2], "relu", **more), Y),
     "sigmoid": (lambda **more: MLP([5, 7, 2], ["sigmoid", "sigmoid"], **more), abs(Y)),
@@ -58,8 +61,11 @@ TASKS = {
 
 
 def test_every_rule_has_an_optimizer_here():
-    assert list(OF_RULE) == OPTIMIZERS.names
-    assert [optimizer.rule for optimizer in OF_RULE.values()] == OPTIMIZERS.names
+    assert set(OF_RULE) == set(OPTIMIZERS.names)
+    for rule, optimizer in OF_RULE.items():
+        assert optimizer.rule == rule
+        # The rate comes first, so that it may be given without its name.
+        assert type(optimizer)(0.5).learning_rate == 0.5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

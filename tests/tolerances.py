@@ -192,7 +192,7 @@ def _element_loss(problem: Problem, A: Bounded, y: np.ndarray, unit: float):
     return Bounded(losses, loss_error), Bounded(slopes, slope_error)
 
 
-def _softmax_loss(problem: Problem, Z: Bounded, y: np.ndarray, unit: float):
+def softmax_loss(problem: Problem, Z: Bounded, y: np.ndarray, unit: float):
     classes = Z.value.shape[1]
     if problem.labels:
         y = np.eye(classes)[y[:, 0].astype(int)]
@@ -211,12 +211,41 @@ def _softmax_loss(problem: Problem, Z: Bounded, y: np.ndarray, unit: float):
     return Bounded(losses, loss_error), Bounded(slopes, slope_error)
 
 
+def row_loss(problem: Problem, A: Bounded, y: np.ndarray, unit: float):
+    """Return what `softmax_loss` does, of any row rule: more coarsely, from the rule alone."""
+    rule = loss_rules()[problem.rule_code].rule
+
+    def losses_and_slopes(predictions):
+        slopes = np.empty_like(predictions)
+        losses = [rule(predictions, y, i, slopes) for i in range(len(slopes))]
+        return np.column_stack([losses, slopes])
+
+    centre = losses_and_slopes(A.value)
+    change = np.zeros_like(centre)
+    # One prediction after the other to either end of its interval: changes of first order add up.
+    for j in range(A.value.shape[1]):
+        error = np.zeros_like(A.error)
+        error[:, j] = A.error[:, j]
+        ends = [np.abs(losses_and_slopes(A.value + sign * error) - centre) for sign in (-1, 1)]
+        change += np.maximum(*ends)
+    sizes = (A.size + np.abs(y).max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)
+    error = 2 * change + RULE_ROUNDINGS * unit * (np.abs(centre) + sizes)
+    return Bounded(centre[:, :1], error[:, :1]), Bounded(centre[:, 1:], error[:, 1:])
+
+
+def _rule_of_losses(problem: Problem):
+    """Return which of the three bounds holds for the problem's losses."""
+    loss = LOSSES[problem.loss]
+    if not loss.by_row:
+        return _element_loss
+    return softmax_loss if loss.link is LOSSES["softmax_cross_entropy"].link else row_loss
+
+
 def loss_and_gradient(problem: Problem, A: Bounded, y, factors=None) -> tuple[Bounded, Bounded]:
     """Return the batch's loss, as one element, and its gradient by what the loss rule reads."""
     precision = Precision(problem.dtype)
     y = np.asarray(y, dtype=np.float64)
-    by_row = loss_rules()[problem.rule_code].by_row
-    losses, slopes = (_softmax_loss if by_row else _element_loss)(problem, A, y, precision.unit)
+    losses, slopes = _rule_of_losses(problem)(problem, A, y, precision.unit)
     scale = np.full(len(y), problem.scale(len(y))) if factors is None else np.asarray(factors)
     scale = scale.astype(np.float64)[:, None]
     total = (scale * (np.abs(losses.value) + losses.error)).sum()

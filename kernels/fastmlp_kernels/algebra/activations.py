@@ -3,7 +3,7 @@
 ``value(z)`` is the activation of a pre-activation; ``slope(z, a)`` its derivative, given the
 pre-activation and the activation, of which it may read only the one that the row keeps. To add
 an activation, write the two functions and append a row: both targets, the gradient checks, the
-type-stability test, the docs table and the benchmarks follow from the table.
+type-stability test, the tables of the pages and the benchmarks follow from it.
 """
 
 import math
@@ -22,7 +22,7 @@ from fastmlp_kernels.algebra.elementary import (
     tanh,
     times,
 )
-from fastmlp_kernels.algebra.tables import Interval, Table
+from fastmlp_kernels.algebra.tables import NON_NEGATIVE, POSITIVE, REAL, Interval, Table
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,17 @@ class Activation:
         domain.
     initializer : str
         The initialiser whose variance suits it (see `initializers`).
+    formula : str
+        `value` as a Python expression in z, with the functions of `math`: the pages show it, and
+        the tests compare the value with it.
     kinks : tuple of float
         Pre-activations at which the slope jumps; finite differences are not taken across them.
-    formula : str
-        For the documentation.
+    short : bool
+        Whether `value` and a `slope` of the input are a few instructions each, with no exponential
+        and no division: a CUDA tile applies them as it stores, and needs no second pass.
+    clamp : (float, float), optional
+        The two ends, where the activation is z kept between two ends (finite or not), and its slope
+        1 strictly between them and 0 elsewhere: CPU tiles then apply it in registers.
     """
 
     name: str
@@ -59,6 +66,8 @@ class Activation:
     initializer: str
     formula: str
     kinks: tuple[float, ...] = ()
+    short: bool = False
+    clamp: tuple[float, float] | None = None
 
 
 def identity(z):
@@ -197,16 +206,30 @@ def exponential_slope(z, a):
     return a
 
 
-REAL = Interval(-math.inf, math.inf, False, False)
-NON_NEGATIVE = Interval(0.0, math.inf, True, False)
-POSITIVE = Interval(0.0, math.inf, False, False)
-
 ACTIVATIONS = Table(
     "activation",
     (
-        Activation("identity", identity, identity_slope, "output", REAL, "glorot_uniform", "z"),
         Activation(
-            "relu", relu, relu_slope, "output", NON_NEGATIVE, "he_normal", "max(z, 0)", (0.0,)
+            "identity",
+            identity,
+            identity_slope,
+            "output",
+            REAL,
+            "glorot_uniform",
+            "z",
+            short=True,
+        ),
+        Activation(
+            "relu",
+            relu,
+            relu_slope,
+            "output",
+            NON_NEGATIVE,
+            "he_normal",
+            "max(z, 0)",
+            (0.0,),
+            short=True,
+            clamp=(0.0, math.inf),
         ),
         Activation(
             "leaky_relu",
@@ -215,8 +238,9 @@ ACTIVATIONS = Table(
             "output",
             REAL,
             "he_normal",
-            "z if z > 0 else 0.01 z",
+            "z if z > 0 else 0.01 * z",
             (0.0,),
+            short=True,
         ),
         Activation(
             "elu",
@@ -234,7 +258,7 @@ ACTIVATIONS = Table(
             "output",
             Interval(-1.7580993408473766, math.inf, True, False),
             "lecun_normal",
-            "1.0507 (z if z > 0 else 1.6733 (exp(z) - 1))",
+            "1.0507009873554805 * (z if z > 0 else 1.6732632423543772 * (exp(z) - 1))",
             (0.0,),
         ),
         Activation(
@@ -274,7 +298,7 @@ ACTIVATIONS = Table(
             "input",
             Interval(-0.16997120747990369, math.inf, True, False),
             "he_normal",
-            "z (1 + erf(z / sqrt 2)) / 2",
+            "z * (1 + erf(z / sqrt(2))) / 2",
         ),
         Activation(
             "gelu_tanh",
@@ -283,7 +307,7 @@ ACTIVATIONS = Table(
             "input",
             Interval(-0.17004075, math.inf, True, False),
             "he_normal",
-            "z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2",
+            "z * (1 + tanh(sqrt(2 / pi) * (z + 0.044715 * z**3))) / 2",
         ),
         Activation(
             "hard_sigmoid",
@@ -292,8 +316,9 @@ ACTIVATIONS = Table(
             "output",
             Interval(0.0, 1.0, True, True),
             "glorot_uniform",
-            "min(max(z/6 + 1/2, 0), 1)",
+            "min(max(z / 6 + 1 / 2, 0), 1)",
             (-3.0, 3.0),
+            short=True,
         ),
         Activation(
             "hard_swish",
@@ -302,8 +327,9 @@ ACTIVATIONS = Table(
             "input",
             Interval(-0.375, math.inf, True, False),
             "he_normal",
-            "z min(max(z/6 + 1/2, 0), 1)",
+            "z * min(max(z / 6 + 1 / 2, 0), 1)",
             (-3.0, 3.0),
+            short=True,
         ),
         Activation(
             "exp", exponential, exponential_slope, "output", POSITIVE, "glorot_uniform", "exp(z)"

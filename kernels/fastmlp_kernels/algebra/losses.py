@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fastmlp_kernels.algebra.activations import ACTIVATIONS, POSITIVE, REAL, Activation
+from fastmlp_kernels.algebra.activations import ACTIVATIONS, Activation
 from fastmlp_kernels.algebra.constants import HALF, ONE, TWO, ZERO
 from fastmlp_kernels.algebra.elementary import epsilon, exp, log, log1p, log_epsilon, plus, sigmoid
-from fastmlp_kernels.algebra.tables import Interval, Table
+from fastmlp_kernels.algebra.tables import POSITIVE, REAL, Interval, Table
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Loss:
         What users write.
     rule : callable
         The element or row rule, on predictions (after the output activation).
+    formula : str
+        The loss of one output as a Python expression in the prediction p and the target y, with the
+        functions of `math`, and ``inside(p)`` for p kept in [eps, 1 - eps]; for a row rule, words.
+        The pages show it, and the tests compare an element rule with it.
     prediction_domain : Interval
         The predictions for which the rule is defined.
     target_domain : Interval
@@ -261,14 +265,14 @@ COUNT = Interval(0.0, math.inf, True, False)
 LOSSES = Table(
     "loss",
     (
-        Loss("half_squared_error", half_squared_error, "(p - y)^2 / 2"),
-        Loss("squared_error", squared_error, "(p - y)^2"),
-        Loss("absolute_error", absolute_error, "|p - y|", kinks=(0.0,)),
-        Loss("huber", huber, "(p - y)^2 / 2 where |p - y| <= 1, else |p - y| - 1/2"),
+        Loss("half_squared_error", half_squared_error, "(p - y)**2 / 2"),
+        Loss("squared_error", squared_error, "(p - y)**2"),
+        Loss("absolute_error", absolute_error, "abs(p - y)", kinks=(0.0,)),
+        Loss("huber", huber, "(p - y)**2 / 2 if abs(p - y) <= 1 else abs(p - y) - 1 / 2"),
         Loss(
             "binary_cross_entropy",
             binary_cross_entropy,
-            "-y log p - (1 - y) log(1 - p)",
+            "-y * log(p) - (1 - y) * log(1 - p)",
             prediction_domain=UNIT,
             target_domain=UNIT,
             fused={"sigmoid": binary_cross_entropy_of_logit},
@@ -277,7 +281,7 @@ LOSSES = Table(
         Loss(
             "softmax_cross_entropy",
             softmax_cross_entropy,
-            "-sum_j y_j log softmax(z)_j",
+            "-sum_j y_j log(softmax(z)_j)",
             target_domain=UNIT,
             by_row=True,
             label_rule=softmax_cross_entropy_of_label,
@@ -288,7 +292,7 @@ LOSSES = Table(
         Loss(
             "clipped_binary_cross_entropy",
             clipped_binary_cross_entropy,
-            "binary_cross_entropy, each log that of a p in [eps, 1 - eps]",
+            "-y * log(inside(p)) - (1 - y) * log(1 - inside(p))",
             # Open: only what saturates as smoothly as the logit's own rule.
             prediction_domain=Interval(0.0, 1.0, False, False),
             target_domain=UNIT,
@@ -298,7 +302,7 @@ LOSSES = Table(
         Loss(
             "clipped_softmax_cross_entropy",
             clipped_softmax_cross_entropy,
-            "softmax_cross_entropy, each log that of a p in [eps, 1 - eps]",
+            "-sum_j y_j log(inside(softmax(z)_j))",
             target_domain=UNIT,
             by_row=True,
             label_rule=clipped_softmax_cross_entropy_of_label,
@@ -308,7 +312,7 @@ LOSSES = Table(
         Loss(
             "half_poisson_deviance",
             half_poisson_deviance,
-            "y log(y / p) - y + p",
+            "y * log(y / p) - y + p",
             prediction_domain=POSITIVE,
             target_domain=COUNT,
             fused={"exp": half_poisson_deviance_of_log},
@@ -316,7 +320,7 @@ LOSSES = Table(
         Loss(
             "poisson",
             poisson,
-            "p - y log p",
+            "p - y * log(p)",
             prediction_domain=POSITIVE,
             target_domain=COUNT,
             fused={"exp": poisson_of_log},

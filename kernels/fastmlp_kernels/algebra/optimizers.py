@@ -18,12 +18,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastmlp_kernels.algebra.tables import Table
+from fastmlp_kernels.algebra.tables import POSITIVE, Interval, Table
 
 # Columns of a table of hyper-parameters: both decays, then the rule's own numbers.
 WEIGHT_DECAY, BIAS_DECAY, RULE_START = 0, 1, 2
 RULE_NUMBERS = 8
 HYPER_WIDTH = RULE_START + RULE_NUMBERS
+
+FRACTION = Interval(0.0, 1.0, True, False)
+# What a setting may be, by its name; one that is not here may be any number of at least 0.
+RANGES: Mapping[str, Interval] = {
+    **dict.fromkeys(("learning_rate", "epsilon"), POSITIVE),
+    **dict.fromkeys(("momentum", "beta1", "beta2", "decay"), FRACTION),
+}
+
+
+@dataclass(frozen=True)
+class PublicClass:
+    """The class that `fastmlp.optimizers` makes for a rule.
+
+    Parameters
+    ----------
+    name : str
+        Of the class. The name of the rule, as a string, stands for it with its defaults.
+    summary : str
+        The first line of its docstring.
+    defaults : mapping of str to float
+        Its settings, "learning_rate" first. "weight_decay" follows by itself, and is 0 unless it is
+        given here.
+    """
+
+    name: str
+    summary: str
+    defaults: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -33,7 +60,7 @@ class OptimizerRule:
     Parameters
     ----------
     name : str
-        The rule's name; a user-facing class of `fastmlp.optimizers` names it.
+        The rule's name.
     update : callable
         ``update(p, g, m, v, h) -> (p, m, v)``, on scalars; `h` is a tuple of `RULE_NUMBERS`.
     hyper : callable
@@ -42,8 +69,14 @@ class OptimizerRule:
         at most `RULE_NUMBERS` columns (scalars or arrays).
     slots : int
         How many of the two state values it uses.
+    formula : str
+        The update as Python statements on p, g, m, v, the number of the step t (from 1) and the
+        settings, with `sqrt` and `sign`: the pages show it, and the tests compare the rule with it.
     decoupled : bool
         Whether the rule itself sees to ``settings["weight_decay"]``.
+    public : PublicClass, optional
+        What users write. None where a class that is written out in `fastmlp.optimizers`, with a
+        signature that type checkers read, stands for the rule.
     """
 
     name: str
@@ -52,6 +85,7 @@ class OptimizerRule:
     slots: int
     formula: str
     decoupled: bool = False
+    public: PublicClass | None = None
 
 
 def sgd(p, g, m, v, h):
@@ -142,29 +176,59 @@ def adagrad_hyper(s, step):
     return s["learning_rate"], s["epsilon"]
 
 
+ADAM_FORMULA = (
+    "m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g**2; "
+    "p -= learning_rate * m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + epsilon)"
+)
+
 OPTIMIZERS = Table(
     "optimizer",
     (
-        OptimizerRule("sgd", sgd, sgd_hyper, 0, "p - r g"),
-        OptimizerRule("momentum", momentum, momentum_hyper, 1, "m = k m + g; p - r m"),
-        OptimizerRule("nesterov", nesterov, momentum_hyper, 1, "m = k m + g; p - r (g + k m)"),
+        OptimizerRule("sgd", sgd, sgd_hyper, 0, "p -= learning_rate * g"),
+        OptimizerRule(
+            "momentum", momentum, momentum_hyper, 1, "m = momentum * m + g; p -= learning_rate * m"
+        ),
+        OptimizerRule(
+            "nesterov",
+            nesterov,
+            momentum_hyper,
+            1,
+            "m = momentum * m + g; p -= learning_rate * (g + momentum * m)",
+        ),
         # Where the rate changes, these two remember the rates of the time (Keras, scikit-learn).
-        OptimizerRule("velocity", velocity, momentum_hyper, 1, "m = k m - r g; p + m"),
+        OptimizerRule(
+            "velocity", velocity, momentum_hyper, 1, "m = momentum * m - learning_rate * g; p += m"
+        ),
         OptimizerRule(
             "nesterov_velocity",
             nesterov_velocity,
             momentum_hyper,
             1,
-            "m = k m - r g; p + k m - r g",
+            "m = momentum * m - learning_rate * g; p += momentum * m - learning_rate * g",
         ),
-        OptimizerRule("adam", adam, adam_hyper, 2, "p - r m / (sqrt v + e), both corrected"),
+        OptimizerRule("adam", adam, adam_hyper, 2, ADAM_FORMULA),
         OptimizerRule(
-            "adamw", adamw, adamw_hyper, 2, "adam, with p shrunk by 1 - r d first", decoupled=True
+            "adamw",
+            adamw,
+            adamw_hyper,
+            2,
+            f"p -= learning_rate * weight_decay * p; {ADAM_FORMULA}",
+            decoupled=True,
         ),
         OptimizerRule(
-            "rmsprop", rmsprop, rmsprop_hyper, 1, "m = k m + (1-k) g^2; p - r g/(sqrt m + e)"
+            "rmsprop",
+            rmsprop,
+            rmsprop_hyper,
+            1,
+            "m = decay * m + (1 - decay) * g**2; p -= learning_rate * g / (sqrt(m) + epsilon)",
         ),
-        OptimizerRule("adagrad", adagrad, adagrad_hyper, 1, "m = m + g^2; p - r g/(sqrt m + e)"),
+        OptimizerRule(
+            "adagrad",
+            adagrad,
+            adagrad_hyper,
+            1,
+            "m += g**2; p -= learning_rate * g / (sqrt(m) + epsilon)",
+        ),
     ),
 )
 

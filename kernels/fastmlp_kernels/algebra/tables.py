@@ -1,6 +1,7 @@
 """What every table of the algebra shares: rows by name, rows by code, intervals."""
 
 import difflib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,11 @@ class Interval:
         left = "[" if self.low_included else "("
         right = "]" if self.high_included else ")"
         return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+REAL = Interval(-math.inf, math.inf, False, False)
+NON_NEGATIVE = Interval(0.0, math.inf, True, False)
+POSITIVE = Interval(0.0, math.inf, False, False)
 
 
 class Table:

@@ -1,33 +1,41 @@
 """Tiles of a product that apply an activation, or its slope, before they are stored.
 
 Where a layer has few inputs, reading and writing its outputs once more for the activation costs as
-much as a part of the product. The activations that are a comparison and no more are applied while
-the tile is in registers; all others have their leaf.
+much as a part of the product. The activations that only keep z between two ends (``clamp`` of their
+row) are applied while the tile is in registers; all others have their leaf.
 """
 
+import math
 from itertools import product
 
 from llvmlite import ir
 
+from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.cpu.microkernels import note, product_totals
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
 FORWARD, BACKWARD = "forward", "backward"
+# The two ends, by the activation's name.
+FINISHES = {row.name: row.clamp for row in ACTIVATIONS if row.clamp is not None}
 
 
-def _relu(e: Emitter, z: ir.Value) -> ir.Value:
-    """Return relu(z) as the algebra has it: a NaN passes, as a comparison with it is false."""
-    zero = e.constant(0.0)
-    return e.builder.select(e.builder.fcmp_ordered("<=", z, zero), zero, z)
+def _clamped(e: Emitter, z: ir.Value, clamp: tuple[float, float]) -> ir.Value:
+    """Return z kept between two ends; a NaN passes, as a comparison with it is false."""
+    for sign, end in zip(("<=", ">="), clamp, strict=True):
+        if math.isfinite(end):
+            limit = e.constant(end)
+            z = e.builder.select(e.builder.fcmp_ordered(sign, z, limit), limit, z)
+    return z
 
 
-def _relu_slope(e: Emitter, a: ir.Value) -> ir.Value:
-    above = e.builder.fcmp_ordered(">", a, e.constant(0.0))
-    return e.builder.select(above, e.constant(1.0), e.constant(0.0))
-
-
-# By the activation's name: its value of a vector, and its slope of what it keeps, the output.
-FINISHES = {"relu": (_relu, _relu_slope)}
+def _clamped_slope(e: Emitter, a: ir.Value, clamp: tuple[float, float]) -> ir.Value:
+    """Return 1 where the activation is strictly between its ends, and 0 elsewhere."""
+    slope, zero = e.constant(1.0), e.constant(0.0)
+    for sign, end in zip((">", "<"), clamp, strict=True):
+        if math.isfinite(end):
+            inside = e.builder.fcmp_ordered(sign, a, e.constant(end))
+            slope = e.builder.select(inside, slope, zero)
+    return slope
 
 
 def finishing_name(direction: str, activation: str, rows: int, vectors: int) -> str:
@@ -50,7 +58,7 @@ def emit_finishing_products(e: Emitter, rows: int, vectors: int) -> None:
     ``dA * f'(Z)`` and returns the largest magnitude of it: the bits of `emit_product` and the
     activation's leaf one after the other. Cost: that of the product, and 4 operations a vector.
     """
-    for activation, (value, slope) in FINISHES.items():
+    for activation, clamp in FINISHES.items():
         for direction in (FORWARD, BACKWARD):
             *arguments, kept = e.begin(finishing_name(direction, activation, rows, vectors), 8)
             totals = product_totals(e, rows, vectors, *arguments[:-1])
@@ -64,10 +72,11 @@ def emit_finishing_products(e: Emitter, rows: int, vectors: int) -> None:
                 elif direction == FORWARD:
                     z = e.get(totals[m][v], e.vector)
                     note(e, seen, z)
-                    result = value(e, z)
+                    result = _clamped(e, z, clamp)
                 else:
                     dA = e.get(totals[m][v], e.vector)
-                    result = e.builder.fmul(dA, slope(e, e.load(kept, place)))
+                    slope = _clamped_slope(e, e.load(kept, place), clamp)
+                    result = e.builder.fmul(dA, slope)
                     note(e, seen, result)
                 e.store(result, arguments[-1], place)
             e.end(e.largest(e.get(seen, e.bits)))

@@ -11,10 +11,6 @@ from fastmlp_kernels.compile import cuda_part, cuda_switch
 from fastmlp_kernels.cuda.on_chip.block_linear import SecondPass
 from fastmlp_kernels.cuda.on_chip.products import Epilogues
 
-# Activations of a few instructions. All that others take is left to a second pass over a tile;
-# slopes that read the activation (``keeps == "output"``) are as short for every row of the table.
-SHORT = {"identity", "relu", "leaky_relu", "hard_sigmoid", "hard_swish"}
-
 
 class Rows(NamedTuple):
     """The rows of the algebra that a network uses: activations in the order of their codes."""
@@ -36,9 +32,10 @@ def at_once(
 
 def in_passes(rows: Rows, accumulate: bool, exact: Any) -> tuple[Epilogues, SecondPass]:
     """Return epilogues for operands that are numbers, and what they leave to a second pass."""
-    names = rows.activations
-    short = all(name in SHORT for name in names)
-    short_slopes = all(name in SHORT or ACTIVATIONS[name].keeps == "output" for name in names)
+    used = [ACTIVATIONS[name] for name in rows.activations]
+    short = all(row.short for row in used)
+    # Slopes that read the activation are as short for every row of the table.
+    short_slopes = all(row.short or row.keeps == "output" for row in used)
     forward, backward, gradient = at_once(rows, accumulate, exact, exact, False)
     activate = multiply = None
     if not short:
