@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.compile import kernel
 from fastmlp_kernels.cpu.intrinsics import record_at, set_word, word
-from fastmlp_kernels.cpu.tables import STEP
+from fastmlp_kernels.cpu.tables import STEP, WORD_BYTES, at
 
 # The fields of NumPy's array object after its head. Those who ask for them by the macros
 # PyArray_DATA, _NDIM, _DIMS and _STRIDES have this layout compiled into them: it is a promise.
@@ -12,6 +13,9 @@ OBJECT_HEAD = object.__basicsize__
 ARRAY = np.dtype(
     [("data", "i8"), ("dimensions", "i4"), ("shape", "i8"), ("strides", "i8")], align=True
 )
+
+# Compiled code reads no attributes of a class.
+AT_X, AT_Y, AT_ORDER, AT_HYPER = at.X, at.Y, at.order, at.hyper
 
 
 @kernel
@@ -47,3 +51,30 @@ def point_at(table, index, identity, rows, columns):
         good = word(array.strides, 0) == (-columns if columns < 0 else columns * item)
     set_word(table, index, array.data if good else 0)
     return good
+
+
+@kernel
+def point_at_data(table, X, y, order, hyper, count):
+    """Point a table at the arrays that each epoch is given anew, all in one call.
+
+    Parameters
+    ----------
+    table : int
+        Address of the program's table, of a step whose rows and batches are set.
+    X, y, order, hyper : int
+        The ``id`` of each array.
+    count : int
+        Rows of X and y.
+
+    Returns
+    -------
+    bool
+        Whether all have their shapes: see `point_at`.
+    """
+    step = record_at(table, STEP, 0)
+    return (
+        point_at(table, AT_X, X, count, step.input_columns)
+        and point_at(table, AT_Y, y, count, step.target_columns)
+        and point_at(table, AT_ORDER, order, step.rows, -WORD_BYTES)
+        and point_at(table, AT_HYPER, hyper, step.batches, HYPER_WIDTH)
+    )

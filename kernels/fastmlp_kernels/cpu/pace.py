@@ -26,10 +26,16 @@ class Pace:
     ----------
     candidates : sequence of int
         Numbers of threads to choose from, the one predicted to be best first.
+
+    Attributes
+    ----------
+    tries : bool
+        Whether there is a choice, so that `took` must be told.
     """
 
     def __init__(self, candidates: Sequence[int]) -> None:
         self._candidates = tuple(candidates)
+        self.tries = len(self._candidates) > 1
         self._seconds: dict[int, float] = {}
         self._chosen = self._candidates[0]
         self._trial: list[float] = []
@@ -38,13 +44,11 @@ class Pace:
 
     def threads(self) -> int:
         """Return the number of threads for the next epoch."""
-        if len(self._candidates) == 1:
-            return self._chosen
         return self._tried
 
     def took(self, seconds: float) -> None:
         """Take note of how long the epoch took for which `threads` was asked."""
-        if len(self._candidates) == 1:
+        if not self.tries:
             return
         self._trial.append(seconds)
         if len(self._trial) < TRIAL:

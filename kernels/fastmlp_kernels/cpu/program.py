@@ -8,7 +8,7 @@ from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
 from fastmlp_kernels.cpu import call_threads, close_threads
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
-from fastmlp_kernels.cpu.caller_arrays import point_at
+from fastmlp_kernels.cpu.caller_arrays import point_at, point_at_data
 from fastmlp_kernels.cpu.fused import run
 from fastmlp_kernels.cpu.layout import Layout
 from fastmlp_kernels.cpu.loss import loss_and_gradient, predict_rows
@@ -58,7 +58,6 @@ class FusedProgram(Layout):
         self._costs = self.unit_costs()
         # Once: a problem counts anew each time.
         self._count, self._batches = problem.parameter_count, problem.batches
-        self._inputs, self._targets = problem.sizes[0], problem.target_columns
         # In whole batches.
         self._piece = problem.batch_size * -(-PIECE // (self._count * problem.batch_size))
         self._kept: dict[int, np.ndarray] = {}
@@ -105,14 +104,11 @@ class FusedProgram(Layout):
         if weighted:
             self._point_vector(at.factors, factors, rows)
 
-    def _settle(self, what: tuple, stages: int, threads: int, sizes: tuple[int, int]) -> bool:
-        """Set what all calls of a kind have in common; return whether it was not so already.
+    def _settle(self, stages: int, threads: int, sizes: tuple[int, int]) -> None:
+        """Set what calls have in common; `sizes` are the rows and the batches.
 
-        `what` tells one kind from another; `sizes` are the rows and the batches. Whoever is told
-        that it was not so sets what else the kind has in common, and then `_settled`.
+        Who calls this sets what else a kind of calls has in common, and at last `_settled`.
         """
-        if what == self._settled:
-            return False
         self._settled = ()
         words, problem = self.words, self.problem
         columns = self.columns and threads > 1 and stages & UPDATE != 0
@@ -130,7 +126,6 @@ class FusedProgram(Layout):
         full = min(rows, problem.batch_size)
         last = rows - (sizes[1] - 1) * problem.batch_size
         scales[0], scales[1] = (problem.scale(count) if count > 0 else 0 for count in (full, last))
-        return True
 
     def _run(self) -> None:
         threads = self.words.item(at.threads)
@@ -166,7 +161,7 @@ class FusedProgram(Layout):
         loss_and_gradient(self.problem.rule, self.problem.dtype, weighted)
         self._point(at.X, X, len(X), self.problem.sizes[0])
         self._point(at.Y, y, len(X), self.problem.target_columns)
-        self._settle(("nothing",), 0, 1, (0, 0))
+        self._settle(0, 1, (0, 0))
         self._run()
 
     def epoch(
@@ -176,48 +171,52 @@ class FusedProgram(Layout):
         if control.item(STOP):
             return
         self.set_epoch(parameters, state, X, y, order, hyper, losses, control, factors, squares)
+        if not self._pace.tries:
+            self._run()
+            return
         started = time.perf_counter()
         self._run()
         self._pace.took(time.perf_counter() - started)
 
     def set_epoch(self, parameters, state, X, y, order, hyper, losses, control, factors, squares):
         """Describe an epoch in the table, and run nothing."""
-        problem, words, table, kept = self.problem, self.words, self.table, self._kept
-        rows, batches, count = problem.rows, self._batches, len(X)
+        kept, rows, count = self._kept, self.problem.rows, len(X)
         # Looked up here: a step of a small network takes as long as some tens of calls.
         if kept.get(at.parameters) is not parameters:
+            self._settled = ()
             self._keep(at.parameters, parameters, self._count)
         if kept.get(at.losses) is not losses:
-            self._keep(at.losses, losses, batches)
+            self._keep(at.losses, losses, self._batches)
         if kept.get(at.control) is not control:
             self._keep(at.control, control, CONTROL_WORDS)
         if kept.get(at.first) is not state:
             self._keep_state(state)
-        # The caller's data is not kept: a model would hold on to its last training set.
-        if not (
-            point_at(table, at.X, id(X), count, self._inputs)
-            and point_at(table, at.Y, id(y), count, self._targets)
-            and point_at(table, at.hyper, id(hyper), batches, HYPER_WIDTH)
-            and point_at(table, at.order, id(order), rows, -order.itemsize)
-        ):
-            self._point(at.X, X, count, self._inputs)
-            self._point(at.Y, y, count, self._targets)
-            self._point(at.hyper, hyper, batches, HYPER_WIDTH)
-            self._point_vector(at.order, order, rows)
-        stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
         weighted, penalized = factors is not None, squares is not None
-        threads = self._pace.threads()
-        kind = ("epoch", penalized, threads)
-        if kind != self._settled and self._settle(kind, stages, threads, (rows, batches)):
-            rule = update(problem.optimizer, problem.dtype, self.panel, penalized)
-            words[at.finish] = rule
-            self._settled = kind
-        if weighted or words[at.factors]:
-            self._point_at_factors(factors, rows)
-        words[at.squares_out] = 0
+        kind = ("epoch", weighted, penalized, self._pace.threads())
+        if kind != self._settled:
+            self._settle_epoch(kind)
+        # The caller's data is not kept: a model would hold on to its last training set.
+        if not point_at_data(self.table, id(X), id(y), id(order), id(hyper), count):
+            self._point(at.X, X, count, self.problem.sizes[0])
+            self._point(at.Y, y, count, self.problem.target_columns)
+            self._point_vector(at.order, order, rows)
+            self._point(at.hyper, hyper, self._batches, HYPER_WIDTH)
+        if weighted:
+            self._point_vector(at.factors, factors, rows)
         if penalized:
-            self._point_vector(at.squares_out, squares, batches)
+            self._point_vector(at.squares_out, squares, self._batches)
+
+    def _settle_epoch(self, kind: tuple) -> None:
+        """Set what all epochs of a kind have in common."""
+        _, weighted, penalized, threads = kind
+        problem, words = self.problem, self.words
+        stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
+        self._settle(stages, threads, (problem.rows, self._batches))
+        words[at.loss_rule] = loss_and_gradient(problem.rule, problem.dtype, weighted)
+        words[at.factors] = 0
+        words[at.finish] = update(problem.optimizer, problem.dtype, self.panel, penalized)
         words[at.target] = words[at.parameters]
+        self._settled = kind
 
     def take_skips(self, skips: int) -> None:
         """Have epochs skip what another program has chosen for the same X."""
@@ -231,8 +230,7 @@ class FusedProgram(Layout):
         self._keep(at.control, self.control, CONTROL_WORDS)
         self._keep(at.losses, self.one_loss, 1)
         self.control.fill(0)
-        self._settled = ()
-        self._settle(("once",), stages, self._call_threads, (rows, 1))
+        self._settle(stages, self._call_threads, (rows, 1))
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""
@@ -245,23 +243,33 @@ class FusedProgram(Layout):
             self._predict(parameters, X[part], out[part], link, 0 if start else PACK)
 
     def _predict(self, parameters, X, out, link, pack):
-        problem, words, rows = self.problem, self.words, len(X)
-        self._keep(at.parameters, parameters, self._count)
-        self._keep(at.control, self.control, CONTROL_WORDS)
-        self._point(at.X, X, rows, problem.sizes[0])
-        self._point(at.out, out, rows, problem.sizes[-1])
-        direct = pack and rows <= DIRECT_ROWS and self.target.masks
-        sizes = (rows, -(-rows // problem.batch_size))
+        kept, rows = self._kept, len(X)
+        # Looked up here, as in `set_epoch`.
+        if kept.get(at.parameters) is not parameters:
+            self._keep(at.parameters, parameters, self._count)
+        if kept.get(at.control) is not self.control:
+            self._keep(at.control, self.control, CONTROL_WORDS)
         kind = ("predict", rows, link, pack)
-        threads = 1 if direct else self._call_threads
-        if self._settle(kind, pack | GATHER | FORWARD | OUTPUT, threads, sizes):
-            words[at.packed] = not direct
-            words[at.link] = predict_rows(problem.loss, problem.dtype) if link else 0
-            output = problem.activations[-1]
-            value = activation_forward(output, problem.dtype) if problem.fused_output else 0
-            words[at.output_value] = value
-            self._settled = kind
+        if kind != self._settled:
+            self._settle_prediction(kind)
+        self._point(at.X, X, rows, self.problem.sizes[0])
+        self._point(at.out, out, rows, self.problem.sizes[-1])
         self._run()
+
+    def _settle_prediction(self, kind: tuple) -> None:
+        """Set what all predictions of a kind have in common."""
+        _, rows, link, pack = kind
+        problem, words = self.problem, self.words
+        direct = pack and rows <= DIRECT_ROWS and self.target.masks
+        threads = 1 if direct else self._call_threads
+        sizes = (rows, -(-rows // problem.batch_size))
+        self._settle(pack | GATHER | FORWARD | OUTPUT, threads, sizes)
+        words[at.packed] = not direct
+        words[at.link] = predict_rows(problem.loss, problem.dtype) if link else 0
+        output = problem.activations[-1]
+        value = activation_forward(output, problem.dtype) if problem.fused_output else 0
+        words[at.output_value] = value
+        self._settled = kind
 
     def forward(self, parameters, X, out):
         """See `Program.forward`."""
