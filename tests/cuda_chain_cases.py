@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from numba import cuda
 
+from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, simulated
 from fastmlp_kernels.cuda.on_chip import block_linear, chain, placement
+from fastmlp_kernels.cuda.on_chip.block_epilogues import Rows, in_passes
 from fastmlp_kernels.cuda.on_chip.placement import float_form, padded, place, row_stride
 from fastmlp_kernels.cuda.on_chip.products import Epilogues
 from fastmlp_kernels.problem import DTYPES, Problem
@@ -38,6 +40,14 @@ def dtype(request):
 @pytest.fixture(params=SIZES, ids=str)
 def sizes(request):
     return request.param
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS.names)
+def test_what_is_short_needs_no_second_pass(name):
+    row = ACTIVATIONS[name]
+    _, (forward, backward) = in_passes(Rows(("relu", name), "squared_error"), True, float)
+    assert (forward is None) == row.short
+    assert (backward is None) == (row.short or row.keeps == "output")
 
 
 @cuda_part

@@ -61,6 +61,7 @@ def test_each_kind_of_row_is_one_edit_of_one_file(edited):
 
 WHERE = """
 import json, pickle
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import fastmlp, fastmlp_kernels
@@ -71,7 +72,9 @@ ON_THE_CPU = (
     WHERE
     + """
 from fastmlp import ACTIVATIONS, LOSSES, MLP, OPTIMIZERS
+from fastmlp import optimizers
 from fastmlp.optimizers import Lion
+from fastmlp_kernels.algebra.optimizers import PublicClass
 from tests import gradients
 
 generator = np.random.default_rng(0)
@@ -94,6 +97,10 @@ model.fit(X, y, epochs=20, batch_size=8, optimizer=Lion(1e-2))
 after = model.evaluate(X, y).loss
 again = pickle.loads(pickle.dumps(model))
 optimizer = pickle.loads(pickle.dumps(Lion(0.5, beta2=0.9)))
+# A row that a user adds, by now: its class is not called what the row is.
+public = PublicClass("SignOfMean", "As Lion.", {"learning_rate": 0.1, "weight_decay": 0.2})
+OPTIMIZERS.append(replace(OPTIMIZERS["lion"], name="sign_of_mean", public=public))
+added = optimizers.check_optimizer("sign_of_mean")
 messages = []
 for mistake in (
     lambda: MLP([3, 1], activations=["softsing"]),
@@ -114,6 +121,7 @@ print(json.dumps({
     "same": again.predict(X).tobytes() == model.predict(X).tobytes(),
     "optimizer": [repr(optimizer), optimizer == Lion(0.5, beta2=0.9), optimizer.rule],
     "class": [Lion.__module__, Lion.__qualname__, Lion.__doc__],
+    "added": [repr(added), added.rule, type(added) is optimizers.SignOfMean],
     "messages": messages,
 }))
 """
@@ -130,6 +138,8 @@ def test_the_rows_train_and_are_named_in_messages(edited, child_python, child_en
     module, name, text = found["class"]
     assert (module, name) == ("fastmlp.optimizers", "Lion")
     assert "running mean" in text and "sign(beta1 * m" in text and "weight_decay" in text
+    settings = "learning_rate=0.1, weight_decay=0.2"
+    assert found["added"] == [f"SignOfMean({settings})", "sign_of_mean", True]
     wanted = [
         "did you mean 'softsign'?",
         "did you mean 'log_cosh'?",

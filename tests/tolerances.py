@@ -170,7 +170,7 @@ def forward(problem: Problem, parameters, X) -> Forward:
     return Forward(pre_activations, activations, outputs)
 
 
-def _element_loss(problem: Problem, A: Bounded, y: np.ndarray, unit: float):
+def element_loss(problem: Problem, A: Bounded, y: np.ndarray, unit: float):
     rule = loss_rules()[problem.rule_code].rule
     low, high = -np.inf, np.inf
     if not problem.fused_output:
@@ -233,11 +233,11 @@ def row_loss(problem: Problem, A: Bounded, y: np.ndarray, unit: float):
     return Bounded(centre[:, :1], error[:, :1]), Bounded(centre[:, 1:], error[:, 1:])
 
 
-def _rule_of_losses(problem: Problem):
+def _losses_of(problem: Problem):
     """Return which of the three bounds holds for the problem's losses."""
     loss = LOSSES[problem.loss]
     if not loss.by_row:
-        return _element_loss
+        return element_loss
     return softmax_loss if loss.link is LOSSES["softmax_cross_entropy"].link else row_loss
 
 
@@ -245,7 +245,7 @@ def loss_and_gradient(problem: Problem, A: Bounded, y, factors=None) -> tuple[Bo
     """Return the batch's loss, as one element, and its gradient by what the loss rule reads."""
     precision = Precision(problem.dtype)
     y = np.asarray(y, dtype=np.float64)
-    losses, slopes = _rule_of_losses(problem)(problem, A, y, precision.unit)
+    losses, slopes = _losses_of(problem)(problem, A, y, precision.unit)
     scale = np.full(len(y), problem.scale(len(y))) if factors is None else np.asarray(factors)
     scale = scale.astype(np.float64)[:, None]
     total = (scale * (np.abs(losses.value) + losses.error)).sum()
