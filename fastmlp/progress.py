@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from fastmlp.ensemble_history import EnsembleHistory
 from fastmlp.history import History
 
 logger = logging.getLogger("fastmlp")
@@ -220,7 +219,7 @@ class Report:
     ----------
     epochs, batches : int
         Of the fit, and of each epoch.
-    history : History or EnsembleHistory
+    history : History
         Of the fit: its last epoch is what is shown.
     progress : bool or None
         Always, never, or where a person looks and the fit is not a short one.
@@ -232,7 +231,7 @@ class Report:
         self,
         epochs: int,
         batches: int,
-        history: History | EnsembleHistory,
+        history: History,
         progress: bool | None,
         verbose: int,
     ) -> None:
