@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
     from fastmlp.ensemble import Ensemble as Ensemble
-    from fastmlp.ensemble_history import EnsembleHistory as EnsembleHistory
     from fastmlp.errors import BusyError as BusyError
     from fastmlp.errors import CallOrderError as CallOrderError
     from fastmlp.errors import DeviceError as DeviceError
@@ -58,7 +57,6 @@ _NAMES_OF = {
     "fastmlp.explanation": ("explain",),
     "fastmlp.warming": ("warmup",),
     "fastmlp.history": ("History",),
-    "fastmlp.ensemble_history": ("EnsembleHistory",),
     "fastmlp.gradients": ("Gradients",),
     "fastmlp.metrics": ("Evaluation",),
     "fastmlp.errors": (

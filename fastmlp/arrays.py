@@ -1,4 +1,4 @@
-"""The door: what comes in is checked and made C-contiguous of the model's dtype, or refused.
+"""Checks of the host's data: made C-contiguous of the model's dtype, or refused.
 
 An array that is so already is used without a copy, unless it holds labels: kernels index by those.
 Every message names the argument, what was got and what was wanted, and nothing has changed when one
@@ -8,14 +8,14 @@ is raised.
 import math
 import secrets
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp import remedies
 from fastmlp.errors import DomainError, DTypeError, ShapeError
-from fastmlp.frames import Columns, check_columns, numbers_of
+from fastmlp.frames import numbers_of
 from fastmlp_kernels.algebra import Loss
 from fastmlp_kernels.algebra.tables import Interval
 
@@ -32,43 +32,6 @@ LARGEST_DOT = 8192
 GPU_KINDS = (2, 13)
 
 
-class Data(NamedTuple):
-    """Checked inputs and targets of as many rows, which may lie on a GPU.
-
-    `labels` says whether y is one class index a row.
-    """
-
-    X: Array
-    y: Array
-    labels: bool
-
-
-def check_data(
-    X: Any,
-    y: Any,
-    sizes: tuple[int, ...],
-    loss: Loss,
-    dtype: DType,
-    of: str = "",
-    there: bool = False,
-    columns: Columns | None = None,
-) -> Data:
-    """Return checked inputs and targets; `of` is put before their names in messages.
-
-    `there` says whether arrays on a GPU stay there: see `fastmlp.device_arrays`. `columns` are
-    the names that a table's columns must have.
-    """
-    if columns is not None:
-        check_columns(X, columns, f"{of}X")
-    if there:
-        from fastmlp.device_arrays import check_data_there
-
-        return check_data_there(X, y, sizes, loss, dtype, of)
-    inputs = check_inputs(X, y, sizes[0], dtype, of)
-    targets, labels = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
-    return Data(inputs, targets, labels)
-
-
 def check_inputs(X: Any, y: Any, columns: int, dtype: DType, of: str = "") -> Array:
     """Return checked inputs; a message says so where they look swapped with the targets."""
     try:
@@ -80,13 +43,6 @@ def check_inputs(X: Any, y: Any, columns: int, dtype: DType, of: str = "") -> Ar
                 "are they swapped?"
             ) from None
         raise
-
-
-def check_pair(pair: Any) -> tuple[Any, Any]:
-    """Return validation data as the pair that they must be."""
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
-    return pair[0], pair[1]
 
 
 def check_matrix(

@@ -1,4 +1,4 @@
-"""Which rows a mini-batch holds. The functions are pure, so training can be resumed bit by bit."""
+"""How the rows of an epoch are cut into mini-batches, and what their losses are together."""
 
 from typing import Any
 
@@ -11,16 +11,6 @@ from fastmlp.arrays import check_integer
 DEFAULT_BATCH_ROWS = 32
 # Rows of a chunk where no gradient is wanted. They fill any kernel and take little memory.
 CHUNK_ROWS = 1024
-
-
-def epoch_order(seed: int, epoch: int, rows: int, shuffle: bool) -> NDArray[np.int64]:
-    """Return the order of the rows in an epoch. It depends on the arguments alone."""
-    if not shuffle:
-        return np.arange(rows, dtype=np.int64)
-    # A counter-based generator: every (seed, epoch) is a stream of its own.
-    key = np.array([seed, epoch], dtype=np.uint64)
-    order = np.random.Generator(np.random.Philox(key=key)).permutation(rows)
-    return order.astype(np.int64, copy=False)
 
 
 def check_batch_size(value: Any, rows: int) -> int:
@@ -37,13 +27,12 @@ def batch_rows(rows: int, batch_size: int) -> NDArray[np.int64]:
     return sizes
 
 
-def combine_losses(losses: Any, sizes: NDArray[Any], reduction: str) -> float:
-    """Return the loss of all rows from those of batches of these sizes, in float64.
+def combine_losses(losses: NDArray[np.float64], sizes: NDArray[Any], reduction: str) -> Any:
+    """Return the loss of all rows from those of batches of these sizes, the last axis.
 
     `sizes` are the rows of each batch, or the sums of their weights.
     """
-    values = np.asarray(losses, dtype=np.float64)
     if reduction == "sum":
-        return float(values.sum())
+        return losses.sum(axis=-1)
     # Means over rows (and over as many outputs in every row) weigh by the rows.
-    return float((values * sizes).sum() / sizes.sum())
+    return (losses * sizes).sum(axis=-1) / sizes.sum(axis=-1)

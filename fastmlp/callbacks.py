@@ -1,12 +1,14 @@
 """What a fit tells its callbacks after each epoch, and the rule of early stopping."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fastmlp.arrays import check_integer, check_number
-from fastmlp.errors import DomainError, DTypeError, check_name, known_keywords
+from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, known_keywords
 
 MONITORS = ("loss", "validation_loss", "validation_score")
 
@@ -15,32 +17,35 @@ MONITORS = ("loss", "validation_loss", "validation_score")
 class EpochEnd:
     """What a callback is given after an epoch.
 
+    Of an ensemble `step` and the losses, scores and rates have one number a network, NaN for one
+    that has stopped.
+
     Attributes
     ----------
     epoch, epochs : int
         Finished epochs of this fit, and those that were asked for.
-    step : int
+    step : int or ndarray
         Steps taken with the present optimizer's state.
-    loss, penalty : float
-        The epoch's loss, and the part of `l2` beside it.
-    validation_loss, validation_score : float or None
-    learning_rate : float
-        The rate of the last step.
+    loss, penalty : float or ndarray
+        Of the epoch; the penalty is that of `l2`.
+    validation_loss, validation_score : float, ndarray or None
+    learning_rate : float or ndarray
+        Of the last step.
     seconds : float
         Time since the fit began. It includes training, validation and callbacks.
     epoch_seconds : float
-        Time of this epoch's training alone, as in ``history.seconds``.
-    model : MLP
+        Of this epoch's training alone, as in ``history.seconds``.
+    model : MLP or Ensemble
     """
 
     epoch: int
     epochs: int
-    step: int
-    loss: float
-    penalty: float
-    validation_loss: float | None
-    validation_score: float | None
-    learning_rate: float
+    step: Any
+    loss: Any
+    penalty: Any
+    validation_loss: Any
+    validation_score: Any
+    learning_rate: Any
     seconds: float
     epoch_seconds: float
     model: Any
@@ -61,6 +66,18 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
                 f"to stop{stopping if isinstance(each, EarlyStopping) else ''}"
             )
     return given
+
+
+def check_answer(answer: object, members: int) -> Sequence[int]:
+    """Return which networks a callback's answer stops: all, none, or those of an array of bool."""
+    if not isinstance(answer, np.ndarray) or answer.ndim == 0:
+        return range(members if answer else 0)
+    if answer.shape != (members,):
+        raise ShapeError(
+            f"callbacks: got an answer of shape {answer.shape}, wanted True, or ({members},), one "
+            "truth value a network"
+        )
+    return [int(each) for each in np.flatnonzero(answer)]
 
 
 @known_keywords
@@ -146,7 +163,7 @@ def check_early_stopping(value: Any, validated: bool) -> EarlyStopping | None:
 
 
 class Patience:
-    """How long a fit has waited for an improvement, under a rule of early stopping."""
+    """The progress of a network's fit under a rule of early stopping."""
 
     def __init__(self, rule: EarlyStopping, validated: bool) -> None:
         self._rule = rule
@@ -156,14 +173,19 @@ class Patience:
         self.best_epoch = 0
         self.best_parameters: Any = None
 
-    def observe(self, event: EpochEnd, parameters: Any) -> bool:
-        """Note the result of an epoch; return whether the fit has waited long enough."""
-        value = getattr(event, self._monitor)
+    def watched(self, known: Mapping[str, Any]) -> Any:
+        """Return what is watched, of all that is known of an epoch."""
+        value = known[self._monitor]
+        # Without the penalty's part the loss alone would look worse than what is minimised.
+        return value + known["penalty"] if self._monitor == "loss" else value
+
+    def observe(self, epoch: int, value: float, parameters: Any) -> bool:
+        """Take note of an epoch; return whether the fit has waited long enough."""
         goodness = value if self._monitor == "validation_score" else -value
         improved = goodness > self._best + self._rule.margin(self._best)
         self._waited = 0 if improved else self._waited + 1
         if goodness > self._best:
-            self._best, self.best_epoch = goodness, event.epoch
+            self._best, self.best_epoch = goodness, epoch
             if self._rule.restore_best:
                 self.best_parameters = parameters.copy()
         return self._waited >= self._rule.patience

@@ -8,30 +8,26 @@ the host for it.
 
 from typing import Any
 
-from fastmlp.arrays import (
-    PROBABILITY_SLACK,
-    Data,
-    DType,
-    check_inputs,
-    check_matrix,
-    check_targets,
-    lies_on_gpu,
-)
+from fastmlp.arrays import PROBABILITY_SLACK, DType
 from fastmlp.machine import detect
-from fastmlp.residency import guarded
+from fastmlp.planning import Where
 from fastmlp_kernels.algebra import Loss
 
 
-def follows(X: Any, device: str, kernel: str | None) -> str:
-    """Return the device that a call with these inputs runs on: one on a GPU speaks for the GPU."""
-    automatic = device == "auto" and kernel is None
-    if automatic and lies_on_gpu(X) and detect().cuda_missing is None:
-        return "cuda"
-    return device
+def follow(where: Where) -> Where:
+    """Return where a call runs whose inputs lie on a GPU: they speak for it, if nothing else does.
+
+    Without a GPU that can be used they say nothing.
+    """
+    automatic = where.device == "auto" and where.kernel is None
+    if automatic and detect().cuda_missing is None:
+        return where._replace(device="cuda")
+    return where
 
 
-def stays(device: str, kernel: str | None) -> bool:
+def stays(where: Where) -> bool:
     """Return whether arrays on a GPU are used there: whether that is where the call runs."""
+    device, kernel, _ = where
     there = device == "cuda" or (device == "auto" and str(kernel).startswith("cuda."))
     return there and detect().cuda_missing is None
 
@@ -63,38 +59,12 @@ def are_probabilities(matrix: Any) -> bool:
     return not any_bad_sum(matrix, PROBABILITY_SLACK)
 
 
-def check_data_there(
-    X: Any, y: Any, sizes: tuple[int, ...], loss: Loss, dtype: DType, of: str = ""
-) -> Data:
-    """Return checked inputs and targets as `check_data` does; what is right stays on the GPU."""
-    with guarded("cuda", f"{of}X"):
-        inputs = matrix_there(X, sizes[0], dtype, f"{of}X")
-    if inputs is None:
-        inputs = check_inputs(X, y, sizes[0], dtype, of)
-    with guarded("cuda", f"{of}y"):
-        targets = targets_there(y, len(inputs), sizes[-1], loss, dtype, f"{of}y")
-    if targets is None:
-        targets = check_targets(y, len(inputs), sizes[-1], loss, dtype, of)
-    return Data(inputs, *targets)
-
-
-def inputs_there(X: Any, columns: int, dtype: DType) -> Any:
-    """Return checked inputs as `check_matrix` does; what is right stays on the GPU."""
-    with guarded("cuda", "X"):
-        inputs = matrix_there(X, columns, dtype, "X")
-    return check_matrix(X, columns, dtype, "X") if inputs is None else inputs
-
-
-def matrix_there(
-    value: Any, columns: int, dtype: DType, argument: str, rows: int | None = None
-) -> Any | None:
+def matrix_there(value: Any, columns: int, dtype: DType, argument: str) -> Any | None:
     """Return dtype[rows, columns] where it lies; None if it must go the host's way."""
     array = _usable(value, dtype, argument)
     if array is None or array.ndim != 2 or array.shape[1] != columns:
         return None
-    if rows not in (None, len(array)) or not all_within(array, -float("inf"), float("inf")):
-        return None
-    return array
+    return array if all_within(array, -float("inf"), float("inf")) else None
 
 
 def targets_there(
@@ -128,8 +98,6 @@ def targets_there(
 
 def _usable(value: Any, dtype: DType, argument: str) -> Any | None:
     """Return the array where it lies if the kernels can read it as it is, else None."""
-    if not lies_on_gpu(value):
-        return None
     array = as_device(value, argument)
     if array is None or array.dtype != dtype or array.size == 0 or not array.is_c_contiguous():
         return None

@@ -5,17 +5,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, host_copy
+from fastmlp.arrays import host_copy
+from fastmlp.data import Data
 from fastmlp.errors import DomainError, check_name
 
 METRICS = ("accuracy", "r2")
 
 
 class Evaluation(NamedTuple):
-    """What `MLP.evaluate` returns."""
+    """What `evaluate` returns; of an ensemble, loss and score have one number a network."""
 
-    loss: float
-    score: float
+    loss: Any
+    score: Any
     metric: str
 
 

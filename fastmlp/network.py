@@ -1,28 +1,37 @@
-"""A network: its chain and parameters, as users see and copy them."""
+"""Networks of one shape, one or many: what an `MLP` and an `Ensemble` have in common."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp import steps
-from fastmlp.arrays import check_seed
+from fastmlp.arrays import check_integer, check_number, check_seed
+from fastmlp.batches import check_batch_size
+from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
+from fastmlp.data import Data, admit, admit_inputs, admit_validation
 from fastmlp.errors import known_keywords, look_up
-from fastmlp.frames import Columns
-from fastmlp.gradients import Gradients
+from fastmlp.fit import Fit, Options
+from fastmlp.frames import Columns, column_names
 from fastmlp.history import History
+from fastmlp.inference import evaluate, predict
+from fastmlp.metrics import Evaluation, check_metric
+from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import (
     ParameterViews,
     aligned_zeros,
     bias_views,
+    check_finite_values,
     check_values,
     initialize,
     weight_views,
 )
 from fastmlp.planning import Programs, Where, asked, check_threads
-from fastmlp.problems import make_problem
+from fastmlp.problems import check_memory, make_problem
+from fastmlp.progress import shows_progress
 from fastmlp.training_state import TrainingState
+from fastmlp.weighting import check_weights
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
 from fastmlp_kernels.problem import LayerLayout, parameter_layout
 
@@ -33,50 +42,64 @@ LARGEST_SEED = 2**64 - 1
 
 
 class Network:
-    """What an `MLP` is before it computes anything: see there."""
+    """A network, or several of one shape: see `MLP` and `Ensemble`.
 
-    @known_keywords
-    def __init__(
+    Attributes
+    ----------
+    history : History or None
+        Of the last `fit`, also of one that was interrupted.
+    """
+
+    # Workspaces and compiled code, which are made again.
+    _not_saved: tuple[str, ...] = ("_programs", "_alone", "_loss")
+
+    def _create(
         self,
         sizes: Sequence[int],
-        activations: Any = "relu",
-        loss: Any = "half_squared_error",
-        *,
-        seed: int | None = 0,
-        dtype: DTypeLike = "float32",
-        reduction: str = "mean",
-        precision: str = "float32",
-        initializer: Any = None,
+        activations: Any,
+        loss: Any,
+        seed: int | None,
+        dtype: DTypeLike,
+        reduction: str,
+        precision: str,
+        initializer: Any,
+        members: int | None = None,
     ) -> None:
-        self.seed = check_seed(seed, "seed", LARGEST_SEED)
+        count = 1 if members is None else members
+        why = "" if members is None else ", as each network has the next"
+        self.seed = check_seed(seed, "seed", LARGEST_SEED - count + 1, why)
         self.template = make_problem(sizes, activations, loss, dtype, reduction, precision)
-        self._loss = LOSSES[self.template.loss]
+        if members is not None:
+            self.template = check_memory(replace(self.template, members=members))
         if initializer is None:
             rows = [ACTIVATIONS[name] for name in self.activations]
             chosen = [INITIALIZERS[row.initializer] for row in rows]
         else:
             chosen = [look_up("initializer", INITIALIZERS, initializer)] * len(self.activations)
-        parameters = aligned_zeros((self.template.parameter_count,), self.template.dtype)
-        initialize(parameters, self._layout(), chosen, self.seed)
+        # As programs take them: those of one network have no axis of networks.
+        networks = (count,) if count > 1 else ()
+        size = self.template.parameter_count
+        parameters = aligned_zeros((*networks, size), self.template.dtype)
+        for member, own in enumerate(parameters.reshape(count, size)):
+            initialize(own, self._layout(), chosen, self.seed + member)
+        self._members = members
         self._state = TrainingState(parameters, self.seed)
-        self._gradient: Array | None = None
         self._where = Where()
         self._columns: Columns | None = None
         self.history: History | None = None
         # Whether the targets of one output were a vector when the model was last trained.
         self._vector = False
-        # Most targets of a loss that takes labels are labels.
-        self._labels = self._loss.label_rule is not None
         self._forget()
 
     def _layout(self) -> tuple[LayerLayout, ...]:
         return parameter_layout(self.sizes)
 
     def _forget(self) -> None:
-        self._programs = Programs(self.template)
-        self._step: steps.Step | None = None
-        self._pass: steps.Pass | None = None
-        self._kernel: str | None = None
+        self._loss = LOSSES[self.template.loss]
+        # Of all networks, and of one: predictions and evaluations go through networks in turn.
+        self._programs = self._alone = Programs(self.template)
+        if self.template.members > 1:
+            self._alone = Programs(replace(self.template, members=1))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -127,25 +150,33 @@ class Network:
         return asked(device, kernel, threads, self.threads)
 
     @property
-    def epochs_trained(self) -> int:
-        """Finished epochs of all fits."""
-        return self._state.epochs
+    def epochs_trained(self) -> Any:
+        """Finished epochs of all fits; of an ensemble, of each network."""
+        epochs = self._state.epochs
+        return epochs if self._members is None else np.array(epochs, ndmin=1)
 
     @property
     def parameters(self) -> Array:
-        """All parameters as one flat vector, layer by layer: weights row by row, then biases."""
-        return self._state.parameters
+        """All parameters as one flat vector, layer by layer: weights row by row, then biases.
+
+        Of an ensemble (members, parameters of a network).
+        """
+        held = self._state.parameters
+        return held if self._members is None else held.reshape(self._members, -1)
 
     @parameters.setter
     def parameters(self, values: Any) -> None:
-        state = self._state
-        checked = check_values("parameters", values, state.parameters)
-        state.change("parameters", lambda: np.copyto(state.parameters, checked))
+        held = self.parameters
+        checked = check_values("parameters", values, held)
+        self._state.change("parameters", lambda: np.copyto(held, checked))
 
     @property
     def weights(self) -> ParameterViews:
-        """The weight matrices (inputs, outputs), one per layer: views, which may be assigned to."""
-        views = weight_views(self._state.parameters, self._layout())
+        """The weight matrices (inputs, outputs), one per layer: views, which may be assigned to.
+
+        Of an ensemble (members, inputs, outputs).
+        """
+        views = weight_views(self.parameters, self._layout())
         return ParameterViews("weights", views, self._state.change)
 
     @weights.setter
@@ -154,41 +185,186 @@ class Network:
 
     @property
     def biases(self) -> ParameterViews:
-        """The bias vectors, one per layer: views, which may be assigned to."""
-        views = bias_views(self._state.parameters, self._layout())
+        """The bias vectors, one per layer: views, which may be assigned to.
+
+        Of an ensemble (members, outputs).
+        """
+        views = bias_views(self.parameters, self._layout())
         return ParameterViews("biases", views, self._state.change)
 
     @biases.setter
     def biases(self, values: Any) -> None:
         self.biases.assign(values)
 
-    @property
-    def gradients(self) -> Gradients:
-        """What `backward` has accumulated since `zero_grad`."""
-        if self._gradient is None:
-            self._gradient = aligned_zeros(self.parameters.shape, self.dtype)
-        return self._gradients_of(self._gradient)
+    def _optimizers(self, given: Any) -> tuple[Optimizer, ...]:
+        """Return checked optimizers, one for each network."""
+        raise NotImplementedError
 
-    def _gradients_of(self, flat: Array) -> Gradients:
-        weights = ParameterViews("gradients.weights", weight_views(flat, self._layout()))
-        biases = ParameterViews("gradients.biases", bias_views(flat, self._layout()))
-        return Gradients(flat, weights, biases)
+    @shows_progress
+    @known_keywords
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        epochs: int = 10,
+        batch_size: int | None = None,
+        optimizer: Optimizer | str | Sequence[Optimizer] | None = None,
+        validation_data: tuple[Any, Any] | None = None,
+        shuffle: bool = True,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        l2: float = 0.0,
+        early_stopping: EarlyStopping | bool | None = None,
+        callbacks: Any = None,
+        device: str = "auto",
+        kernel: str | None = None,
+        threads: int | None = None,
+        progress: bool | None = None,
+        verbose: int = 0,
+    ) -> History:
+        """Train for a number of epochs; a second call goes on where the first one ended.
+
+        Parameters
+        ----------
+        X, y : array-like (rows, inputs) and (rows, outputs)
+            y also as (rows,) of one output or of class labels. Arrays on a GPU, contiguous and of
+            the model's dtype, are used there; "auto" then means "cuda".
+        epochs : int; batch_size : int, optional
+            Rows of a mini-batch, the last of an epoch maybe fewer; by default 32, or all of fewer.
+        optimizer : Optimizer, optional
+            ``SGD(0.01)`` by default; "adam" is ``Adam()``. Its rate may be a schedule: see
+            `fastmlp.schedules`. Its state stays; one of another rule starts afresh and is logged.
+            For an ensemble also one for each network, all of one class: a sweep of rates.
+        validation_data : (X, y), optional; shuffle : bool
+            Evaluated after each epoch; whether an epoch has an order of its own, by its number.
+        sample_weight : array-like (rows,); class_weight : "balanced" or dict, optional
+            Of the rows' losses, none below 0 (also (members, rows)), and by class, as a product.
+        l2 : float
+            ``l2 / 2`` times the squares of all weights (no biases) is added to the sum of a
+            batch's losses, before a mean divides it: scikit-learn's ``alpha``; ``history.penalty``.
+        early_stopping : EarlyStopping or True, optional; callbacks : callable or several, optional
+            When to stop early, each network of an ensemble for itself. Called with an `EpochEnd`
+            after each epoch, to read the model: True stops the fit, an array of bool its networks.
+        device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
+            See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
+        progress : bool, optional; verbose : int
+            A line about the fit always or never; by default for a person, after two seconds. With
+            ``verbose=1``, also a line about every second.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If a loss, gradient or parameter becomes infinite or NaN; the last good ones stay.
+        BusyError
+            If another fit is training this model.
+        """
+        data, where = self._admit(X, y, self._asked(device, kernel, threads))
+        columns = self._columns or column_names(X)
+        validation = self._admit_validation(validation_data, where, columns)
+        options = Options(
+            epochs=check_integer(epochs, "epochs", 1),
+            batch_size=check_batch_size(batch_size, len(data.X)),
+            optimizers=self._optimizers(optimizer),
+            metric=check_metric(None, self._loss),
+            shuffle=bool(shuffle),
+            weights=check_weights(sample_weight, class_weight, data, self._members),
+            l2=check_number(l2, "l2"),
+            early_stopping=check_early_stopping(early_stopping, validation is not None),
+            callbacks=check_callbacks(callbacks),
+            where=where,
+            progress=progress,
+            verbose=verbose,
+        )
+        rest = (data, validation, options, columns)
+        return self._state.lock.fit("fit", lambda: self._train(*rest))
+
+    def _train(
+        self, data: Data, validation: Data | None, options: Options, columns: Columns | None
+    ) -> History:
+        # Weights written through a view are not checked on the way in.
+        check_finite_values("parameters", self.parameters)
+        programs = self._programs, self._alone
+        run = Fit(self, self._state, *programs, data, validation, options, self._members)
+        self._columns, self._vector = columns, data.vector
+        self.history = run.history
+        run.run()
+        return run.history
+
+    def _admit(self, X: Any, y: Any, where: Where) -> tuple[Data, Where]:
+        return admit(X, y, self.sizes, self._loss, self.dtype, where, self._columns)
+
+    def _admit_validation(self, pair: Any, where: Where, columns: Columns | None) -> Data | None:
+        return admit_validation(pair, self.sizes, self._loss, self.dtype, where, columns)
+
+    def predict(
+        self,
+        X: Any,
+        *,
+        device: str = "auto",
+        kernel: str | None = None,
+        threads: int | None = None,
+    ) -> Array:
+        """Return the outputs (rows, outputs); class probabilities for a softmax loss.
+
+        A network with one output that was last trained on a vector of targets predicts a vector
+        (rows,), so that ``y - model.predict(X)`` is one. No rows give an array of no rows. Of an
+        ensemble (members, rows, outputs) or (members, rows).
+        """
+        sizes, where = self.template.sizes, self._asked(device, kernel, threads)
+        inputs, where = admit_inputs(X, sizes[0], self.dtype, where, self._columns)
+        if len(inputs):
+            rest = (self._alone, inputs, sizes[-1], where)
+            outputs = self._state.read("predict", predict, *rest)
+        else:
+            outputs = np.empty((self.template.members, 0, sizes[-1]), self.dtype)
+            outputs = outputs[0] if self._members is None else outputs
+        if self._members is not None:
+            outputs = outputs.reshape(self._members, *outputs.shape[-2:])
+        return outputs[..., 0] if self._vector else outputs
+
+    @known_keywords
+    def evaluate(
+        self,
+        X: Any,
+        y: Any,
+        metric: str | None = None,
+        *,
+        device: str = "auto",
+        kernel: str | None = None,
+        threads: int | None = None,
+    ) -> Evaluation:
+        """Return the loss of all rows, reduced as in training, and a score.
+
+        `metric` is "accuracy" or "r2"; by default the one that suits the loss. An accuracy needs
+        targets that are classes.
+        """
+        data, where = self._admit(X, y, self._asked(device, kernel, threads))
+        metric = check_metric(metric, self._loss, data)
+        rest = (self._alone, data, self.template, metric, where)
+        found = self._state.read("evaluate", evaluate, *rest)
+        if self._members is None:
+            return found
+        return Evaluation(np.atleast_1d(found.loss), np.atleast_1d(found.score), metric)
 
     def __repr__(self) -> str:
+        members = "" if self._members is None else f"members={self._members}, "
         rounded = "" if self.precision == "float32" else f", precision={self.precision!r}"
         return (
-            f"MLP({list(self.sizes)}, activations={list(self.activations)}, "
-            f"loss={self.loss_name!r}, seed={self.seed}, dtype={self.dtype.name!r}, "
-            f"reduction={self.reduction!r}{rounded})"
+            f"{type(self).__name__}({list(self.sizes)}, {members}"
+            f"activations={list(self.activations)}, loss={self.loss_name!r}, seed={self.seed}, "
+            f"dtype={self.dtype.name!r}, reduction={self.reduction!r}{rounded})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the programs: workspaces and compiled code, which are made again."""
-        left_out = ("_programs", "_step", "_pass", "_kernel", "_loss")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        return {name: each for name, each in vars(self).items() if name not in self._not_saved}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled model."""
         self.__dict__.update(state)
-        self._loss = LOSSES[self.template.loss]
         self._forget()

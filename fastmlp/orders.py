@@ -1,4 +1,4 @@
-"""The orders of the rows of many networks, drawn before they are needed."""
+"""The orders of the rows, drawn before they are needed."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +18,10 @@ MOST_DRAWERS = 8
 
 
 def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> None:
-    """Write `epoch_order` of each network's seed and epochs, shuffled.
+    """Write the shuffled order of each network's rows: a function of its seed and of the epoch.
+
+    Training can so be resumed bit by bit. Each pair of a seed and an epoch is the key of a stream
+    of a counter-based generator.
 
     Parameters
     ----------
@@ -45,14 +48,16 @@ def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> No
 
 
 class Orders:
-    """The orders of the rows in the epochs of a fit: those of `epoch_order`, drawn ahead.
+    """The orders of the rows in the epochs of a fit: those of `draw_orders`, drawn ahead.
+
+    Those of an epoch at first, and then twice as many each time: a fit may stop early.
 
     Parameters
     ----------
     seeds : sequence of int
         Of the networks.
-    first : ndarray
-        int64[members]: the number of each network's first epoch.
+    first : sequence of int
+        The number of each network's first epoch.
     rows, epochs : int
         Rows of an epoch, and the epochs of the fit.
     shuffle : bool
@@ -64,7 +69,7 @@ class Orders:
     def __init__(
         self,
         seeds: Sequence[int],
-        first: NDArray[np.int64],
+        first: Sequence[int],
         rows: int,
         epochs: int,
         *,
@@ -72,17 +77,18 @@ class Orders:
         threads: int,
     ) -> None:
         members = len(seeds)
-        self._seeds, self._first, self._shape = seeds, first.tolist(), (members, rows)
+        self._seeds, self._first, self._shape = seeds, first, (members, rows)
         self._left = epochs if shuffle else 0
-        self._together = max(1, ROWS_AHEAD // (members * rows))
+        self._most, self._together = max(1, ROWS_AHEAD // (members * rows)), 1
         self._begun = self._given = 0
         self._chunk: Array = np.zeros((0, *self._shape), dtype=np.int64)
-        self._coming, self._drawing = self._chunk, list[Future[None]]()
+        self._coming: Array | None = None
+        self._drawing: list[Future[None]] = []
         shares = min(threads, MOST_DRAWERS, members)
         cuts = [members * share // shares for share in range(shares + 1)]
         self._shares = [slice(*ends) for ends in pairwise(cuts)]
         self._drawers: ThreadPoolExecutor | None = None
-        self._beside = threads > 1 and self._left > self._together
+        self._beside = threads > 1 and self._left > self._most
         self._in_order = None if shuffle else np.tile(np.arange(rows, dtype=np.int64), (members, 1))
 
     def next(self) -> Array:
@@ -96,29 +102,39 @@ class Orders:
 
     def _turn(self) -> None:
         """Take the orders that have been drawn, and have those after them drawn."""
-        if not self._drawing:
-            self._begin()
+        coming = self._begin() if self._coming is None else self._coming
         for share in self._drawing:
             share.result()
-        self._chunk, self._given, self._drawing = self._coming, 0, []
+        self._chunk, self._given, self._drawing, self._coming = coming, 0, [], None
         if self._beside and self._left:
-            self._begin()
+            self._coming = self._begin()
 
-    def _begin(self) -> None:
-        """Draw the next orders, or have threads draw them, each for some of the networks."""
+    def _begin(self) -> Array:
+        """Draw the next orders, or have them drawn: each thread those of some networks."""
         count = min(self._together, self._left)
-        self._coming = np.empty((count, *self._shape), dtype=np.int64)
-        for share in self._shares:
-            first = [number + self._begun for number in self._first[share]]
-            work = self._coming[:, share], self._seeds[share], first
-            if self._beside:
-                self._drawers = self._drawers or ThreadPoolExecutor(
-                    len(self._shares), thread_name_prefix="fastmlp-orders"
-                )
-                self._drawing.append(self._drawers.submit(draw_orders, *work))
-            else:
-                draw_orders(*work)
+        self._together = min(2 * count, self._most)
+        coming = np.empty((count, *self._shape), dtype=np.int64)
+        first = [number + self._begun for number in self._first]
+        work = [(coming[:, share], self._seeds[share], first[share]) for share in self._shares]
+        if self._beside:
+            self._draw_beside(work)
+        if not self._beside:
+            for each in work:
+                draw_orders(*each)
         self._begun, self._left = self._begun + count, self._left - count
+        return coming
+
+    def _draw_beside(self, work: list[Any]) -> None:
+        self._drawers = self._drawers or ThreadPoolExecutor(
+            len(self._shares), thread_name_prefix="fastmlp-orders"
+        )
+        try:
+            self._drawing = [self._drawers.submit(draw_orders, *each) for each in work]
+        except RuntimeError:
+            # The system starts no more threads, or Python is about to end. Those that have begun
+            # write to the same array: they are waited for.
+            self.close()
+            self._beside, self._drawing = False, []
 
     def close(self) -> None:
         """End the threads that draw."""

@@ -149,10 +149,13 @@ def check_finite_values(argument: str, array: Array) -> None:
 
 
 def weight_views(vector: Array, layout: Sequence[LayerLayout]) -> list[Array]:
-    """Return the weight matrices in a flat vector."""
-    return [vector[each.weight].reshape(each.fan_in, each.fan_out) for each in layout]
+    """Return the weight matrices in a flat vector, or of several networks' along the last axis."""
+    networks = vector.shape[:-1]
+    shapes = [(*networks, each.fan_in, each.fan_out) for each in layout]
+    pairs = zip(layout, shapes, strict=True)
+    return [vector[..., each.weight].reshape(shape) for each, shape in pairs]
 
 
 def bias_views(vector: Array, layout: Sequence[LayerLayout]) -> list[Array]:
-    """Return the bias vectors in a flat vector."""
-    return [vector[each.bias] for each in layout]
+    """Return the bias vectors in a flat vector, or of several networks' along the last axis."""
+    return [vector[..., each.bias] for each in layout]

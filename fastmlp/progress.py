@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from fastmlp.ensemble_history import EnsembleHistory
 from fastmlp.history import History
 
 logger = logging.getLogger("fastmlp")
@@ -220,7 +219,7 @@ class Report:
     ----------
     epochs, batches : int
         Epochs of the fit, and batches of each epoch.
-    history : History or EnsembleHistory
+    history : History
         The fit's history. Its last epoch is shown.
     progress : bool or None
         True shows it always, False never, None where a person looks and the fit is not short.
@@ -232,7 +231,7 @@ class Report:
         self,
         epochs: int,
         batches: int,
-        history: History | EnsembleHistory,
+        history: History,
         progress: bool | None,
         verbose: int,
     ) -> None:

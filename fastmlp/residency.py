@@ -167,9 +167,9 @@ class OnHost:
         """Return whether all values are finite."""
         return all_finite(self._state.parameters) and all_finite(self._state.slots)
 
-    def undo(self) -> None:
-        """Go back to what was kept."""
-        self._state.restore(self._before)
+    def undo(self, networks: NDArray[np.bool_] | None = None) -> None:
+        """Go back to what was kept; with `networks`, only those of several."""
+        self._state.restore(self._before, networks)
 
 
 class OnDevice:
@@ -233,8 +233,17 @@ class OnDevice:
         """Return whether all values are finite."""
         return self._memory.all_finite(self.parameters, self.slots)
 
-    def undo(self) -> None:
-        """Go back to what was kept."""
+    def undo(self, networks: NDArray[np.bool_] | None = None) -> None:
+        """Go back to what was kept; with `networks`, only those of several."""
+        if networks is not None:
+            self.fetch()
+            before = [np.empty_like(host) for host, _ in self._pairs()]
+            for kept, host in zip(self._before, before, strict=True):
+                self._memory.to_host(kept, host)
+            self._state.restore(Snapshot(before[0], before[1], *self._counts), networks)
+            self._note(0.0)
+            self.upload()
+            return
         for held, kept in zip((self.parameters, self.slots), self._before, strict=True):
             self._memory.copy(kept, held)
         self._state.steps, self._state.epochs = self._counts

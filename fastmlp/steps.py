@@ -1,16 +1,15 @@
-"""Single calls of compiled code: a step, whole and in its parts, a prediction, a gradient.
+"""Single calls of compiled code that train: a step, whole and in its parts, and a gradient.
 
 A step of a small network takes a few microseconds, so whatever can be made before it is made once.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, all_finite, largest_magnitude
-from fastmlp.batches import CHUNK_ROWS
+from fastmlp.arrays import all_finite, largest_magnitude
+from fastmlp.data import Data
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
@@ -20,7 +19,7 @@ from fastmlp.residency import blank, guarded, resident, written
 from fastmlp.training_state import TrainingState, applied_batches, at_once
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.algebra import HYPER_WIDTH
-from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, DeviceMemory, Problem, Program
+from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, Problem
 
 Array = NDArray[Any]
 
@@ -287,47 +286,6 @@ class Pass:
             program.to_host(gradient, flat)
             program.to_host(dX, result)
         return result
-
-
-def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where: Where) -> Array:
-    """Return the outputs of any number of rows, through the link of the loss."""
-    # The next power of two: predictions of every length then share a few programs.
-    rows = len(X)
-    capacity = 1 << (rows - 1).bit_length()
-    shelf = programs.shelf(capacity, min(capacity, CHUNK_ROWS), where)
-    plan, program = pair = shelf.take()
-    result = np.empty((rows, outputs), dtype=X.dtype)
-    if program.memory is not None:
-        with guarded(plan.kernel.device, "predict"):
-            _predict_there(parameters, program, X, result)
-    else:
-        program.predict(parameters, X, result, True)
-    shelf.put_back(pair)
-    return result
-
-
-def _predict_there(parameters: Array, program: Program, X: Array, result: Array) -> None:
-    """Predict on a device, as many rows at once as fit there."""
-    assert program.memory is not None
-    held = resident(program, parameters)
-    for part in slices(len(result), rows_that_fit(program.memory, X, result)):
-        out = blank(program, result[part])
-        program.predict(held, program.to_device(X[part]), out, True)
-        program.to_host(out, result[part])
-
-
-def slices(rows: int, piece: int) -> Iterator[slice]:
-    """Yield the rows in pieces of so many."""
-    return (slice(start, min(start + piece, rows)) for start in range(0, rows, piece))
-
-
-def rows_that_fit(memory: DeviceMemory, X: Any, outputs: Array) -> int:
-    """Return how many rows of inputs and outputs fit in a device's memory: all of them, mostly."""
-    rows = len(outputs)
-    # Inputs that are there already take no more.
-    count = outputs.nbytes + (X.nbytes if type(X) is np.ndarray else 0)
-    available = memory.available()
-    return rows if count <= available else max(1, int(available // (count / rows)))
 
 
 def value_and_gradient(

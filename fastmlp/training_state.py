@@ -25,8 +25,11 @@ T = TypeVar("T")
 LEFT_OUT = ("lock", "now", "backup")
 
 
-def applied_batches(control: NDArray[np.int64]) -> int:
-    """Return how many batches of an epoch have changed the parameters."""
+def applied_batches(control: NDArray[np.int64]) -> Any:
+    """Return how many batches of an epoch have changed the parameters; of each network if many."""
+    if control.ndim > 1:
+        failed = control[:, STATUS]
+        return np.where(failed > 0, failed - 1, control[:, BATCHES])
     status = control.item(STATUS)
     return status - 1 if status else control.item(BATCHES)
 
@@ -50,7 +53,10 @@ class Snapshot(NamedTuple):
 
 
 class TrainingState:
-    """Everything that training changes.
+    """Everything that training changes, of one network or of several.
+
+    Of several, every array has one more axis, the first, and steps and epochs are int64[members],
+    not to be written to: a network that failed, or an interrupt, leaves them uneven.
 
     How far it is stands in one attribute, `now`, which is replaced as a whole, and the words that a
     running kernel writes are a part of it. So an exception at any moment, as Ctrl-C raises, leaves
@@ -59,9 +65,9 @@ class TrainingState:
     Parameters
     ----------
     parameters : ndarray
-        dtype[P]
+        dtype[P], or dtype[members, P]
     seed : int
-        Of the order of the rows, with `epochs`.
+        Of the order of the rows, with `epochs`; each other network has the next.
     epochs, steps : int
         Finished epochs of all fits; steps taken with the present optimizer's state.
     rule : str or None
@@ -79,8 +85,8 @@ class TrainingState:
         self,
         parameters: Array,
         seed: int,
-        epochs: Any = 0,
-        steps: Any = 0,
+        epochs: Any = None,
+        steps: Any = None,
         rule: str | None = None,
         slots: Array | None = None,
     ) -> None:
@@ -88,18 +94,34 @@ class TrainingState:
         # While an epoch runs: what was before it.
         self.backup: Snapshot | None = None
         _states.add(self)
-        given = np.zeros((0, 0), dtype=parameters.dtype) if slots is None else slots
+        networks = parameters.shape[:-1]
+        begun: Any = np.zeros(networks, dtype=np.int64) if networks else 0
+        steps, epochs = (begun if each is None else each for each in (steps, epochs))
+        given = np.zeros((*networks, 0, 0), dtype=parameters.dtype) if slots is None else slots
         self.now: tuple[Any, Any, str | None, Array, Any, int]
         self.now = (steps, epochs, rule, given, None, 0)
 
-    def _applied(self, control: Any) -> Any:
-        return applied_batches(control)
+    def member(self, index: int) -> "TrainingState":
+        """Return a copy of the state of one network, made while nobody changes it."""
+        return self.lock.copied("ensemble[k]", lambda: self._member(index))
+
+    def _member(self, index: int) -> "TrainingState":
+        steps, epochs, rule, slots, _, _ = self.settled()
+        parameters = self.parameters
+        if parameters.ndim > 1:
+            parameters, slots, steps, epochs = (
+                each[index] for each in (parameters, slots, steps, epochs)
+            )
+        counts = int(epochs), int(steps)
+        return TrainingState(
+            aligned(parameters), self.seed + index, *counts, rule=rule, slots=aligned(slots)
+        )
 
     @property
     def steps(self) -> Any:
         """Steps taken with the present optimizer's state."""
         steps, _, _, _, control, _ = self.now
-        return steps if control is None else steps + self._applied(control)
+        return steps if control is None else steps + applied_batches(control)
 
     @steps.setter
     def steps(self, steps: Any) -> None:
@@ -131,7 +153,7 @@ class TrainingState:
         steps, epochs, rule, slots, control, batches = now = self.now
         if control is None:
             return now
-        applied = self._applied(control)
+        applied = applied_batches(control)
         whole = (applied == batches) if batches else 0
         return steps + applied, epochs + whole, rule, slots, None, 0
 
@@ -174,7 +196,8 @@ class TrainingState:
 
     def fresh_slots(self, count: int) -> Array:
         """Return the optimizer's state as it begins."""
-        return aligned_zeros((count, self.parameters.size), self.parameters.dtype)
+        *networks, size = self.parameters.shape
+        return aligned_zeros((*networks, count, size), self.parameters.dtype)
 
     def prepare(self, rule: str, slots: int) -> None:
         """Make sure that the optimizer's state is that of `rule`: another one starts afresh."""
@@ -204,14 +227,22 @@ class TrainingState:
         snapshot.parameters[...], snapshot.slots[...] = self.parameters, slots
         return Snapshot(snapshot.parameters, snapshot.slots, steps, epochs)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of the same optimizer."""
+    def restore(self, snapshot: Snapshot, networks: NDArray[np.bool_] | None = None) -> None:
+        """Go back to a snapshot of the same optimizer; with `networks`, only those of several."""
+        if networks is not None:
+            snapshot = self._mixed(snapshot, networks)
         now = (snapshot.steps, snapshot.epochs, self.rule, self.slots, None, 0)
         at_once(
             (np.copyto, self.parameters, snapshot.parameters),
             (np.copyto, self.slots, snapshot.slots),
             (setattr, self, "now", now),
         )
+
+    def _mixed(self, snapshot: Snapshot, networks: NDArray[np.bool_]) -> Snapshot:
+        present = self.parameters, self.slots, self.steps, self.epochs
+        pairs = zip(snapshot, present, strict=True)
+        chosen = [np.where(_along(networks, now.ndim), before, now) for before, now in pairs]
+        return Snapshot(*chosen)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return copies, made while nobody changes the state."""
@@ -241,6 +272,10 @@ class TrainingState:
         if torn and self.backup is not None:
             self.restore(self.backup)
         self.backup = None
+
+
+def _along(networks: NDArray[np.bool_], dimensions: int) -> NDArray[np.bool_]:
+    return networks.reshape(-1, *[1] * (dimensions - 1))
 
 
 _states: weakref.WeakSet[TrainingState] = weakref.WeakSet()

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data, check_number, host_array, host_copy
+from fastmlp.arrays import check_number, host_array, host_copy
+from fastmlp.data import Data
 from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp_kernels.problem import Problem
 
@@ -18,9 +19,14 @@ LARGEST_SUM = float(np.finfo(np.float32).max)
 SMALLEST_TOTAL = float(np.finfo(np.float64).tiny)
 
 
-def check_weights(sample_weight: Any, class_weight: Any, data: Data) -> Weights | None:
-    """Return one weight for each row, the product of both kinds; None if neither is given."""
-    by_row = check_sample_weight(sample_weight, len(data.X))
+def check_weights(
+    sample_weight: Any, class_weight: Any, data: Data, members: int | None = None
+) -> Weights | None:
+    """Return one weight a row: the product of both kinds; None where none is given.
+
+    With `members`, rows may have weights of their own for each network.
+    """
+    by_row = check_sample_weight(sample_weight, len(data.X), members)
     if class_weight is None:
         weights = by_row
     else:
@@ -28,26 +34,31 @@ def check_weights(sample_weight: Any, class_weight: Any, data: Data) -> Weights 
         with np.errstate(over="ignore"):
             weights = of_classes if by_row is None else by_row * of_classes
         _check_sum(weights, "class_weight")
-    if weights is not None and not weights.any():
+    if weights is not None and not weights.any(axis=-1).all():
         raise DomainError("sample_weight: got only zeros, wanted a positive weight")
     return weights
 
 
-def check_sample_weight(value: Any, rows: int) -> Weights | None:
-    """Return float64[rows], finite and not negative; None means no weights."""
+def check_sample_weight(value: Any, rows: int, members: int | None = None) -> Weights | None:
+    """Return float64[rows], finite and none below zero; None stands for no weights.
+
+    With `members` also float64[members, rows].
+    """
     if value is None:
         return None
     weights = host_array(value, "sample_weight").astype(np.float64)
-    if weights.shape not in ((rows,), (rows, 1)):
+    if weights.shape not in ((rows,), (rows, 1), (members, rows)):
+        each = "" if members is None else f", or ({members}, {rows}), for each network too"
         raise ShapeError(
             f"sample_weight: got shape {weights.shape}, wanted ({rows},), one for each row of X"
+            f"{each}"
         )
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         first = weights[bad][0]
         raise DomainError(f"sample_weight: got {first}, wanted finite numbers >= 0")
     _check_sum(weights, "sample_weight")
-    return weights.reshape(rows)
+    return weights if weights.shape == (members, rows) else weights.reshape(rows)
 
 
 def _check_sum(weights: Weights, argument: str) -> None:
@@ -57,7 +68,7 @@ def _check_sum(weights: Weights, argument: str) -> None:
     themselves.
     """
     with np.errstate(over="ignore"):
-        total = float(weights.sum())
+        total = float(weights.sum(axis=-1).max())
     if total > LARGEST_SUM:
         raise DomainError(
             f"{argument}: got weights that sum to {total:.3g}, wanted a sum of at most "

@@ -8,9 +8,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numba import cuda
 
-from fastmlp import MLP, SGD, Adam, Ensemble, NonFiniteTrainingError, planning, residency
+from fastmlp import (
+    MLP,
+    SGD,
+    Adam,
+    EarlyStopping,
+    Ensemble,
+    NonFiniteTrainingError,
+    device_arrays,
+    planning,
+    residency,
+)
+from fastmlp.errors import DeviceMemoryError
 from fastmlp_kernels.compile import simulated
+from fastmlp_kernels.cuda.device import streaming
 from fastmlp_kernels.cuda.device.memory import DeviceMemory
 from fastmlp_kernels.cuda.on_chip.placement import float_form, place
 from fastmlp_kernels.cuda.resident.program import ResidentProgram
@@ -114,3 +127,104 @@ def test_networks_that_fail_keep_their_last_good_parameters(batch_size):
     np.testing.assert_array_equal(ensemble.parameters[2], model.parameters)
     assert np.isfinite(ensemble.parameters).all()
     assert (ensemble.parameters[1] == before[1]).all() == (batch_size == 7)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("rows", [3, 6])
+@pytest.mark.parametrize("more", [{}, {"sample_weight": WEIGHTS, "l2": 0.2}])
+def test_streamed_rows_give_the_bits_of_resident_ones(monkeypatch, members, rows, more):
+    plain, streamed = (Ensemble(CHAIN[0], members, CHAIN[1]) for _ in range(2))
+    expected = plain.fit(X, Y, epochs=2, **HERE, **more)
+    monkeypatch.setattr(DeviceMemory, "limit", 1)
+    monkeypatch.setattr(streaming, "chunk_rows", lambda *_: rows)
+    chunks, seen = streaming.StreamedRows.chunks, []
+
+    def noted(self, order):
+        for chunk in chunks(self, order):
+            seen.append(chunk.order.shape)
+            yield chunk
+
+    monkeypatch.setattr(streaming.StreamedRows, "chunks", noted)
+    history = streamed.fit(X, Y, epochs=2, **HERE, **more)
+    parts = [rows] * (7 // rows) + [7 % rows]
+    assert seen == 2 * [(part,) if members == 1 else (members, part) for part in parts]
+    assert streamed.parameters.tobytes() == plain.parameters.tobytes()
+    assert streamed._state.slots.tobytes() == plain._state.slots.tobytes()
+    np.testing.assert_array_equal(history.loss, expected.loss)
+    np.testing.assert_array_equal(history.penalty, expected.penalty)
+    assert streamed.epochs_trained.tolist() == [2] * members
+
+
+def test_a_network_that_fails_in_a_chunk_ends_alone(monkeypatch):
+    """In the second of three chunks: the first and the third are those of the others too."""
+    rates = [SGD(0.01), SGD(lambda step: np.where(step < 1, 0.01, 3e38)), SGD(0.02)]
+    plain, streamed = (Ensemble(CHAIN[0], 3, CHAIN[1]) for _ in range(2))
+    errors = []
+    for each in (plain, streamed):
+        with pytest.raises(NonFiniteTrainingError) as caught:
+            each.fit(X, Y, epochs=2, optimizer=rates, **HERE)
+        errors.append(str(caught.value))
+        monkeypatch.setattr(DeviceMemory, "limit", 1)
+        monkeypatch.setattr(streaming, "chunk_rows", lambda *_: 3)
+    assert errors[0] == errors[1] and "members 1; the first in batch 3 of 3" in errors[0]
+    assert streamed._state.steps.tolist() == plain._state.steps.tolist() == [3, 2, 3]
+    assert streamed.parameters.tobytes() == plain.parameters.tobytes()
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_networks_stop_early_one_by_one(copies, restore):
+    rule = EarlyStopping(1, 0.0, restore_best=restore)
+    given = {"epochs": 8, "early_stopping": rule, "validation_data": (X[:3], Y[:3] + 1)}
+    # The first one gets worse at once, and the second one is taken aside by a callback.
+    optimizers = [SGD(2.0), SGD(0.01), SGD(0.02)]
+    stop = lambda event: np.array([False, event.epoch == 3, False])  # noqa: E731
+    ensemble = Ensemble(CHAIN[0], 3, CHAIN[1])
+    history = ensemble.fit(X, Y, optimizer=optimizers, callbacks=stop, **HERE, **given)
+    lengths = [len(each.history) for each in ensemble]
+    assert lengths[1] == 3 and len(set(lengths)) == 3 and len(history) == max(lengths)
+    for member, optimizer in enumerate(optimizers):
+        model = MLP(*CHAIN, seed=member)
+        until = (lambda event: event.epoch == 3) if member == 1 else ()
+        model.fit(X, Y, optimizer=optimizer, callbacks=until, **HERE, **given)
+        found = ensemble[member]
+        assert found.parameters.tobytes() == model.parameters.tobytes()
+        assert found._state.steps == model._state.steps
+        np.testing.assert_array_equal(found.history.loss, model.history.loss)
+        np.testing.assert_array_equal(found.history.validation_loss, model.history.validation_loss)
+        assert found.history.best_epoch == model.history.best_epoch
+
+
+def test_a_prediction_larger_than_the_memory_goes_in_pieces(monkeypatch):
+    ensemble = Ensemble(CHAIN[0], 3, CHAIN[1])
+    whole = ensemble.predict(X, kernel="cuda.layered")
+    there = cuda.to_device(X)
+    assert ensemble.predict(there).tobytes() == whole.tobytes()
+    monkeypatch.setattr(DeviceMemory, "limit", 12 * 3)
+    ((_, program),) = next(iter(ensemble._alone._kept.values()))._idle
+    before = program.memory.traffic.copy()
+    assert ensemble.predict(X, kernel="cuda.layered").tobytes() == whole.tobytes()
+    since = program.memory.traffic.since(before)
+    # The rows alone: the parameters are there, and have not changed.
+    assert since.to_device == 3 and since.to_device_bytes == X.nbytes and since.to_host == 9
+    np.testing.assert_allclose(whole, ensemble.predict(X, device="cpu"), rtol=1e-4, atol=1e-6)
+
+
+def test_arrays_on_the_gpu_are_used_where_they_are():
+    there = cuda.to_device(X), cuda.to_device(Y)
+    ensemble, plain = (Ensemble(CHAIN[0], 2, CHAIN[1]) for _ in range(2))
+    history = ensemble.fit(*there, epochs=1, batch_size=3, validation_data=there)
+    assert history.device == "cuda"
+    plain.fit(X, Y, epochs=1, batch_size=3, kernel=history.kernel, validation_data=(X, Y))
+    assert ensemble.parameters.tobytes() == plain.parameters.tobytes()
+    found, expected = ensemble.evaluate(*there), plain.evaluate(X, Y, device="cuda")
+    np.testing.assert_array_equal(found.loss, expected.loss)
+    np.testing.assert_array_equal(history.validation_loss[-1], found.loss)
+
+
+def test_an_error_of_the_device_is_raised_in_plain_words(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("[CUDA_ERROR_OUT_OF_MEMORY] Call to cuMemAlloc results in that")
+
+    monkeypatch.setattr(device_arrays, "all_within", fail)
+    with pytest.raises(DeviceMemoryError, match="X: got"):
+        Ensemble(CHAIN[0], 2, CHAIN[1]).predict(cuda.to_device(X))

@@ -13,9 +13,7 @@ import pytest
 from numba import cuda
 
 from fastmlp import MLP, SGD, Adam, EarlyStopping, device_arrays, residency
-from fastmlp.arrays import Data
-from fastmlp.batches import epoch_order
-from fastmlp.epochs import Trainer
+from fastmlp.data import Data
 from fastmlp.errors import (
     DeviceError,
     DeviceLostError,
@@ -25,6 +23,7 @@ from fastmlp.errors import (
     ShapeError,
 )
 from fastmlp.planning import Where
+from fastmlp.trainer import Trainer
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.device import checks, failures, memory, streaming
 from fastmlp_kernels.cuda.fused import program as fused_program
@@ -32,6 +31,7 @@ from fastmlp_kernels.cuda.layered import program as layered
 from fastmlp_kernels.cuda.resident import program as resident_program
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP
 from tests.cuda_device import MARKS, TILES
+from tests.samples import epoch_order
 
 pytestmark = MARKS
 
@@ -72,9 +72,9 @@ def trainer(model, X, y, batch_size=4, rule="adam", **settings):
 
 
 def run(made, epochs=1, optimizer=None, first=0):
-    optimizer = Adam(0.02) if optimizer is None else optimizer
-    rows = len(made.data.X)
-    return [made.run(epoch_order(5, first + k, rows, True), optimizer) for k in range(epochs)]
+    optimizers = (Adam(0.02) if optimizer is None else optimizer,)
+    orders = [epoch_order(5, first + k, len(made.data.X))[None] for k in range(epochs)]
+    return [made.run(order, optimizers) for order in orders]
 
 
 def moved(made):
@@ -239,7 +239,7 @@ def test_parameters_that_overflow_are_seen_on_the_device():
     made = trainer(network(), X, 1e4 * y, ROWS, "sgd", lazy=True)
     before = made.state.parameters.copy()
     epoch = run(made, 1, SGD(3e38))[0]
-    assert not epoch.finite and epoch.bad_batch == 0
+    assert epoch.finite == [False] and epoch.bad_batches == [0]
     made.undo()
     made.fetch()
     assert made.state.parameters.tobytes() == before.tobytes()
@@ -259,7 +259,7 @@ def test_callbacks_and_early_stopping_see_the_present_parameters():
     )  # fmt: skip
     expected = []
     for epoch in range(2):
-        mirror.run(epoch_order(0, epoch, ROWS, True), SGD(8.0))
+        mirror.run(epoch_order(0, epoch, ROWS)[None], (SGD(8.0),))
         expected.append(mirror.state.parameters.tobytes())
     assert seen == expected
     # The first epoch was the best: at that rate the loss grows.
@@ -576,16 +576,16 @@ def test_streamed_rows_give_the_bits_of_resident_ones(monkeypatch, rows, chunk, 
 
 def test_a_bad_batch_of_a_later_chunk_ends_the_epoch(monkeypatch):
     X, y = data(rows=15)
-    order = epoch_order(5, 0, 15, True)
+    order = epoch_order(5, 0, 15)
     X[order[9]] = np.nan
     plain = trainer(network(), X, y)
     monkeypatch.setattr(memory.DeviceMemory, "limit", 1)
     monkeypatch.setattr(streaming, "chunk_rows", lambda *_: 8)
     streamed = trainer(network(), X, y)
     for made in (plain, streamed):
-        epoch = made.run(order, Adam(0.02))
-        assert epoch.bad_batch == 3 and epoch.finite and made.state.steps == 2
-        assert made._control[STATUS] == 3
+        epoch = made.run(order[None], (Adam(0.02),))
+        assert epoch.bad_batches == [3] and epoch.finite == [True] and made.state.steps == 2
+        assert made._control[0, STATUS] == 3
     assert plain.state.parameters.tobytes() == streamed.state.parameters.tobytes()
 
 
@@ -601,11 +601,11 @@ def test_a_stop_ends_a_streamed_epoch_after_its_chunk(monkeypatch):
             yield chunk
             if chunk.start == 0:
                 # Between two chunks: the next one sees it before its first batch.
-                made._control[STOP] = 1
+                made._control[0, STOP] = 1
 
     monkeypatch.setattr(made._rows, "chunks", stopping)
     run(made)
-    assert made._control[BATCHES] == 2 and made.state.steps == 2
+    assert made._control[0, BATCHES] == 2 and made.state.steps == 2
 
 
 def test_what_fails_while_rows_are_gathered_is_raised(monkeypatch):

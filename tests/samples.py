@@ -36,6 +36,12 @@ for _row in OPTIMIZERS:
         SETTINGS[_row.name] = {**_row.public.defaults, **more}
 
 
+def epoch_order(seed, epoch, rows):
+    """Return the shuffled order of the rows in an epoch, by a generator of its own."""
+    key = np.array([seed, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(rows)
+
+
 @dataclass
 class Sample:
     """The arguments of `Program.epoch`, in the problem's dtype."""

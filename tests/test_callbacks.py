@@ -4,7 +4,6 @@ import copy
 import itertools
 import pickle
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,7 +166,7 @@ def observed(rule, values):
     """Return how often each value was waited on: 0 where it counted as an improvement."""
     patience, found = Patience(rule, True), []
     for epoch, value in enumerate(values, start=1):
-        patience.observe(SimpleNamespace(epoch=epoch, validation_score=value), None)
+        patience.observe(epoch, value, None)
         found.append(patience._waited)
     return found, patience.best_epoch
 

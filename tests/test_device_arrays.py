@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP, device_arrays
-from fastmlp.arrays import check_data, check_matrix, host_copy, lies_on_gpu
+from fastmlp.arrays import check_matrix, host_copy, lies_on_gpu
+from fastmlp.data import admit, admit_inputs, admit_validation
 from fastmlp.errors import DeviceError, DomainError, ShapeError
 from fastmlp.machine import detect
+from fastmlp.planning import Where
 from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.problem import Machine
 
 F4 = np.dtype("float32")
 X = np.random.default_rng(1).normal(size=(6, 3)).astype(F4)
 Y = np.random.default_rng(2).normal(size=(6, 2)).astype(F4)
+# Sizes, loss and dtype.
+NETWORK = (3, 2), LOSSES["half_squared_error"], F4
 
 
 class Held:
@@ -55,10 +59,15 @@ def within(array, low, high, kind=0):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def machine(monkeypatch):
+    """A machine with a GPU."""
+    found = Machine(cores=1, cuda_missing=None, gpu="a GPU")
+    monkeypatch.setattr(device_arrays, "detect", lambda: found)
+
+
+@pytest.fixture
+def gpu(monkeypatch, machine):
     """A machine whose GPU holds `Held` arrays, and whose checks run there."""
-    machine = Machine(cores=1, cuda_missing=None, gpu="a GPU")
-    monkeypatch.setattr(device_arrays, "detect", lambda: machine)
     monkeypatch.setattr(device_arrays, "as_device", lambda value, argument: value)
     monkeypatch.setattr(device_arrays, "all_within", within)
     sums = lambda matrix: bool((np.abs(matrix.array.sum(axis=1) - 1) < 1e-3).all())  # noqa: E731
@@ -66,7 +75,8 @@ def gpu(monkeypatch):
 
 
 def check(inputs, targets, loss="half_squared_error", there=True, outputs=2):
-    return check_data(inputs, targets, (3, outputs), LOSSES[loss], F4, "", there)
+    where = Where("cuda" if there else "cpu")
+    return admit(inputs, targets, (3, outputs), LOSSES[loss], F4, where)[0]
 
 
 def test_what_lies_on_a_gpu():
@@ -95,15 +105,21 @@ def test_what_lies_on_a_gpu():
     ],
 )
 def test_an_array_on_the_gpu_speaks_for_it(gpu, device, kernel, follows, stays):
-    chosen = device_arrays.follows(Held(X), device, kernel)
-    assert chosen == follows and device_arrays.stays(chosen, kernel) == stays
-    assert device_arrays.follows(X.tolist(), device, kernel) == device
+    asked = Where(device, kernel)
+    for y in (Held(Y), Y):
+        data, where = admit(Held(X), y, *NETWORK, asked)
+        assert where == Where(follows, kernel) and data.on_host != stays
+    assert (type(admit_inputs(Held(X), 3, F4, asked)[0]) is Held) == stays
+    assert admit(X.tolist(), Y, *NETWORK, asked)[1] == asked
+    # Not for the validation: the fit runs where its own data are.
+    validation = admit_validation((Held(X), Held(Y)), *NETWORK, asked)
+    assert validation.on_host == (device != "cuda" and kernel != "cuda.layered")
 
 
 @pytest.mark.skipif(detect().cuda_missing is None, reason="there is a GPU")
 def test_without_a_usable_gpu_it_is_copied_to_the_host():
-    assert device_arrays.follows(Held(X), "auto", None) == "auto"
-    assert not device_arrays.stays("auto", None) and not device_arrays.stays("cuda", None)
+    assert admit(Held(X), Held(Y), *NETWORK, Where())[1] == Where()
+    assert not device_arrays.stays(Where()) and not device_arrays.stays(Where("cuda"))
     held, targets = Held(X), Held(Y)
     model, expected = MLP([3, 2]), MLP([3, 2])
     assert model.fit(held, targets, epochs=1, batch_size=3).device == "cpu"
@@ -255,17 +271,22 @@ def test_an_array_is_taken_by_the_way_that_its_library_has(foreign, monkeypatch)
     assert taken.pop().__cuda_array_interface__["shape"] == X.shape
 
 
-def test_an_array_on_another_gpu_is_named(foreign, monkeypatch):
+def test_an_array_on_another_gpu_is_named(foreign, machine, monkeypatch):
     monkeypatch.setattr(foreign, "here", lambda: 0)
     monkeypatch.setattr(foreign, "number_of", lambda value: 3)
     with pytest.raises(DeviceError, match="X: got an array on GPU 3, wanted one on GPU 0"):
         check(Held(X), Y)
 
 
-def test_an_array_that_numba_has_no_dtype_for_goes_the_way_of_the_host(foreign, monkeypatch):
+def test_an_array_that_numba_has_no_dtype_for_goes_the_way_of_the_host(
+    foreign, machine, monkeypatch
+):
+    asked = []
+
     def refuses(value, argument):
+        asked.append(value)
         raise TypeError("a DLPack array of kind 4 has no NumPy dtype")
 
     monkeypatch.setattr(foreign, "as_device", refuses)
     held = Held(X)
-    assert check(held, Y).X is X and held.copies == 1
+    assert check(held, Y).X is X and held.copies == 1 and asked == [held]

@@ -22,12 +22,11 @@ from fastmlp import (
     AdamW,
     Ensemble,
     RMSprop,
+    hyper_parameters,
     orders,
     planning,
     schedules,
-    side_by_side,
 )
-from fastmlp.batches import epoch_order
 from fastmlp.errors import DomainError, DTypeError, NonFiniteTrainingError, ShapeError
 from fastmlp.machine import detect
 from fastmlp_kernels import cpu, reference
@@ -37,7 +36,7 @@ from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cpu.team import Team
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP, Machine, Problem
 from tests.machines import team
-from tests.samples import Sample, poison, sample
+from tests.samples import Sample, epoch_order, poison, sample
 
 RNG = np.random.default_rng(8)
 # Not a multiple of the batch size: the last mini-batch is smaller.
@@ -165,7 +164,8 @@ def test_looking_ahead_changes_nothing(monkeypatch):
     found = []
     for ahead in (1, 2 * 3 * 70, 10**6):
         monkeypatch.setattr(orders, "ROWS_AHEAD", ahead)
-        monkeypatch.setattr(side_by_side, "STEPS_AHEAD", ahead // 14)
+        monkeypatch.setattr(hyper_parameters, "FIRST_STEPS_AHEAD", ahead // 28)
+        monkeypatch.setattr(hyper_parameters, "STEPS_AHEAD", ahead // 14)
         for threads in (1, 2):
             ensemble = ensemble_of(chain)
             more = {"epochs": 7, "batch_size": 16, "l2": 0.1, "threads": threads}
@@ -181,7 +181,7 @@ def test_looking_ahead_changes_nothing(monkeypatch):
 @pytest.mark.parametrize("ahead", [1, 100, 10**6])
 def test_orders_are_those_of_each_network_s_seed_and_epoch(monkeypatch, threads, ahead):
     monkeypatch.setattr(orders, "ROWS_AHEAD", ahead)
-    first, seeds = np.array([0, 5, 2]), (3, 4, 2**64 - 1)
+    first, seeds = [0, 5, 2], (3, 4, 2**64 - 1)
     drawn = orders.Orders(seeds, first, 11, 7, shuffle=True, threads=threads)
     try:
         for epoch in range(7):
@@ -190,7 +190,7 @@ def test_orders_are_those_of_each_network_s_seed_and_epoch(monkeypatch, threads,
             assert len(drawers) <= (min(threads, 3) if threads > 1 and ahead < 7 * 33 else 0)
             assert found.shape == (3, 11) and found.dtype == np.int64 and found.flags.c_contiguous
             for member, seed in enumerate(seeds):
-                expected = epoch_order(seed, int(first[member]) + epoch, 11, True)
+                expected = epoch_order(seed, first[member] + epoch, 11)
                 np.testing.assert_array_equal(found[member], expected)
     finally:
         drawn.close()
@@ -327,7 +327,7 @@ def test_the_history_has_a_column_for_each_network():
     assert "validation r2" in history.line()
     share = history.member(1)
     assert share.seconds.sum() == pytest.approx(history.seconds.sum() / 3)
-    empty = fastmlp.EnsembleHistory("cpu.fused", "cpu", "r2", 70, 3)
+    empty = fastmlp.History("cpu.fused", "cpu", "r2", 70, 3)
     assert empty and len(empty) == 0 and empty.loss.shape == (0, 3)
     assert empty.rows_per_second == 0 and "0 epochs of 3 networks" in repr(empty)
 

@@ -169,7 +169,11 @@ BAD_SCHEDULES = {
     "text": (lambda step: "fast", DTypeError, "got 'fast' from the schedule at step 0"),
     "several": (lambda step: [0.1, 0.2], ShapeError, r"got shape \(2,\) from the schedule at step"),
     "one for all": (Scalar(), ShapeError, r"got shape \(\) from the schedule at an array of steps"),
-    "one too many": (Longer(), ShapeError, r"got shape \(\d,\) .* wanted \(\d,\), one rate a step"),
+    "one too many": (
+        Longer(),
+        ShapeError,
+        r"got shape \(\d+,\) .* wanted \(\d+,\), one rate a step",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastmlp import MLP, Adam, Ensemble, EnsembleHistory, History
+from fastmlp import MLP, Adam, Ensemble, History
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(70, 5))
@@ -47,7 +47,7 @@ def test_history_can_be_plotted(tmp_path):
 def records():
     """Return an empty record of either kind, and the numbers of an epoch and its validation."""
     one, three = History("cpu.fused", "cpu", "r2", 70), np.array([1.0, 2.0, 3.0])
-    several = EnsembleHistory("cpu.fused", "cpu", "r2", 70, 3)
+    several = History("cpu.fused", "cpu", "r2", 70, 3)
     return (one, (0.5, 1.0, 0.0, 0.1), (0.4, 0.9)), (
         several,
         (three, 1.0, three, three),

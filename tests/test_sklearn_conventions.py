@@ -182,9 +182,9 @@ def test_a_few_rows_are_predicted_by_scikit_learn_without_a_word(monkeypatch, ca
     rows = np.resize(X, (FEW_ROWS, X.shape[1]))
     monkeypatch.setattr(prediction, "FEW_ROWS", FEW_ROWS)
     asked = []
-    original = prediction.steps.predict
+    original = prediction.inference.predict
     monkeypatch.setattr(
-        prediction.steps, "predict", lambda *given: asked.append(given) or original(*given)
+        prediction.inference, "predict", lambda *given: asked.append(given) or original(*given)
     )
     with caplog.at_level("INFO", logger="fastmlp"):
         few = ours.predict_proba(rows[:-1])
@@ -309,8 +309,10 @@ def test_threads_keep_to_limits_of_openmp():
 def test_the_threads_reach_the_programs(monkeypatch):
     ours, _, X, _ = fitted(threads=1, device="cpu")
     asked = []
-    original = prediction.steps.predict
-    monkeypatch.setattr(prediction.steps, "predict", lambda *a: asked.append(a[-1]) or original(*a))
+    original = prediction.inference.predict
+    monkeypatch.setattr(
+        prediction.inference, "predict", lambda *a: asked.append(a[-1]) or original(*a)
+    )
     ours.predict(X)
     assert [(each.device, each.threads) for each in asked] == [("cpu", 1)]
 

@@ -93,13 +93,13 @@ def test_predictions_run_side_by_side(monkeypatch):
     ours = MLPClassifier(max_iter=1).fit(X, y)
     expected = ours.predict_proba(X)
     meeting = threading.Barrier(THREADS)
-    original = prediction.steps.predict
+    original = prediction.inference.predict
 
     def together(*given):
         meeting.wait(timeout=30)
         return original(*given)
 
-    monkeypatch.setattr(prediction.steps, "predict", together)
+    monkeypatch.setattr(prediction.inference, "predict", together)
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(lambda _: ours.predict_proba(X), range(THREADS)))
     assert all(np.array_equal(each, expected) for each in found)
@@ -118,7 +118,7 @@ def test_one_thread_makes_one_copy_and_a_failed_call_gives_none_back(monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(prediction.steps, "predict", interrupted)
+        patched.setattr(prediction.inference, "predict", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ours.predict(X)
     assert kept == []

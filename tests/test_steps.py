@@ -8,9 +8,11 @@ import pytest
 
 import fastmlp
 from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, optimizers, planning
-from fastmlp.arrays import LARGEST_DOT, check_data, check_finite
+from fastmlp.arrays import LARGEST_DOT, check_finite
+from fastmlp.data import admit
 from fastmlp.errors import DomainError, NonFiniteTrainingError
 from fastmlp.machine import detect
+from fastmlp.planning import ANYWHERE
 from fastmlp.steps import STEPS_AHEAD, StepNumbers
 from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import LOSSES, OPTIMIZERS, hyper_table
@@ -188,7 +190,7 @@ def test_kernels_see_one_kind_of_array(form, kind):
     """Any other one would compile them anew, or be read where it is not allowed to be."""
     y, loss = TARGETS[kind]
     given = AWKWARD[form](X), AWKWARD[form](y)
-    for array in check_data(*given, (6, 5, 3), LOSSES[loss], X.dtype)[:2]:
+    for array in admit(*given, (6, 5, 3), LOSSES[loss], X.dtype, ANYWHERE)[0][:2]:
         assert type(array) is np.ndarray and array.dtype is X.dtype
         assert array.flags.c_contiguous and array.flags.aligned and array.flags.writeable
 

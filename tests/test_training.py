@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, planning
-from fastmlp.batches import batch_rows, epoch_order
+from fastmlp.batches import batch_rows
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import by_name
+from fastmlp.orders import draw_orders
 from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STOP
+from tests.samples import epoch_order
 
 RNG = np.random.default_rng(5)
 # Not a multiple of the batch size: the last mini-batch is smaller.
@@ -106,7 +108,7 @@ def test_an_epoch_is_its_steps(task):
     history = by_fit.fit(X, y, epochs=2, batch_size=16, optimizer=Adam(0.01))
     means = []
     for epoch in range(2):
-        order = epoch_order(2, epoch, 70, True)
+        order = epoch_order(2, epoch, 70)
         parts = np.split(order, range(16, 70, 16))
         losses = [by_steps.step(X[part], y[part], Adam(0.01)) for part in parts]
         means.append(np.average(losses, weights=[len(part) for part in parts]))
@@ -126,13 +128,12 @@ def test_reductions_scale_the_loss_and_the_step(reduction):
 
 
 def test_order_is_a_permutation_by_seed_and_epoch():
-    orders = [epoch_order(seed, epoch, 50, True) for seed in (0, 1) for epoch in (0, 1)]
-    for order in orders:
+    orders = np.zeros((2, 2, 50), np.int64)
+    draw_orders(orders, (0, 1), (0, 0))
+    for order in orders.reshape(4, 50):
         np.testing.assert_array_equal(np.sort(order), np.arange(50))
-        assert order.dtype == np.int64
-    assert len({order.tobytes() for order in orders}) == 4
-    np.testing.assert_array_equal(epoch_order(1, 1, 50, True), orders[3])
-    np.testing.assert_array_equal(epoch_order(1, 1, 50, False), np.arange(50))
+    assert len({order.tobytes() for order in orders.reshape(4, 50)}) == 4
+    np.testing.assert_array_equal(epoch_order(1, 1, 50), orders[1, 1])
     np.testing.assert_array_equal(batch_rows(50, 20), [20, 20, 10])
     np.testing.assert_array_equal(batch_rows(40, 20), [20, 20])
 

@@ -115,17 +115,17 @@ def test_class_weights_multiply_those_of_the_rows():
 
 def test_balanced_class_weights_are_scikit_learns():
     model, y = model_of("labels")
-    data = model._data(X, y)
+    data, _ = model._admit(X, y, model._where)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=y)[y]
     np.testing.assert_allclose(class_weights("balanced", data), expected, rtol=1e-14)
     # A class that is not there takes no part.
-    few = model._data(X[:4], np.array([0, 2, 2, 2]))
+    few = model._admit(X[:4], np.array([0, 2, 2, 2]), model._where)[0]
     np.testing.assert_allclose(class_weights("balanced", few), [2, 2 / 3, 2 / 3, 2 / 3])
 
 
 def test_class_weights_of_one_column_of_zeros_and_ones():
     model = MLP([4, 1], ["sigmoid"], "binary_cross_entropy")
-    data = model._data(X, LABELS > 0)
+    data = model._admit(X, LABELS > 0, model._where)[0]
     weights = class_weights("balanced", data)
     assert weights[LABELS > 0].sum() == pytest.approx(weights[LABELS == 0].sum())
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network._base import LOSS_FUNCTIONS
 
-from fastmlp.arrays import Data, writable
+from fastmlp.arrays import writable
 from fastmlp.batches import batch_rows
-from fastmlp.epochs import Epoch, Trainer
+from fastmlp.data import Data
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.optimizers import SGD, Adam, Optimizer
 from fastmlp.parameters import aligned_zeros, bias_views, weight_views
@@ -24,6 +24,7 @@ from fastmlp.sklearn.acceleration import (
 )
 from fastmlp.sklearn.engine import ScikitLearnEngine, Training
 from fastmlp.sklearn.optimizers import KernelOptimizer, state_names
+from fastmlp.trainer import Epoch, Trainer
 from fastmlp.training_state import TrainingState
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import parameter_layout
@@ -123,7 +124,7 @@ class KernelEngine:
         if self._weights is not None:
             # scikit-learn multiplies by the weights before it divides by their sum.
             self._large /= max(1.0, float(np.abs(self._weights).max()))
-        self._solver: Optimizer | None = None
+        self._solvers: tuple[Optimizer, ...] = ()
         self._rate: float | None = None
         self._rule = solver_of(estimator._optimizer).rule
         self._layout = parameter_layout(sizes)
@@ -207,7 +208,7 @@ class KernelEngine:
                 self._catch_up()
             before = self._state.steps
             try:
-                epoch = self._trainer.run(order, self._solver_now())
+                epoch = self._trainer.run(order[None], self._solvers_now())
                 loss = self._loss(epoch)
                 reason = self._distrust(epoch, loss)
                 if reason is None:
@@ -251,8 +252,8 @@ class KernelEngine:
         return None if ordinary else "the sum of a mini-batch's weights is negative or out of range"
 
     def _distrust(self, epoch: Epoch, loss: float) -> str | None:
-        """Return why scikit-learn must repeat an epoch that has been trained, or None."""
-        if epoch.bad_batch or not epoch.finite:
+        """Return why an epoch that has been trained is done again by scikit-learn, or None."""
+        if epoch.bad_batches.any() or not epoch.finite.all():
             return "an epoch met a number that is not finite"
         if beyond_scikit_learn(self._estimator) is not None:
             return None
@@ -265,14 +266,14 @@ class KernelEngine:
             largest = max(largest, float(max(flat.max(), -flat.min())) ** 2 * flat.size)
         return None if largest < self._large else "an epoch met numbers that nearly overflow"
 
-    def _solver_now(self) -> Optimizer:
-        """Return fastmlp's optimizer. It is made and checked anew only after a change."""
+    def _solvers_now(self) -> tuple[Optimizer, ...]:
+        """Return fastmlp's optimizer; one that has not changed is not made and checked again."""
         theirs = self._estimator._optimizer
         # Adam's rate is that of its last step, and Adam computes it itself.
         rate = theirs.learning_rate if hasattr(theirs, "velocities") else None
-        if self._solver is None or rate != self._rate:
-            self._solver, self._rate = solver_of(theirs), rate
-        return self._solver
+        if not self._solvers or rate != self._rate:
+            self._solvers, self._rate = (solver_of(theirs),), rate
+        return self._solvers
 
     def _epoch_of_scikit_learn(self, order: NDArray[np.int64], reason: str) -> Any:
         beyond = beyond_scikit_learn(self._estimator)
@@ -297,8 +298,8 @@ class KernelEngine:
         self._behind = False
 
     def _loss(self, epoch: Epoch) -> float:
-        # scikit-learn weighs mini-batches by their number of rows, even where rows have weights.
-        return float(np.dot(epoch.losses * self._scale + epoch.penalties, self._shares))
+        # scikit-learn weighs mini-batches by their rows, also where rows have weights.
+        return float(np.dot(epoch.losses[0] * self._scale + epoch.penalties[0], self._shares))
 
 
 def _type_of_losses(training: Training) -> Any:

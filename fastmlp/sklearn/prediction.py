@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp import steps
+from fastmlp import inference
 from fastmlp.arrays import writable
 from fastmlp.errors import DomainError
 from fastmlp.parameters import aligned_zeros, bias_views, weight_views
@@ -105,7 +105,7 @@ class Copy:
         """Return the outputs (rows, outputs) for these parameters, coefficients first."""
         for view, values in zip(self._views, parameters, strict=True):
             view[...] = values
-        return steps.predict(self._parameters, self._programs, X, len(parameters[-1]), where)
+        return inference.predict(self._parameters, self._programs, X, len(parameters[-1]), where)
 
 
 def predict(estimator: Any, X: Any) -> Array | None:

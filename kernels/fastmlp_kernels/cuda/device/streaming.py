@@ -28,7 +28,8 @@ class Chunk(NamedTuple):
     X, y : device arrays
         Valid until the chunk after the next one is asked for.
     order : ndarray
-        int64[rows], 0 to rows - 1: the rows are in order already.
+        int64[rows], 0 to rows - 1: the rows are in order already. Of several networks
+        int64[members, rows]: those of one lie after those of another.
     start, batch : int
         Where the chunk begins in the epoch: its first row, and its first mini-batch.
     """
@@ -69,11 +70,13 @@ class StreamedRows:
     batch_size : int
     largest : float
         Bytes of a chunk, at most.
+    members : int
+        Networks, each with an order of its own: a chunk holds the rows of each.
 
     Attributes
     ----------
     rows : int
-        Rows of every chunk but the last one.
+        Rows of every chunk but the last one, for each network.
     buffers : list of device arrays
         One that chunks of X lie in, and one of y.
 
@@ -91,13 +94,14 @@ class StreamedRows:
         y: np.ndarray,
         batch_size: int,
         largest: float = CHUNK_BYTES,
+        members: int = 1,
     ) -> None:
         self._memory, self._batch_size = memory, batch_size
         self._sources = (X, y)
-        row_bytes = sum(each.nbytes // len(each) for each in self._sources)
+        row_bytes = members * sum(each.nbytes // len(each) for each in self._sources)
         rows = chunk_rows(memory.available(), row_bytes, batch_size, largest)
         self.rows = min(rows, -(-len(X) // batch_size) * batch_size)
-        shapes = [(self.rows, *each.shape[1:]) for each in self._sources]
+        shapes = [(members * self.rows, *each.shape[1:]) for each in self._sources]
         self._pinned = [self._allocate(cuda.pinned_array, shapes) for _ in range(BUFFERS)]
         self._buffers = [self._allocate(memory.empty, shapes) for _ in range(BUFFERS)]
         self.buffers = self._buffers[0]
@@ -109,8 +113,12 @@ class StreamedRows:
         return [make(shape, source.dtype) for shape, source in pairs]
 
     def chunks(self, order: np.ndarray) -> Iterator[Chunk]:
-        """Yield the chunks of an epoch in an order of the rows; each is trained on at once."""
-        starts = range(0, len(order), self.rows)
+        """Yield the chunks of an epoch in an order of the rows; each is trained on at once.
+
+        `order` is int64[rows], or int64[members, rows].
+        """
+        count = order.shape[-1]
+        starts = range(0, count, self.rows)
         with ThreadPoolExecutor(1, thread_name_prefix="fastmlp-rows") as thread:
             coming = thread.submit(self._bring, order, 0, 0)
             for number, start in enumerate(starts):
@@ -118,15 +126,16 @@ class StreamedRows:
                 # Counted here: the other thread's additions could be lost.
                 for each in (X, y):
                     self._memory.traffic.add("to_device", each.nbytes)
-                if start + self.rows < len(order):
+                if start + self.rows < count:
                     # Its buffer is that of the chunk before this one, which has been trained on.
                     coming = thread.submit(self._bring, order, start + self.rows, number + 1)
-                local = np.arange(len(X), dtype=np.int64)
+                shape = *order.shape[:-1], min(self.rows, count - start)
+                local = np.arange(len(X), dtype=np.int64).reshape(shape)
                 yield Chunk(X, y, local, start, start // self._batch_size)
 
     def _bring(self, order: np.ndarray, start: int, number: int) -> list[Any]:
         """Gather the rows of a chunk and copy them; return when they are on the GPU."""
-        chosen = order[start : start + self.rows]
+        chosen = order[..., start : start + self.rows].ravel()
         pinned, buffers = self._pinned[number % BUFFERS], self._buffers[number % BUFFERS]
         brought = []
         with self._memory.here():

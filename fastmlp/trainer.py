@@ -1,25 +1,32 @@
-"""One epoch after another on one set of data: what every fit repeats, and no policy."""
+"""One epoch after another on one set of data: what every fit repeats, and no policy.
+
+One network is trained as several are. Arrays have an axis of networks, the first, but where a
+program is given them that trains a single one. Nothing is done once a network and epoch: orders and
+hyper-parameters are made ahead, and all else is one operation on the arrays of all networks.
+"""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import Data
 from fastmlp.batches import batch_rows
+from fastmlp.data import Data
 from fastmlp.errors import DeviceLostError
+from fastmlp.hyper_parameters import HyperParameters
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
 from fastmlp.planning import ANYWHERE, Plan, Programs, Shelf, Where
-from fastmlp.residency import OnDevice, OnHost, guarded
+from fastmlp.residency import guarded, home_of
 from fastmlp.training_state import TrainingState, applied_batches
 from fastmlp.weighting import Weights, row_factors
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, DeviceMemory, Program
 
 Array = NDArray[Any]
+Numbers = NDArray[np.float64]
 
 
 class Epoch(NamedTuple):
@@ -28,28 +35,25 @@ class Epoch(NamedTuple):
     Attributes
     ----------
     losses, penalties : ndarray
-        float64[batches]: the reduced loss of each mini-batch, and its L2 penalty.
+        float64[members, batches]: the reduced loss of each mini-batch, and its L2 penalty; of a
+        network that is left out, nothing that counts.
     weights : ndarray
-        float64[batches]: what a mean over mini-batches weighs them by.
+        float64[members or 1, batches]: what a mean over mini-batches weighs them by.
     seconds : float
-    bad_batch : int
-        0, or the mini-batch, from 1, at which something was not finite: parameters and state are
-        then those after the one before.
-    finite : bool
-        Whether the parameters and the optimizer's state were; if not, they are those from before.
+    bad_batches : ndarray
+        int64[members]: 0, or the mini-batch, from 1, at which something was not finite: parameters
+        and state are then those after the one before.
+    finite : ndarray
+        bool[members]: whether the parameters and the optimizer's state were; if not, they are
+        those from before.
     """
 
-    losses: NDArray[np.float64]
-    penalties: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    losses: Numbers
+    penalties: Numbers
+    weights: Numbers
     seconds: float
-    bad_batch: int
-    finite: bool
-
-
-# Steps whose hyper-parameters are computed together, at most: a table costs as much as several
-# steps of a small network, whatever its length.
-STEPS_AHEAD = 4096
+    bad_batches: NDArray[np.int64]
+    finite: NDArray[np.bool_]
 
 
 class Trainer:
@@ -59,19 +63,22 @@ class Trainer:
     ----------
     state : TrainingState
     programs : Programs
+        Of the problem with all its networks.
     data : Data
     batch_size : int
     rule : str
         Of the optimizers that `run` will be given.
     where : Where
     weights : ndarray, optional
-        float64[rows], of the rows of the data.
+        float64[rows] or float64[members, rows], of the rows of the data.
     l2 : float
         ``l2 / 2`` times the sum of the squares of all weights, no biases, is added to the sum of
         the losses of each mini-batch, before a mean divides it by the rows' weights.
     lazy : bool
         Whether a GPU's parameters and state may be ahead of the host's after `run`; whoever reads
         those calls `fetch` before.
+    epochs : int, optional
+        How often `run` will be called, at most, if that is known; then with the same optimizers.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Trainer:
         weights: Weights | None = None,
         l2: float = 0.0,
         lazy: bool = False,
+        epochs: int | None = None,
     ) -> None:
         self.state, self.data, self.weights, self.l2 = state, data, weights, l2
         # Of this fit alone, until `close` lets others have them.
@@ -95,18 +103,31 @@ class Trainer:
         problem = self.plan.problem
         self._programs, self._where, self._lazy = programs, where, lazy
         self._rule = rule
-        self._sizes = batch_rows(problem.rows, batch_size)
-        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._hyper = HyperParameters(problem, epochs, l2 > 0, weights is not None)
+        sizes = batch_rows(problem.rows, batch_size).astype(np.float64)[None]
+        even = np.ones_like(sizes) if problem.reduction == "sum" else 1.0 / sizes
+        # Of rows without weights, the same for all networks.
+        self._even: tuple[Numbers, Numbers] = even, sizes
+        members, shape = problem.members, (problem.members, problem.batches)
+        firsts = batch_size * np.arange(problem.batches)
+        # Where each mini-batch of each network begins, in the rows of all networks.
+        self._starts = (problem.rows * np.arange(members)[:, None] + firsts).ravel()
         # The same arrays in every epoch: a program need not look again where they lie.
-        self._losses = np.zeros(problem.batches, dtype=problem.dtype)
-        self._squares = np.zeros(problem.batches) if l2 else None
-        self._control = np.zeros(CONTROL_WORDS, dtype=np.int64)
-        sizes = self._sizes.astype(np.float64)
-        self._even = np.ones(len(sizes)) if problem.reduction == "sum" else 1.0 / sizes, sizes
-        self._optimizer: Optimizer | None = None
-        self._ahead, self._first_ahead = np.zeros((0, 0)), 0
+        self._losses = np.zeros(shape, dtype=problem.dtype)
+        self._squares = np.zeros(shape) if l2 else None
+        self._control = np.zeros((members, CONTROL_WORDS), dtype=np.int64)
+        held = self._losses, self._control, self._squares
+        self._losses_of, self._words, self._squares_of = map(self._of, held)
+        self._well = np.ones(members, dtype=np.bool_)
+        # Networks that are trained no more, or None; and how many are.
+        self._left_out: NDArray[np.bool_] | None = None
+        self._trained = members
         # What a fit goes back to that fails before its first step.
         self._at_first: Any = None
+
+    def _of(self, array: Any) -> Any:
+        """Return an array as the program takes it: that of one network has no axis of networks."""
+        return array[0] if array is not None and self.plan.problem.members == 1 else array
 
     def _take(self, shelf: Shelf) -> tuple[Plan, Program]:
         pair = shelf.take()
@@ -131,13 +152,8 @@ class Trainer:
 
     def _prepare(self) -> None:
         flags = self.weights is not None, self._squares is not None
-        if self.program.memory is None:
-            self._home: OnHost | OnDevice = OnHost(self.state)
-            home, self._X, self._y = self._home, self.data.X, self.data.y
-            self.program.prepare(home.parameters, home.slots, self._X, self._y, *flags)
-            return
         with guarded(self.plan.kernel.device, "fit"):
-            self._home = OnDevice(self.state, self.program.memory)
+            self._home = home_of(self.state, self.program)
             self._rows = self._stream()
             for program, X, y in self._places():
                 program.prepare(self._home.parameters, self._home.slots, X, y, *flags)
@@ -152,7 +168,9 @@ class Trainer:
         full, (first, second) = self._rows.rows, self._rows.buffers
         sizes = {min(full, len(X)), len(X) % full} - {0}
         self._by_rows = {rows: self._program_of(rows) for rows in sizes}
-        return [(self._by_rows[rows], first[:rows], second[:rows]) for rows in sizes]
+        members = self.plan.problem.members
+        together = [(rows, rows * members) for rows in sizes]
+        return [(self._by_rows[rows], first[:all], second[:all]) for rows, all in together]
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -174,7 +192,8 @@ class Trainer:
             return None
         from fastmlp_kernels.cuda.device.streaming import StreamedRows
 
-        return StreamedRows(memory, X, y, self.plan.problem.batch_size)
+        problem = self.plan.problem
+        return StreamedRows(memory, X, y, problem.batch_size, members=problem.members)
 
     def _program_of(self, rows: int) -> Program:
         """Return the program for a chunk of so many rows: the same kernel, the same batches."""
@@ -186,6 +205,8 @@ class Trainer:
 
     def upload(self) -> None:
         """Bring the parameters and the state to the device: the host has changed them."""
+        # The steps too, maybe.
+        self._hyper.forget()
         with self._guarded():
             self._home.upload()
 
@@ -196,73 +217,84 @@ class Trainer:
             with self._guarded():
                 home.fetch()
 
-    def _factors(self, order: NDArray[np.int64]) -> tuple[Array | None, Any, NDArray[np.float64]]:
-        """Return the rows' factors, each batch's own, and what the batches weigh."""
-        if self.weights is None:
-            return None, *self._even
-        weights = self.weights[order]
-        factors, of_batch = row_factors(self.plan.problem, weights, self._starts)
-        return factors, of_batch, np.add.reduceat(weights, self._starts)
+    def leave_out(self, members: Sequence[int]) -> None:
+        """Train these networks no more."""
+        left_out = ~self._well if self._left_out is None else self._left_out.copy()
+        left_out[list(members)] = True
+        self._left_out, self._trained = left_out, int((~left_out).sum())
 
-    def _hyper(self, optimizer: Optimizer, penalty: NDArray[np.float64]) -> Array:
-        """Return the hyper-parameters of the next epoch, computed ahead where that can be."""
-        count, step = len(penalty), self.state.steps + 1
-        dtype = self.plan.problem.dtype
-        if self.weights is not None and self.l2:
-            # The penalty of a mini-batch depends on its rows.
-            return optimizer.hyper(step, count, dtype, penalty)
-        start = step - self._first_ahead
-        same = optimizer is self._optimizer
-        if not (same and 0 <= start <= len(self._ahead) - count):
-            # Those of one epoch at first: an optimizer that is new each time pays for no more.
-            steps = min(2 * len(self._ahead), max(STEPS_AHEAD, count)) if same else count
-            epochs = max(1, steps // count)
-            self._ahead = optimizer.hyper(step, epochs * count, dtype, np.tile(penalty, epochs))
-            self._optimizer, self._first_ahead, start = optimizer, step, 0
-        return self._ahead[start : start + count]
+    def _factors(self, order: NDArray[np.int64]) -> tuple[Array | None, Numbers, Numbers]:
+        """Return the rows' factors, each batch's own, and what the batches weigh."""
+        given = self.weights
+        if given is None:
+            return None, *self._even
+        weights = given[order] if given.ndim == 1 else np.take_along_axis(given, order, axis=1)
+        # As if all networks' rows were those of one epoch.
+        flat, shape = weights.ravel(), self._losses.shape
+        factors, of_batch = row_factors(self.plan.problem, flat, self._starts)
+        totals = np.add.reduceat(flat, self._starts)
+        return factors.reshape(weights.shape), of_batch.reshape(shape), totals.reshape(shape)
 
     def run(
         self,
         order: NDArray[np.int64],
-        optimizer: Optimizer,
+        optimizers: Sequence[Optimizer],
         waiting: Callable[[int], None] = lambda done: None,
     ) -> Epoch:
-        """Train on the rows in an order; `waiting` is told how many batches are done, if long.
+        """Train for an epoch; a network that is not finite after it is where it was before.
 
-        An epoch after which the parameters or the state are not finite is undone.
+        Every network that does all of its batches has finished the epoch, whatever the others do.
+
+        Parameters
+        ----------
+        order : ndarray
+            int64[members, rows]
+        optimizers : sequence of Optimizer
+            One a network. The numbers of the same object are computed ahead.
+        waiting : callable
+            Told how many batches of each network are done, if that takes long.
         """
         state, control = self.state, self._control
-        factors, of_batch, weights = self._factors(order)
-        penalty = self.l2 * of_batch
         try:
-            hyper = self._hyper(optimizer, penalty)
+            factors, of_batch, weights = self._factors(order)
+            penalty = self.l2 * of_batch
+            hyper = self._hyper.next(optimizers, state, penalty)
             state.settle()
             control.fill(0)
-            arrays: Any = (order, hyper, self._losses, control, factors, self._squares)
+            if self._left_out is not None:
+                control[self._left_out, STOP] = 1
+            arrays: Any = (
+                *(self._of(order), hyper, self._losses_of, self._words),
+                *(self._of(factors), self._squares_of),
+            )
             # Whoever computes takes the lock: for a long epoch that is another thread.
             seconds, finite = run_interruptibly(
-                lambda: state.lock.epoch(self._epoch, arrays), control, self.plan.seconds, waiting
+                lambda: state.lock.epoch(self._epoch, arrays),
+                control,
+                self.plan.seconds,
+                lambda done: waiting(done // self._trained),
             )
         except BaseException:
-            if self._at_first is not None and not applied_batches(control):
-                # Another optimizer's state is given up only for a step of this one.
-                state.now = self._at_first
+            self._keep_the_other_optimizer()
             raise
-        if applied_batches(control):
-            self._at_first = None
-        elif self._at_first is not None and control[STATUS]:
-            state.now = self._at_first
+        self._keep_the_other_optimizer()
+        self._at_first = None
         penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
         losses = self._losses.astype(np.float64)
-        return Epoch(losses, penalties, weights, seconds, int(control[STATUS]), finite)
+        return Epoch(losses, penalties, weights, seconds, control[:, STATUS].copy(), finite)
 
-    def _epoch(self, arrays: Any) -> tuple[float, bool]:
-        """Compute an epoch; return how long it took, and whether what it left is finite."""
+    def _keep_the_other_optimizer(self) -> None:
+        """Go back to another optimizer's state, which is given up only for a step of this one."""
+        if self._at_first is not None and not np.any(applied_batches(self._words)):
+            self.state.now = self._at_first
+
+    def _epoch(self, arrays: Any) -> tuple[float, NDArray[np.bool_]]:
+        """Compute an epoch; return how long it took, and which networks it left finite."""
         state, home, memory = self.state, self._home, self.program.memory
         with contextlib.nullcontext() if memory is None else self._on_device(memory):
             home.keep()
             state.backup = home.backup
-            state.watch(arrays[3], self.plan.problem.batches)
+            state.watch(self._words, self.plan.problem.batches)
             started = time.perf_counter()
             try:
                 if memory is None:
@@ -271,18 +303,29 @@ class Trainer:
                 else:
                     self._epoch_there(*arrays)
             finally:
-                # Also after an error: the state is then that of the last finished batch.
+                # Also after an error: the state is then that of the last finished batches.
                 state.settle()
                 state.backup = None
                 home.trained()
                 if not self._lazy:
                     home.fetch()
-            seconds, finite = time.perf_counter() - started, home.is_finite()
-            if not finite:
-                home.undo()
+            seconds = time.perf_counter() - started
+            finite = self._well if home.is_finite() else self._finite()
+            if not finite.all():
+                home.undo(~finite if finite.any() else None)
                 if not self._lazy:
                     home.fetch()
         return seconds, finite
+
+    def _finite(self) -> NDArray[np.bool_]:
+        """Return which networks' parameters and state are finite."""
+        members = len(self._well)
+        if members == 1:
+            return ~self._well
+        self._home.fetch()
+        held = self.state.parameters, self.state.slots
+        good = [np.isfinite(each.reshape(members, -1)).all(axis=1) for each in held]
+        return np.asarray(good[0] & good[1], dtype=np.bool_)
 
     @contextlib.contextmanager
     def _on_device(self, memory: DeviceMemory) -> Iterator[None]:
@@ -296,7 +339,7 @@ class Trainer:
         losses: Array,
         control: NDArray[np.int64],
         factors: Array | None,
-        squares: NDArray[np.float64] | None,
+        squares: Numbers | None,
     ) -> None:
         """Run an epoch on a device, chunk by chunk where its rows do not fit there."""
         program, held = self.program, (self._home.parameters, self._home.slots)
@@ -305,33 +348,35 @@ class Trainer:
             program.epoch(*held, self._X, self._y, *arrays)
             return
         # A chunk's own words: it is short, so a stop is heard soon enough between two of them.
-        own = np.zeros_like(control)
+        own, words = np.zeros_like(self._control), self._control
         with contextlib.closing(self._rows.chunks(order)) as chunks:
             for chunk in chunks:
-                if control[STOP]:
+                goes_on = (words[:, STOP] == 0) & (words[:, STATUS] == 0)
+                if not goes_on.any():
                     return
-                count, first = len(chunk.order), chunk.batch
+                count, first = chunk.order.shape[-1], chunk.batch
                 rows = slice(chunk.start, chunk.start + count)
                 steps = slice(first, first - (-count // self.plan.problem.batch_size))
                 own.fill(0)
+                own[~goes_on, STOP] = 1
                 self._by_rows[count].epoch(
                     *held,
                     chunk.X,
                     chunk.y,
                     chunk.order,
-                    hyper[steps],
-                    losses[steps],
-                    own,
-                    None if factors is None else factors[rows],
-                    None if squares is None else squares[steps],
+                    hyper[..., steps, :],
+                    losses[..., steps],
+                    self._of(own),
+                    None if factors is None else factors[..., rows],
+                    None if squares is None else squares[..., steps],
                 )
-                control[BATCHES] = first + own[BATCHES]
-                if own[STATUS]:
-                    control[STATUS] = first + own[STATUS]
-                    return
+                words[goes_on, BATCHES] = first + own[goes_on, BATCHES]
+                failed = own[:, STATUS] > 0
+                words[failed, STATUS] = first + own[failed, STATUS]
 
     def undo(self) -> None:
         """Go back to the parameters and the state from before the last epoch."""
+        self._hyper.forget()
         with self._guarded():
             self._home.undo()
             if not self._lazy:

@@ -1,0 +1,269 @@
+"""The policy of a fit: orders, validation, early stopping, history, the last good parameters.
+
+Numbers have an axis of networks, of which a model that is a single network has one.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.arrays import host_copy, largest_magnitude
+from fastmlp.batches import combine_losses
+from fastmlp.callbacks import Callback, EarlyStopping, EpochEnd, Patience, check_answer
+from fastmlp.data import Data
+from fastmlp.errors import NonFiniteTrainingError
+from fastmlp.history import History
+from fastmlp.inference import evaluate
+from fastmlp.optimizers import Optimizer
+from fastmlp.orders import Orders
+from fastmlp.planning import Programs, Where, machine_with
+from fastmlp.progress import Report
+from fastmlp.trainer import Epoch, Trainer
+from fastmlp.training_state import TrainingState
+from fastmlp.weighting import Weights
+
+Array = NDArray[Any]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The checked arguments of a fit. Of `optimizers` there is one for each network."""
+
+    epochs: int
+    batch_size: int
+    optimizers: tuple[Optimizer, ...]
+    metric: str
+    shuffle: bool = True
+    weights: Weights | None = None
+    l2: float = 0.0
+    early_stopping: EarlyStopping | None = None
+    callbacks: tuple[Callback, ...] = ()
+    where: Where = Where()
+    progress: bool | None = None
+    verbose: int = 0
+
+
+class Fit:
+    """One call of `fit`. Building it plans and allocates; `run` changes the state.
+
+    Parameters
+    ----------
+    model : MLP or Ensemble
+        What callbacks are given.
+    state : TrainingState
+    together, alone : Programs
+        That train all networks, and that evaluate one.
+    data : Data
+    validation : Data or None
+    options : Options
+    members : int or None
+        Networks of an ensemble, or None.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        state: TrainingState,
+        together: Programs,
+        alone: Programs,
+        data: Data,
+        validation: Data | None,
+        options: Options,
+        members: int | None,
+    ) -> None:
+        self.model, self.state, self.alone, self.options = model, state, alone, options
+        self.data, self.validation, self.members = data, validation, members
+        self.trainer = Trainer(
+            state,
+            together,
+            data,
+            options.batch_size,
+            options.optimizers[0].rule,
+            options.where,
+            weights=options.weights,
+            l2=options.l2,
+            lazy=True,
+            epochs=options.epochs,
+        )
+        self.problem = self.trainer.plan.problem
+        chosen, rows = self.trainer.plan.kernel, len(data.X)
+        self.history = History(chosen.name, chosen.device, options.metric, rows, members)
+        # The networks that are still trained.
+        self._training = list(range(self.problem.members))
+        self.orders = Orders(
+            [state.seed + member for member in self._training],
+            np.atleast_1d(state.epochs).tolist(),
+            rows,
+            options.epochs,
+            shuffle=options.shuffle,
+            threads=machine_with(options.where.threads).cores,
+        )
+        rule = options.early_stopping
+        validated = validation is not None
+        self.patience = [Patience(rule, validated) for _ in self._training if rule is not None]
+        # Only a schedule has to be asked again.
+        rates = [each.settings["learning_rate"] for each in options.optimizers]
+        self._scheduled = [member for member, rate in enumerate(rates) if callable(rate)]
+        self._rates = np.array([np.nan if callable(rate) else rate for rate in rates])
+        # Added to the numbers of an epoch: NaN for each network that has stopped.
+        self._stopped = np.zeros(self.problem.members)
+
+    def run(self) -> None:
+        """Train; the history grows with every finished epoch."""
+        self._started = time.perf_counter()
+        lock = self.state.lock
+        lock.epoch(self.trainer.prepare)
+        options, batches = self.options, self.problem.batches
+        report = Report(options.epochs, batches, self.history, options.progress, options.verbose)
+        try:
+            for _ in range(options.epochs):
+                self._epoch(report)
+                self._end(self._stopping())
+                if not self._training:
+                    break
+        finally:
+            self.orders.close()
+            report.close()
+            # Also after an interrupt or an error.
+            lock.epoch(self.trainer.fetch)
+        self._end(self._training)
+        if self.patience:
+            best = [each.best_epoch for each in self.patience]
+            self.history.best_epoch = best[0] if self.members is None else np.array(best)
+        self.trainer.close()
+
+    def _epoch(self, report: Report) -> None:
+        options, reduction = self.options, self.problem.reduction
+        epoch = self.trainer.run(self.orders.next(), options.optimizers, report.batch)
+        if epoch.bad_batches.any() or not epoch.finite.all():
+            self._refuse(epoch)
+        loss = combine_losses(epoch.losses, epoch.weights, reduction)
+        # Nothing to combine without a penalty.
+        penalty = self._stopped
+        if options.l2:
+            penalty = combine_losses(epoch.penalties, epoch.weights, reduction)
+        loss, penalty, rates = (self._own(each) for each in (loss, penalty, self._last_rates()))
+        self.history.record(loss, epoch.seconds, penalty, rates)
+        if self.validation is not None:
+            self._validate(self.validation)
+        report.epoch()
+
+    def _own(self, numbers: Any) -> Any:
+        """Return an epoch's numbers of all networks as the model's: one network's is a float."""
+        return float(numbers[0]) if self.members is None else numbers + self._stopped
+
+    def _validate(self, validation: Data) -> None:
+        options = self.options
+        rest = self.problem, options.metric, options.where
+        found = evaluate(self.state.parameters, self.alone, validation, *rest)
+        loss, score = (self._own(np.atleast_1d(each)) for each in found[:2])
+        self.history.record_validation(loss, score)
+
+    def _rate(self, member: int, steps: int = 0) -> float:
+        """Return the learning rate of a network's next step, or of one so many steps from it."""
+        first = int(np.atleast_1d(self.state.steps)[member]) + steps
+        return float(np.max(self.options.optimizers[member].rates(first, 1)))
+
+    def _last_rates(self) -> Numbers:
+        """Return float64[members]: the learning rate of each network's last step."""
+        for member in self._scheduled:
+            self._rates[member] = self._rate(member, -1)
+        return self._rates
+
+    def _stopping(self) -> Sequence[int]:
+        """Tell everybody of the last epoch; return the networks that are to stop."""
+        if not self.patience and not self.options.callbacks:
+            return ()
+        if self.trainer.program.memory is not None:
+            self.state.lock.epoch(self.trainer.fetch)
+        known = self.history.last()
+        stopping: set[int] = set()
+        if self.options.callbacks:
+            event = EpochEnd(
+                epochs=self.options.epochs,
+                step=self.state.steps + 0,
+                model=self.model,
+                seconds=time.perf_counter() - self._started,
+                epoch_seconds=known["seconds"],
+                **{name: value for name, value in known.items() if name != "seconds"},
+            )
+            for callback in self.options.callbacks:
+                stopping.update(check_answer(callback(event), self.problem.members))
+        if self.patience:
+            values = np.atleast_1d(self.patience[0].watched(known)).tolist()
+            held = self.state.parameters.reshape(len(values), -1)
+            for member in self._training:
+                watching = self.patience[member]
+                if watching.observe(known["epoch"], values[member], held[member]):
+                    stopping.add(member)
+        return [member for member in self._training if member in stopping]
+
+    def _end(self, members: Sequence[int]) -> None:
+        """Train these networks no more: each goes back to its best parameters, if it has any."""
+        if not members:
+            return
+        better = [member for member in members if self._best(member) is not None]
+        if better:
+            self.state.lock.epoch(self._restore, better)
+        self._training = [member for member in self._training if member not in members]
+        # A new array: the history holds the old one.
+        self._stopped = self._stopped.copy()
+        self._stopped[list(members)] = np.nan
+        if self._training:
+            self.trainer.leave_out(members)
+            self.state.lock.epoch(self.trainer.upload)
+
+    def _best(self, member: int) -> Any:
+        return self.patience[member].best_parameters if self.patience else None
+
+    def _restore(self, members: Sequence[int]) -> None:
+        state = self.state
+        state.touch()
+        held = state.parameters.reshape(self.problem.members, -1)
+        for member in members:
+            held[member] = self._best(member)
+
+    def _refuse(self, epoch: Epoch) -> NoReturn:
+        """Raise as some networks met a number that is not finite, and leave good parameters."""
+        bad = np.flatnonzero((epoch.bad_batches > 0) | ~epoch.finite)
+        first, batches = int(bad[0]), epoch.losses.shape[1]
+        stopped, number = int(epoch.bad_batches[first]), len(self.history) + 1
+        batch = stopped or batches
+        good = epoch.losses[first, : stopped - 1 if stopped else batches]
+        finite = good[np.isfinite(good)]
+        last = float(finite[-1]) if finite.size else None
+        if last is None and len(self.history):
+            last = float(np.atleast_1d(self.history.loss[-1])[first])
+        largest = largest_magnitude(host_copy(self.data.X))
+        if self.members is None:
+            # An overflow of the parameters shows one batch later, too late to name a good one.
+            kept = "after the last good batch" if epoch.finite[first] else "from before this epoch"
+            where = f", batch {batch} of {batches}"
+            what = f"last finite loss: {last}). The model's parameters are those {kept}"
+            rate = "a smaller learning rate"
+        else:
+            where = (
+                f" of {len(bad)} of {self.members} networks (members {', '.join(map(str, bad))}; "
+                f"the first in batch {batch} of {batches})"
+            )
+            what = (
+                f"its last finite loss: {last}). Their parameters are the last good ones, and the "
+                "other networks have finished the epoch"
+            )
+            rate = "smaller learning rates"
+        error = NonFiniteTrainingError.at(
+            f"fit: got a loss, gradient or parameter that is not finite in epoch {number}{where}, "
+            f"wanted finite numbers ({what}. Try {rate} than {self._rate(first):g}, and inputs and "
+            f"targets of the order of 1: the largest |X| is {largest:.3g}",
+            number,
+            batch,
+            last,
+        )
+        if self.members is not None:
+            error.members = tuple(map(int, bad))
+        raise error

@@ -1,0 +1,94 @@
+"""The hyper-parameters of epochs, computed before they are needed."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.optimizers import Optimizer
+from fastmlp.training_state import TrainingState
+from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
+from fastmlp_kernels.algebra.optimizers import WEIGHT_DECAY
+from fastmlp_kernels.problem import Problem
+
+Array = NDArray[Any]
+Numbers = NDArray[np.float64]
+
+# Steps of all networks that are computed together: a table costs as much as several steps of a
+# small network, whatever its length. At first, and at most (a few megabytes).
+FIRST_STEPS_AHEAD, STEPS_AHEAD = 2**12, 2**17
+
+
+class HyperParameters:
+    """Those of one epoch after another.
+
+    Parameters
+    ----------
+    problem : Problem
+    epochs : int or None
+        How many there will be, at most, if that is known; then with the same optimizers.
+    penalized, weighted : bool
+        Whether there is an L2 penalty, and whether rows have weights.
+    """
+
+    def __init__(
+        self, problem: Problem, epochs: int | None, penalized: bool, weighted: bool
+    ) -> None:
+        self._problem, self._penalized, self._weighted = problem, penalized, weighted
+        # Optimizers that may be new each time pay for one epoch ahead, and no more.
+        self._first = 1 if epochs is None else FIRST_STEPS_AHEAD
+        self._left = sys.maxsize if epochs is None else epochs
+        self._optimizers: Sequence[Optimizer] | None = None
+        self._ahead: Array = np.zeros((0,))
+        self._given = 0
+
+    def forget(self) -> None:
+        """Compute the next ones anew: the steps may be others than were foreseen."""
+        self._optimizers = None
+
+    def next(
+        self, optimizers: Sequence[Optimizer], state: TrainingState, penalty: Numbers
+    ) -> Array:
+        """Return those of the next epoch: dtype[batches, HYPER_WIDTH] of each network.
+
+        Those of the same object `optimizers` are computed ahead. `penalty`, float64[members or 1,
+        batches], is added to the decay of the weights; without weights of rows it is the same in
+        every epoch and for all networks.
+        """
+        new = optimizers is not self._optimizers
+        if new or self._given == len(self._ahead):
+            self._ahead, self._given = self._look_ahead(optimizers, state, penalty, new), 0
+            self._optimizers = optimizers
+        hyper = self._ahead[self._given]
+        self._given, self._left = self._given + 1, self._left - 1
+        if self._penalized and self._weighted:
+            # The penalty of a mini-batch depends on its rows.
+            decays = self._decays + penalty
+            hyper[..., WEIGHT_DECAY] = decays[0] if self._problem.members == 1 else decays
+        return hyper
+
+    def _look_ahead(
+        self, optimizers: Sequence[Optimizer], state: TrainingState, penalty: Numbers, new: bool
+    ) -> Array:
+        members, batches = self._problem.members, self._problem.batches
+        first, most = (max(1, n // (members * batches)) for n in (self._first, STEPS_AHEAD))
+        epochs = min(first if new else 2 * len(self._ahead), most, self._left)
+        table = np.empty((epochs, members, batches, HYPER_WIDTH), dtype=self._problem.dtype)
+        constant = self._penalized and not self._weighted
+        penalties = np.tile(penalty[0], epochs) if constant else 0.0
+        made: dict[tuple[int, int], Array] = {}
+        steps = np.atleast_1d(state.steps).tolist()
+        for member, (optimizer, step) in enumerate(zip(optimizers, steps, strict=True)):
+            key = id(optimizer), step
+            if key not in made:
+                numbers = optimizer.hyper(step + 1, epochs * batches, table.dtype, penalties)
+                made[key] = numbers.reshape(epochs, batches, HYPER_WIDTH)
+            table[:, member] = made[key]
+        if new:
+            # Decays that belong to the gradient, and not to the rule: the penalty is beside them.
+            share = not OPTIMIZERS[self._problem.optimizer].decoupled
+            decays = [share * each.settings["weight_decay"] for each in optimizers]
+            self._decays = np.array(decays)[:, None]
+        return table[:, 0] if members == 1 else table

@@ -1,0 +1,108 @@
+"""What a network says of rows, and how well: predictions and evaluations.
+
+Parameters are dtype[P] of one network, or dtype[members, P] of several: results then have one more
+axis, the first. The programs are those of a single network.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.arrays import host_copy
+from fastmlp.batches import CHUNK_ROWS, batch_rows, combine_losses
+from fastmlp.data import Data
+from fastmlp.metrics import Evaluation, score
+from fastmlp.planning import Programs, Where
+from fastmlp.residency import blank, guarded, resident
+from fastmlp_kernels.problem import DeviceMemory, Problem, Program
+
+Array = NDArray[Any]
+
+
+def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where: Where) -> Array:
+    """Return the outputs of any number of rows, through the link of the loss."""
+    # The next power of two: predictions of every length then share a few programs.
+    rows = len(X)
+    capacity = 1 << (rows - 1).bit_length()
+    shelf = programs.shelf(capacity, min(capacity, CHUNK_ROWS), where)
+    plan, program = pair = shelf.take()
+    if program.memory is None and parameters.ndim == 1:
+        result = np.empty((rows, outputs), dtype=X.dtype)
+        program.predict(parameters, X, result, True)
+    else:
+        result = np.empty((*parameters.shape[:-1], rows, outputs), dtype=parameters.dtype)
+        with guarded(plan.kernel.device, "predict"):
+            _predict_in_pieces(parameters, program, X, result)
+    shelf.put_back(pair)
+    return result
+
+
+def _predict_in_pieces(parameters: Array, program: Program, X: Any, result: Array) -> None:
+    """Predict as many rows at once as fit where the program computes."""
+    rows = len(X)
+    piece = rows if program.memory is None else rows_that_fit(program.memory, X, result)
+    held = resident(program, parameters)
+    for start in range(0, rows, piece):
+        part = slice(start, min(start + piece, rows))
+        given = program.to_device(X[part])
+        for own, into in _networks(held, result):
+            out = blank(program, into[part])
+            program.predict(own, given, out, True)
+            program.to_host(out, into[part])
+
+
+def _networks(held: Any, results: Array) -> Iterator[tuple[Any, Array]]:
+    """Yield the parameters of each network, and its part of the results."""
+    if held.ndim == 1:
+        yield held, results
+        return
+    for member, own in enumerate(results):
+        yield held[member], own
+
+
+def rows_that_fit(memory: DeviceMemory, X: Any, outputs: Array) -> int:
+    """Return how many rows of inputs and outputs fit in a device's memory: all of them, mostly."""
+    rows = outputs.shape[-2]
+    # Inputs that are there already take no more. Outputs are those of one network after another.
+    count = rows * outputs.shape[-1] * outputs.itemsize
+    count += X.nbytes if type(X) is np.ndarray else 0
+    available = memory.available()
+    return rows if count <= available else max(1, int(available // (count / rows)))
+
+
+def evaluate(
+    parameters: Array,
+    programs: Programs,
+    data: Data,
+    problem: Problem,
+    metric: str,
+    where: Where,
+) -> Evaluation:
+    """Return loss and score of all rows, in chunks that need little memory."""
+    rows, networks = len(data.X), parameters.shape[:-1]
+    sizes = batch_rows(rows, min(rows, CHUNK_ROWS))
+    outputs = np.empty((*networks, rows, problem.sizes[-1]), dtype=problem.dtype)
+    losses = np.empty((*networks, len(sizes)))
+    start = 0
+    for chunk, size in enumerate(map(int, sizes)):
+        part = slice(start, start + size)
+        start += size
+        with (
+            programs.taken(size, size, where, labels=data.labels) as (plan, program),
+            guarded(plan.kernel.device, "evaluate"),
+        ):
+            held = resident(program, parameters)
+            X, y = program.to_device(data.X[part]), program.to_device(data.y[part])
+            for number, (own, into) in enumerate(_networks(held, outputs)):
+                out = blank(program, into[part])
+                program.forward(own, X, out)
+                losses.reshape(-1, len(sizes))[number, chunk] = program.loss(y)
+                program.to_host(out, into[part])
+    found = combine_losses(losses, sizes, problem.reduction)
+    targets = host_copy(data.y)
+    scores = [score(metric, own, targets, data.labels) for _, own in _networks(parameters, outputs)]
+    if networks:
+        return Evaluation(found, np.array(scores), metric)
+    return Evaluation(float(found), scores[0], metric)
