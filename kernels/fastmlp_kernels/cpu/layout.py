@@ -312,6 +312,7 @@ class Layout:
             "bells": self.constants["bells"],
             "identity": self.constants["identity"],
             "inputs": self.workspace.inputs,
+            "own_targets": self.workspace.targets,
             "row_losses": self.workspace.row_losses,
             "predictions": self.workspace.predictions,
             "slopes": self.workspace.slopes,
@@ -326,7 +327,6 @@ class Layout:
         }
         self._fill({name: address(array) for name, array in arrays.items()})
         self._connect_chain()
-        self.own_targets = address(self.workspace.targets)
         self.table, self.words = address(self.step), self.step.view(np.int64)
 
     def _connect_chain(self) -> None:
