@@ -95,13 +95,14 @@ class Fit:
         self.history = History(chosen.name, chosen.device, options.metric, rows, members)
         # The networks that are still trained.
         self._training = list(range(self.problem.members))
+        epochs = state.epochs
         self.orders = Orders(
             [state.seed + member for member in self._training],
-            np.atleast_1d(state.epochs).tolist(),
+            [epochs] if len(self._training) == 1 else epochs.tolist(),
             rows,
             options.epochs,
             shuffle=options.shuffle,
-            threads=machine_with(options.where.threads).cores,
+            threads=options.where.threads or machine_with(None).cores,
         )
         rule = options.early_stopping
         validated = validation is not None
@@ -211,10 +212,10 @@ class Fit:
         if better:
             self.state.lock.epoch(self._restore, better)
         self._training = [member for member in self._training if member not in members]
-        # A new array: the history holds the old one.
-        self._stopped = self._stopped.copy()
-        self._stopped[list(members)] = np.nan
         if self._training:
+            # A new array: the history holds the old one.
+            self._stopped = self._stopped.copy()
+            self._stopped[list(members)] = np.nan
             self.trainer.leave_out(members)
             self.state.lock.epoch(self.trainer.upload)
 

@@ -75,20 +75,25 @@ class HyperParameters:
         members, batches = self._problem.members, self._problem.batches
         first, most = (max(1, n // (members * batches)) for n in (self._first, STEPS_AHEAD))
         epochs = min(first if new else 2 * len(self._ahead), most, self._left)
-        table = np.empty((epochs, members, batches, HYPER_WIDTH), dtype=self._problem.dtype)
         constant = self._penalized and not self._weighted
         penalties = np.tile(penalty[0], epochs) if constant else 0.0
-        made: dict[tuple[int, int], Array] = {}
-        steps = np.atleast_1d(state.steps).tolist()
-        for member, (optimizer, step) in enumerate(zip(optimizers, steps, strict=True)):
-            key = id(optimizer), step
-            if key not in made:
-                numbers = optimizer.hyper(step + 1, epochs * batches, table.dtype, penalties)
-                made[key] = numbers.reshape(epochs, batches, HYPER_WIDTH)
-            table[:, member] = made[key]
-        if new:
+        if self._penalized and self._weighted and new:
             # Decays that belong to the gradient, and not to the rule: the penalty is beside them.
             share = not OPTIMIZERS[self._problem.optimizer].decoupled
             decays = [share * each.settings["weight_decay"] for each in optimizers]
             self._decays = np.array(decays)[:, None]
-        return table[:, 0] if members == 1 else table
+
+        def numbers(optimizer: Optimizer, step: int) -> Array:
+            table = optimizer.hyper(step + 1, epochs * batches, self._problem.dtype, penalties)
+            return table.reshape(epochs, batches, HYPER_WIDTH)
+
+        if members == 1:
+            return numbers(optimizers[0], state.steps)
+        tables = np.empty((epochs, members, batches, HYPER_WIDTH), dtype=self._problem.dtype)
+        made: dict[tuple[int, int], Array] = {}
+        for member, given in enumerate(zip(optimizers, state.steps.tolist(), strict=True)):
+            key = id(given[0]), given[1]
+            if key not in made:
+                made[key] = numbers(*given)
+            tables[:, member] = made[key]
+        return tables

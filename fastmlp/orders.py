@@ -81,14 +81,14 @@ class Orders:
         self._left = epochs if shuffle else 0
         self._most, self._together = max(1, ROWS_AHEAD // (members * rows)), 1
         self._begun = self._given = 0
-        self._chunk: Array = np.zeros((0, *self._shape), dtype=np.int64)
+        self._chunk: Array | tuple[()] = ()
         self._coming: Array | None = None
         self._drawing: list[Future[None]] = []
-        shares = min(threads, MOST_DRAWERS, members)
+        self._beside = threads > 1 and self._left > self._most
+        shares = min(threads, MOST_DRAWERS, members) if self._beside else 1
         cuts = [members * share // shares for share in range(shares + 1)]
         self._shares = [slice(*ends) for ends in pairwise(cuts)]
         self._drawers: ThreadPoolExecutor | None = None
-        self._beside = threads > 1 and self._left > self._most
         self._in_order = None if shuffle else np.tile(np.arange(rows, dtype=np.int64), (members, 1))
 
     def next(self) -> Array:

@@ -108,10 +108,11 @@ class Trainer:
         even = np.ones_like(sizes) if problem.reduction == "sum" else 1.0 / sizes
         # Of rows without weights, the same for all networks.
         self._even: tuple[Numbers, Numbers] = even, sizes
-        members, shape = problem.members, (problem.members, problem.batches)
-        firsts = batch_size * np.arange(problem.batches)
-        # Where each mini-batch of each network begins, in the rows of all networks.
-        self._starts = (problem.rows * np.arange(members)[:, None] + firsts).ravel()
+        members, shape = problem.members, (problem.members, sizes.shape[1])
+        if weights is not None:
+            firsts = batch_size * np.arange(shape[1])
+            # Where each mini-batch of each network begins, in the rows of all networks.
+            self._starts = (problem.rows * np.arange(members)[:, None] + firsts).ravel()
         # The same arrays in every epoch: a program need not look again where they lie.
         self._losses = np.zeros(shape, dtype=problem.dtype)
         self._squares = np.zeros(shape) if l2 else None

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from fastmlp import MLP, SGD, Adam, EarlyStopping, Ensemble, History, fit, orders
+from fastmlp import MLP, SGD, Adam, AdamW, EarlyStopping, Ensemble, History, fit, orders
 from fastmlp.errors import DomainError, NonFiniteTrainingError, ShapeError
 from fastmlp.schedules import ExponentialDecay
 from tests.samples import epoch_order
@@ -71,9 +71,11 @@ def test_each_network_stops_where_it_would_alone(monitor, restore, threads):
 @pytest.mark.parametrize("members", [1, 3])
 def test_a_network_that_never_stops_goes_back_to_its_best(members):
     given = {"epochs": 6, "batch_size": 16, "optimizer": SGD(1.2), "early_stopping": True}
-    ensemble = ensemble_of(members)
-    ensemble.fit(X, Y, **given)
+    ensemble, seen = ensemble_of(members), []
+    ensemble.fit(X, Y, callbacks=lambda event: seen.append(event.model.parameters.copy()), **given)
     for member in range(members):
+        best = ensemble.history.best_epoch[member]
+        np.testing.assert_array_equal(ensemble.parameters[member], seen[best - 1][member])
         model = alone(member)
         model.fit(X, Y, **given)
         assert len(model.history) == 6 and model.history.best_epoch < 6
@@ -146,6 +148,18 @@ def test_rows_may_have_weights_of_their_own_for_each_network(reduction, l2):
         model = alone(member, reduction=reduction)
         model.fit(X, Y, sample_weight=weights[member], **given)
         assert_same_member(ensemble, member, model)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.05, weight_decay=0.2), AdamW(0.01, weight_decay=0.2)])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_weights_of_one_change_no_penalty_and_no_decay(optimizer, reduction):
+    given = {"epochs": 3, "batch_size": 16, "l2": 0.1, "optimizer": optimizer}
+    for make in (ensemble_of, lambda **more: alone(0, **more)):
+        plain, weighted = make(reduction=reduction), make(reduction=reduction)
+        plain.fit(X, Y / 70, **given)
+        weighted.fit(X, Y / 70, sample_weight=np.ones(70), **given)
+        np.testing.assert_allclose(weighted.parameters, plain.parameters, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(weighted.history.penalty, plain.history.penalty, rtol=1e-5)
 
 
 def test_weights_by_network_and_class():
