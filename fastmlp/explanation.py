@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from fastmlp.arrays import check_integer
+from fastmlp.arguments import check_integer
 from fastmlp.errors import DTypeError, known_keywords
 from fastmlp.machine_file import stored_constants, stored_gpu_constants
 from fastmlp.optimizers import Optimizer, check_optimizer

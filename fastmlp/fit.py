@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import host_copy, largest_magnitude
+from fastmlp.arrays import host_copy
 from fastmlp.batches import combine_losses
 from fastmlp.callbacks import Callback, EarlyStopping, EpochEnd, Patience, check_answer
 from fastmlp.data import Data
 from fastmlp.errors import NonFiniteTrainingError
+from fastmlp.finite import largest_magnitude
 from fastmlp.history import History
 from fastmlp.inference import evaluate
 from fastmlp.optimizers import Optimizer

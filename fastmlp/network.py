@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arrays import check_integer, check_number, check_seed
+from fastmlp.arguments import check_integer, check_number, check_seed
 from fastmlp.batches import check_batch_size
 from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
 from fastmlp.data import Data, admit, admit_inputs, admit_validation

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from fastmlp.arrays import check_integer
+from fastmlp.arguments import check_integer
 from fastmlp.errors import DeviceError, check_name
 from fastmlp.machine import detect
 from fastmlp.progress import show_compilation

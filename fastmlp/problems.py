@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.arrays import check_integer
+from fastmlp.arguments import check_integer
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, look_up
 from fastmlp.machine import physical_memory
 from fastmlp.synonyms import answer, resolve

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import all_finite
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError
+from fastmlp.finite import all_finite
 from fastmlp.training_state import Snapshot, TrainingState
 from fastmlp_kernels.problem import DeviceMemory, Program
 

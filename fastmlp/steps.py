@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import all_finite, largest_magnitude
 from fastmlp.data import Data
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
+from fastmlp.finite import all_finite, largest_magnitude
 from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
 from fastmlp.parameters import aligned

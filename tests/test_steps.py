@@ -8,9 +8,10 @@ import pytest
 
 import fastmlp
 from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, optimizers, planning
-from fastmlp.arrays import LARGEST_DOT, check_finite
+from fastmlp.arrays import check_finite
 from fastmlp.data import admit
 from fastmlp.errors import DomainError, NonFiniteTrainingError
+from fastmlp.finite import LARGEST_DOT
 from fastmlp.machine import detect
 from fastmlp.planning import ANYWHERE
 from fastmlp.steps import STEPS_AHEAD, StepNumbers
