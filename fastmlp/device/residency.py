@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from fastmlp.finite import all_finite
-from fastmlp.training_state import Snapshot, TrainingState
+from fastmlp.state.finite import all_finite
+from fastmlp.state.training_state import Snapshot, TrainingState
 from fastmlp_kernels.problem import DeviceMemory, Program
 
 Array = NDArray[Any]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp import remedies
+from fastmlp.data import remedies
+from fastmlp.data.frames import numbers_of
 from fastmlp.errors import DomainError, DTypeError, ShapeError
-from fastmlp.finite import all_finite
-from fastmlp.frames import numbers_of
+from fastmlp.state.finite import all_finite
 from fastmlp_kernels.algebra import Loss
 from fastmlp_kernels.algebra.tables import Interval
 
