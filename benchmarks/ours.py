@@ -26,7 +26,7 @@ class Fastmlp(Baseline):
     def available(self) -> str | None:
         """Return what the kernel says of this machine."""
         self.load()
-        from fastmlp.machine import detect
+        from fastmlp.device.machine import detect
 
         if self.entry.device == "cuda":
             return detect().cuda_missing
@@ -44,7 +44,7 @@ class Fastmlp(Baseline):
 
     def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
         """Build the program and give it its arrays, once."""
-        from fastmlp.parameters import aligned_zeros
+        from fastmlp.state.parameters import aligned_zeros
         from fastmlp_kernels.algebra import OPTIMIZERS
         from fastmlp_kernels.algebra.optimizers import hyper_table
         from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS
@@ -175,7 +175,7 @@ def machine_with(entry: Entry, asked: Any) -> Any:
     A kernel takes fewer than it may where they would not pay. Regret is measured against all
     numbers, so here a thread is said to cost nothing; what dispatch would take is in `choices`.
     """
-    from fastmlp.machine import detect
+    from fastmlp.device.machine import detect
     from fastmlp_kernels.cpu import best_threads
 
     if entry.device != "cpu":
@@ -199,7 +199,7 @@ class Choice:
 
 def choices(case: Case, device: str, threads: list[int]) -> list[Choice]:
     """Return the ways in which fastmlp can run a case where it may use the most of `threads`."""
-    from fastmlp.machine import detect
+    from fastmlp.device.machine import detect
     from fastmlp_kernels.cpu import best_threads
     from fastmlp_kernels.registry import KERNELS
 

@@ -175,7 +175,11 @@ def run_part(options: argparse.Namespace, part: Part, path: Path, listener: List
 
 def compile_ahead(options: argparse.Namespace) -> None:
     """Compile fastmlp's kernels to its disk cache, so that no two workers do so at a time."""
-    if not set(options.providers or ["fastmlp"]) & {"fastmlp", "fastmlp.fit", "fastmlp.step"}:
+    if not set(options.providers or ["fastmlp"]) & {
+        "fastmlp",
+        "fastmlp.fit",
+        "fastmlp.step",
+    }:
         return
     for dtype in ("float32", "float64"):
         case = replace(cases.CASES[0].with_steps(1), dtype=dtype)

@@ -27,8 +27,8 @@ from benchmarks.providers import BASELINES
 from benchmarks.turns import Competitor, Measurement
 from benchmarks.validation import Disagreement, expected_parameters
 from benchmarks.whole_fits import WholeFit
+from fastmlp.device.machine import count_cores
 from fastmlp.errors import MissingPackageError
-from fastmlp.machine import count_cores
 
 PATIENCE = 900.0
 """Seconds after which a worker that does not answer is given up."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fastmlp import sklearn as sklearn
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
+    from fastmlp.dispatch.explanation import explain as explain
+    from fastmlp.dispatch.warming import warmup as warmup
     from fastmlp.ensemble import Ensemble as Ensemble
     from fastmlp.errors import BusyError as BusyError
     from fastmlp.errors import CallOrderError as CallOrderError
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from fastmlp.errors import ShapeError as ShapeError
     from fastmlp.errors import UnknownKeywordError as UnknownKeywordError
     from fastmlp.errors import UnknownNameError as UnknownNameError
-    from fastmlp.explanation import explain as explain
     from fastmlp.gradients import Gradients as Gradients
     from fastmlp.history import History as History
     from fastmlp.metrics import Evaluation as Evaluation
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from fastmlp.optimizers import Adam as Adam
     from fastmlp.optimizers import AdamW as AdamW
     from fastmlp.optimizers import RMSprop as RMSprop
-    from fastmlp.warming import warmup as warmup
     from fastmlp_kernels.algebra import ACTIVATIONS as ACTIVATIONS
     from fastmlp_kernels.algebra import INITIALIZERS as INITIALIZERS
     from fastmlp_kernels.algebra import LOSSES as LOSSES
@@ -54,8 +54,8 @@ _NAMES_OF = {
     "fastmlp.ensemble": ("Ensemble",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
     "fastmlp.callbacks": ("EarlyStopping", "EpochEnd"),
-    "fastmlp.explanation": ("explain",),
-    "fastmlp.warming": ("warmup",),
+    "fastmlp.dispatch.explanation": ("explain",),
+    "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),
     "fastmlp.gradients": ("Gradients",),
     "fastmlp.metrics": ("Evaluation",),

@@ -5,10 +5,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from fastmlp.calibration import calibrate, calibrate_gpu
-from fastmlp.machine import detect
-from fastmlp.machine_file import CONSTANTS, store_constants
-from fastmlp.warming import warmup
+from fastmlp.device.machine import detect
+from fastmlp.device.machine_file import CONSTANTS, store_constants
+from fastmlp.dispatch.calibration import calibrate, calibrate_gpu
+from fastmlp.dispatch.warming import warmup
 from fastmlp_kernels.problem import DTYPES
 
 # Measurements until one is undisturbed, and the pause between two.

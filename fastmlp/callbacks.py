@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.arrays import check_integer, check_number
+from fastmlp.arguments import check_integer, check_number
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, known_keywords
 
 MONITORS = ("loss", "validation_loss", "validation_score")

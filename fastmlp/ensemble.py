@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arrays import check_integer
+from fastmlp.arguments import check_integer
 from fastmlp.errors import DomainError, DTypeError, ShapeError, known_keywords
 from fastmlp.model import MLP
 from fastmlp.network import Network

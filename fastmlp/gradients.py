@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fastmlp.parameters import ParameterViews, check_values
+from fastmlp.state.parameters import ParameterViews, check_values
 
 
 class Gradients:

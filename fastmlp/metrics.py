@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import host_copy
-from fastmlp.data import Data
+from fastmlp.data.admission import Data
+from fastmlp.data.arrays import host_copy
 from fastmlp.errors import DomainError, check_name
 
 METRICS = ("accuracy", "r2")

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp import steps
-from fastmlp.arrays import check_matrix, check_targets
-from fastmlp.data import Data, admit
+from fastmlp.data.admission import Data, admit
+from fastmlp.data.arrays import check_matrix, check_targets
+from fastmlp.data.frames import check_columns
+from fastmlp.data.weighting import check_sample_weight
+from fastmlp.dispatch.planning import Where
 from fastmlp.errors import CallOrderError, NonFiniteTrainingError, known_keywords
-from fastmlp.frames import check_columns
 from fastmlp.gradients import Gradients
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
-from fastmlp.parameters import ParameterViews, aligned_zeros, bias_views, weight_views
-from fastmlp.planning import Where
-from fastmlp.weighting import check_sample_weight
+from fastmlp.state.parameters import ParameterViews, aligned_zeros, bias_views, weight_views
+from fastmlp.training import steps
 
 Array = NDArray[Any]
 

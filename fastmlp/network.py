@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arrays import check_integer, check_number, check_seed
-from fastmlp.batches import check_batch_size
+from fastmlp.arguments import check_integer, check_number, check_seed
 from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
-from fastmlp.data import Data, admit, admit_inputs, admit_validation
+from fastmlp.data.admission import Data, admit, admit_inputs, admit_validation
+from fastmlp.data.batches import check_batch_size
+from fastmlp.data.frames import Columns, column_names
+from fastmlp.data.weighting import check_weights
+from fastmlp.dispatch.planning import Programs, Where, asked, check_threads
+from fastmlp.dispatch.problems import check_memory, make_problem
 from fastmlp.errors import known_keywords, look_up
-from fastmlp.fit import Fit, Options
-from fastmlp.frames import Columns, column_names
 from fastmlp.history import History
-from fastmlp.inference import evaluate, predict
 from fastmlp.metrics import Evaluation, check_metric
 from fastmlp.optimizers import Optimizer
-from fastmlp.parameters import (
+from fastmlp.progress import shows_progress
+from fastmlp.state.parameters import (
     ParameterViews,
     aligned_zeros,
     bias_views,
@@ -27,11 +29,9 @@ from fastmlp.parameters import (
     initialize,
     weight_views,
 )
-from fastmlp.planning import Programs, Where, asked, check_threads
-from fastmlp.problems import check_memory, make_problem
-from fastmlp.progress import shows_progress
-from fastmlp.training_state import TrainingState
-from fastmlp.weighting import check_weights
+from fastmlp.state.training_state import TrainingState
+from fastmlp.training.fit import Fit, Options
+from fastmlp.training.inference import evaluate, predict
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
 from fastmlp_kernels.problem import LayerLayout, parameter_layout
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import check_number
+from fastmlp.arguments import check_number
 from fastmlp.errors import DomainError, DTypeError, ShapeError, known_keywords
 
 

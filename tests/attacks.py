@@ -152,7 +152,8 @@ def bits(*values):
 
 def in_teams(threads):
     """Have every call use so many threads, also the small ones that are left to one."""
-    from fastmlp import machine, planning  # noqa: F401  the latter has a name for `detect`
+    from fastmlp.device import machine
+    from fastmlp.dispatch import planning  # noqa: F401  it has a name for `detect`
 
     detect = machine.detect
     shared = functools.cache(lambda: machine.sharing(detect(), threads))

@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 from numba import cuda
 
-from fastmlp import (
-    MLP,
-    SGD,
-    Adam,
-    EarlyStopping,
-    Ensemble,
-    NonFiniteTrainingError,
-    device_arrays,
-    planning,
-    residency,
-)
+from fastmlp import MLP, SGD, Adam, EarlyStopping, Ensemble, NonFiniteTrainingError
+from fastmlp.data import device_arrays
+from fastmlp.device import residency
+from fastmlp.dispatch import planning
 from fastmlp.errors import DeviceMemoryError
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.device import streaming

@@ -2,7 +2,7 @@
 
 import math
 
-from fastmlp.machine_file import GPU_CONSTANTS
+from fastmlp.device.machine_file import GPU_CONSTANTS
 from fastmlp_kernels.cuda.measuring import Effort, measure
 from tests.cuda_device import MARKS
 

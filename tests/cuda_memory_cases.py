@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from numba import cuda
 
-from fastmlp import MLP, SGD, Adam, EarlyStopping, device_arrays, residency
-from fastmlp.data import Data
+from fastmlp import MLP, SGD, Adam, EarlyStopping
+from fastmlp.data import device_arrays
+from fastmlp.data.admission import Data
+from fastmlp.device import residency
+from fastmlp.dispatch.planning import Where
 from fastmlp.errors import (
     DeviceError,
     DeviceLostError,
@@ -22,8 +25,7 @@ from fastmlp.errors import (
     NonFiniteTrainingError,
     ShapeError,
 )
-from fastmlp.planning import Where
-from fastmlp.trainer import Trainer
+from fastmlp.training.trainer import Trainer
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.device import checks, failures, memory, streaming
 from fastmlp_kernels.cuda.fused import program as fused_program

@@ -897,7 +897,7 @@ VARIANCES = {
 
 @pytest.mark.parametrize("row", list(INITIALIZERS), ids=lambda row: row.name)
 def test_initializer_variance(row):
-    from fastmlp.parameters import initialize
+    from fastmlp.state.parameters import initialize
     from fastmlp_kernels.problem import parameter_layout
 
     layout = parameter_layout((200, 300))

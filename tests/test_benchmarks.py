@@ -11,7 +11,7 @@ from benchmarks.baselines import Entry
 from benchmarks.ours import Fastmlp, FastmlpStep, choices, machine_with, problem
 from benchmarks.providers import BASELINES, entries
 from benchmarks.turns import Settings, in_turns, variants_in_turns
-from fastmlp.machine import detect
+from fastmlp.device.machine import detect
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import hyper_table
 from fastmlp_kernels.cpu import KERNELS as CPU_KERNELS

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import machine
+from fastmlp.device import machine
 from fastmlp.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
 from fastmlp_kernels.cpu.simd import instruction_set

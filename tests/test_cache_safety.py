@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from fastmlp import machine_file
+from fastmlp.device import machine_file
 from tests.conftest import ROOT
 
 # Kernels and leaves that compile in a moment, through the same two doors as all others.

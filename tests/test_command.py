@@ -14,19 +14,17 @@ from types import SimpleNamespace
 import pytest
 
 import fastmlp
-from fastmlp import (
-    MLP,
-    DTypeError,
-    UnknownNameError,
-    __main__,
-    calibration,
-    machine,
-    machine_file,
-    warming,
+from fastmlp import MLP, DTypeError, UnknownNameError, __main__
+from fastmlp.device import machine, machine_file
+from fastmlp.device.machine import detect, sharing
+from fastmlp.device.machine_file import (
+    CONSTANTS,
+    configuration_file,
+    store_constants,
+    stored_constants,
 )
-from fastmlp.calibration import LEAST_SECONDS, Calibration, EpochTimer, calibrate
-from fastmlp.machine import detect, sharing
-from fastmlp.machine_file import CONSTANTS, configuration_file, store_constants, stored_constants
+from fastmlp.dispatch import calibration, warming
+from fastmlp.dispatch.calibration import LEAST_SECONDS, Calibration, EpochTimer, calibrate
 from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
 from fastmlp_kernels.problem import BATCHES, REDUCTIONS, Machine, Problem, Program

@@ -7,8 +7,8 @@ import pytest
 
 import fastmlp
 from fastmlp import MLP, Ensemble
-from fastmlp.explanation import Explanation, readable_bytes
-from fastmlp.planning import plan
+from fastmlp.dispatch.explanation import Explanation, readable_bytes
+from fastmlp.dispatch.planning import plan
 from fastmlp_kernels.cuda import KERNELS, LAUNCHES, costs, launches
 from fastmlp_kernels.cuda.device.rates import expected_rates
 from fastmlp_kernels.problem import PRECISIONS, Machine, Problem

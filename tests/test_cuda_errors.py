@@ -7,7 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
-from fastmlp import MLP, machine, residency
+from fastmlp import MLP
+from fastmlp.device import machine, residency
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError, FastMLPError
 from fastmlp_kernels.cuda.device import failures
 from fastmlp_kernels.cuda.device.failures import (
@@ -292,7 +293,7 @@ def test_why_no_gpu_can_be_used(gpu, monkeypatch, driver, given, part):
     assert part in facts["cuda_missing"]
     # And so for a user who asks for the GPU.
     missing = machine.Machine(cores=1, **facts)
-    monkeypatch.setattr("fastmlp.planning.detect", lambda: missing)
+    monkeypatch.setattr("fastmlp.dispatch.planning.detect", lambda: missing)
     model = MLP([2, 1])
     before = model.parameters.copy()
     with pytest.raises(DeviceError, match="device: got 'cuda', wanted one that is here") as caught:

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from fastmlp import MLP, device_arrays
-from fastmlp.arrays import check_matrix, host_copy, lies_on_gpu
-from fastmlp.data import admit, admit_inputs, admit_validation
+from fastmlp import MLP
+from fastmlp.data import device_arrays
+from fastmlp.data.admission import admit, admit_inputs, admit_validation
+from fastmlp.data.arrays import check_matrix, host_copy, lies_on_gpu
+from fastmlp.device.machine import detect
+from fastmlp.dispatch.planning import Where
 from fastmlp.errors import DeviceError, DomainError, ShapeError
-from fastmlp.machine import detect
-from fastmlp.planning import Where
 from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.problem import Machine
 

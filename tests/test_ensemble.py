@@ -15,20 +15,12 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import (
-    MLP,
-    SGD,
-    Adam,
-    AdamW,
-    Ensemble,
-    RMSprop,
-    hyper_parameters,
-    orders,
-    planning,
-    schedules,
-)
+from fastmlp import MLP, SGD, Adam, AdamW, Ensemble, RMSprop, schedules
+from fastmlp.data import orders
+from fastmlp.device.machine import detect
+from fastmlp.dispatch import planning
 from fastmlp.errors import DomainError, DTypeError, NonFiniteTrainingError, ShapeError
-from fastmlp.machine import detect
+from fastmlp.training import hyper_parameters
 from fastmlp_kernels import cpu, reference
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.cpu.members import SideBySideProgram

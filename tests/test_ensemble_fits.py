@@ -6,9 +6,11 @@ import threading
 import numpy as np
 import pytest
 
-from fastmlp import MLP, SGD, Adam, AdamW, EarlyStopping, Ensemble, History, fit, orders
+from fastmlp import MLP, SGD, Adam, AdamW, EarlyStopping, Ensemble, History
+from fastmlp.data import orders
 from fastmlp.errors import DomainError, NonFiniteTrainingError, ShapeError
 from fastmlp.schedules import ExponentialDecay
+from fastmlp.training import fit
 from tests.samples import epoch_order
 from tests.test_ensemble import assert_same_member
 

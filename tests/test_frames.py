@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP, SGD, DomainError, DTypeError, Ensemble, ShapeError
-from fastmlp.frames import check_columns, column_names
+from fastmlp.data.frames import check_columns, column_names
 from tests.tables import Column, Table
 
 RNG = np.random.default_rng(3)

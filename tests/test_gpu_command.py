@@ -12,7 +12,7 @@ import pytest
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import device_cases, report, steps
 from benchmarks.gpu.steps import Context, Skipped, Step
-from fastmlp.machine import detect
+from fastmlp.device.machine import detect
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP
-from fastmlp.arrays import check_labels
+from fastmlp.data.arrays import check_labels
 from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.problem import DTYPES
 from tests.machines import HOST

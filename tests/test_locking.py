@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP, BusyError
-from fastmlp.locking import ModelLock
+from fastmlp.state.locking import ModelLock
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
 Y = X[:, :2].copy()

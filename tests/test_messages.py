@@ -172,7 +172,7 @@ ACCEPTED = [
     'fastmlp.optimizers.check_optimizer("SGD")',
     "LinearWarmup(100, 1e-3)",
     'EarlyStopping(monitor="val_loss")',
-    'fastmlp.planning.check_place("gpu", None)',
+    'fastmlp.dispatch.planning.check_place("gpu", None)',
     "model.predict(X[:0]).shape",
     "binary.fit(X, labels > 0, batch_size=4, epochs=1).metric",
     "fitted.predict(X).shape",

@@ -9,10 +9,10 @@ import pytest
 
 import fastmlp
 from fastmlp import MLP, SGD, Adam
-from fastmlp.arrays import check_matrix, check_targets
+from fastmlp.data.arrays import check_matrix, check_targets
+from fastmlp.device.machine import detect
+from fastmlp.dispatch.planning import plan
 from fastmlp.errors import CallOrderError
-from fastmlp.machine import detect
-from fastmlp.planning import plan
 from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
 from fastmlp_kernels.problem import Machine
 

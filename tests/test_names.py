@@ -9,10 +9,10 @@ import pytest
 import fastmlp
 from fastmlp import MLP, SGD, Adam, EarlyStopping, Ensemble, synonyms
 from fastmlp.callbacks import MONITORS
+from fastmlp.dispatch.planning import DEVICES, check_place
 from fastmlp.errors import UnknownKeywordError, UnknownNameError, check_name, look_up
 from fastmlp.metrics import METRICS
 from fastmlp.optimizers import Optimizer, check_optimizer
-from fastmlp.planning import DEVICES, check_place
 from fastmlp_kernels.problem import DTYPES, PRECISIONS, REDUCTIONS
 from fastmlp_kernels.registry import KERNELS
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP, explain
-from fastmlp.machine import detect
+from fastmlp.device.machine import detect
 from fastmlp_kernels.cpu import best_threads, call_threads, close_threads, epoch_seconds
 from fastmlp_kernels.cpu.pace import CLOSE, REVIEW, TRIAL, Pace
 from fastmlp_kernels.cpu.program import FusedProgram

@@ -484,7 +484,7 @@ COMPILE = """
 import sys
 from fastmlp import progress
 progress.COMPILATION_SECONDS = 0.0
-import fastmlp.planning, logging
+import fastmlp.dispatch.planning, logging
 from fastmlp_kernels import compile
 if "log" in sys.argv:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

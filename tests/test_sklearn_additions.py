@@ -14,8 +14,8 @@ from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.class_weight import compute_class_weight
 
 import fastmlp
+from fastmlp.device.machine import detect
 from fastmlp.errors import DeviceError
-from fastmlp.machine import detect
 from fastmlp.sklearn import EpochEnd, MLPClassifier, MLPRegressor, acceleration, dispatch
 from fastmlp.sklearn.optimizers import KernelOptimizer
 from tests.sklearn_cases import RecordingEngine, check_same, close, data, pair

@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.parallel import Parallel, delayed
 
 import fastmlp
-from fastmlp.machine import detect
+from fastmlp.device.machine import detect
 from fastmlp.sklearn import MLPClassifier, MLPRegressor, prediction
 from fastmlp.sklearn.acceleration import threads_of
 from tests.sklearn_cases import (

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, optimizers, planning
-from fastmlp.arrays import LARGEST_DOT, check_finite
-from fastmlp.data import admit
+from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, optimizers
+from fastmlp.data.admission import admit
+from fastmlp.data.arrays import check_finite
+from fastmlp.device.machine import detect
+from fastmlp.dispatch import planning
+from fastmlp.dispatch.planning import ANYWHERE
 from fastmlp.errors import DomainError, NonFiniteTrainingError
-from fastmlp.machine import detect
-from fastmlp.planning import ANYWHERE
-from fastmlp.steps import STEPS_AHEAD, StepNumbers
+from fastmlp.state.finite import LARGEST_DOT
+from fastmlp.training.steps import STEPS_AHEAD, StepNumbers
 from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import LOSSES, OPTIMIZERS, hyper_table
 

@@ -13,12 +13,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, planning
-from fastmlp.batches import batch_rows
+from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop
+from fastmlp.data.batches import batch_rows
+from fastmlp.data.orders import draw_orders
+from fastmlp.dispatch import planning
 from fastmlp.errors import NonFiniteTrainingError
-from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import by_name
-from fastmlp.orders import draw_orders
+from fastmlp.training.interrupts import run_interruptibly
 from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STOP

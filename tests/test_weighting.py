@@ -5,8 +5,8 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from fastmlp import MLP, SGD, Adam
+from fastmlp.data.weighting import class_weights, row_factors
 from fastmlp.errors import DomainError, DTypeError, ShapeError
-from fastmlp.weighting import class_weights, row_factors
 from fastmlp_kernels.problem import REDUCTIONS, Problem
 
 RNG = np.random.default_rng(7)

@@ -17,7 +17,7 @@ from benchmarks.cases import Data
 from benchmarks.gpu.cases import GpuCase, choose
 from benchmarks.gpu.ours import Fastmlp, kernels_for, problem
 from benchmarks.gpu.steps import Context, describe
-from fastmlp.machine_file import GPU_CONSTANTS
+from fastmlp.device.machine_file import GPU_CONSTANTS
 
 WIDTHS = (16, 64, 256, 1024)
 BATCHES = (32, 512, 8192)
@@ -95,7 +95,7 @@ def step_seconds(case: GpuCase, data: Data, device: str, kernel: str) -> float:
 
 def chosen(case: GpuCase, constants: dict[str, float]) -> str:
     """Return the kernel that dispatch chooses with these constants of the GPU."""
-    from fastmlp.machine import detect
-    from fastmlp.planning import plan
+    from fastmlp.device.machine import detect
+    from fastmlp.dispatch.planning import plan
 
     return plan(problem(case), "auto", machine=replace(detect(), **constants)).kernel.name

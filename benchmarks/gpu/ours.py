@@ -32,7 +32,7 @@ def problem(case: GpuCase) -> Any:
 
 def kernels_for(case: GpuCase, device: str) -> dict[str, float]:
     """Return the kernels of a device that can run a case, with the seconds that they predict."""
-    from fastmlp.machine import detect
+    from fastmlp.device.machine import detect
     from fastmlp_kernels.registry import KERNELS
 
     asked, machine = problem(case), detect()
@@ -57,8 +57,8 @@ class Fastmlp(Provider):
 
     def prepare(self, case: GpuCase, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Build the program and give it its arrays, once."""
-        from fastmlp.machine import detect
-        from fastmlp.parameters import aligned_zeros
+        from fastmlp.device.machine import detect
+        from fastmlp.state.parameters import aligned_zeros
         from fastmlp_kernels.algebra import OPTIMIZERS
         from fastmlp_kernels.algebra.optimizers import hyper_table
         from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS

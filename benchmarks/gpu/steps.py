@@ -294,6 +294,6 @@ def sequence(
 
 def missing_gpu() -> str | None:
     """Return why no GPU can be used, or None."""
-    from fastmlp.machine import detect
+    from fastmlp.device.machine import detect
 
     return detect().cuda_missing

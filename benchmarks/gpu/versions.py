@@ -177,6 +177,6 @@ def jax_sees() -> str:
 
 def machine() -> str:
     """Return what fastmlp itself detects."""
-    from fastmlp.machine import detect
+    from fastmlp.device.machine import detect
 
     return str(detect())

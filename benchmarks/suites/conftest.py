@@ -18,7 +18,7 @@ from benchmarks.providers import BASELINES
 from benchmarks.turns import Measurement, Settings, in_turns, variants_in_turns
 from benchmarks.validation import Disagreement
 from benchmarks.workers import CLOCK, Failed, Missing, Pool
-from fastmlp.machine import count_cores, detect
+from fastmlp.device.machine import count_cores, detect
 
 MOST_ROUNDS = 5
 LEAST_SECONDS = 0.02

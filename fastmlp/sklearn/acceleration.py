@@ -11,8 +11,8 @@ from sklearn.utils._openmp_helpers import (
     _openmp_parallelism_enabled,
 )
 
+from fastmlp.device.machine import detect
 from fastmlp.errors import DomainError, look_up
-from fastmlp.machine import detect
 from fastmlp.sklearn.consistency import are_arrays, network_sizes
 from fastmlp.sklearn.engine import Training
 from fastmlp.sklearn.optimizers import KernelOptimizer, state_names

@@ -11,10 +11,10 @@ from sklearn.neural_network._multilayer_perceptron import MLPRegressor as PlainR
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
+from fastmlp.device.machine import detect
+from fastmlp.dispatch.planning import DEVICES
 from fastmlp.errors import DeviceError, DomainError, DTypeError
-from fastmlp.machine import detect
 from fastmlp.optimizers import Optimizer
-from fastmlp.planning import DEVICES
 from fastmlp.sklearn.acceleration import (
     NAME_OF,
     beyond_scikit_learn,

@@ -7,14 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network._base import LOSS_FUNCTIONS
 
-from fastmlp.arrays import writable
-from fastmlp.batches import batch_rows
-from fastmlp.data import Data
+from fastmlp.data.admission import Data
+from fastmlp.data.arrays import writable
+from fastmlp.data.batches import batch_rows
+from fastmlp.dispatch.planning import Programs, Where
+from fastmlp.dispatch.problems import make_problem
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.optimizers import SGD, Adam, Optimizer
-from fastmlp.parameters import aligned_zeros, bias_views, weight_views
-from fastmlp.planning import Programs, Where
-from fastmlp.problems import make_problem
 from fastmlp.sklearn.acceleration import (
     beyond_scikit_learn,
     hidden_activations,
@@ -24,8 +23,9 @@ from fastmlp.sklearn.acceleration import (
 )
 from fastmlp.sklearn.engine import ScikitLearnEngine, Training
 from fastmlp.sklearn.optimizers import KernelOptimizer, state_names
-from fastmlp.trainer import Epoch, Trainer
-from fastmlp.training_state import TrainingState
+from fastmlp.state.parameters import aligned_zeros, bias_views, weight_views
+from fastmlp.state.training_state import TrainingState
+from fastmlp.training.trainer import Epoch, Trainer
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import parameter_layout
 

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp import inference
-from fastmlp.arrays import writable
+from fastmlp.data.arrays import writable
+from fastmlp.dispatch.planning import Programs, Where
+from fastmlp.dispatch.problems import make_problem
 from fastmlp.errors import DomainError
-from fastmlp.parameters import aligned_zeros, bias_views, weight_views
-from fastmlp.planning import Programs, Where
-from fastmlp.problems import make_problem
 from fastmlp.sklearn.acceleration import (
     OUTPUTS,
     hidden_activations,
@@ -20,6 +18,8 @@ from fastmlp.sklearn.acceleration import (
     say_once,
     threads_of,
 )
+from fastmlp.state.parameters import aligned_zeros, bias_views, weight_views
+from fastmlp.training import inference
 from fastmlp_kernels.problem import parameter_layout
 
 Array = NDArray[Any]

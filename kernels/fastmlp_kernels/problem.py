@@ -254,7 +254,7 @@ class Program(Protocol):
     """A kernel built for a problem, with its workspace: what `Kernel.build` returns.
 
     Arrays are C-contiguous, of the problem's dtype, and made by `to_device` (which is the identity
-    on the CPU). Values are not checked here: `fastmlp.arrays` has done it. A program is used by one
+    on the CPU). Values are not checked here: `fastmlp.data` has done it. A program is used by one
     thread at a time.
 
     Attributes

@@ -56,9 +56,8 @@ class FusedProgram(Layout):
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
         self.one_loss = self._zeros(1)
         self._costs = self.unit_costs()
-        # Python 3.11 is fast with an object of up to 30 attributes (with one more, a prediction of
-        # one row took 2.75 us and not 2.47; 2-core AMD EPYC, 2026-11-28).
-        # Once: a problem counts anew each time.
+        # Once: a problem counts anew each time. With more than 30 attributes Python 3.11 is slow: a
+        # prediction of one row took 2.75 us, not 2.47 (2-core AMD EPYC, 2026-11-28).
         self._count, self._batches = problem.parameter_count, problem.batches
         # In whole batches.
         self._piece = problem.batch_size * -(-PIECE // (self._count * problem.batch_size))

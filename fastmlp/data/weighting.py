@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import check_number, host_array, host_copy
-from fastmlp.data import Data
+from fastmlp.arguments import check_number
+from fastmlp.data.admission import Data
+from fastmlp.data.arrays import host_array, host_copy
 from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp_kernels.problem import Problem
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.arrays import check_integer
+from fastmlp.arguments import check_integer
+from fastmlp.device.machine import physical_memory
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, look_up
-from fastmlp.machine import physical_memory
 from fastmlp.synonyms import answer, resolve
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
 from fastmlp_kernels.problem import DTYPES, PRECISIONS, REDUCTIONS, Problem

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fastmlp.device.machine import detect, sharing
+from fastmlp.dispatch.planning import ONLY_BY_NAME
 from fastmlp.errors import DTypeError, check_name
-from fastmlp.machine import detect, sharing
-from fastmlp.planning import ONLY_BY_NAME
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS, rule_name
 from fastmlp_kernels.problem import (
     CONTROL_WORDS,

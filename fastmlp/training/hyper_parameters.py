@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.optimizers import Optimizer
-from fastmlp.training_state import TrainingState
+from fastmlp.state.training_state import TrainingState
 from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import WEIGHT_DECAY
 from fastmlp_kernels.problem import Problem

@@ -8,9 +8,9 @@ the host for it.
 
 from typing import Any
 
-from fastmlp.arrays import PROBABILITY_SLACK, DType
-from fastmlp.machine import detect
-from fastmlp.planning import Where
+from fastmlp.data.arrays import PROBABILITY_SLACK, DType
+from fastmlp.device.machine import detect
+from fastmlp.dispatch.planning import Where
 from fastmlp_kernels.algebra import Loss
 
 

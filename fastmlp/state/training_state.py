@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.locking import ModelLock
-from fastmlp.parameters import aligned, aligned_zeros
+from fastmlp.state.locking import ModelLock
+from fastmlp.state.parameters import aligned, aligned_zeros
 from fastmlp_kernels.problem import BATCHES, STATUS
 
 logger = logging.getLogger("fastmlp")

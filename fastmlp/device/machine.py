@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastmlp.machine_file import stored_constants, stored_gpu_constants
+from fastmlp.device.machine_file import stored_constants, stored_gpu_constants
 from fastmlp_kernels.cuda.device.failures import driver_refusal
 from fastmlp_kernels.cuda.device.rates import expected_rates
 from fastmlp_kernels.problem import Machine

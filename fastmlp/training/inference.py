@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import host_copy
-from fastmlp.batches import CHUNK_ROWS, batch_rows, combine_losses
-from fastmlp.data import Data
+from fastmlp.data.admission import Data
+from fastmlp.data.arrays import host_copy
+from fastmlp.data.batches import CHUNK_ROWS, batch_rows, combine_losses
+from fastmlp.device.residency import blank, guarded, resident
+from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.metrics import Evaluation, score
-from fastmlp.planning import Programs, Where
-from fastmlp.residency import blank, guarded, resident
 from fastmlp_kernels.problem import DeviceMemory, Problem, Program
 
 Array = NDArray[Any]

@@ -8,12 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import DType, check_inputs, check_matrix, check_targets, is_vector, lies_on_gpu
-from fastmlp.device_arrays import follow, matrix_there, stays, targets_there
+from fastmlp.data.arrays import (
+    DType,
+    check_inputs,
+    check_matrix,
+    check_targets,
+    is_vector,
+    lies_on_gpu,
+)
+from fastmlp.data.device_arrays import follow, matrix_there, stays, targets_there
+from fastmlp.data.frames import Columns, check_columns
+from fastmlp.device.residency import guarded
+from fastmlp.dispatch.planning import Where
 from fastmlp.errors import DTypeError
-from fastmlp.frames import Columns, check_columns
-from fastmlp.planning import Where
-from fastmlp.residency import guarded
 from fastmlp_kernels.algebra import Loss
 
 Array = NDArray[Any]

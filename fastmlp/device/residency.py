@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import all_finite
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from fastmlp.training_state import Snapshot, TrainingState
+from fastmlp.state.finite import all_finite
+from fastmlp.state.training_state import Snapshot, TrainingState
 from fastmlp_kernels.problem import DeviceMemory, Program
 
 Array = NDArray[Any]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import check_integer
+from fastmlp.arguments import check_integer
 
 # Rows of a mini-batch where the user names none.
 DEFAULT_BATCH_ROWS = 32

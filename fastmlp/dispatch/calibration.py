@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.machine import sharing
-from fastmlp.parameters import aligned_zeros
-from fastmlp.planning import plan
+from fastmlp.device.machine import sharing
+from fastmlp.dispatch.planning import plan
+from fastmlp.state.parameters import aligned_zeros
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.cpu import epoch_seconds

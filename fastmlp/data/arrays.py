@@ -6,16 +6,15 @@ is raised.
 """
 
 import math
-import secrets
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp import remedies
+from fastmlp.data import remedies
+from fastmlp.data.frames import numbers_of
 from fastmlp.errors import DomainError, DTypeError, ShapeError
-from fastmlp.frames import numbers_of
+from fastmlp.state.finite import all_finite
 from fastmlp_kernels.algebra import Loss
 from fastmlp_kernels.algebra.tables import Interval
 
@@ -24,8 +23,6 @@ DType = np.dtype[Any]
 
 # How far the sum of a row of class probabilities may be from 1: float16 rounding of many classes.
 PROBABILITY_SLACK = 1e-3
-# A dot product is the cheapest pass over few elements; over many, BLAS would wake its own threads.
-LARGEST_DOT = 8192
 
 
 # DLPack's kinds of memory that a GPU reads: its own, and what is managed for both sides.
@@ -162,30 +159,10 @@ def check_finite(array: Array, argument: str) -> None:
         refuse_first(~np.isfinite(array), array, argument, "finite numbers")
 
 
-def all_finite(array: Array) -> bool:
-    """Return whether all elements are finite."""
-    # A sum that is finite has only finite terms: one pass, no memory. One that is not may have
-    # overflowed, so the exact test decides.
-    if array.size <= LARGEST_DOT:
-        # Not `dot`, which warns when it overflows.
-        if math.isfinite(np.vdot(array, array)):
-            return True
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            if math.isfinite(np.add.reduce(array, axis=None)):
-                return True
-    return bool(np.isfinite(array).all())
-
-
 def is_vector(y: Any, sizes: tuple[int, ...]) -> bool:
     """Return whether targets of one output were given as a vector (rows,)."""
     # An array says it itself, in a tenth of the time.
     return sizes[-1] == 1 and (y.ndim if type(y) is np.ndarray else np.ndim(y)) == 1
-
-
-def largest_magnitude(array: Array) -> float:
-    """Return the largest absolute value; no copy is made, of an array that may fill the memory."""
-    return float(max(array.max(), -array.min()))
 
 
 def convert(array: Array, dtype: DType, argument: str) -> Array:
@@ -289,33 +266,3 @@ def device_to_host(value: Any) -> Array:
     if hasattr(value, "get"):  # CuPy
         return np.asarray(value.get())
     return np.from_dlpack(value, device="cpu")
-
-
-def check_integer(
-    value: Any, argument: str, low: int, high: int | None = None, why: str = ""
-) -> int:
-    """Return a whole number in [low, high]; `why` explains the upper end."""
-    wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}{why}")
-    number = int(value)
-    if number < low or (high is not None and number > high):
-        raise DomainError(f"{argument}: got {number}, wanted {wanted}{why}")
-    return number
-
-
-def check_seed(value: Any, argument: str, high: int, why: str = "") -> int:
-    """Return a seed; None stands for one that is drawn, so that it can be read and used again."""
-    # As many bits as a float holds, so that a seed survives JSON.
-    return secrets.randbits(53) if value is None else check_integer(value, argument, 0, high, why)
-
-
-def check_number(value: Any, argument: str, low: float = 0.0) -> float:
-    """Return a finite number of at least `low`."""
-    wanted = f"a finite number >= {low:g}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}")
-    number = float(value)
-    if not (math.isfinite(number) and number >= low):
-        raise DomainError(f"{argument}: got {value!r}, wanted {wanted}")
-    return number

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import all_finite, largest_magnitude
-from fastmlp.data import Data
+from fastmlp.data.admission import Data
+from fastmlp.data.weighting import Weights, row_factors
+from fastmlp.device.residency import blank, guarded, resident, written
+from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
-from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
-from fastmlp.parameters import aligned
-from fastmlp.planning import Programs, Where
-from fastmlp.residency import blank, guarded, resident, written
-from fastmlp.training_state import TrainingState, applied_batches, at_once
-from fastmlp.weighting import Weights, row_factors
+from fastmlp.state.finite import all_finite, largest_magnitude
+from fastmlp.state.parameters import aligned
+from fastmlp.state.training_state import TrainingState, applied_batches, at_once
+from fastmlp.training.interrupts import run_interruptibly
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, Problem
 

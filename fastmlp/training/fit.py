@@ -11,20 +11,21 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arrays import host_copy, largest_magnitude
-from fastmlp.batches import combine_losses
 from fastmlp.callbacks import Callback, EarlyStopping, EpochEnd, Patience, check_answer
-from fastmlp.data import Data
+from fastmlp.data.admission import Data
+from fastmlp.data.arrays import host_copy
+from fastmlp.data.batches import combine_losses
+from fastmlp.data.orders import Orders
+from fastmlp.data.weighting import Weights
+from fastmlp.dispatch.planning import Programs, Where, machine_with
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.history import History
-from fastmlp.inference import evaluate
 from fastmlp.optimizers import Optimizer
-from fastmlp.orders import Orders
-from fastmlp.planning import Programs, Where, machine_with
 from fastmlp.progress import Report
-from fastmlp.trainer import Epoch, Trainer
-from fastmlp.training_state import TrainingState
-from fastmlp.weighting import Weights
+from fastmlp.state.finite import largest_magnitude
+from fastmlp.state.training_state import TrainingState
+from fastmlp.training.inference import evaluate
+from fastmlp.training.trainer import Epoch, Trainer
 
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.frames import CLASS_NAMES, column_names, missing_hint
+from fastmlp.data.frames import CLASS_NAMES, column_names, missing_hint
 from fastmlp_kernels.algebra import Loss
 
 Array = NDArray[Any]

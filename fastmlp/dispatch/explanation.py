@@ -3,11 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from fastmlp.arrays import check_integer
+from fastmlp.arguments import check_integer
+from fastmlp.device.machine_file import stored_constants, stored_gpu_constants
+from fastmlp.dispatch.planning import (
+    ONLY_BY_NAME,
+    Plan,
+    check_threads,
+    machine_with,
+    plan,
+    readable_time,
+)
 from fastmlp.errors import DTypeError, known_keywords
-from fastmlp.machine_file import stored_constants, stored_gpu_constants
 from fastmlp.optimizers import Optimizer, check_optimizer
-from fastmlp.planning import ONLY_BY_NAME, Plan, check_threads, machine_with, plan, readable_time
 from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.cpu import best_threads, close_threads, epoch_seconds
 from fastmlp_kernels.cuda import launches

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from fastmlp.arrays import check_integer
+from fastmlp.arguments import check_integer
+from fastmlp.device.machine import detect
+from fastmlp.device.residency import guarded
 from fastmlp.errors import DeviceError, check_name
-from fastmlp.machine import detect
 from fastmlp.progress import show_compilation
-from fastmlp.residency import guarded
 from fastmlp_kernels.announcing import announce_to
 from fastmlp_kernels.problem import (
     Kernel,

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.batches import batch_rows
-from fastmlp.data import Data
+from fastmlp.data.admission import Data
+from fastmlp.data.batches import batch_rows
+from fastmlp.data.weighting import Weights, row_factors
+from fastmlp.device.residency import guarded, home_of
+from fastmlp.dispatch.planning import ANYWHERE, Plan, Programs, Shelf, Where
 from fastmlp.errors import DeviceLostError
-from fastmlp.hyper_parameters import HyperParameters
-from fastmlp.interrupts import run_interruptibly
 from fastmlp.optimizers import Optimizer
-from fastmlp.planning import ANYWHERE, Plan, Programs, Shelf, Where
-from fastmlp.residency import guarded, home_of
-from fastmlp.training_state import TrainingState, applied_batches
-from fastmlp.weighting import Weights, row_factors
+from fastmlp.state.training_state import TrainingState, applied_batches
+from fastmlp.training.hyper_parameters import HyperParameters
+from fastmlp.training.interrupts import run_interruptibly
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, DeviceMemory, Program
 
 Array = NDArray[Any]

@@ -1,0 +1,1 @@
+"""What training changes of a model, and who may change it when."""

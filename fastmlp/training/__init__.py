@@ -1,0 +1,1 @@
+"""Training: a fit, the trainer of one network or many, single steps, predictions."""
