@@ -406,7 +406,7 @@ from benchmarks.gpu import instructions
 for name, check in instructions.CHECKS.items():
     print(name, check())
 kernels = instructions.kernels()
-from fastmlp_kernels.cuda import intrinsics
+from fastmlp_kernels.cuda.instructions import intrinsics
 
 def caught(name, module, attribute, wrong):
     right = getattr(module, attribute)

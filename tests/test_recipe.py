@@ -156,9 +156,9 @@ def test_the_rows_train_and_are_named_in_messages(edited, child_python, child_en
 IN_THE_SIMULATOR = (
     WHERE
     + """
-from fastmlp_kernels.cuda.fused_program import FusedProgram
-from fastmlp_kernels.cuda.layered import LayeredProgram
-from fastmlp_kernels.cuda.resident_program import ResidentProgram
+from fastmlp_kernels.cuda.fused.program import FusedProgram
+from fastmlp_kernels.cuda.layered.program import LayeredProgram
+from fastmlp_kernels.cuda.resident.program import ResidentProgram
 from fastmlp_kernels.problem import Problem
 from tests import tolerances
 from tests.samples import sample
