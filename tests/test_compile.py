@@ -393,6 +393,7 @@ def test_the_kernels_that_python_calls_are_cached():
     assert set(kernels) == {
         ("fused", "run"),
         ("caller_arrays", "point_at"),
+        ("caller_arrays", "point_at_data"),
         ("members", "train_in_turns"),
         ("update", "call_update"),
     }
