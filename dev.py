@@ -75,7 +75,7 @@ COMMANDS = {
     ),
     "write": Command((("-m", "tests.test_messages"), ("-m", "tests.test_pages")), ("test",)),
     "oldest": Command(
-        (("-m", "pytest", *SCIKIT_LEARN_TESTS),), ("oldest",), environment=ROOT / ".venv-oldest"
+        ((*TESTS, *SCIKIT_LEARN_TESTS),), ("oldest",), environment=ROOT / ".venv-oldest"
     ),
     "setup": Command((), ("test", "lint"), ("data", "demo", "cuda-compile", "peers")),
 }

@@ -14,6 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Of a process that runs a share of the tests. Where it stands pytest-benchmark measures nothing, and
+# tests run benchmarks in children.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
+
 # The same examples on every machine: a failure in CI is a failure on the desk. A compile may
 # happen inside any example, so there is no deadline.
 hypothesis.settings.register_profile(

@@ -412,7 +412,9 @@ signal.signal(signal.SIGALRM, interrupt)
 latest, interrupted, values = 0.0, 0, None
 while values is None and interrupted < 30:
     try:
-        signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, LONGEST))
+        # The first one comes early: later the call may be over.
+        longest = LONGEST if interrupted else 0.02
+        signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, longest))
         values = fit()
         signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:

@@ -201,7 +201,7 @@ shield(work)
 """
 
 
-def test_a_process_ends_after_its_work(child_environment):
+def test_a_process_ends_after_its_work(child_environment, interrupts_heard):
     stdout, seconds = run(ENDS, child_environment, status=-signal.SIGINT)
     assert stdout == "whole\n" and seconds >= 1.5
 
