@@ -46,7 +46,8 @@ class Tally:
     """How often an attack was tried, and what went wrong, by kind."""
 
     def __init__(self):
-        self._lock = threading.Lock()
+        # Handlers of signals count too, in the midst of another count.
+        self._lock = threading.RLock()
         self.tried, self.wrong, self.first, self.other = Counter(), Counter(), {}, Counter()
 
     def good(self, kind, count=1):

@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Of a process that runs a share of the tests. Where it stands pytest-benchmark measures nothing, and
-# tests run benchmarks in children.
+# Set in a process that runs a share of the tests. Its children run benchmarks, and pytest-benchmark
+# measures nothing where it is set.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 # The same examples on every machine: a failure in CI is a failure on the desk. A compile may
