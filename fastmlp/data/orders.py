@@ -20,7 +20,7 @@ MOST_DRAWERS = 8
 def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> None:
     """Write the shuffled order of each network's rows: a function of its seed and of the epoch.
 
-    Training can so be resumed bit by bit. Each pair of a seed and an epoch is the key of a stream
+    So training can be resumed bit by bit. Each pair of a seed and an epoch is the key of a stream
     of a counter-based generator.
 
     Parameters

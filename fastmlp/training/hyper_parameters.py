@@ -22,7 +22,7 @@ FIRST_STEPS_AHEAD, STEPS_AHEAD = 2**12, 2**17
 
 
 class HyperParameters:
-    """Those of one epoch after another.
+    """The hyper-parameters of one epoch after another.
 
     Parameters
     ----------
