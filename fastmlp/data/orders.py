@@ -16,6 +16,10 @@ ROWS_AHEAD = 2**18
 # The most threads that draw beside an epoch. They share Python's lock.
 MOST_DRAWERS = 8
 
+# Generators that nobody draws from. Whoever draws takes one out: another thread, or a signal
+# handler in the midst of a drawing, then draws from another one.
+_idle: list[tuple[np.random.Generator, Any]] = []
+
 
 def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> None:
     """Write the shuffled order of each network's rows: a function of its seed and of the epoch.
@@ -32,12 +36,11 @@ def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> No
 
     Notes
     -----
-    Each thread makes one generator and sets its state for each order. To make a generator takes
-    6 us and holds Python's lock. To set a state takes 0.5 us. A shuffle of 2,048 rows takes 18 us
-    without the lock, so several threads draw side by side (2-core AMD EPYC, 2026-11-24).
+    A generator's state is set for each order. That takes 1.1 us; to make a generator takes 14 us
+    and holds Python's lock. A shuffle of 320 rows takes 6 us without the lock, so several threads
+    draw side by side (2-core AMD EPYC, 2026-11-29).
     """
-    generator = np.random.Generator(np.random.Philox(key=0))
-    fresh: Any = generator.bit_generator.state
+    generator, fresh = _take_generator()
     in_order = np.arange(orders.shape[2])
     for epoch, of_epoch in enumerate(orders):
         for order, seed, number in zip(of_epoch, seeds, first, strict=True):
@@ -45,6 +48,16 @@ def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> No
             generator.bit_generator.state = fresh
             order[:] = in_order
             generator.shuffle(order)
+    _idle.append((generator, fresh))
+
+
+def _take_generator() -> tuple[np.random.Generator, Any]:
+    """Return a generator that nobody else draws from, and a fresh state."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        generator = np.random.Generator(np.random.Philox(key=0))
+        return generator, generator.bit_generator.state
 
 
 class Orders:

@@ -139,7 +139,7 @@ class OnHost:
     def __init__(self, state: TrainingState) -> None:
         self._state = state
         self.parameters, self.slots = state.parameters, state.slots
-        self._before = state.snapshot()
+        self._before: Any = None
 
     def upload(self) -> None:
         """Take up what the host has written."""
@@ -147,7 +147,8 @@ class OnHost:
 
     def keep(self) -> None:
         """Remember the present values for `undo`."""
-        self._before = self._state.save(self._before)
+        older = self._before
+        self._before = self._state.snapshot() if older is None else self._state.save(older)
 
     @property
     def backup(self) -> Snapshot | None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastmlp.errors import DomainError, DTypeError, ShapeError
+from fastmlp.state.finite import all_finite
 from fastmlp_kernels.problem import LayerLayout
 
 Array = NDArray[Any]
@@ -143,7 +144,7 @@ def check_values(argument: str, values: Any, like: Array) -> Array:
 
 def check_finite_values(argument: str, array: Array) -> None:
     """Refuse parameters that are infinite or NaN."""
-    if not np.isfinite(array).all():
+    if not all_finite(array):
         count = int((~np.isfinite(array)).sum())
         raise DomainError(f"{argument}: got {count} non-finite values, wanted finite numbers")
 

@@ -118,8 +118,7 @@ class Fit:
     def run(self) -> None:
         """Train; the history grows with every finished epoch."""
         self._started = time.perf_counter()
-        lock = self.state.lock
-        lock.epoch(self.trainer.prepare)
+        self.state.lock.epoch(self.trainer.prepare)
         options, batches = self.options, self.problem.batches
         report = Report(options.epochs, batches, self.history, options.progress, options.verbose)
         try:
@@ -132,7 +131,7 @@ class Fit:
             self.orders.close()
             report.close()
             # Also after an interrupt or an error.
-            lock.epoch(self.trainer.fetch)
+            self._fetch()
         self._end(self._training)
         if self.patience:
             best = [each.best_epoch for each in self.patience]
@@ -142,7 +141,7 @@ class Fit:
     def _epoch(self, report: Report) -> None:
         options, reduction = self.options, self.problem.reduction
         epoch = self.trainer.run(self.orders.next(), options.optimizers, report.batch)
-        if epoch.bad_batches.any() or not epoch.finite.all():
+        if epoch.failed:
             self._refuse(epoch)
         loss = combine_losses(epoch.losses, epoch.weights, reduction)
         # Nothing to combine without a penalty.
@@ -154,6 +153,11 @@ class Fit:
         if self.validation is not None:
             self._validate(self.validation)
         report.epoch()
+
+    def _fetch(self) -> None:
+        """Bring the parameters and the state to the host, if they are elsewhere."""
+        if self.trainer.program.memory is not None:
+            self.state.lock.epoch(self.trainer.fetch)
 
     def _own(self, numbers: Any) -> Any:
         """Return an epoch's numbers of all networks as the model's: one network's is a float."""
@@ -181,8 +185,7 @@ class Fit:
         """Tell everybody of the last epoch; return the networks that are to stop."""
         if not self.patience and not self.options.callbacks:
             return ()
-        if self.trainer.program.memory is not None:
-            self.state.lock.epoch(self.trainer.fetch)
+        self._fetch()
         known = self.history.last()
         stopping: set[int] = set()
         if self.options.callbacks:

@@ -46,6 +46,8 @@ class Epoch(NamedTuple):
     finite : ndarray
         bool[members]: whether the parameters and the optimizer's state were; if not, they are
         those from before.
+    failed : bool
+        Whether something was not finite, in any network.
     """
 
     losses: Numbers
@@ -54,6 +56,7 @@ class Epoch(NamedTuple):
     seconds: float
     bad_batches: NDArray[np.int64]
     finite: NDArray[np.bool_]
+    failed: bool
 
 
 class Trainer:
@@ -150,6 +153,9 @@ class Trainer:
         except BaseException:
             self.state.now = self._at_first
             raise
+        if self.state.slots is self._at_first[3]:
+            # The optimizer's state stays.
+            self._at_first = None
 
     def _prepare(self) -> None:
         flags = self.weights is not None, self._squares is not None
@@ -281,8 +287,9 @@ class Trainer:
         self._keep_the_other_optimizer()
         self._at_first = None
         penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
-        losses = self._losses.astype(np.float64)
-        return Epoch(losses, penalties, weights, seconds, control[:, STATUS].copy(), finite)
+        losses, bad_batches = self._losses.astype(np.float64), control[:, STATUS].copy()
+        failed = finite is not self._well or bool(bad_batches.any())
+        return Epoch(losses, penalties, weights, seconds, bad_batches, finite, failed)
 
     def _keep_the_other_optimizer(self) -> None:
         """Go back to another optimizer's state, which is given up only for a step of this one."""
@@ -312,7 +319,7 @@ class Trainer:
                     home.fetch()
             seconds = time.perf_counter() - started
             finite = self._well if home.is_finite() else self._finite()
-            if not finite.all():
+            if finite is not self._well:
                 home.undo(~finite if finite.any() else None)
                 if not self._lazy:
                     home.fetch()
