@@ -51,7 +51,7 @@ class DeviceLostError(DeviceError):
     """The process cannot use its GPU any more; the model holds its last good parameters.
 
     Those parameters may be an epoch old, and a second or two of training: see
-    `fastmlp.device.residency`. Other work of the process goes on, on the CPU for example.
+    `fastmlp.device.mirrors`. Other work of the process goes on, on the CPU for example.
     """
 
 

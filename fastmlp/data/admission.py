@@ -18,7 +18,7 @@ from fastmlp.data.arrays import (
 )
 from fastmlp.data.device_arrays import follow, matrix_there, stays, targets_there
 from fastmlp.data.frames import Columns, check_columns
-from fastmlp.device.residency import guarded
+from fastmlp.device.mirrors import guarded
 from fastmlp.dispatch.planning import Where
 from fastmlp.errors import DTypeError
 from fastmlp_kernels.algebra import Loss

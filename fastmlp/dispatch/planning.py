@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fastmlp.arguments import check_integer
 from fastmlp.device.machine import detect
-from fastmlp.device.residency import guarded
+from fastmlp.device.mirrors import guarded
 from fastmlp.errors import DeviceError, check_name
 from fastmlp.progress import show_compilation
 from fastmlp_kernels.announcing import announce_to

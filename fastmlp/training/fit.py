@@ -15,7 +15,7 @@ from fastmlp.callbacks import Callback, EarlyStopping, EpochEnd, Patience, check
 from fastmlp.data.admission import Data
 from fastmlp.data.arrays import host_copy
 from fastmlp.data.batches import combine_losses
-from fastmlp.data.orders import Orders
+from fastmlp.data.shuffling import Orders
 from fastmlp.data.weighting import Weights
 from fastmlp.dispatch.planning import Programs, Where, machine_with
 from fastmlp.errors import NonFiniteTrainingError

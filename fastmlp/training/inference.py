@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmlp.data.admission import Data
 from fastmlp.data.arrays import host_copy
 from fastmlp.data.batches import CHUNK_ROWS, batch_rows, combine_losses
-from fastmlp.device.residency import blank, guarded, resident
+from fastmlp.device.mirrors import blank, guarded, resident
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.metrics import Evaluation, score
 from fastmlp_kernels.problem import DeviceMemory, Problem, Program

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastmlp.data.admission import Data
 from fastmlp.data.weighting import Weights, row_factors
-from fastmlp.device.residency import blank, guarded, resident, written
+from fastmlp.device.mirrors import blank, guarded, resident, written
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
 from fastmlp.optimizers import Optimizer

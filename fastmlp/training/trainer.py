@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastmlp.data.admission import Data
 from fastmlp.data.batches import batch_rows
 from fastmlp.data.weighting import Weights, row_factors
-from fastmlp.device.residency import guarded, home_of
+from fastmlp.device.mirrors import guarded, home_of
 from fastmlp.dispatch.planning import ANYWHERE, Plan, Programs, Shelf, Where
 from fastmlp.errors import DeviceLostError
 from fastmlp.optimizers import Optimizer

@@ -16,7 +16,7 @@ import pytest
 
 import fastmlp
 from fastmlp import MLP, SGD, Adam, AdamW, Ensemble, RMSprop, schedules
-from fastmlp.data import orders
+from fastmlp.data import shuffling as orders
 from fastmlp.device.machine import detect
 from fastmlp.dispatch import planning
 from fastmlp.errors import DomainError, DTypeError, NonFiniteTrainingError, ShapeError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP, SGD, Adam, AdamW, EarlyStopping, Ensemble, History
-from fastmlp.data import orders
+from fastmlp.data import shuffling as orders
 from fastmlp.errors import DomainError, NonFiniteTrainingError, ShapeError
 from fastmlp.schedules import ExponentialDecay
 from fastmlp.training import fit

@@ -15,7 +15,7 @@ import pytest
 
 from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop
 from fastmlp.data.batches import batch_rows
-from fastmlp.data.orders import draw_orders
+from fastmlp.data.shuffling import draw_orders
 from fastmlp.dispatch import planning
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.optimizers import by_name

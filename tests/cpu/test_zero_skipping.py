@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp_kernels.cpu import sampling
+from fastmlp_kernels.cpu import skip_choice
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.sampling import choose_skips, skipped_shares
 from fastmlp_kernels.cpu.simd import instruction_set
+from fastmlp_kernels.cpu.skip_choice import choose_skips, skipped_shares
 from fastmlp_kernels.cpu.tables import SKIPS_COLUMNS, SKIPS_ROWS
 from fastmlp_kernels.problem import DTYPES, STATUS, Problem
 from tests.machines import HOST, team
@@ -279,8 +279,8 @@ def test_each_product_is_chosen_apart():
 
 
 def test_a_threshold_of_nothing_would_be_seen(monkeypatch):
-    monkeypatch.setattr(sampling, "LIST_COST", 0.0)
-    monkeypatch.setattr(sampling, "SMALLEST_SHARE", 0.0)
+    monkeypatch.setattr(skip_choice, "LIST_COST", 0.0)
+    monkeypatch.setattr(skip_choice, "SMALLEST_SHARE", 0.0)
     with pytest.raises(AssertionError):
         test_what_pays_is_chosen(*CHOICES[5])
 
@@ -316,10 +316,10 @@ def test_a_fit_that_skips_is_one_that_does_not(monkeypatch, dtype):
     X = generator.normal(0, 1, (300, 90)) * (generator.random((300, 90)) < 0.05)
     y = generator.integers(0, 3, 300)
     results = []
-    for cost in (sampling.LIST_COST, np.inf):
-        monkeypatch.setattr(sampling, "LIST_COST", cost)
+    for cost in (skip_choice.LIST_COST, np.inf):
+        monkeypatch.setattr(skip_choice, "LIST_COST", cost)
         chosen = []
-        original = sampling.choose_skips
+        original = skip_choice.choose_skips
         monkeypatch.setattr(
             "fastmlp_kernels.cpu.program.choose_skips",
             lambda *arguments: chosen.append(original(*arguments)) or chosen[-1],  # noqa: B023

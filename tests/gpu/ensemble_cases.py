@@ -12,7 +12,7 @@ from numba import cuda
 
 from fastmlp import MLP, SGD, Adam, EarlyStopping, Ensemble, NonFiniteTrainingError
 from fastmlp.data import device_arrays
-from fastmlp.device import residency
+from fastmlp.device import mirrors
 from fastmlp.dispatch import planning
 from fastmlp.errors import DeviceMemoryError
 from fastmlp_kernels.compile import simulated
@@ -60,7 +60,7 @@ def copies(monkeypatch):
         to_host(self, array, out)
 
     monkeypatch.setattr(DeviceMemory, "to_host", counted)
-    monkeypatch.setattr(residency, "BACKUP_SECONDS", 1e9)
+    monkeypatch.setattr(mirrors, "BACKUP_SECONDS", 1e9)
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""Where a fit's numbers are and what moves: residency, arrays on the GPU, streamed rows, errors.
+"""Where a fit's numbers are and what moves: mirrors, arrays on the GPU, streamed rows, errors.
 
 Not collected by itself: `test_case_files` runs this file, as it does `program_cases`.
 """
@@ -15,7 +15,7 @@ from numba import cuda
 from fastmlp import MLP, SGD, Adam, EarlyStopping
 from fastmlp.data import device_arrays
 from fastmlp.data.admission import Data
-from fastmlp.device import residency
+from fastmlp.device import mirrors
 from fastmlp.dispatch.planning import Where
 from fastmlp.errors import (
     DeviceError,
@@ -52,7 +52,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(checks, "THREADS", 4)
     monkeypatch.setattr(failures.Process, "lost", None)
     # The simulator's epochs take as long as what is waited for.
-    monkeypatch.setattr(residency, "BACKUP_SECONDS", 1e9)
+    monkeypatch.setattr(mirrors, "BACKUP_SECONDS", 1e9)
 
 
 def data(seed=0, rows=ROWS, dtype="float32"):
@@ -289,8 +289,8 @@ def test_an_interrupt_leaves_the_last_parameters_on_the_host(monkeypatch):
 
 def test_the_host_has_a_copy_that_is_an_epoch_old_where_one_is_due(monkeypatch):
     X, y = data()
-    monkeypatch.setattr(residency, "BACKUP_SECONDS", 0.0)
-    monkeypatch.setattr(residency, "BACKUP_SHARE", 1e9)
+    monkeypatch.setattr(mirrors, "BACKUP_SECONDS", 0.0)
+    monkeypatch.setattr(mirrors, "BACKUP_SHARE", 1e9)
     made, plain = trainer(network(), X, y, lazy=True), trainer(network(), X, y)
     run(made, 3)
     run(plain, 2)
@@ -348,7 +348,7 @@ def test_a_write_through_a_view_is_seen(value):
     model, X, y, device = fitted()
     model.biases[0][1] = 0.0
     model.predict(X, **LAYERED)
-    mirror = residency.mirror_of(model.parameters, device)
+    mirror = mirrors.mirror_of(model.parameters, device)
     view = model.parameters[:]
     place = 2 * 3 + 1
     view[place] = value
@@ -380,8 +380,8 @@ def test_a_copy_of_a_model_has_a_mirror_of_its_own():
 
     other = copy.deepcopy(model)
     other.fit(X, y, epochs=1, batch_size=4, optimizer=Adam(0.02), **LAYERED)
-    first = residency.mirror_of(model.parameters, device)
-    assert first is not residency.mirror_of(other.parameters, device)
+    first = mirrors.mirror_of(model.parameters, device)
+    assert first is not mirrors.mirror_of(other.parameters, device)
     assert first.current(model.parameters, device).copy_to_host().tobytes() == (
         model.parameters.tobytes()
     )
@@ -390,10 +390,10 @@ def test_a_copy_of_a_model_has_a_mirror_of_its_own():
 def test_a_mirror_goes_with_its_array():
     model, *_ = fitted()
     key = id(model._state.parameters)
-    assert key in residency._mirrors
+    assert key in mirrors._mirrors
     del model
     gc.collect()
-    assert key not in residency._mirrors
+    assert key not in mirrors._mirrors
 
 
 def test_parameters_ahead_on_the_gpu_are_fetched_for_the_host():
@@ -401,7 +401,7 @@ def test_parameters_ahead_on_the_gpu_are_fetched_for_the_host():
     model = network()
     made = trainer(model, X, y, lazy=True)
     run(made)
-    there = residency.mirror_of(model.parameters, made.program.memory).device.copy_to_host()
+    there = mirrors.mirror_of(model.parameters, made.program.memory).device.copy_to_host()
     assert there.tobytes() != model.parameters.tobytes()
     model.evaluate(X, y, device="cpu")
     assert there.tobytes() == model.parameters.tobytes()
@@ -648,8 +648,8 @@ def failing(name):
 @pytest.mark.parametrize(("backup", "epochs"), [(0.0, 2), (1e9, 0)])
 def test_a_lost_context_leaves_the_last_parameters_of_the_host(monkeypatch, backup, epochs):
     X, y = data()
-    monkeypatch.setattr(residency, "BACKUP_SECONDS", backup)
-    monkeypatch.setattr(residency, "BACKUP_SHARE", 1e9)
+    monkeypatch.setattr(mirrors, "BACKUP_SECONDS", backup)
+    monkeypatch.setattr(mirrors, "BACKUP_SHARE", 1e9)
     model, plain = network(), network()
     given = {"batch_size": 4, "optimizer": Adam(0.02)}
     if epochs:

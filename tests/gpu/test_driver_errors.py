@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP
-from fastmlp.device import machine, residency
+from fastmlp.device import machine, mirrors
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError, FastMLPError
 from fastmlp_kernels.cuda.device import failures
 from fastmlp_kernels.cuda.device.failures import (
@@ -139,7 +139,7 @@ def test_what_is_not_of_the_gpu_is_left_alone(error):
 )
 def test_the_seam_raises_errors_of_fastmlp(name, kind):
     with pytest.raises(kind) as caught:
-        with residency.guarded("cuda", "predict"):
+        with mirrors.guarded("cuda", "predict"):
             raise of_driver(name)
     assert type(caught.value) is kind and isinstance(caught.value, FastMLPError)
     assert str(caught.value).startswith("predict: got ")
@@ -150,17 +150,17 @@ def test_the_seam_raises_errors_of_fastmlp(name, kind):
 def test_the_seam_lets_everything_else_through():
     for error in (KeyboardInterrupt, ValueError):
         with pytest.raises(error):
-            with residency.guarded("cuda", "fit"):
+            with mirrors.guarded("cuda", "fit"):
                 raise error
     # Nothing of the GPU is imported or asked on the host.
-    with residency.guarded("cpu", "fit"):
+    with mirrors.guarded("cpu", "fit"):
         pass
     Process.lost = "fit: got an error, wanted none"
-    with residency.guarded("cpu", "fit"):
+    with mirrors.guarded("cpu", "fit"):
         pass
     entered = []
     with pytest.raises(DeviceLostError, match="fit: got an error"):
-        with residency.guarded("cuda", "step"):
+        with mirrors.guarded("cuda", "step"):
             entered.append(1)
     assert not entered
 

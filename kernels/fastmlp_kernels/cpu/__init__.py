@@ -3,7 +3,7 @@
 import importlib
 from dataclasses import replace
 
-from fastmlp_kernels.cpu.pace import CLOSE
+from fastmlp_kernels.cpu.thread_choice import CLOSE
 from fastmlp_kernels.problem import Kernel, Machine, Problem, Program
 from fastmlp_kernels.shield import shield
 

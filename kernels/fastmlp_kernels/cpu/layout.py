@@ -184,8 +184,8 @@ class Layout:
         """Return the bytes of a list and of all of a thread's: those of k, and those of rows."""
         problem = self.problem
         one = HEADER_BYTES + _padded(problem.sizes[0], self.panel) * COLUMN_ENTRY_BYTES
-        # Pages of lists that no epoch writes take no memory. Where `pace` has one thread do it all,
-        # it writes on into what would be the others'.
+        # Pages of lists that no epoch writes take no memory. Where one thread is chosen to do it
+        # all, it writes on into what would be the others'.
         share = problem.batch_size if self.columns else -(-problem.batch_size // self.threads)
         # In whole words, as the next one begins with a word.
         rows = HEADER_BYTES + _padded(problem.batch_size * ROW_ENTRY_BYTES, HEADER_BYTES)

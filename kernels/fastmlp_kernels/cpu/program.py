@@ -12,9 +12,8 @@ from fastmlp_kernels.cpu.caller_arrays import point_at, point_at_data
 from fastmlp_kernels.cpu.fused import run
 from fastmlp_kernels.cpu.layout import Layout
 from fastmlp_kernels.cpu.loss import loss_and_gradient, predict_rows
-from fastmlp_kernels.cpu.pace import Pace
-from fastmlp_kernels.cpu.sampling import choose_skips
 from fastmlp_kernels.cpu.simd import instruction_set
+from fastmlp_kernels.cpu.skip_choice import choose_skips
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
     FORWARD,
@@ -30,6 +29,7 @@ from fastmlp_kernels.cpu.tables import (
     at,
 )
 from fastmlp_kernels.cpu.team import CALLER, Team, choose_places
+from fastmlp_kernels.cpu.thread_choice import ThreadChoice
 from fastmlp_kernels.cpu.update import call_update, update, write_gradient
 from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem, parameter_layout
 
@@ -51,7 +51,7 @@ class FusedProgram(Layout):
         target = instruction_set(machine.instruction_set)
         candidates = close_threads(problem, machine)
         super().__init__(problem, target, max(candidates))
-        self._pace = Pace(candidates)
+        self._thread_choice = ThreadChoice(candidates)
         self._call_threads = min(call_threads(problem, machine), self.threads)
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
         self.one_loss = self._zeros(1)
@@ -172,12 +172,12 @@ class FusedProgram(Layout):
         if control.item(STOP):
             return
         self.set_epoch(parameters, state, X, y, order, hyper, losses, control, factors, squares)
-        if not self._pace.tries:
+        if not self._thread_choice.tries:
             self._run()
             return
         started = time.perf_counter()
         self._run()
-        self._pace.took(time.perf_counter() - started)
+        self._thread_choice.took(time.perf_counter() - started)
 
     def set_epoch(self, parameters, state, X, y, order, hyper, losses, control, factors, squares):
         """Describe an epoch in the table, and run nothing."""
@@ -193,7 +193,7 @@ class FusedProgram(Layout):
         if kept.get(at.first) is not state:
             self._keep_state(state)
         weighted, penalized = factors is not None, squares is not None
-        kind = ("epoch", weighted, penalized, self._pace.threads())
+        kind = ("epoch", weighted, penalized, self._thread_choice.threads())
         if kind != self._settled:
             self._settle_epoch(kind)
         # The caller's data is not kept: a model would hold on to its last training set.

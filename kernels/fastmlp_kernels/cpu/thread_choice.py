@@ -13,7 +13,7 @@ REVIEW = 150
 TRIAL = 3
 
 
-class Pace:
+class ThreadChoice:
     """Chooses the threads of each epoch of a program by how long its earlier ones took.
 
     Results have the same bits on any number of threads, so that nothing but time depends on this.

@@ -8,29 +8,29 @@ import pytest
 from fastmlp import MLP, explain
 from fastmlp.device.machine import detect
 from fastmlp_kernels.cpu import best_threads, call_threads, close_threads, epoch_seconds
-from fastmlp_kernels.cpu.pace import CLOSE, REVIEW, TRIAL, Pace
 from fastmlp_kernels.cpu.program import FusedProgram
+from fastmlp_kernels.cpu.thread_choice import CLOSE, REVIEW, TRIAL, ThreadChoice
 from fastmlp_kernels.problem import BATCHES, Machine, Problem
 from tests.samples import sample
 
 
-def run(pace, seconds, epochs):
+def run(choice, seconds, epochs):
     """Run epochs that take ``seconds(threads, epoch)``; return the threads of each."""
     chosen = []
     for epoch in range(epochs):
-        threads = pace.threads()
+        threads = choice.threads()
         chosen.append(threads)
-        pace.took(seconds(threads, epoch))
+        choice.took(seconds(threads, epoch))
     return chosen
 
 
 def test_a_single_candidate_is_taken_without_a_trial():
-    assert run(Pace((4,)), lambda threads, epoch: 1.0, 300) == [4] * 300
+    assert run(ThreadChoice((4,)), lambda threads, epoch: 1.0, 300) == [4] * 300
 
 
 @pytest.mark.parametrize(("times", "winner"), [({2: 1.0, 1: 1.5}, 2), ({2: 1.5, 1: 1.0}, 1)])
 def test_each_candidate_is_tried_and_the_faster_one_kept(times, winner):
-    chosen = run(Pace((2, 1)), lambda threads, epoch: times[threads], REVIEW)
+    chosen = run(ThreadChoice((2, 1)), lambda threads, epoch: times[threads], REVIEW)
     assert chosen == [2] * TRIAL + [1] * TRIAL + [winner] * (REVIEW - 2 * TRIAL)
 
 
@@ -38,14 +38,14 @@ def test_what_a_first_epoch_pays_for_threads_and_caches_does_not_count():
     def seconds(threads, epoch):
         return 100.0 if epoch in (0, TRIAL) else {2: 1.0, 1: 1.5}[threads]
 
-    assert run(Pace((2, 1)), seconds, 50)[-1] == 2
+    assert run(ThreadChoice((2, 1)), seconds, 50)[-1] == 2
 
 
 def test_a_pause_after_the_first_epoch_does_not_count_either():
     def seconds(threads, epoch):
         return 100.0 if threads == 2 and epoch < 2 else {2: 1.0, 1: 1.5}[threads]
 
-    assert run(Pace((2, 1)), seconds, 50)[-1] == 2
+    assert run(ThreadChoice((2, 1)), seconds, 50)[-1] == 2
 
 
 def test_a_machine_that_changes_is_noticed():
@@ -55,7 +55,7 @@ def test_a_machine_that_changes_is_noticed():
     def seconds(threads, epoch):
         return 1.5 if threads == 1 else 1.0 if epoch < epochs // 2 else 2.0
 
-    chosen = run(Pace((2, 1)), seconds, epochs)
+    chosen = run(ThreadChoice((2, 1)), seconds, epochs)
     assert chosen[epochs // 2 - REVIEW : epochs // 2].count(1) <= 2 * TRIAL
     assert chosen[-REVIEW:].count(2) <= 2 * TRIAL
     assert chosen.count(1) > epochs // 3
@@ -114,11 +114,11 @@ def test_a_fit_that_changes_its_threads_has_the_bits_of_one_that_does_not():
     free = Machine(cores=3, cpu_barrier_seconds=0.0, cpu_thread_seconds=0.0, cpu_step_seconds=0.0)
     program, single = FusedProgram(asked, free), FusedProgram(asked, Machine(cores=1))
     assert program.threads == 3
-    program._pace = Pace((3, 1))
+    program._thread_choice = ThreadChoice((3, 1))
     data, alone = sample(asked), sample(asked)
     used = []
     for _ in range(12):
-        used.append(program._pace.threads())
+        used.append(program._thread_choice.threads())
         for each, arguments in ((program, data), (single, alone)):
             each.epoch(*arguments.arguments())
             assert arguments.control[BATCHES] == asked.batches
