@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from fastmlp.errors import DTypeError as DTypeError
     from fastmlp.errors import FastMLPError as FastMLPError
     from fastmlp.errors import MissingPackageError as MissingPackageError
+    from fastmlp.errors import ModelFileError as ModelFileError
     from fastmlp.errors import NonFiniteTrainingError as NonFiniteTrainingError
     from fastmlp.errors import ShapeError as ShapeError
     from fastmlp.errors import UnknownKeywordError as UnknownKeywordError
     from fastmlp.errors import UnknownNameError as UnknownNameError
     from fastmlp.gradients import Gradients as Gradients
     from fastmlp.history import History as History
+    from fastmlp.loading import load as load
     from fastmlp.metrics import Evaluation as Evaluation
     from fastmlp.model import MLP as MLP
     from fastmlp.optimizers import SGD as SGD
@@ -58,6 +60,7 @@ _NAMES_OF = {
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),
     "fastmlp.gradients": ("Gradients",),
+    "fastmlp.loading": ("load",),
     "fastmlp.metrics": ("Evaluation",),
     "fastmlp.errors": (
         "FastMLPError",
@@ -72,6 +75,7 @@ _NAMES_OF = {
         "BusyError",
         "CallOrderError",
         "MissingPackageError",
+        "ModelFileError",
         "NonFiniteTrainingError",
     ),
     "fastmlp_kernels.algebra": ("ACTIVATIONS", "LOSSES", "OPTIMIZERS", "INITIALIZERS"),

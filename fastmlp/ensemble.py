@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastmlp.arguments import check_integer
 from fastmlp.errors import DomainError, DTypeError, ShapeError, known_keywords
+from fastmlp.files.contents import Contents
 from fastmlp.model import MLP
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
@@ -92,13 +94,10 @@ class Ensemble(Network):
         if not -count <= number < count:
             raise IndexError(f"member: got {number}, wanted a whole number from 0 to {count - 1}")
         index, problem = number % count, self.template
-        names = ("activations", "loss", "dtype", "reduction", "precision")
-        same = {name: getattr(problem, name) for name in names}
-        model = MLP(problem.sizes, seed=self.seed + index, **same)
-        model._state = self._state.member(index)
-        model.history = None if self.history is None else self.history.member(index)
+        history = None if self.history is None else self.history.member(index)
+        parts = replace(problem, members=1), None, self._state.member(index), history
+        model = MLP._from(Contents(*parts, self._columns, self._vector))
         model.threads = self.threads
-        model._columns, model._vector = self._columns, self._vector
         return model
 
     def __iter__(self) -> Iterator[MLP]:

@@ -67,6 +67,10 @@ class MissingPackageError(FastMLPError, ImportError):
     """An optional package is needed and not installed."""
 
 
+class ModelFileError(FastMLPError, ValueError):
+    """A file that holds no model, or none that this version can read."""
+
+
 class NonFiniteTrainingError(FastMLPError, RuntimeError):
     """A loss, gradient or parameter became infinite or NaN; the model holds the last good ones.
 

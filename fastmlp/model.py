@@ -12,6 +12,7 @@ from fastmlp.data.frames import check_columns
 from fastmlp.data.weighting import check_sample_weight
 from fastmlp.dispatch.planning import Where
 from fastmlp.errors import CallOrderError, NonFiniteTrainingError, known_keywords
+from fastmlp.files.contents import Contents
 from fastmlp.gradients import Gradients
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
@@ -70,6 +71,9 @@ class MLP(Network):
     ) -> None:
         shape = (sizes, activations, loss)
         self._create(*shape, seed, dtype, reduction, precision, initializer)
+
+    def _begin(self, contents: Contents) -> None:
+        super()._begin(contents)
         self._gradient: Array | None = None
         # Most targets of a loss that takes labels are labels.
         self._labels = self._loss.label_rule is not None

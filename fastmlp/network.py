@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -16,6 +17,7 @@ from fastmlp.data.weighting import check_weights
 from fastmlp.dispatch.planning import Programs, Where, asked, check_threads
 from fastmlp.dispatch.problems import check_memory, make_problem
 from fastmlp.errors import known_keywords, look_up
+from fastmlp.files.contents import Contents, write
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
 from fastmlp.optimizers import Optimizer
@@ -67,29 +69,56 @@ class Network:
     ) -> None:
         count = 1 if members is None else members
         why = "" if members is None else ", as each network has the next"
-        self.seed = check_seed(seed, "seed", LARGEST_SEED - count + 1, why)
-        self.template = make_problem(sizes, activations, loss, dtype, reduction, precision)
+        first = check_seed(seed, "seed", LARGEST_SEED - count + 1, why)
+        template = make_problem(sizes, activations, loss, dtype, reduction, precision)
         if members is not None:
-            self.template = check_memory(replace(self.template, members=members))
+            template = check_memory(replace(template, members=members))
         if initializer is None:
-            rows = [ACTIVATIONS[name] for name in self.activations]
+            rows = [ACTIVATIONS[name] for name in template.activations]
             chosen = [INITIALIZERS[row.initializer] for row in rows]
         else:
-            chosen = [look_up("initializer", INITIALIZERS, initializer)] * len(self.activations)
+            chosen = [look_up("initializer", INITIALIZERS, initializer)] * len(template.activations)
         # As programs take them: those of one network have no axis of networks.
         networks = (count,) if count > 1 else ()
-        size = self.template.parameter_count
-        parameters = aligned_zeros((*networks, size), self.template.dtype)
+        size, layout = template.parameter_count, parameter_layout(template.sizes)
+        parameters = aligned_zeros((*networks, size), template.dtype)
         for member, own in enumerate(parameters.reshape(count, size)):
-            initialize(own, self._layout(), chosen, self.seed + member)
-        self._members = members
-        self._state = TrainingState(parameters, self.seed)
+            initialize(own, layout, chosen, first + member)
+        self._begin(Contents(template, members, TrainingState(parameters, first)))
+
+    def _begin(self, contents: Contents) -> None:
+        """Become the network that is described."""
+        self.template, self._members = contents.template, contents.members
+        self._state, self.seed = contents.state, contents.state.seed
         self._where = Where()
-        self._columns: Columns | None = None
-        self.history: History | None = None
+        self._columns = contents.columns
+        self.history = contents.history
         # Whether the targets of one output were a vector when the model was last trained.
-        self._vector = False
+        self._vector = contents.vector
         self._forget()
+
+    @classmethod
+    def _from(cls, contents: Contents) -> Self:
+        model = cls.__new__(cls)
+        model._begin(contents)
+        return model
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model to a file, from which `fastmlp.load` makes it again.
+
+        The file holds the parameters, the optimizer's state and the history, in the safetensors
+        format with a JSON header. It is written beside `path` and moved into place, so that a crash
+        leaves the old file or the new one. A fit of the model in another thread is not disturbed.
+
+        Raises
+        ------
+        MissingPackageError
+            If safetensors is not installed: ``pip install fastmlp[save]``.
+        OSError
+            If the file cannot be written; one that was there is as it was.
+        """
+        parts = self.template, self._members, self._state, self.history
+        write(path, type(self).__name__, Contents(*parts, self._columns, self._vector))
 
     def _layout(self) -> tuple[LayerLayout, ...]:
         return parameter_layout(self.sizes)

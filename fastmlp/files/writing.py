@@ -1,0 +1,70 @@
+"""Writing a file so that every reader finds the old content or the new one, and nothing between."""
+
+import contextlib
+import os
+from os import PathLike
+from pathlib import Path
+
+
+def write_whole(path: str | PathLike[str], data: bytes) -> None:
+    """Write `data` beside the file, bring it to the disk, and move it into place.
+
+    A process that is killed, or a machine that loses power, leaves the old file or the new one. A
+    killed process may leave its draft, ``.NAME.….draft``, beside it.
+
+    Parameters
+    ----------
+    path : path
+        A link is followed. The file's folder must be there.
+    data : bytes
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, for example on a full disk. The old file is then untouched.
+
+    Notes
+    -----
+    The order is that of Pillai et al., OSDI 2014: write, fsync, rename, fsync of the folder. After
+    an fsync that failed the same file is not tried again, since the system may have dropped its
+    pages.
+    """
+    place = Path(os.path.realpath(path))
+    draft = place.with_name(f".{place.name}.{os.urandom(8).hex()}.draft")
+    # Not mkstemp: a file of its own making would be readable by its owner alone.
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        try:
+            _keep_mode(place, file)
+            _write(file, data)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        draft.replace(place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+    _sync_folder(place.parent)
+
+
+def _keep_mode(place: Path, file: int) -> None:
+    """Give the new file the permissions of the one that it replaces."""
+    with contextlib.suppress(OSError):
+        os.fchmod(file, place.stat().st_mode & 0o7777)
+
+
+def _write(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name to the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
