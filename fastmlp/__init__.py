@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastmlp import errors as errors
     from fastmlp import schedules as schedules
     from fastmlp import sklearn as sklearn
+    from fastmlp.callbacks import Checkpoint as Checkpoint
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
     from fastmlp.dispatch.explanation import explain as explain
@@ -55,7 +56,7 @@ _NAMES_OF = {
     "fastmlp.model": ("MLP",),
     "fastmlp.ensemble": ("Ensemble",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
-    "fastmlp.callbacks": ("EarlyStopping", "EpochEnd"),
+    "fastmlp.callbacks": ("Checkpoint", "EarlyStopping", "EpochEnd"),
     "fastmlp.dispatch.explanation": ("explain",),
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -54,18 +55,77 @@ class EpochEnd:
 Callback = Callable[[EpochEnd], object]
 
 
-def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """Return a tuple of callables. None means no callback, and a single one needs no list."""
+@known_keywords
+@dataclass(frozen=True)
+class Checkpoint:
+    """Write the model and the state of the fit to a file, as one of the callbacks of a fit.
+
+    ``fit(..., resume=path)`` goes on from there, and ends with the same bits.
+
+    Parameters
+    ----------
+    path : path
+        A file as `MLP.save` writes it, which `fastmlp.load` reads too.
+    every : int
+        Epochs from one checkpoint to the next. The end of the fit is always one.
+    keep : int
+        How many are kept. Those before the last one are called ``path.1``, ``path.2`` and so on.
+
+    Notes
+    -----
+    Each is written when the epoch's other callbacks have been called. A disk that is full does not
+    end the fit: a warning is logged, and the next epoch tries again. What callbacks of yours keep
+    is not in the file.
+
+    Examples
+    --------
+    >>> model.fit(  # doctest: +SKIP
+    ...     X, y, epochs=500, callbacks=Checkpoint("fit.fastmlp", every=10), resume="fit.fastmlp"
+    ... )
+    """
+
+    path: str | PathLike[str]
+    every: int = 1
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if not isinstance(self.path, str | PathLike):
+            raise DTypeError(f"path: got {self.path!r}, wanted a path")
+        check_integer(self.every, "every", 1)
+        check_integer(self.keep, "keep", 1, 100)
+
+
+def check_callbacks(callbacks: Any) -> tuple[tuple[Callback, ...], tuple[Checkpoint, ...]]:
+    """Return the callables and the checkpoints. None means none; a single one needs no list."""
     given = () if callbacks is None else callbacks
     given = tuple(given) if isinstance(given, list | tuple) else (given,)
-    for each in given:
-        if not callable(each):
+    checkpoints = tuple(each for each in given if isinstance(each, Checkpoint))
+    called = tuple(each for each in given if not isinstance(each, Checkpoint))
+    for each in called:
+        if not callable(each) or each is Checkpoint:
             stopping = "; a rule of early stopping is given as early_stopping="
             raise DTypeError(
                 f"callbacks: got {each!r}, wanted callables that take an EpochEnd and return True "
                 f"to stop{stopping if isinstance(each, EarlyStopping) else ''}"
             )
-    return given
+    return called, checkpoints
+
+
+def check_resume(resume: Any, checkpoints: Sequence[Checkpoint]) -> str | None:
+    """Return the path from which a fit goes on; True stands for that of the only checkpoint."""
+    if resume is None or resume is False:
+        return None
+    if resume is True:
+        if len(checkpoints) != 1:
+            raise DomainError(
+                f"resume: got True with {len(checkpoints)} Checkpoint among callbacks, wanted one "
+                "of them, or a path"
+            )
+        return fspath(checkpoints[0].path)
+    if not isinstance(resume, str | PathLike):
+        raise DTypeError(f"resume: got {resume!r}, wanted a path or True")
+    return fspath(resume)
 
 
 def check_answer(answer: object, members: int) -> Sequence[int]:
@@ -168,10 +228,16 @@ class Patience:
     def __init__(self, rule: EarlyStopping, validated: bool) -> None:
         self._rule = rule
         self._monitor = rule.watched(validated)
-        self._best = float("-inf")
-        self._waited = 0
+        # How good the best epoch was, and the epochs since the last improvement.
+        self.best = float("-inf")
+        self.waited = 0
         self.best_epoch = 0
         self.best_parameters: Any = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the best parameters are kept."""
+        return self._rule.restore_best
 
     def watched(self, known: Mapping[str, Any]) -> Any:
         """Return what is watched, of all that is known of an epoch."""
@@ -182,10 +248,10 @@ class Patience:
     def observe(self, epoch: int, value: float, parameters: Any) -> bool:
         """Take note of an epoch; return whether the fit has waited long enough."""
         goodness = value if self._monitor == "validation_score" else -value
-        improved = goodness > self._best + self._rule.margin(self._best)
-        self._waited = 0 if improved else self._waited + 1
-        if goodness > self._best:
-            self._best, self.best_epoch = goodness, epoch
-            if self._rule.restore_best:
+        improved = goodness > self.best + self._rule.margin(self.best)
+        self.waited = 0 if improved else self.waited + 1
+        if goodness > self.best:
+            self.best, self.best_epoch = goodness, epoch
+            if self.keeps:
                 self.best_parameters = parameters.copy()
-        return self._waited >= self._rule.patience
+        return self.waited >= self._rule.patience

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from fastmlp.arguments import check_integer
 from fastmlp.errors import DomainError, DTypeError, ShapeError, known_keywords
 from fastmlp.files.contents import Contents
+from fastmlp.initialization import new_network
 from fastmlp.model import MLP
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
@@ -60,7 +61,7 @@ class Ensemble(Network):
     ) -> None:
         count = check_integer(members, "members", 1)
         shape = (sizes, activations, loss)
-        self._create(*shape, seed, dtype, reduction, precision, initializer, count)
+        self._begin(new_network(*shape, seed, dtype, reduction, precision, initializer, count))
 
     def _optimizers(self, given: Any) -> tuple[Optimizer, ...]:
         """Return one optimizer a network, all of one rule; one may stand for all of them."""

@@ -73,6 +73,10 @@ class History:
         """Add the validation of the last epoch."""
         self._epochs[-1] = self._epochs[-1]._replace(validation_loss=loss, validation_score=score)
 
+    def append(self, earlier: "History") -> None:
+        """Add the epochs of another history: this one goes on from there."""
+        self._epochs.extend(earlier._epochs)
+
     def last(self) -> dict[str, Any]:
         """Return what is known of the last epoch, by name."""
         return {"epoch": len(self), **self._epochs[-1]._asdict()}

@@ -14,6 +14,7 @@ from fastmlp.dispatch.planning import Where
 from fastmlp.errors import CallOrderError, NonFiniteTrainingError, known_keywords
 from fastmlp.files.contents import Contents
 from fastmlp.gradients import Gradients
+from fastmlp.initialization import new_network
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.state.parameters import ParameterViews, aligned_zeros, bias_views, weight_views
@@ -70,7 +71,7 @@ class MLP(Network):
         initializer: Any = None,
     ) -> None:
         shape = (sizes, activations, loss)
-        self._create(*shape, seed, dtype, reduction, precision, initializer)
+        self._begin(new_network(*shape, seed, dtype, reduction, precision, initializer))
 
     def _begin(self, contents: Contents) -> None:
         super()._begin(contents)

@@ -6,17 +6,21 @@ from os import PathLike
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from fastmlp.arguments import check_integer, check_number, check_seed
-from fastmlp.callbacks import EarlyStopping, check_callbacks, check_early_stopping
+from fastmlp.arguments import check_integer, check_number
+from fastmlp.callbacks import (
+    EarlyStopping,
+    check_callbacks,
+    check_early_stopping,
+    check_resume,
+)
 from fastmlp.data.admission import Data, admit, admit_inputs, admit_validation
 from fastmlp.data.batches import check_batch_size
 from fastmlp.data.frames import Columns, column_names
 from fastmlp.data.weighting import check_weights
 from fastmlp.dispatch.planning import Programs, Where, asked, check_threads
-from fastmlp.dispatch.problems import check_memory, make_problem
-from fastmlp.errors import known_keywords, look_up
+from fastmlp.errors import known_keywords
 from fastmlp.files.contents import Contents, write
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
@@ -24,23 +28,17 @@ from fastmlp.optimizers import Optimizer
 from fastmlp.progress import shows_progress
 from fastmlp.state.parameters import (
     ParameterViews,
-    aligned_zeros,
     bias_views,
     check_finite_values,
     check_values,
-    initialize,
     weight_views,
 )
-from fastmlp.state.training_state import TrainingState
 from fastmlp.training.fit import Fit, Options
 from fastmlp.training.inference import evaluate, predict
-from fastmlp_kernels.algebra import ACTIVATIONS, INITIALIZERS, LOSSES
+from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.problem import LayerLayout, parameter_layout
 
 Array = NDArray[Any]
-
-# The generators take 64 bits.
-LARGEST_SEED = 2**64 - 1
 
 
 class Network:
@@ -54,37 +52,6 @@ class Network:
 
     # Workspaces and compiled code, which are made again.
     _not_saved: tuple[str, ...] = ("_programs", "_alone", "_loss")
-
-    def _create(
-        self,
-        sizes: Sequence[int],
-        activations: Any,
-        loss: Any,
-        seed: int | None,
-        dtype: DTypeLike,
-        reduction: str,
-        precision: str,
-        initializer: Any,
-        members: int | None = None,
-    ) -> None:
-        count = 1 if members is None else members
-        why = "" if members is None else ", as each network has the next"
-        first = check_seed(seed, "seed", LARGEST_SEED - count + 1, why)
-        template = make_problem(sizes, activations, loss, dtype, reduction, precision)
-        if members is not None:
-            template = check_memory(replace(template, members=members))
-        if initializer is None:
-            rows = [ACTIVATIONS[name] for name in template.activations]
-            chosen = [INITIALIZERS[row.initializer] for row in rows]
-        else:
-            chosen = [look_up("initializer", INITIALIZERS, initializer)] * len(template.activations)
-        # As programs take them: those of one network have no axis of networks.
-        networks = (count,) if count > 1 else ()
-        size, layout = template.parameter_count, parameter_layout(template.sizes)
-        parameters = aligned_zeros((*networks, size), template.dtype)
-        for member, own in enumerate(parameters.reshape(count, size)):
-            initialize(own, layout, chosen, first + member)
-        self._begin(Contents(template, members, TrainingState(parameters, first)))
 
     def _begin(self, contents: Contents) -> None:
         """Become the network that is described."""
@@ -117,8 +84,11 @@ class Network:
         OSError
             If the file cannot be written; one that was there is as it was.
         """
+        write(path, type(self).__name__, self._contents())
+
+    def _contents(self) -> Contents:
         parts = self.template, self._members, self._state, self.history
-        write(path, type(self).__name__, Contents(*parts, self._columns, self._vector))
+        return Contents(*parts, self._columns, self._vector)
 
     def _layout(self) -> tuple[LayerLayout, ...]:
         return parameter_layout(self.sizes)
@@ -246,13 +216,14 @@ class Network:
         l2: float = 0.0,
         early_stopping: EarlyStopping | bool | None = None,
         callbacks: Any = None,
+        resume: str | PathLike[str] | bool | None = None,
         device: str = "auto",
         kernel: str | None = None,
         threads: int | None = None,
         progress: bool | None = None,
         verbose: int = 0,
     ) -> History:
-        """Train for a number of epochs; a second call goes on where the first one ended.
+        """Train for a number of epochs, and return their history; a second call goes on from there.
 
         Parameters
         ----------
@@ -275,15 +246,12 @@ class Network:
         early_stopping : EarlyStopping or True, optional; callbacks : callable or several, optional
             When to stop early, each network of an ensemble for itself. Called with an `EpochEnd`
             after each epoch, to read the model: True stops the fit, an array of bool its networks.
+        resume : path or True, optional
+            A `Checkpoint` to go on from, to the same bits; True is that of `callbacks`.
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional; verbose : int
-            A line about the fit always or never; by default for a person, after two seconds. With
-            ``verbose=1``, also a line about every second.
-
-        Returns
-        -------
-        History
+            A line always or never; by default for a person. ``verbose=1`` adds one a second.
 
         Raises
         ------
@@ -295,6 +263,7 @@ class Network:
         data, where = self._admit(X, y, self._asked(device, kernel, threads))
         columns = self._columns or column_names(X)
         validation = self._admit_validation(validation_data, where, columns)
+        called, checkpoints = check_callbacks(callbacks)
         options = Options(
             epochs=check_integer(epochs, "epochs", 1),
             batch_size=check_batch_size(batch_size, len(data.X)),
@@ -304,13 +273,14 @@ class Network:
             weights=check_weights(sample_weight, class_weight, data, self._members),
             l2=check_number(l2, "l2"),
             early_stopping=check_early_stopping(early_stopping, validation is not None),
-            callbacks=check_callbacks(callbacks),
+            callbacks=called,
+            checkpoints=checkpoints,
+            resume=check_resume(resume, checkpoints),
             where=where,
             progress=progress,
             verbose=verbose,
         )
-        rest = (data, validation, options, columns)
-        return self._state.lock.fit("fit", lambda: self._train(*rest))
+        return self._state.lock.fit("fit", lambda: self._train(data, validation, options, columns))
 
     def _train(
         self, data: Data, validation: Data | None, options: Options, columns: Columns | None

@@ -268,13 +268,13 @@ KEYWORD_ANSWERS: Mapping[str, str] = {
 _OF_A_MODEL = ("sizes", "activations", "loss", "seed", "dtype", "reduction", "precision")
 _OF_A_FIT = (
     *("epochs", "batch_size", "optimizer", "validation_data", "shuffle", "sample_weight"),
-    *("class_weight", "l2", "device", "kernel", "threads", "progress", "verbose"),
+    *("class_weight", "l2", "early_stopping", "callbacks", "resume"),
+    *("device", "kernel", "threads", "progress", "verbose"),
 )
 HOMES: Mapping[str, str] = {
     **dict.fromkeys((*_OF_A_MODEL, "initializer"), "MLP(...), where the network is made"),
     "members": "Ensemble(...)",
     **dict.fromkeys(_OF_A_FIT, "fit"),
-    **dict.fromkeys(("early_stopping", "callbacks"), "MLP.fit, of a single network"),
 }
 
 

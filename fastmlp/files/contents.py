@@ -53,10 +53,17 @@ class Contents(NamedTuple):
     vector: bool = False
 
 
-def write(path: str | PathLike[str], kind: str, contents: Contents) -> None:
-    """Write a model to a file; `kind` is the class that `fastmlp.load` makes of it."""
+def write(
+    path: str | PathLike[str],
+    kind: str,
+    contents: Contents,
+    more: Mapping[str, Any] | None = None,
+    more_arrays: Mapping[str, Array] | None = None,
+) -> None:
+    """Write a model, and more beside it; `kind` is the class that `fastmlp.load` makes of it."""
     header, arrays = describe(contents)
-    write_whole(path, pack({"kind": kind, **header}, arrays))
+    whole = {"kind": kind, **header, **(more or {})}
+    write_whole(path, pack(whole, {**arrays, **(more_arrays or {})}))
 
 
 def describe(contents: Contents) -> tuple[Header, Arrays]:

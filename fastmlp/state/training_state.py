@@ -263,6 +263,11 @@ class TrainingState:
         self.now = (steps, epochs, rule, aligned(slots), None, 0)
         _states.add(self)
 
+    def adopt(self, other: "TrainingState") -> None:
+        """Become what another state of the same shape is; it is not used any more."""
+        calls = (np.copyto, self.parameters, other.parameters), (setattr, self, "now", other.now)
+        at_once(*calls)
+
     def renew(self) -> None:
         """Go on in a forked child, which has none of the threads that were at work.
 

@@ -3,6 +3,7 @@
 Numbers have an axis of networks, of which a model that is a single network has one.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.callbacks import Callback, EarlyStopping, EpochEnd, Patience, check_answer
+from fastmlp.callbacks import Callback, Checkpoint, EarlyStopping, EpochEnd, Patience, check_answer
 from fastmlp.data.admission import Data
 from fastmlp.data.arrays import host_copy
 from fastmlp.data.batches import combine_losses
@@ -24,6 +25,12 @@ from fastmlp.optimizers import Optimizer
 from fastmlp.progress import Report
 from fastmlp.state.finite import largest_magnitude
 from fastmlp.state.training_state import TrainingState
+from fastmlp.training.checkpoints import (
+    CheckpointWriter,
+    progress_of,
+    read_checkpoint,
+    take_up,
+)
 from fastmlp.training.inference import evaluate
 from fastmlp.training.trainer import Epoch, Trainer
 
@@ -44,6 +51,8 @@ class Options:
     l2: float = 0.0
     early_stopping: EarlyStopping | None = None
     callbacks: tuple[Callback, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
+    resume: str | None = None
     where: Where = Where()
     progress: bool | None = None
     verbose: int = 0
@@ -96,24 +105,56 @@ class Fit:
         self.history = History(chosen.name, chosen.device, options.metric, rows, members)
         # The networks that are still trained.
         self._training = list(range(self.problem.members))
+        # Added to the numbers of an epoch: NaN for each network that has stopped.
+        self._stopped = np.zeros(self.problem.members)
+        rule, validated = options.early_stopping, validation is not None
+        self.patience = [Patience(rule, validated) for _ in self._training if rule is not None]
+        kind, settings = type(model).__name__, self._settings(rows, validation)
+        if options.resume is not None:
+            self._resume(options.resume, kind, settings)
+        self.checkpoints = [CheckpointWriter(each, kind, settings) for each in options.checkpoints]
         epochs = state.epochs
         self.orders = Orders(
-            [state.seed + member for member in self._training],
-            [epochs] if len(self._training) == 1 else epochs.tolist(),
+            [state.seed + member for member in range(self.problem.members)],
+            [epochs] if self.problem.members == 1 else epochs.tolist(),
             rows,
             options.epochs,
             shuffle=options.shuffle,
             threads=options.where.threads or machine_with(None).cores,
         )
-        rule = options.early_stopping
-        validated = validation is not None
-        self.patience = [Patience(rule, validated) for _ in self._training if rule is not None]
         # Only a schedule has to be asked again.
         rates = [each.settings["learning_rate"] for each in options.optimizers]
         self._scheduled = [member for member, rate in enumerate(rates) if callable(rate)]
         self._rates = np.array([np.nan if callable(rate) else rate for rate in rates])
-        # Added to the numbers of an epoch: NaN for each network that has stopped.
-        self._stopped = np.zeros(self.problem.members)
+
+    def _settings(self, rows: int, validation: Data | None) -> dict[str, str]:
+        """Return what decides the result of the fit, but for the data, as texts."""
+        options = self.options
+        optimizers = repr([*dict.fromkeys(options.optimizers)])
+        return {
+            "model": repr(self.model),
+            "rows": str(rows),
+            "batch_size": str(options.batch_size),
+            # A function's address is another in every process.
+            "optimizer": re.sub(r" at 0x[0-9a-f]+", "", optimizers),
+            "shuffle": str(options.shuffle),
+            "weighted": str(options.weights is not None),
+            "l2": str(options.l2),
+            "early_stopping": str(options.early_stopping),
+            "validation_rows": str(0 if validation is None else len(validation.X)),
+        }
+
+    def _resume(self, path: str, kind: str, settings: dict[str, str]) -> None:
+        """Go on from a checkpoint, if there is one."""
+        found = read_checkpoint(path, kind, settings)
+        if found is None:
+            return
+        contents, progress = found
+        self.state.lock.epoch(self.state.adopt, contents.state)
+        if contents.history is not None:
+            self.history.append(contents.history)
+        self._training = take_up(progress, self.patience)
+        self._leave_out([k for k in range(self.problem.members) if k not in self._training])
 
     def run(self) -> None:
         """Train; the history grows with every finished epoch."""
@@ -122,11 +163,10 @@ class Fit:
         options, batches = self.options, self.problem.batches
         report = Report(options.epochs, batches, self.history, options.progress, options.verbose)
         try:
-            for _ in range(options.epochs):
+            while self._training and len(self.history) < options.epochs:
                 self._epoch(report)
                 self._end(self._stopping())
-                if not self._training:
-                    break
+                self._write_checkpoints()
         finally:
             self.orders.close()
             report.close()
@@ -137,6 +177,19 @@ class Fit:
             best = [each.best_epoch for each in self.patience]
             self.history.best_epoch = best[0] if self.members is None else np.array(best)
         self.trainer.close()
+        for each in self.checkpoints:
+            each.end()
+
+    def _write_checkpoints(self) -> None:
+        last = not self._training or len(self.history) == self.options.epochs
+        due = [each for each in self.checkpoints if last or each.due(len(self.history))]
+        if not due:
+            return
+        self._fetch()
+        held = self.state.parameters.reshape(self.problem.members, -1)
+        progress = progress_of(self.patience, self._training, held)
+        for each in due:
+            each.write(self.model._contents(), progress)
 
     def _epoch(self, report: Report) -> None:
         options, reduction = self.options, self.problem.reduction
@@ -217,11 +270,15 @@ class Fit:
             self.state.lock.epoch(self._restore, better)
         self._training = [member for member in self._training if member not in members]
         if self._training:
+            self._leave_out(members)
+            self.state.lock.epoch(self.trainer.upload)
+
+    def _leave_out(self, members: Sequence[int]) -> None:
+        if members:
             # A new array: the history holds the old one.
             self._stopped = self._stopped.copy()
             self._stopped[list(members)] = np.nan
             self.trainer.leave_out(members)
-            self.state.lock.epoch(self.trainer.upload)
 
     def _best(self, member: int) -> Any:
         return self.patience[member].best_parameters if self.patience else None

@@ -167,7 +167,7 @@ def observed(rule, values):
     patience, found = Patience(rule, True), []
     for epoch, value in enumerate(values, start=1):
         patience.observe(epoch, value, None)
-        found.append(patience._waited)
+        found.append(patience.waited)
     return found, patience.best_epoch
 
 

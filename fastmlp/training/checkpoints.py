@@ -1,0 +1,196 @@
+"""Checkpoints of a fit: a model's file that also says how far the fit is."""
+
+import logging
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.callbacks import Checkpoint, Patience
+from fastmlp.errors import ModelFileError
+from fastmlp.files.container import unpack
+from fastmlp.files.contents import Contents, restore, write
+
+logger = logging.getLogger("fastmlp")
+
+Array = NDArray[Any]
+
+PROGRESS = ("best", "waited", "best_epoch", "trained")
+
+
+class Progress(NamedTuple):
+    """How far a fit is, beside the model's own state; each array has one number a network.
+
+    Attributes
+    ----------
+    best, waited, best_epoch : ndarray
+        float64, int64 and int64: what early stopping has seen.
+    trained : ndarray
+        int64: 1 for a network that is still trained.
+    best_parameters : ndarray or None
+        dtype[members, P], of networks whose `best_epoch` is not 0.
+    """
+
+    best: Array
+    waited: Array
+    best_epoch: Array
+    trained: Array
+    best_parameters: Array | None = None
+
+
+def progress_of(patience: Sequence[Patience], training: Sequence[int], like: Array) -> Progress:
+    """Return how far a fit is; `like` are the parameters, [members, P]."""
+    members = len(like)
+    trained = np.zeros(members, dtype=np.int64)
+    trained[list(training)] = 1
+    if not patience:
+        nothing = np.zeros(members, dtype=np.int64)
+        return Progress(nothing.astype(np.float64), nothing, nothing, trained)
+    best = np.array([each.best for each in patience], dtype=np.float64)
+    counts = [[each.waited, each.best_epoch] for each in patience]
+    waited, best_epoch = np.array(counts, dtype=np.int64).T
+    kept = np.zeros_like(like)
+    for own, each in zip(kept, patience, strict=True):
+        if each.best_parameters is not None:
+            own[...] = each.best_parameters
+    return Progress(best, waited, best_epoch, trained, kept)
+
+
+def take_up(progress: Progress, patience: Sequence[Patience]) -> list[int]:
+    """Have early stopping go on where it was; return the networks that are still trained."""
+    for member, each in enumerate(patience):
+        each.best, each.waited = float(progress.best[member]), int(progress.waited[member])
+        each.best_epoch = int(progress.best_epoch[member])
+        if progress.best_parameters is not None and each.best_epoch and each.keeps:
+            each.best_parameters = progress.best_parameters[member].copy()
+    return np.flatnonzero(progress.trained).tolist()
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a fit; a disk that is full does not end the fit.
+
+    Parameters
+    ----------
+    rule : Checkpoint
+    kind : str
+        The class of the model.
+    settings : dict
+        What else decides the result of the fit, as texts: see `read_checkpoint`.
+    """
+
+    def __init__(self, rule: Checkpoint, kind: str, settings: dict[str, str]) -> None:
+        self._rule, self._kind, self._settings = rule, kind, settings
+        self._failed: OSError | None = None
+
+    def due(self, epoch: int) -> bool:
+        """Whether a checkpoint is written after this epoch."""
+        return epoch % self._rule.every == 0 or self._failed is not None
+
+    def write(self, contents: Contents, progress: Progress) -> None:
+        """Write a checkpoint, or note that it could not be written."""
+        arrays = {f"fit.{name}": each for name, each in progress._asdict().items()}
+        kept = {name: each for name, each in arrays.items() if each is not None}
+        path = Path(self._rule.path)
+        try:
+            _turn(path, self._rule.keep)
+            write(path, self._kind, contents, {"fit": self._settings}, kept)
+            self._failed = None
+        except OSError as error:
+            self._failed = error
+            logger.warning(
+                "checkpoint: got %s, wanted a file at %s; the fit goes on, and tries again after "
+                "the next epoch",
+                error,
+                path,
+            )
+
+    def end(self) -> None:
+        """Raise the error of the last checkpoint, if that could not be written."""
+        if self._failed is not None:
+            self._failed.add_note("checkpoint: the fit has ended well, and the model is trained")
+            raise self._failed
+
+
+def _older(path: Path, age: int) -> Path:
+    """Return where the checkpoint is that was written so many before the last one."""
+    return path.with_name(f"{path.name}.{age}") if age else path
+
+
+def _turn(path: Path, keep: int) -> None:
+    """Move older checkpoints on; the oldest is written over."""
+    for age in reversed(range(keep - 1)):
+        if _older(path, age).exists():
+            _older(path, age).replace(_older(path, age + 1))
+
+
+def read_checkpoint(
+    path: str | PathLike[str], kind: str, settings: dict[str, str]
+) -> tuple[Contents, Progress] | None:
+    """Return the newest checkpoint that is whole, or None if there is none at all.
+
+    Parameters
+    ----------
+    path : path
+        Those before it have the same name, and a number.
+    kind : str
+        The class of the model.
+    settings : dict
+        What decides the result of the fit, as texts, by name. A checkpoint of a fit with others is
+        refused, since its end would be that of neither fit.
+
+    Raises
+    ------
+    ModelFileError
+        If files are there and none is whole, or they are of another fit.
+    """
+    place, failure = Path(fspath(path)), None
+    ages = [age for age in range(100) if _older(place, age).exists()]
+    for age in ages:
+        name = fspath(_older(place, age))
+        try:
+            header, arrays = unpack(Path(name).read_bytes(), name)
+        except ModelFileError as error:
+            failure = failure or error
+            logger.warning("resume: %s; the checkpoint before it is tried", error)
+            continue
+        _check_fit(header, kind, settings, name)
+        contents = restore(header, arrays, name)
+        return contents, _progress(contents, arrays, name)
+    if failure is not None:
+        raise failure
+    return None
+
+
+def _check_fit(header: dict[str, Any], kind: str, settings: dict[str, str], name: str) -> None:
+    found = header.get("fit")
+    if header.get("kind") != kind or not isinstance(found, dict):
+        raise ModelFileError(
+            f"resume: got {name}, a file of {header.get('kind')!r}, wanted a checkpoint of a fit "
+            f"of {kind}; to train a saved model, load it and call fit"
+        )
+    for key, wanted in settings.items():
+        if found.get(key) != wanted:
+            raise ModelFileError(
+                f"resume: got {name}, of a fit with {key}={found.get(key)}, wanted {key}={wanted}; "
+                "to go on with other arguments, load the file and call fit without resume"
+            )
+
+
+def _progress(contents: Contents, arrays: dict[str, Array], name: str) -> Progress:
+    template = contents.template
+    shape = (template.members,)
+    wanted: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(PROGRESS, (shape, np.int64))
+    wanted["best"] = shape, np.float64
+    found: dict[str, Array] = {}
+    if "fit.best_parameters" in arrays:
+        whole = template.members, template.parameter_count
+        wanted["best_parameters"] = whole, np.dtype(template.dtype)
+    for key, (size, dtype) in wanted.items():
+        array = arrays.get(f"fit.{key}")
+        if array is None or array.shape != size or array.dtype != dtype:
+            raise ModelFileError(f"{name}: got no fit.{key}, wanted one of {size} and {dtype}")
+        found[key] = array
+    return Progress(**found)
