@@ -32,7 +32,6 @@ from pathlib import Path
 
 OLDEST_PYTHON = (3, 11)
 ROOT = Path(__file__).resolve().parent
-SCIKIT_LEARN_TESTS = sorted(map(str, ROOT.glob("tests/test_sklearn_*.py")))
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command as main; main()"
 
 
@@ -73,9 +72,11 @@ COMMANDS = {
         ),
         ("lint",),
     ),
-    "write": Command((("-m", "tests.test_messages"), ("-m", "tests.test_pages")), ("test",)),
+    "write": Command(
+        (("-m", "tests.house.test_messages"), ("-m", "tests.house.test_pages")), ("test",)
+    ),
     "oldest": Command(
-        ((*TESTS, *SCIKIT_LEARN_TESTS),), ("oldest",), environment=ROOT / ".venv-oldest"
+        ((*TESTS, "tests/scikit_learn"),), ("oldest",), environment=ROOT / ".venv-oldest"
     ),
     "setup": Command((), ("test", "lint"), ("data", "demo", "cuda-compile", "peers")),
 }

@@ -7,12 +7,11 @@ on a cold disk cache, once per machine) and read from the disk cache after that.
 import os
 import signal
 import sys
-from pathlib import Path
 
 import hypothesis
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
 
 # Set in a process that runs a share of the tests. Its children run benchmarks, and pytest-benchmark
 # measures nothing where it is set.

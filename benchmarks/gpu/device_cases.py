@@ -27,7 +27,7 @@ TAIL = 3000
 
 def case_files() -> list[Path]:
     """Return the files that hold CUDA cases."""
-    return sorted((ROOT / "tests").glob("cuda_*_cases.py"))
+    return sorted((ROOT / "tests" / "gpu").glob("*_cases.py"))
 
 
 def run(context: Context) -> None:

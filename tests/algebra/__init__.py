@@ -1,0 +1,1 @@
+"""The mathematics: its rows, the derivation sheet, and the comparison with the oracle."""

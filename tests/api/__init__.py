@@ -1,0 +1,1 @@
+"""What users call: models, ensembles, fits, data, messages of errors, the command."""

@@ -1,0 +1,1 @@
+"""The CPU's kernels, their teams of threads, and the compiler with its caches."""

@@ -1,0 +1,1 @@
+"""Everything of the GPU: cases for the simulator or a GPU, kernels compiled without one."""

@@ -1,0 +1,381 @@
+"""The CUDA program with cuBLASLt's products and with recorded steps.
+
+Not collected by itself: `test_case_files` runs this file as it does `program_cases`. In the
+simulator a stand-in multiplies in place of the library, and another keeps what a graph would; on a
+GPU they are the library, where it is there, and the driver's graphs.
+"""
+
+import dataclasses
+import gc
+
+import numpy as np
+import pytest
+
+from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.compile import simulated
+from fastmlp_kernels.cuda.costs import layered_launches
+from fastmlp_kernels.cuda.layered.activation import ROWS_OF_A_LANE
+from fastmlp_kernels.cuda.layered.launching import build
+from fastmlp_kernels.problem import DTYPES
+from tests import tolerances
+from tests.gpu.device import MARKS, TILES, generator, launch, normal, over, padded, unwritten
+from tests.gpu.program_cases import (
+    PROGRAMS,
+    OnDevice,
+    check_epoch,
+    check_the_fused_step,
+    check_the_parts,
+    count_launches,
+)
+from tests.gpu.recording_cublas import Recorder, RecordingCublasLt, from_bfloat16
+from tests.samples import sample
+from tests.tolerances import Bounded, Precision, compare
+
+pytestmark = MARKS
+# dtype and precision of each kind of product.
+FORMS = {
+    "float32": ("float32", "float32"),
+    "float64": ("float64", "bfloat16"),
+    "tf32": ("float32", "tf32"),
+    "bfloat16": ("float32", "bfloat16"),
+}
+COMPUTE = {"float32": 68, "float64": 70, "tf32": 77, "bfloat16": 68}
+ROUNDED = ("tf32", "bfloat16")
+
+
+@pytest.fixture(params=TILES, ids=str)
+def tiles(request):
+    return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+def with_library(problem, tiles, recorder=False, library=None):
+    """Return a program with the library's products, or those of what stands in for it."""
+    library = library or (RecordingCublasLt() if simulated() else None)
+    device = OnDevice(problem, tiles, library=library, recorder=recorder)
+    device.library = library
+    if simulated():
+        assert device.program.products.name == "cuBLASLt"
+    return device
+
+
+def in_form(problem, form, **changes):
+    dtype, precision = FORMS[form]
+    if form in ROUNDED and problem.optimizer == "adam":
+        # Squares of gradients whose bound is some percent would prove nothing.
+        changes["optimizer"] = "sgd"
+    return dataclasses.replace(problem, dtype=dtype, precision=precision, **changes)
+
+
+# Every program where our own kernels differ from `program_cases`, a few where products do.
+EPOCHS = [(form, i) for form in ("float32", "bfloat16") for i in range(len(PROGRAMS))]
+EPOCHS += [("float64", 1), ("tf32", 1), ("tf32", 4)]
+
+
+@pytest.mark.parametrize(("form", "index"), EPOCHS)
+def test_epoch(tiles, form, index):
+    problem = in_form(PROGRAMS[index], form, batch_size=4, rows=7)
+    made = []
+
+    def make(part):
+        made.append(with_library(part, tiles))
+        return made[-1]
+
+    check_epoch(problem, make, plain=index % 2 == 0)
+    if simulated():
+        products = made[-1].library.products
+        layers = len(problem.sizes) - 1
+        assert len(products) == 2 * (3 * layers - 1)
+        assert {facts[3] for facts in products} == {COMPUTE[form]}
+
+
+def test_the_separate_parts(tiles, form):
+    problem = in_form(PROGRAMS[2], form, batch_size=4, rows=7)
+    check_the_parts(problem, with_library(problem, tiles))
+
+
+def test_the_fused_step_equals_the_parts_and_the_epoch(tiles, form):
+    problem = in_form(PROGRAMS[1], form, batch_size=4, rows=4)
+    check_the_fused_step(problem, with_library(problem, tiles))
+
+
+def test_the_weights_of_the_next_batch_are_rounded_by_the_update(tiles):
+    """In the epoch no other kernel writes them, so a place left out would be an old weight."""
+    problem = in_form(PROGRAMS[1], "bfloat16", batch_size=2, rows=6)
+    device, data = with_library(problem, tiles), sample(problem, seed=5)
+    before = data.parameters.copy()
+    device.epoch(data)
+    products, weights = device.program.products, device.program.biases.copy_to_host() == 0
+    if products.places.size == 0:
+        return
+    places = products.places.copy_to_host()[weights]
+    assert len(set(places.tolist())) == weights.sum()
+    rounded = from_bfloat16(products.rounded_weights.copy_to_host()[places])
+    new = data.parameters[weights]
+    np.testing.assert_allclose(rounded, new, rtol=2.0**-8, atol=0)
+    assert np.abs(rounded - before[weights]).max() > np.abs(rounded - new).max()
+    # From the host's side: a program that was stopped takes up the caller's weights again.
+    changed = sample(problem, seed=6)
+    again = with_library(problem, tiles)
+    again.epoch(expected := changed.copy())
+    device.epoch(changed)
+    assert changed.parameters.tobytes() == expected.parameters.tobytes()
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+def test_a_bias_that_the_library_adds(tiles, form):
+    """The choice is data: a tuple of epilogues, one a layer."""
+    problem = in_form(PROGRAMS[0], form, batch_size=4, rows=7)
+
+    def make(part):
+        device = with_library(part, tiles)
+        device.program.products.epilogues = ("bias", "bias")
+        return device
+
+    check_epoch(problem, make, plain=True)
+
+
+def test_an_epoch_launches_what_is_counted_beside_the_products(tiles):
+    problem = in_form(PROGRAMS[1], "bfloat16", batch_size=2, rows=2)
+    device = with_library(problem, tiles)
+    if not simulated():
+        return
+    layers, held = len(problem.sizes) - 1, count_launches(device)
+    device.epoch(sample(problem))
+    # And the rounding of the weights, once an epoch.
+    assert (
+        len(held) + len(device.library.products) == layered_launches(problem, library=True) + layers
+    )
+
+
+def recorded(problem, tiles):
+    """Return a program whose full batches are replayed, and what records them."""
+    library = RecordingCublasLt() if simulated() else None
+    recorder = Recorder(library) if simulated() else None
+    return with_library(problem, tiles, recorder, library), recorder
+
+
+def test_a_replayed_epoch_has_the_bits_of_a_launched_one(tiles, form="bfloat16"):
+    problem = in_form(PROGRAMS[4], form, batch_size=2, rows=7)
+    device, recorder = recorded(problem, tiles)
+    for weighted, penalized in ((False, False), (True, True)):
+        data = sample(problem, seed=7, weighted=weighted, penalized=penalized)
+        plain = with_library(problem, tiles).epoch(data.copy())
+        replayed = device.epoch(data.copy())
+        for actual, expected in zip(replayed.arguments(), plain.arguments(), strict=True):
+            assert actual is expected is None or actual.tobytes() == expected.tobytes()
+        assert not np.isnan(replayed.losses).any()
+        assert device.program.steps.reason == ""
+    if recorder:
+        # The first full batch of each kind is launched, the other two of three are replayed.
+        assert (recorder.recorded, recorder.launched) == (2, 4)
+
+
+def test_a_recording_is_for_the_arrays_that_it_was_made_with(tiles):
+    problem = dataclasses.replace(PROGRAMS[3], batch_size=2, rows=6)
+    device, recorder = recorded(problem, tiles)
+    held = [sample(problem, seed=seed) for seed in (8, 9)]
+    program = device.program
+    arrays = [[program.to_device(a) for a in data.arguments()[:4]] for data in held]
+    expected = [with_library(problem, tiles).epoch(data.copy()) for data in held]
+    for epoch in range(2):
+        for data, ours, wanted in zip(held, arrays, expected, strict=True):
+            program.epoch(*ours, *data.arguments()[4:])
+            assert (data.losses.tobytes() == wanted.losses.tobytes()) == (epoch == 0)
+    if recorder:
+        assert (recorder.recorded, recorder.launched) == (2, 11)
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_after_prepare_nothing_is_changed_and_a_step_is_recorded(tiles, more):
+    problem = in_form(PROGRAMS[4], "bfloat16", batch_size=2, rows=6)
+    device, recorder = recorded(problem, tiles)
+    data = sample(problem, seed=10, weighted=more, penalized=more)
+    program = device.program
+    expected = with_library(problem, tiles).epoch(data.copy())
+    held = [program.to_device(array) for array in data.arguments()[:4]]
+    program.prepare(*held, weighted=more, penalized=more)
+    for array, original in zip(held, data.arguments(), strict=False):
+        program.to_host(array, seen := original.copy())
+        assert seen.tobytes() == original.tobytes()
+    program.epoch(*held, *data.arguments()[4:])
+    assert data.losses.tobytes() == expected.losses.tobytes()
+    if recorder:
+        assert (recorder.recorded, recorder.launched) == (1, 4)
+
+
+def test_where_a_recording_fails_the_steps_are_launched(tiles):
+    problem = dataclasses.replace(PROGRAMS[3], batch_size=2, rows=6)
+    device, recorder = recorded(problem, tiles)
+    if not recorder:
+        return
+    recorder.failing = True
+    data = sample(problem, seed=11)
+    expected = with_library(problem, tiles).epoch(data.copy())
+    assert device.epoch(data).parameters.tobytes() == expected.parameters.tobytes()
+    assert device.program.steps.recorder is None
+    assert "no capture today" in device.program.steps.reason
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ({"algorithms": 0}, "got no algorithm, wanted one for Product(rows=4"),
+        ({"failing": {"cublasLtCreate": 1}}, "cublasLtCreate: got status 1 (NOT_INITIALIZED)"),
+        ({"failing": {"cublasLtMatmulAlgoGetHeuristic": 15}}, "got status 15 (NOT_SUPPORTED)"),
+    ],
+)
+def test_where_the_library_fails_our_own_tiles_multiply(tiles, choices, reason):
+    problem = dataclasses.replace(PROGRAMS[3], batch_size=4, rows=4)
+    library = RecordingCublasLt(**choices)
+    device = OnDevice(problem, tiles, library=library)
+    assert device.program.products.name == "own tiles"
+    assert reason in device.program.products.reason
+    data = sample(problem)
+    expected = OnDevice(problem, tiles, library=False).epoch(data.copy())
+    assert device.epoch(data).parameters.tobytes() == expected.parameters.tobytes()
+    gc.collect()
+    assert library.alive == {}
+
+
+def test_everything_that_was_created_is_destroyed(tiles):
+    problem = dataclasses.replace(PROGRAMS[1], batch_size=4, rows=7)
+    library = RecordingCublasLt()
+    device = OnDevice(problem, tiles, library=library)
+    made = [name for name in library.calls if name.endswith("Create")]
+    # A description and three layouts for each product of both sizes of batches; preferences, which
+    # are gone already; a handle.
+    assert len(made) == 1 + 2 * 8 * 5 and len(library.alive) == 1 + 2 * 8 * 4
+    del device
+    gc.collect()
+    assert library.alive == {}
+    assert library.calls.count("cublasLtDestroy") == 1
+
+
+@pytest.mark.parametrize("name", ["identity", "tanh", "silu"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_bias_and_activation(tiles, dtype, name, biased):
+    rows, units, row = 3, 5, ACTIVATIONS[name]
+    Z, b, precision = normal((rows, units), dtype), normal((units,), dtype, 1), Precision(dtype)
+    total = Z.astype(np.float64) + (b if biased else 0)
+    oracle = Bounded(total, precision.gamma(2) * np.abs(total))
+    keeps_input = row.keeps == "input"
+    given = padded(Z)
+    out = unwritten(rows, units, dtype) if keeps_input else given
+    rounded = np.full((rows + 2, 8), 0x7FC0, np.uint16)
+    added = b if biased else np.empty(0, dtype)
+    arguments = (given, added, ACTIVATIONS.code(name), rows, out, rounded)
+    over(tiles, build(tiles).bias_and_activation, rows * units, *arguments)
+    bound = tolerances.activation_bound(row, oracle, precision)
+    compare(out[:rows], bound, "activation")
+    if keeps_input:
+        compare(given[:rows], oracle, "pre-activation")
+    halves = from_bfloat16(rounded)
+    np.testing.assert_allclose(halves[:rows, :units], out[:rows], rtol=2.0**-8)
+    for left in (halves[rows:], halves[:, units:], out[rows:]):
+        assert np.isnan(left).all()
+
+
+@pytest.mark.parametrize("name", ["identity", "tanh", "silu"])
+@pytest.mark.parametrize(("blocks", "accumulate"), [(1, 0), (3, 0), (3, 1)])
+def test_slope_and_sums(tiles, dtype, name, blocks, accumulate):
+    row, precision = ACTIVATIONS[name], Precision(dtype)
+    rows, units = (blocks - 1) * tiles.lanes * ROWS_OF_A_LANE + 3, tiles.columns + 1
+    Z, dA = normal((rows, units), dtype), normal((rows, units), dtype, 1)
+    A = tolerances.activation_bound(row, Bounded.exact(Z), precision).value.astype(dtype)
+    slope = tolerances.slope_bound(row, Bounded.exact(Z), Bounded.exact(A), precision)
+    expected = precision.times(Bounded.exact(dA), slope)
+    sums = precision.sum_rows(expected)
+    held = normal((units,), dtype, 2)
+    if accumulate:
+        error = sums.error + precision.gamma(2) * (sums.size + np.abs(held))
+        sums = Bounded(sums.value + held, error)
+    db = held.copy() if accumulate else np.full(units, np.nan, dtype)
+    dZ, partial = padded(dA), np.full(blocks * units, np.nan, dtype)
+    arrivals, rounded = np.zeros(2, np.int32), np.full((rows + 2, units), 0x7FC0, np.uint16)
+    kept = padded(Z if row.keeps == "input" else A)
+    arguments = (kept, padded(A), ACTIVATIONS.code(name), rows, accumulate, dZ, partial, arrivals)
+    grid, block = (tiles.row_blocks(rows), 2), (tiles.columns, tiles.lanes)
+    assert grid[0] == blocks
+    launch(build(tiles).slope_and_sums, grid, block, *arguments, db, rounded)
+    compare(dZ[:rows], expected, "dZ")
+    compare(db, sums, "db")
+    assert np.isnan(dZ[rows:]).all() and not arrivals.any()
+    halves = from_bfloat16(rounded)
+    np.testing.assert_allclose(halves[:rows], dZ[:rows], rtol=2.0**-8)
+    assert np.isnan(halves[rows:]).all()
+
+
+def nearest_even(values):
+    """Return the bits of float32 `values` as bfloat16: nearest, ties to even, by their distance."""
+    words = values.view(np.uint32)
+    down = (words >> 16).astype(np.uint16)
+    low, high = from_bfloat16(down), from_bfloat16(down + np.uint16(1))
+    value = values.astype(np.float64)
+    below, above = np.abs(value - low), np.abs(high.astype(np.float64) - value)
+    up = (above < below) | ((above == below) & (down % 2 == 1))
+    return np.where(up, down + np.uint16(1), down)
+
+
+def test_bfloat16_is_the_nearest_ties_to_even(tiles):
+    words = generator(12).integers(0, 0x7F7F, 40).astype(np.uint32) << 16
+    tails = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    words = (words[:, None] | tails).ravel()
+    words = np.concatenate([words, words | np.uint32(0x80000000)])
+    A = words.view(np.float32).reshape(12, -1)
+    out = np.zeros((13, A.shape[1] + 1), np.uint16)
+    over(tiles, build(tiles).round_rows, A.size, A, len(A), out)
+    assert (out[:12, :-1] == nearest_even(A.ravel()).reshape(A.shape)).all()
+    assert not out[12].any() and not out[:, -1].any()
+
+
+def test_bfloat16_of_what_is_not_finite(tiles):
+    A = np.array([[np.inf, -np.inf, np.nan, -np.nan, 3.4e38, 0.0]], np.float32)
+    A = np.concatenate([A, np.array([[0x7F800001, 0xFFFFFFFF] * 3], np.uint32).view(np.float32)])
+    out = np.zeros(A.shape, np.uint16)
+    over(tiles, build(tiles).round_rows, A.size, A, 2, out)
+    values = from_bfloat16(out)
+    assert values[0, [0, 1, 4]].tolist() == [np.inf, -np.inf, np.inf]
+    assert np.isnan(values[0, 2:4]).all() and np.isnan(values[1]).all() and out[0, 5] == 0
+
+
+def test_an_epoch_runs_on_one_stream_and_single_calls_on_the_default_one(tiles):
+    """Products too: beside the kernels' stream they would read what is not yet written."""
+    problem = dataclasses.replace(PROGRAMS[3], batch_size=4, rows=4)
+    device = with_library(problem, tiles)
+    program, seen = device.program, []
+    launches, default = program.launches, program.launches.stream
+
+    class Kernel:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, configuration):
+            seen.append(configuration[2])
+            return self.kernel[configuration]
+
+    named = {name: Kernel(kernel) for name, kernel in program.kernels._asdict().items()}
+    program.kernels = program.products.kernels = program.kernels._replace(**named)
+    if program.products.name != "cuBLASLt":
+        return
+    multiply, streams = program.products._multiply, []
+    program.products._multiply = lambda *a, **b: (
+        streams.append(launches.stream),
+        multiply(*a, **b),
+    )
+    data = sample(problem)
+    device.epoch(data)
+    assert default is not program.stream and launches.stream is default
+    assert len(seen) >= 6 and all(each is program.stream for each in (*seen, *streams))
+    seen.clear()
+    device.call("value_and_gradient", data.parameters, data.X[:4], data.y[:4], data.parameters * 0)
+    assert len(seen) >= 4 and all(each is default for each in seen)

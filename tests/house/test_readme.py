@@ -1,0 +1,56 @@
+"""Every Python snippet of a page, in order, in a fresh interpreter, as a reader pastes them."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests import ROOT
+
+# What a newcomer reads in two minutes.
+LONGEST_README = 120
+
+
+def run_snippets(page, count, tmp_path):
+    """Run the snippets of a page, so many of them at least; return what they printed."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(snippets) >= count
+    environment_path = f"{ROOT}:{ROOT / 'kernels'}"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(snippets)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": environment_path, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LONGEST_README
+
+
+def test_the_readme_runs_as_pasted(tmp_path):
+    pytest.importorskip("fastmlp.sklearn", reason="scikit-learn is not installed")
+    printed = run_snippets("README.md", 2, tmp_path).stdout
+    assert "MLPClassifier(random_state=0)" in printed
+
+
+def test_the_guide_runs_as_pasted(tmp_path):
+    printed = run_snippets("docs/guide.md", 9, tmp_path).stdout
+    # The two deliberate mistakes say what was wrong with what.
+    assert "binary_cross_entropy is defined for predictions in [0, 1]" in printed
+    assert re.search(r"X: got .*5.*wanted .*8", printed)
+    assert "cpu.fused" in printed
+
+
+def test_the_guide_to_scikit_learn_runs_as_pasted(tmp_path):
+    pytest.importorskip("fastmlp.sklearn", reason="scikit-learn is not installed")
+    result = run_snippets("docs/scikit-learn.md", 5, tmp_path)
+    # What falls back says so; what was patched is fastmlp's; what left is scikit-learn's.
+    assert "scikit-learn's own code runs: the solver is 'lbfgs'" in result.stderr
+    assert "fastmlp.sklearn.estimators" in result.stdout
+    assert "sklearn.neural_network._multilayer_perceptron" in result.stdout

@@ -1,0 +1,1 @@
+"""Attacks: threads, signals, forks, want of memory, hostile files, random calls."""

@@ -1,0 +1,1 @@
+"""`fastmlp.sklearn`, in the place of scikit-learn's own estimators."""
