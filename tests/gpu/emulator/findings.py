@@ -5,11 +5,15 @@ import dataclasses
 
 @dataclasses.dataclass
 class Finding:
-    """Something found at a line of a kernel, how often, and what it was the first time."""
+    """Something found at a line of a kernel, how often, and what it was the first time.
+
+    `source` is the text of that line, where it is known.
+    """
 
     what: str
     kernel: str
     where: str
+    source: str
     detail: str
     times: int = 0
 
@@ -23,9 +27,13 @@ class Findings:
     def __init__(self):
         self._held = {}
 
-    def note(self, what, kernel, where, detail):
-        found = self._held.setdefault((what, kernel, where), Finding(what, kernel, where, detail))
-        found.times += 1
+    def note(self, what, blocks, detail):
+        """Note something of the instruction that some blocks are at."""
+        kernel, where = blocks.where()
+        if (what, kernel, where) not in self._held:
+            source = blocks.launch.program.source(blocks.now)
+            self._held[what, kernel, where] = Finding(what, kernel, where, source, detail)
+        self._held[what, kernel, where].times += 1
 
     def take(self):
         """Return the findings since this was called last."""

@@ -140,7 +140,7 @@ class Ordering:
         self._note(f"race {where}: {space} memory {what}", threads)
 
     def _note(self, what, detail):
-        self.findings.note(what, *self.blocks.where(), detail)
+        self.findings.note(what, self.blocks, detail)
 
 
 def cells_of(place, size):

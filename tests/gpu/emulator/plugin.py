@@ -9,6 +9,20 @@ import pytest
 
 from tests.gpu.emulator.device import POISONS, Device
 
+# Races that the kernels document: what was found, the kernel, and what its line accesses.
+INTENDED = [
+    # All that write write the same value, and who reads an older one writes it once more.
+    ("race between blocks", "check_finite", "status[STATUS]"),
+]
+
+
+def is_intended(finding):
+    """Return whether something that was found is on the list of what is meant to be."""
+    return any(
+        finding.what.startswith(what) and finding.kernel == kernel and access in finding.source
+        for what, kernel, access in INTENDED
+    )
+
 
 def pytest_addoption(parser):
     group = parser.getgroup("emulated GPU")
@@ -53,7 +67,7 @@ def nothing_is_found(request):
     findings = request.config.emulated_device.findings
     findings.take()
     yield
-    found = findings.take()
+    found = [each for each in findings.take() if not is_intended(each)]
     assert not found, "\n".join(map(str, found))
 
 

@@ -1,7 +1,9 @@
 """PTX as numba-cuda emits it, read as instructions in basic blocks."""
 
+import linecache
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.gpu.emulator.registers import Fault
 
@@ -95,7 +97,7 @@ class Program:
         self.name = entry["name"]
         self.parameters = {name: kind for kind, name in PARAMETER.findall(entry["parameters"])}
         files = re.findall(r"\.file\s+(\d+)\s+\"([^\"]*)\"", text)
-        self.files = {int(number): name.rsplit("/", 1)[-1] for number, name in files}
+        self.files = {int(number): Path(name) for number, name in files}
         body = _Body(text, entry.end())
         self.registers = body.registers
         starts = _starts(body)
@@ -109,7 +111,12 @@ class Program:
         """Return the line of the kernel's source where it is known, and that of the PTX."""
         file, line = instruction.source
         here = f"line {instruction.line} of the PTX, {instruction.name}"
-        return f"{self.files[file]}:{line} ({here})" if file in self.files else here
+        return f"{self.files[file].name}:{line} ({here})" if file in self.files else here
+
+    def source(self, instruction):
+        """Return the source of the line that an instruction belongs to, where it is known."""
+        file, line = instruction.source
+        return linecache.getline(str(self.files[file]), line) if file in self.files else ""
 
 
 def _shared_arrays(text):

@@ -78,7 +78,7 @@ class Scheduler:
 
     def _note(self, instruction, what, detail):
         self.blocks.now = instruction
-        self.device.findings.note(what, *self.blocks.where(), detail)
+        self.device.findings.note(what, self.blocks, detail)
 
     def _next(self):
         """Return a basic block and the threads that execute it next."""
