@@ -135,11 +135,17 @@ def check(before, after, start, stride, oracle, what):
     np.testing.assert_array_equal(after[others], before[others], err_msg=what)
 
 
-# Rows (a multiple of both tiles), fan_in, fan_out: below a tile, across its borders, many tiles.
+# Rows, fan_in, fan_out: below a tile, across its borders, many tiles.
 SHAPES = [(4, 1, 1), (8, 3, 5), (4, 9, 6), (12, 4, 13)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.fixture(params=SHAPES, ids=str)
+def shape(request, sizes):
+    """Return rows of whole tiles, as the products have them, fan_in and fan_out."""
+    rows, fan_in, fan_out = request.param
+    return padded(rows, sizes[1]), fan_in, fan_out
+
+
 def test_forward_product(dtype, sizes, shape):
     rows, fan_in, fan_out = shape
     memory, precision = Memory(dtype, sizes), Precision(dtype)
@@ -153,7 +159,6 @@ def test_forward_product(dtype, sizes, shape):
     check(memory.values, out, at_Z, stride, Z, "Z")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backward_product(dtype, sizes, shape):
     rows, fan_in, fan_out = shape
     memory = Memory(dtype, sizes)
@@ -166,7 +171,6 @@ def test_backward_product(dtype, sizes, shape):
     check(memory.values, out, at_dA, stride, dA, "dA")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_weight_gradient_product(dtype, sizes, shape):
     rows, fan_in, fan_out = shape
     memory = Memory(dtype, sizes)

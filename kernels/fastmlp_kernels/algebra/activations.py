@@ -153,7 +153,9 @@ def gelu_slope(z, a):
 
 def _clamped(z):
     # The sigmoid has saturated long before 20; the cube of a huge z would overflow to inf - inf.
-    return min(max(z, -TWENTY), TWENTY)
+    # In the dtype of z: of what plain Python computes, a float32 here would make all of it float32.
+    limit = type(z)(TWENTY)
+    return min(max(z, -limit), limit)
 
 
 def _twice_gelu_tanh_argument(near):

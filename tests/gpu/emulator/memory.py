@@ -1,0 +1,204 @@
+"""Memory as the threads of some blocks see it: shared, global, atomics and asynchronous copies."""
+
+import collections
+from dataclasses import dataclass
+
+import numpy as np
+
+from tests.gpu.emulator import tensor_cores, traffic
+from tests.gpu.emulator.arithmetic_instructions import SHARED_WINDOW
+from tests.gpu.emulator.global_memory import ALLOCATED, WRITTEN
+from tests.gpu.emulator.ordering import Ordering, Touches
+from tests.gpu.emulator.registers import S64, U8, U16, U32, U64, Fault
+
+SHARED_ALIGNMENT = 16
+WINDOW_BYTES = 1 << 24
+
+
+@dataclass
+class Access:
+    """Where some threads access memory.
+
+    `place` are the bytes from the beginning of the space, `chosen` the positions of the threads in
+    the group that executes the instruction, `threads` those among the blocks.
+    """
+
+    space: str
+    place: np.ndarray
+    size: int
+    chosen: np.ndarray
+    threads: np.ndarray
+
+
+class Memory:
+    """The shared memory of some blocks, and how they reach it and the device's."""
+
+    def __init__(self, blocks, device):
+        self.blocks, self.device = blocks, device
+        self.ordering = Ordering(blocks, device.findings, device.clock) if device.watch else None
+        program, launch = blocks.launch.program, blocks.launch
+        dynamic = -(-program.static_shared // SHARED_ALIGNMENT) * SHARED_ALIGNMENT
+        places = program.symbols.items()
+        self.symbols = {name: dynamic if at is None else at for name, at in places}
+        self.size = program.static_shared
+        if None in program.symbols.values():
+            self.size = dynamic + launch.dynamic_bytes
+        blocks.shared_bytes = self.size
+        # A block's memory is followed by some of nobody, as global allocations are.
+        self.stride = (-(-self.size // SHARED_ALIGNMENT) + 1) * SHARED_ALIGNMENT
+        total = self.stride * blocks.count
+        self._shared = np.resize(device.memory.poison, total)
+        self._state = np.full(total, ALLOCATED, U8)
+        self._touches = Touches(total) if device.watch else None
+        self._views = {}
+        self._copies = collections.defaultdict(list)
+
+    # Where
+
+    def _resolve(self, space, address, size, threads, guard):
+        """Return the accesses that an instruction is: of one kind of memory each."""
+        chosen = np.arange(len(address)) if guard is None else np.flatnonzero(guard)
+        address = address[chosen]
+        if space == "generic":
+            inside = address - U64(SHARED_WINDOW) < U64(WINDOW_BYTES)
+            shared = self._access(
+                "shared", address - U64(SHARED_WINDOW), size, threads, chosen, inside
+            )
+            return shared + self._access("global", address, size, threads, chosen, ~inside)
+        return self._access(space, address, size, threads, chosen, slice(None))
+
+    def _access(self, space, address, size, threads, chosen, which):
+        address, chosen = address[which], chosen[which]
+        if not len(chosen):
+            return []
+        place, threads = address.view(S64), threads[chosen]
+        self._check(place % size == 0, f"{space} memory is not aligned to {size} bytes", place)
+        if space == "shared":
+            inside = (place >= 0) & (place + size <= self.size)
+            self._check(inside, f"shared memory of {self.size} bytes is left", place)
+            place = place + self.blocks.own[threads] * self.stride
+        else:
+            state = self.device.memory.state
+            place = place - self.device.memory.base
+            inside = (place >= 0) & (place + size <= len(state))
+            self._check(inside, "global memory is left", place)
+            held = (state[place] > 0) & (state[place + size - 1] > 0)
+            self._check(held, "global memory is accessed out of bounds of an array", place)
+        return [Access(space, place, size, chosen, threads)]
+
+    def _check(self, right, wrong, place):
+        if not right.all():
+            kernel, where = self.blocks.where()
+            first = int(place[np.flatnonzero(~right)[0]])
+            raise Fault(f"{wrong} (byte {first}); {kernel}, {where}")
+
+    def _view(self, space, dtype):
+        if space == "global":
+            return self.device.memory.view(dtype)
+        if dtype not in self._views:
+            self._views[dtype] = self._shared.view(dtype)
+        return self._views[dtype]
+
+    def _held(self, space):
+        """Return who touched a kind of memory, and what in it has been written."""
+        if space == "shared":
+            return self._touches, self._state
+        return self.device.touches, self.device.memory.state
+
+    # Loads and stores
+
+    def load(self, space, address, dtype, count, threads, guard):
+        """Return so many neighbouring elements of each thread."""
+        item = np.dtype(dtype).itemsize
+        values = [np.zeros(len(address), dtype) for _ in range(count)]
+        for access in self._resolve(space, address, item * count, threads, guard):
+            self._note_read(access)
+            held = self._view(access.space, dtype)
+            for number, each in enumerate(values):
+                each[access.chosen] = held[access.place // item + number]
+        return values
+
+    def _note_read(self, access):
+        if self.ordering:
+            touches, state = self._held(access.space)
+            self.ordering.look_at_a_read(
+                access.space, touches, state, access.place, access.size, access.threads
+            )
+        if self.device.measure:
+            traffic.count(self.device.counts, self.blocks, access)
+
+    def store(self, space, address, values, threads, guard):
+        """Store neighbouring elements of each thread."""
+        item, dtype = values[0].dtype.itemsize, values[0].dtype.type
+        for access in self._resolve(space, address, item * len(values), threads, guard):
+            touches, state = self._held(access.space)
+            if self.ordering:
+                self.ordering.look_at_a_write(
+                    access.space, touches, access.place, access.size, access.threads
+                )
+            held = self._view(access.space, dtype)
+            for number, each in enumerate(values):
+                held[access.place // item + number] = each[access.chosen]
+            state[access.place[:, None] + np.arange(access.size)] = WRITTEN
+            if self.device.measure:
+                traffic.count(self.device.counts, self.blocks, access)
+
+    def atomic_add(self, space, address, value, threads, guard):
+        """Add to a word, thread by thread; return what each found there."""
+        item, found = value.dtype.itemsize, np.zeros_like(value)
+        for access in self._resolve(space, address, item, threads, guard):
+            held, (_, state) = self._view(access.space, value.dtype.type), self._held(access.space)
+            for k in self.device.shuffled(len(access.place)):
+                place = access.place[k]
+                found[access.chosen[k]] = held[place // item]
+                held[place // item] += value[access.chosen[k]]
+                state[place : place + item] = WRITTEN
+                if self.ordering and access.space == "global":
+                    self.ordering.atomic(access.threads[k], int(place))
+        return found
+
+    def fence(self, threads):
+        if self.ordering:
+            self.ordering.fence(threads)
+
+    def load_matrices(self, address, transposed, threads):
+        """Return the fragments of four matrices of 8 by 8 halves; each lane states a row of one."""
+        (access,) = self._resolve("shared", address, 16, threads, None)
+        self._note_read(access)
+        held = self._view("shared", U16)
+        rows = held[(access.place // 2)[:, None] + np.arange(8)]
+        return tensor_cores.matrix_fragments(rows.reshape(-1, 4, 8, 8), transposed)
+
+    # Copies that happen as late as they may
+
+    def copy(self, target, source, size, threads):
+        """Begin a copy to shared memory, which holds all ones until the copy is waited for."""
+        self._resolve("global", source, size, threads, None)
+        nothing = np.full(len(threads), 0xFFFFFFFF, U32)
+        for offset in range(0, size, 4):
+            self.store("shared", target + U64(offset), [nothing], threads, None)
+        for number, thread in enumerate(threads):
+            self._copies[thread].append((target[number], source[number], size))
+
+    def commit_copies(self, threads):
+        """End a group of copies."""
+        for thread in threads:
+            self._copies[thread].append(None)
+
+    def wait_for_copies(self, threads, groups):
+        """Do the copies of all groups but the last so many; None: of all, ended or not."""
+        for thread in threads:
+            begun = self._copies[thread]
+            ends = [k for k, each in enumerate(begun) if each is None]
+            done = len(begun)
+            if groups is not None:
+                done = ends[-groups - 1] + 1 if len(ends) > groups else 0
+            for each in filter(None, begun[:done]):
+                self._copy_now(np.array([thread]), *each)
+            del begun[:done]
+
+    def _copy_now(self, thread, target, source, size):
+        for offset in range(0, size, 4):
+            place = np.array([source + U64(offset)]), np.array([target + U64(offset)])
+            value = self.load("global", place[0], U32, 1, thread, None)
+            self.store("shared", place[1], value, thread, None)
