@@ -11,6 +11,7 @@ from fastmlp.files.contents import restore
 from fastmlp.model import MLP
 
 KINDS: dict[str, Any] = {"MLP": MLP, "Ensemble": Ensemble}
+ESTIMATORS = ("MLPClassifier", "MLPRegressor")
 
 
 def load(path: str | PathLike[str]) -> Any:
@@ -24,7 +25,7 @@ def load(path: str | PathLike[str]) -> Any:
 
     Returns
     -------
-    MLP or Ensemble
+    MLP, Ensemble, MLPClassifier or MLPRegressor
         With its optimizer's state and its history.
 
     Raises
@@ -44,8 +45,15 @@ def load(path: str | PathLike[str]) -> Any:
     name = fspath(path)
     header, arrays = unpack(Path(path).read_bytes(), name)
     kind = header.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ModelFileError(f"{name}: got a file of {kind!r}, wanted one of {', '.join(KINDS)}")
+    if kind in ESTIMATORS:
+        # Only a file of an estimator needs scikit-learn.
+        from fastmlp import sklearn
+        from fastmlp.sklearn.saving import restore_estimator
+
+        return restore_estimator(getattr(sklearn, kind), header, arrays, name)
+    if kind not in (*KINDS,):
+        wanted = ", ".join((*KINDS, *ESTIMATORS))
+        raise ModelFileError(f"{name}: got a file of {kind!r}, wanted one of {wanted}")
     contents = restore(header, arrays, name)
     if (contents.members is None) != (kind == "MLP"):
         raise ModelFileError(f"{name}: got {kind} with members={contents.members}")

@@ -24,6 +24,8 @@ from fastmlp_kernels.problem import (
 from fastmlp_kernels.registry import KERNELS
 
 DEVICES = ("auto", "cpu", "cuda")
+# More threads than processors pay for nothing, and are taken for tests of the bits alone.
+MOST_THREADS = 64
 # The oracle is slow by design, whatever a roofline says of a network of three parameters.
 ONLY_BY_NAME = "reference"
 # Kinds of programs that a model keeps: a fit, its validation, a prediction and single steps fit in.
@@ -280,7 +282,11 @@ def check_threads(threads: object) -> int | None:
 
 def machine_with(threads: int | None) -> Machine:
     """Return this machine, of which a kernel may keep so many processors busy; None for all."""
-    return detect() if threads is None else replace(detect(), cores=threads)
+    machine = detect()
+    if threads is None:
+        return machine
+    # Every number up to this one is looked at.
+    return replace(machine, cores=min(threads, max(machine.cores, MOST_THREADS)))
 
 
 def readable_time(seconds: float) -> str:

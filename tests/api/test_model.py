@@ -343,3 +343,13 @@ def test_a_missing_gpu_says_what_was_looked_for():
             model.fit(X, Y, **arguments)
         assert detect().cuda_missing in str(caught.value)
     np.testing.assert_array_equal(model.parameters, before)
+
+
+def test_any_number_of_threads_may_be_asked_for_and_takes_no_time():
+    alone, many = (MLP([3, 4, 1]) for _ in range(2))
+    X, y = np.ones((8, 3), np.float32), np.ones((8, 1), np.float32)
+    many.threads = 2**70
+    alone.threads = 1
+    for model in (alone, many):
+        model.fit(X, y, epochs=2)
+    assert alone.parameters.tobytes() == many.parameters.tobytes()
