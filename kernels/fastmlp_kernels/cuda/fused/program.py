@@ -11,7 +11,6 @@ from fastmlp_kernels.cuda.fused.cost import THREADS, Plan, blocks_of, placement_
 from fastmlp_kernels.cuda.fused.step import Sums
 from fastmlp_kernels.cuda.layered.launching import Tiles
 from fastmlp_kernels.cuda.layered.program import LayeredProgram
-from fastmlp_kernels.cuda.on_chip import placement as at
 from fastmlp_kernels.cuda.on_chip import shared_memory
 from fastmlp_kernels.cuda.on_chip.chain import rows_in_use
 from fastmlp_kernels.cuda.on_chip.placement import Placement
@@ -80,17 +79,11 @@ class FusedProgram(LayeredProgram):
         self.tile_gradients = Granted(fused.build(choice), found.shared_bytes)
         self.sum_and_check = fused_step.build_sums(self.sums, problem.dtype)
         self.granted = False
-        self.words = cuda.to_device(self._table())
+        self.words = cuda.to_device(found.table(problem))
         self.partials = self._empty(self.plan.slices * problem.parameter_count)
         self.slice_losses = self._empty(self.plan.slices)
         self.no_places = cuda.device_array(0, np.int32)
         self.no_rounded = cuda.device_array(0, np.uint16)
-
-    def _table(self) -> np.ndarray:
-        """Return the placement's table, which is that of a tile, with the rows of the epoch."""
-        table = self.placement.table()
-        table[at.BATCH_SIZE], table[at.EPOCH_ROWS] = self.problem.batch_size, self.problem.rows
-        return table
 
     def _grant(self) -> None:
         """Let launches have their shared memory: once, and not while they are recorded."""

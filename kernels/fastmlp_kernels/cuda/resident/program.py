@@ -64,7 +64,7 @@ class ResidentProgram(LayeredProgram):
         self.resident = resident.build(choice)
         self.batches_a_launch = batches_a_launch or resident_cost.batches_a_launch(problem, machine)
         self.resident_launches, self.prepared = 0, False
-        self.words = cuda.to_device(found.table())
+        self.words = cuda.to_device(found.table(problem))
         members, batches = problem.members, problem.batches
         self.all_orders = cuda.device_array(members * problem.rows, np.int64)
         self.all_hypers = self._empty(members * batches * HYPER_WIDTH)
