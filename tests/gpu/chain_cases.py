@@ -14,8 +14,9 @@ from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, simulated
-from fastmlp_kernels.cuda.on_chip import block_linear, chain, placement
+from fastmlp_kernels.cuda.on_chip import block_linear, chain
 from fastmlp_kernels.cuda.on_chip.block_epilogues import Rows, in_passes
+from fastmlp_kernels.cuda.on_chip.offsets import tile_of
 from fastmlp_kernels.cuda.on_chip.placement import float_form, padded, place, row_stride
 from fastmlp_kernels.cuda.on_chip.products import Epilogues
 from fastmlp_kernels.problem import DTYPES, Problem
@@ -211,13 +212,12 @@ def tile_kernel(form, threads, rows):
     @cuda_kernel
     def kernel(parameters, X, y, order, factors, weighted, losses, gradient, words, count):
         numbers = cuda.shared.array(0, kind)
-        t = cuda.threadIdx.x
-        for k in range(t, words[placement.NUMBERS_USED], threads):
+        t, tile = cuda.threadIdx.x, tile_of(words).rows
+        for k in range(t, tile_of(words).numbers_used, threads):
             numbers[k] = nothing
         cuda.syncthreads()
         parts.load(numbers, numbers, words, parameters, SPARE, t)
         total = losses.dtype.type(0)
-        tile = words[placement.TILE_ROWS]
         for start in range(0, count, tile):
             size = min(tile, count - start)
             rows = (size + row_pad - 1) // row_pad * row_pad
@@ -257,7 +257,7 @@ def test_tiles_of_a_batch(index, weighted, sizes):
     arrays = (data.X, data.y, data.order, factors)
     held = [cuda.to_device(array) for array in (parameters, *arrays, losses, gradient)]
     kernel = tile_kernel(form, sizes[0], chain.rows_in_use(problem))
-    words = cuda.to_device(half.table())
+    words = cuda.to_device(half.table(problem))
     kernel[1, sizes[0], 0, half.shared_bytes](*held[:5], int(weighted), *held[5:], words, count)
     rows = data.order[:count]
     oracle = tolerances.step(

@@ -76,7 +76,7 @@ def build(problem, sizes, gradient_shared=True, **options):
         sums=sizes.sums,
         **options,
     )
-    for held in (program.partials, program.slice_losses, program.workspace.gradient):
+    for held in (program.partials, program.slice_losses, program.layered.workspace.gradient):
         held.copy_to_device(np.full(held.shape, np.nan, held.dtype))
     return program
 
@@ -326,15 +326,17 @@ def test_nothing_is_written_around_the_arrays(sizes):
     for shared in (True, False):
         program = build(problem, sizes, shared, slices=2, blocks=3)
         inner = {"parameters": data.parameters, "state": data.state.reshape(-1)}
-        for name in ("partials", "slice_losses", "losses", "squares"):
-            inner[name] = np.full(getattr(program, name).size, -1, problem.dtype)
+        homes = dict.fromkeys(("partials", "slice_losses"), program)
+        homes |= dict.fromkeys(("losses", "squares"), program.layered)
+        for name, home in homes.items():
+            inner[name] = np.full(getattr(home, name).size, -1, problem.dtype)
         held = {}
         for name, values in inner.items():
             larger = np.full(values.size + 10, 77, problem.dtype)
             larger[5:-5] = values
             held[name] = program.to_device(larger)
-            if hasattr(program, name):
-                setattr(program, name, held[name][5:-5])
+            if name in homes:
+                setattr(homes[name], name, held[name][5:-5])
         vectors = held["parameters"][5:-5], held["state"][5:-5].reshape(data.state.shape)
         X, y = program.to_device(data.X), program.to_device(data.y)
         control = data.control.copy()

@@ -37,8 +37,8 @@ from tests.samples import epoch_order
 
 pytestmark = MARKS
 
-# Subclasses of the class that `small_blocks` replaces: they are to be defined before.
-SUBCLASSES = (fused_program.FusedProgram, resident_program.ResidentProgram)
+# They take the class that `small_blocks` replaces: they are to be imported before.
+HOLDERS = (fused_program.FusedProgram, resident_program.ResidentProgram)
 ROWS = 7
 GPU = Where(device="cuda", kernel="cuda.layered")
 LAYERED = {"kernel": "cuda.layered"}

@@ -12,6 +12,7 @@ from fastmlp_kernels.compile import cuda_kernel, simulated
 from fastmlp_kernels.cuda.instructions import emulation, fragments, intrinsics
 from fastmlp_kernels.cuda.on_chip.products import Epilogues
 from fastmlp_kernels.cuda.on_chip.tensor_linear import build, conversions
+from fastmlp_kernels.records import table
 from tests.gpu.device import MARKS, generator, launch, normal
 from tests.gpu.tensor_kernels import PRECISIONS, kernel, products
 from tests.tolerances import Bounded, Precision, compare
@@ -198,6 +199,22 @@ def test_loads_and_stores_of_four():
     move[1, 32, 0, 512](*held)
     assert np.array_equal(held[1].copy_to_host(), x[::-1])
     assert np.array_equal(held[2].copy_to_host(), x[::-1].copy().view(np.uint32)[1::4])
+
+
+FIELDS, LOW_BITS = table("first", "second", "third"), 255
+
+
+def test_a_record_is_read_by_name_where_it_is_and_masked():
+    @cuda_kernel
+    def read(words, place, out):
+        record = intrinsics.record_at(words, FIELDS, place, LOW_BITS)
+        out[0], out[1] = record.third, record.first
+        words[place + 1] = 7
+        out[2] = record.second
+
+    words, out = cuda.to_device(np.arange(-9, 3)), cuda.to_device(np.zeros(3, np.int64))
+    read[1, 1](words, 4, out)
+    assert out.copy_to_host().tolist() == [-3 & LOW_BITS, -5 & LOW_BITS, 7]
 
 
 @cuda_kernel

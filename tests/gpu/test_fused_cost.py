@@ -18,7 +18,6 @@ from fastmlp_kernels.cuda.fused.cost import (
     supports,
     wanted_rows,
 )
-from fastmlp_kernels.cuda.on_chip import placement as at
 from fastmlp_kernels.problem import Machine, Problem
 
 KB = 1024
@@ -130,7 +129,7 @@ def test_what_is_refused_and_why():
     enough = dataclasses.replace(HOPPER, gpu_shared_bytes=needed * KB)
     found = placement_of(sized(4096, (784, 256, 10), activations=("relu", "identity")), enough)
     assert found.shared_bytes <= needed * KB and found.rows == LEAST_ROWS
-    assert found.words[at.TILE_ROWS] == LEAST_ROWS
+    assert found.tile["rows"] == LEAST_ROWS
 
 
 def test_the_cost_counts_tiles_of_the_busiest_processor_launches_and_partial_gradients():

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.cuda import KERNELS
-from fastmlp_kernels.cuda.on_chip import placement as at
 from fastmlp_kernels.cuda.on_chip.placement import (
     ALIGNMENT,
     FEW_ROWS,
-    HEAD,
-    LAYER_WORDS,
     TENSOR_FORMS,
     Placement,
     activations_in_use,
@@ -22,6 +19,7 @@ from fastmlp_kernels.cuda.on_chip.placement import (
     place,
     row_stride,
 )
+from fastmlp_kernels.cuda.on_chip.tables import EPOCH, LAYER, TILE, whole
 from fastmlp_kernels.cuda.resident import cost as resident_cost
 from fastmlp_kernels.problem import Machine, Problem, parameter_layout
 
@@ -61,47 +59,40 @@ def test_regions_are_apart_aligned_and_within_the_total(problem, form):
     names = [region.name for region in found.regions]
     assert len(set(names)) == len(names)
     item = np.dtype(form.number).itemsize
-    assert found.words[at.NUMBERS_USED] * item == end
+    assert found.tile["numbers_used"] * item == end
 
 
 def spans(problem, form, found):
-    """Return (first byte, byte after the last) of everything that the words point at."""
+    """Return (first byte, byte after the last) of everything that the table points at."""
     operand, number = np.dtype(form.operand).itemsize, np.dtype(form.number).itemsize
-    rows, words, result = found.rows, found.words, {}
+    rows, tile, result = found.rows, found.tile, {}
 
     def matrix(name, offset, count, stride, width, item):
         result[name] = (offset * item, (offset + (count - 1) * stride + width) * item)
 
-    matrix(
-        "targets", words[at.TARGETS], rows, words[at.TARGET_STRIDE], problem.target_columns, number
-    )
-    matrix("X", words[at.X], rows, words[at.X_STRIDE], padded(problem.sizes[0], form.pad), operand)
-    sizes = {
-        at.ROW_LOSSES: rows,
-        at.PARTIAL: 256,
-        at.HYPER: 20,
-        at.GRADIENT: problem.parameter_count,
-    }
-    sizes |= {at.FIRST: problem.parameter_count} if found.state_shared and problem.slots > 0 else {}
-    sizes |= (
-        {at.SECOND: problem.parameter_count} if found.state_shared and problem.slots > 1 else {}
-    )
-    sizes |= {at.MASTER: problem.parameter_count} if form.mixed else {}
-    for word, count in sizes.items():
-        matrix(word, words[word], 1, 0, count, number)
+    columns, count = problem.target_columns, problem.parameter_count
+    matrix("targets", tile["targets"], rows, tile["target_stride"], columns, number)
+    matrix("X", tile["X"], rows, tile["X_stride"], padded(problem.sizes[0], form.pad), operand)
+    sizes = {"row_losses": rows, "partial": 256, "hyper": 20, "gradient": count}
+    sizes |= {"first": count} if found.state_shared and problem.slots > 0 else {}
+    sizes |= {"second": count} if found.state_shared and problem.slots > 1 else {}
+    sizes |= {"master": count} if form.mixed else {}
+    for name, size in sizes.items():
+        matrix(name, tile[name], 1, 0, size, number)
     last = len(problem.sizes) - 2
     for index, width in enumerate(problem.sizes[1:]):
-        layer, wide = found.layer(index), padded(width, form.pad)
+        layer, wide = found.layers[index], padded(width, form.pad)
         below = padded(problem.sizes[index], form.pad)
-        matrix(f"W {index}", layer[at.W], below, layer[at.W_STRIDE], wide, operand)
-        matrix(f"b {index}", layer[at.B], 1, 0, wide, number)
+        matrix(f"W {index}", layer["W"], below, layer["W_stride"], wide, operand)
+        matrix(f"b {index}", layer["b"], 1, 0, wide, number)
         out = (number, width) if index == last else (operand, wide)
-        matrix(f"out {index}", layer[at.OUT], rows, layer[at.OUT_STRIDE], out[1], out[0])
+        matrix(f"out {index}", layer["out"], rows, layer["out_stride"], out[1], out[0])
         if problem.keeps_input[index]:
-            matrix(f"Z {index}", layer[at.KEPT], rows, layer[at.KEPT_STRIDE], width, number)
+            matrix(f"Z {index}", layer["kept"], rows, layer["kept_stride"], width, number)
         else:
-            assert layer[at.KEPT : at.KEPT_STRIDE + 1] == layer[at.OUT : at.OUT_STRIDE + 1]
-        matrix(f"dZ {index}", layer[at.DZ], rows, layer[at.DZ_STRIDE], wide, operand)
+            assert layer["kept"] == layer["out"]
+            assert layer["kept_stride"] == layer["out_stride"]
+        matrix(f"dZ {index}", layer["dZ"], rows, layer["dZ_stride"], wide, operand)
     return result
 
 
@@ -120,23 +111,47 @@ def test_what_is_used_at_one_time_does_not_overlap(problem, form):
             assert abs(layers[0] - layers[1]) > 1, (name, other)
 
 
-def test_the_words_of_layers(problem, form):
+def record(words, dtype):
+    """Return a record of words by name."""
+    return {name: int(words.view(dtype)[0][name]) for name in dtype.names}
+
+
+def test_the_table_is_a_tile_an_epoch_and_the_layers(problem, form):
     found = place(problem, form, 256, 200 * KB)
-    assert len(found.words) == HEAD + LAYER_WORDS * (len(problem.sizes) - 1)
-    assert found.table().dtype == np.int64 and found.table().tolist() == list(found.words)
+    other = dataclasses.replace(problem, rows=7 * problem.rows, batch_size=3 * problem.batch_size)
+    words, ends = found.table(other), np.cumsum([len(TILE.names), len(EPOCH.names)])
+    tile, epoch, layers = np.split(words, ends)
+    assert words.dtype == np.int64 and record(tile, TILE) == found.tile
+    # A program's own, where its tiles were placed for less than its batches.
+    assert record(epoch, EPOCH) == {"batch_size": other.batch_size, "rows": other.rows}
+    layers = np.split(layers, len(problem.sizes) - 1)
+    assert [record(layer, LAYER) for layer in layers] == list(found.layers)
+
+
+def test_a_table_with_a_field_too_few_or_too_many_is_refused(problem, form):
+    found = place(problem, form, 256, 200 * KB)
+    epoch = {"batch_size": 1, "rows": 1}
+    few = {name: number for name, number in found.tile.items() if name != "hyper"}
+    for tile, layer in ((few, found.layers[0]), (found.tile, {**found.layers[0], "hyper": 0})):
+        with pytest.raises(ValueError, match="fields: got .*hyper|wanted .*hyper"):
+            whole(tile, epoch, [layer])
+
+
+def test_the_fields_of_layers(problem, form):
+    found = place(problem, form, 256, 200 * KB)
     used = activations_in_use(problem)
     assert len(set(used)) == len(used) <= len(problem.activations)
     for index, layout in enumerate(parameter_layout(problem.sizes)):
-        layer = found.layer(index)
-        assert layer[at.FAN_IN : at.FAN_OUT + 1] == (layout.fan_in, layout.fan_out)
-        assert layer[at.START] == layout.weight.start
-        assert used[layer[at.ACTIVATION]] == problem.training_activations[index]
-        assert layer[at.DOWN] * layout.fan_out + layer[at.ALONG] == 256
-        assert layer[at.ALONG] < layout.fan_out
+        layer = found.layers[index]
+        assert (layer["fan_in"], layer["fan_out"]) == (layout.fan_in, layout.fan_out)
+        assert layer["start"] == layout.weight.start
+        assert used[layer["activation"]] == problem.training_activations[index]
+        assert layer["down"] * layout.fan_out + layer["along"] == 256
+        assert layer["along"] < layout.fan_out
         if index > 0:
-            before = found.layer(index - 1)
-            assert layer[at.A : at.A_STRIDE + 1] == before[at.OUT : at.OUT_STRIDE + 1]
-    assert found.layer(0)[at.A] == found.words[at.X]
+            before = found.layers[index - 1]
+            assert (layer["A"], layer["A_stride"]) == (before["out"], before["out_stride"])
+    assert found.layers[0]["A"] == found.tile["X"]
 
 
 def test_neighbouring_rows_of_operands_begin_in_different_banks(form):

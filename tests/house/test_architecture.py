@@ -213,7 +213,7 @@ KERNEL_NAMES = {
 EXTRA_NAMES = {"cpu": set(), "cuda": {"check_finite"}}
 # Programs have methods of these names, which the contract documents, and the products of a layer in
 # shared memory are parts of kernels, which `products` documents.
-NO_KERNELS = {"__init__", "program", "layered", "block_linear", "tensor_linear"}
+NO_KERNELS = {"__init__", "program", "single_calls", "layered", "block_linear", "tensor_linear"}
 
 
 def device_of(path):

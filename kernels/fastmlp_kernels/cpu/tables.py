@@ -14,6 +14,7 @@ import numpy as np
 
 from fastmlp_kernels.cpu import finishing_tiles
 from fastmlp_kernels.cpu.finishing_tiles import FINISHES
+from fastmlp_kernels.records import table
 
 # What a call does, as bits of ``step.stages``, in the order in which they are done.
 PACK, GATHER, FORWARD, OUTPUT, LOSS, UPSTREAM, BACKWARD, INPUT_GRADIENT, GRADIENT, UPDATE = (
@@ -26,11 +27,6 @@ SKIPS_COLUMNS, SKIPS_ROWS = 1, 2
 
 WORD_BYTES = 8
 CACHE_LINE = 64
-
-
-def table(*names: str) -> np.dtype:
-    """Return the dtype of a record of words."""
-    return np.dtype([(name, np.int64) for name in names], align=True)
 
 
 def indices(record: np.dtype) -> ModuleType:

@@ -17,9 +17,8 @@ from fastmlp_kernels.compile import cuda_kernel, cuda_part
 from fastmlp_kernels.cuda.fused.step import filled_slices, rows_of_batch
 from fastmlp_kernels.cuda.layered.gather import BATCH
 from fastmlp_kernels.cuda.on_chip import block_copies, chain
-from fastmlp_kernels.cuda.on_chip import placement as at
 from fastmlp_kernels.cuda.on_chip.chain import Chain, Rows
-from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, word
+from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, epoch_of, tile_of
 from fastmlp_kernels.cuda.on_chip.placement import Form
 from fastmlp_kernels.problem import STATUS
 
@@ -91,7 +90,7 @@ def build(choice: Choice) -> Any:
         status : int64[3], read
             Nothing is written when ``status[STATUS]`` is not 0.
         words : int64[:], read
-            The table of `placement`; BATCH_SIZE and EPOCH_ROWS are those of the epoch.
+            The table of `tables`.
         slices : int
         weighted : int
             1 where every row has a factor of its own.
@@ -112,7 +111,7 @@ def build(choice: Choice) -> Any:
         if status[STATUS] != 0:
             return
         load(operands, numbers, words, parameters, 0, t)
-        start = batch * words[at.BATCH_SIZE]
+        start = batch * epoch_of(words).batch_size
         size = rows_of_batch(words, batch)
         filled = filled_slices(words, size, slices)
         s = cuda.blockIdx.x
@@ -157,16 +156,17 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
 
         Waits first, for what the block wrote to shared memory before.
         """
-        count = words[at.PARAMETERS]
+        tile = tile_of(words)
+        count = tile.parameters
         base = s * count
         if accumulate and not shared:
             for k in range(t, count, threads):
                 partials[base + k] = partials.dtype.type(0)
         total = numbers.dtype.type(0)
-        tile = word(words, at.TILE_ROWS)
-        first = s * tile
+        tile_rows = tile.rows
+        first = s * tile_rows
         while first < size:
-            held = min(tile, size - first)
+            held = min(tile_rows, size - first)
             rows = (held + row_pad - 1) // row_pad * row_pad
             # Between the tile before, whose rows are read until its gradients are there (or the
             # weights and zeros), and this one's rows; then between those and the forward pass.
@@ -180,12 +180,12 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             cuda.syncthreads()
             total = add_losses(numbers, words, rows, total, t)
             if shared:
-                backward(operands, numbers, words, numbers, word(words, at.GRADIENT), rows, t)
+                backward(operands, numbers, words, numbers, tile.gradient, rows, t)
             else:
                 backward(operands, numbers, words, partials, base, rows, t)
-            first += slices * tile
+            first += slices * tile_rows
         if shared:
-            place = word(words, at.GRADIENT)
+            place = tile.gradient
             # Between the gradient's elements and the threads that copy them.
             cuda.syncthreads()
             for k in range(t, count, threads):

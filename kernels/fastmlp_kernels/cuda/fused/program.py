@@ -11,7 +11,7 @@ from fastmlp_kernels.cuda.fused.cost import THREADS, Plan, blocks_of, placement_
 from fastmlp_kernels.cuda.fused.step import Sums
 from fastmlp_kernels.cuda.layered.launching import Tiles
 from fastmlp_kernels.cuda.layered.program import LayeredProgram
-from fastmlp_kernels.cuda.on_chip import placement as at
+from fastmlp_kernels.cuda.layered.single_calls import SingleCalls
 from fastmlp_kernels.cuda.on_chip import shared_memory
 from fastmlp_kernels.cuda.on_chip.chain import rows_in_use
 from fastmlp_kernels.cuda.on_chip.placement import Placement
@@ -19,8 +19,8 @@ from fastmlp_kernels.cuda.on_chip.shared_memory import Granted
 from fastmlp_kernels.problem import Machine, Problem
 
 
-class FusedProgram(LayeredProgram):
-    """Batches by the kernels of `fused` and `fused_step`, all else as in `LayeredProgram`.
+class FusedProgram(SingleCalls):
+    """Batches by the kernels of `fused` and `fused_step`, in the epochs of a `LayeredProgram`.
 
     That enqueues the batches of an epoch, replays full ones as a graph, and makes single calls. A
     batch has the same arguments as any other of the epoch: its number is on the device.
@@ -65,7 +65,7 @@ class FusedProgram(LayeredProgram):
         found = placement or placement_of(problem, machine)
         if isinstance(found, str):
             raise ValueError(f"problem: {found}")
-        super().__init__(problem, tiles, recorder=recorder)
+        super().__init__(LayeredProgram(problem, tiles, recorder=recorder))
         self.placement, self.threads, self.sums = found, threads, sums or Sums()
         plan = plan_of(problem, found.rows)
         self.plan = Plan(plan.tiles, min(slices or plan.slices, plan.tiles))
@@ -80,17 +80,11 @@ class FusedProgram(LayeredProgram):
         self.tile_gradients = Granted(fused.build(choice), found.shared_bytes)
         self.sum_and_check = fused_step.build_sums(self.sums, problem.dtype)
         self.granted = False
-        self.words = cuda.to_device(self._table())
-        self.partials = self._empty(self.plan.slices * problem.parameter_count)
-        self.slice_losses = self._empty(self.plan.slices)
+        self.words = cuda.to_device(found.table(problem))
+        self.partials = self.layered.empty(self.plan.slices * problem.parameter_count)
+        self.slice_losses = self.layered.empty(self.plan.slices)
         self.no_places = cuda.device_array(0, np.int32)
         self.no_rounded = cuda.device_array(0, np.uint16)
-
-    def _table(self) -> np.ndarray:
-        """Return the placement's table, which is that of a tile, with the rows of the epoch."""
-        table = self.placement.table()
-        table[at.BATCH_SIZE], table[at.EPOCH_ROWS] = self.problem.batch_size, self.problem.rows
-        return table
 
     def _grant(self) -> None:
         """Let launches have their shared memory: once, and not while they are recorded."""
@@ -99,23 +93,36 @@ class FusedProgram(LayeredProgram):
             shared_memory.allow(self.tile_gradients.kernel, signature, self.placement.shared_bytes)
             self.granted = True
 
+    def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
+        """See `Program.prepare`."""
+        self.layered.prepare_batches(self._batch, parameters, state, X, y, weighted, penalized)
+
+    def epoch(
+        self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
+    ):
+        """See `Program.epoch`."""
+        arrays = (parameters, state, X, y, order, hyper, losses, control, factors, squares)
+        self.layered.epoch_of(self._batch, *arrays)
+
     def _batch(self, parameters, slots, X, y, rows: int, factors, penalized) -> None:
         """Enqueue everything that one mini-batch of an epoch takes: that of the counter."""
         self._grant()
-        gradient, count = self.workspace.gradient, self.problem.parameter_count
-        own = self._factors(rows, None) if factors is None else factors
-        shared = (self.counter, self.status)
+        layered = self.layered
+        gradient, count = layered.workspace.gradient, self.problem.parameter_count
+        own = layered.factors_of(rows, None) if factors is None else factors
+        shared = (layered.counter, layered.status)
         table = (self.words, self.plan.slices)
-        arguments = (parameters, X, y, self.order, own, self.partials, self.slice_losses, *shared)
+        written = (self.partials, self.slice_losses)
+        arguments = (parameters, X, y, layered.order, own, *written, *shared)
         launch = (self.tile_gradients, self.blocks, self.threads)
-        self.launches.grid(*launch, *arguments, *table, int(factors is not None))
-        arguments = (parameters, self.partials, self.slice_losses, self.biases, gradient)
+        layered.launches.grid(*launch, *arguments, *table, int(factors is not None))
+        arguments = (parameters, self.partials, self.slice_losses, layered.biases, gradient)
         # A block for the loss, and one for the squares.
         blocks = -(-count // self.sums.columns) + (2 if penalized else 1)
         launch = (self.sum_and_check, blocks, self.sums.threads)
-        arguments += (self.losses, self.squares, *shared)
-        self.launches.grid(*launch, *arguments, *table, int(penalized))
-        arguments = (parameters, gradient, *slots, self.biases, self.optimizer, self.hyper)
+        arguments += (layered.losses, layered.squares, *shared)
+        layered.launches.grid(*launch, *arguments, *table, int(penalized))
+        arguments = (parameters, gradient, *slots, layered.biases, layered.optimizer, layered.hyper)
         # No product of this step reads weights that are rounded beforehand.
         nowhere = (self.no_places, self.no_rounded)
-        self.launches.over(self.kernels.update, count, *arguments, *shared, *nowhere)
+        layered.launches.over(layered.kernels.update, count, *arguments, *shared, *nowhere)

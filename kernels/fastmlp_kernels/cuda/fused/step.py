@@ -10,7 +10,7 @@ from numba import cuda
 
 from fastmlp_kernels.compile import cuda_kernel, cuda_part
 from fastmlp_kernels.cuda.layered.gather import BATCH, UPDATED
-from fastmlp_kernels.cuda.on_chip import placement as at
+from fastmlp_kernels.cuda.on_chip.offsets import epoch_of, tile_of
 from fastmlp_kernels.cuda.sums import block_sum
 from fastmlp_kernels.problem import STATUS
 
@@ -37,15 +37,16 @@ class Sums(NamedTuple):
 @cuda_part
 def rows_of_batch(words, batch):
     """Return how many rows a batch of the epoch has."""
-    size = words[at.BATCH_SIZE]
-    return min(size, words[at.EPOCH_ROWS] - batch * size)
+    epoch = epoch_of(words)
+    size = epoch.batch_size
+    return min(size, epoch.rows - batch * size)
 
 
 @cuda_part
 def filled_slices(words, size, slices):
     """Return how many slices have a tile, in a batch of `size` rows."""
-    tile = words[at.TILE_ROWS] & FEWER_ROWS
-    return min(slices, ((size + tile - 1) & FEWER_ROWS) // tile)
+    rows = tile_of(words).rows
+    return min(slices, ((size + rows - 1) & FEWER_ROWS) // rows)
 
 
 def sum_signature(number: str) -> tuple:
@@ -161,7 +162,7 @@ def build_sums(sums: Sums, number: str) -> Any:
             finite. When it is that of an earlier batch, loss and squares become NaN, and nothing
             but the counter is written beside.
         words : int64[:], read
-            The table of `placement`; BATCH_SIZE and EPOCH_ROWS are those of the epoch.
+            The table of `tables`.
         slices, penalized : int
 
         Notes

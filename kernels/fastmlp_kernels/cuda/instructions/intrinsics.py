@@ -21,6 +21,7 @@ from fastmlp_kernels.cuda.instructions import emulation
 
 SHARED, GLOBAL = 3, 1
 WORD, HALF, SINGLE = ir.IntType(32), ir.IntType(16), ir.FloatType()
+LONG = ir.IntType(64)
 
 
 def _device(function: Callable) -> Any:
@@ -47,7 +48,7 @@ def _pointer(context, builder, array_type, array, place_type, place):
 def _address(builder, pointer, space):
     """Return a generic pointer as a number in the address space `space`."""
     narrow = builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, space))
-    return builder.ptrtoint(narrow, WORD if space == SHARED else ir.IntType(64))
+    return builder.ptrtoint(narrow, WORD if space == SHARED else LONG)
 
 
 def _multiply(a, b, c, instruction):
@@ -273,3 +274,69 @@ def store4(typing_context, array, place, values):
         builder.store(vector, _vector(builder, pointer), align=16)
 
     return signature, generate
+
+
+class Record(types.Type):
+    """The type of a record of int64 in memory: ``record.name`` reads a field where it is.
+
+    Parameters
+    ----------
+    fields : numba.types.Record
+    mask : int
+        The bits that its numbers may have: each is masked as it is read.
+    """
+
+    def __init__(self, fields: Any, mask: int) -> None:
+        self.fields, self.mask = fields, mask
+        super().__init__(name=f"Record({fields}, {mask})")
+
+
+@_device
+def record_at(typing_context, words, dtype, place, mask):
+    """Return the record of a structured dtype that begins at a place of an array of int64.
+
+    ``record_at(words, dtype, place, mask)``: `mask` is a constant (see `Record`). Fields are read
+    by name; a place is not looked at for a minus sign. PTX: ld.b64; any capability.
+    """
+    if not isinstance(mask, types.IntegerLiteral):
+        return None
+    record = Record(dtype.dtype, mask.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        kinds = signature.args
+        return _pointer(context, builder, kinds[0], arguments[0], kinds[2], arguments[2])
+
+    return record(words, dtype, place, mask), generate
+
+
+def _read_fields() -> None:
+    """Teach the compiler the attributes of a `Record`."""
+    from numba.cuda.extending import (
+        core_models,
+        infer_getattr,
+        lower_getattr_generic,
+        register_model,
+    )
+    from numba.cuda.typing.templates import AttributeTemplate
+
+    @register_model(Record)
+    class Model(core_models.PrimitiveModel):
+        def __init__(self, manager, record):
+            super().__init__(manager, record, LONG.as_pointer())
+
+    @infer_getattr
+    class Fields(AttributeTemplate):
+        key = Record
+
+        def generic_resolve(self, record, name):
+            return types.int64 if name in record.fields.fields else None
+
+    @lower_getattr_generic(Record)
+    def read(context, builder, record, pointer, name):
+        place = record.fields.offset(name) // (LONG.width // 8)
+        value = builder.load(builder.gep(pointer, [ir.Constant(LONG, place)]))
+        return builder.and_(value, ir.Constant(LONG, record.mask))
+
+
+if not simulated():
+    _read_fields()

@@ -6,7 +6,6 @@ that is not finite disarms the updates behind it there.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,10 +89,10 @@ class LayeredProgram:
         self.output = ACTIVATIONS.code(problem.activations[-1])
         self.identity = ACTIVATIONS.code("identity")
         self.order = cuda.device_array(problem.rows, np.int64)
-        self.hyper = self._empty(problem.batches, HYPER_WIDTH)
-        self.losses = self._empty(problem.batches)
-        self.squares = self._empty(problem.batches)
-        self.square_sums = self._empty(self.tiles.sum_blocks(problem.parameter_count))
+        self.hyper = self.empty(problem.batches, HYPER_WIDTH)
+        self.losses = self.empty(problem.batches)
+        self.squares = self.empty(problem.batches)
+        self.square_sums = self.empty(self.tiles.sum_blocks(problem.parameter_count))
         self.square_arrivals = cuda.to_device(np.zeros(1, np.int32))
         self.biases = cuda.to_device(workspace.bias_mask(problem))
         self.scales: dict[int, Any] = {}
@@ -107,15 +106,16 @@ class LayeredProgram:
         self.first_batch = cuda.to_device(self.start)
         # A single update moves the first word of its own on, and reads the second, which stays.
         self.single_step = cuda.to_device(self.start)
-        self.one_loss = self._empty(1)
-        self.no_state = self._empty(0)
+        self.one_loss = self.empty(1)
+        self.no_state = self.empty(0)
         self.rows = 0
         self.inputs = self.workspace.inputs
 
-    def _empty(self, *shape: int) -> Any:
+    def empty(self, *shape: int) -> Any:
+        """Return a new device array of the problem's dtype."""
         return cuda.device_array(shape, self.dtype)
 
-    def _factors(self, rows: int, given: np.ndarray | None) -> Any:
+    def factors_of(self, rows: int, given: np.ndarray | None) -> Any:
         """Return the factors of the rows, or the reduction's for a batch of so many, on the GPU."""
         if given is not None:
             return self.to_device(given)
@@ -195,7 +195,7 @@ class LayeredProgram:
         elements = rows * (problem.sizes[0] + problem.target_columns)
         self._over(kernels.gather_rows, elements, *arguments, self.products.rounded_inputs)
         A = self._forward_chain(parameters, work.inputs, rows)
-        own = self._factors(rows, None) if factors is None else factors
+        own = self.factors_of(rows, None) if factors is None else factors
         arguments = (A, work.targets, self.rule, rows, own, self.counter, size, work.row_losses)
         self.launches.by_row(kernels.loss_and_gradient, rows, *arguments, self.layers[-1].dZ)
         gradient = work.gradient
@@ -211,25 +211,29 @@ class LayeredProgram:
         rounded = (self.products.places, self.products.rounded_weights)
         self._over(kernels.update, count, *vectors, *arguments, *rounded)
 
-    def _full_batch(self, parameters, slots, X, y, factors, penalized) -> Callable[[], None]:
+    def _full_batch(self, batch, parameters, slots, X, y, factors, penalized):
         """Return what enqueues a full batch: launches, or the replay of a graph."""
         held = [array for array in (parameters, *slots, X, y, factors) if array is not None]
         # Once an epoch: asking an array for its address costs as much as a replay.
         key = tuple((address(array), *array.shape) for array in held if array.size > 0)
         kind = (penalized, factors is None)
         size = self.problem.batch_size
-        enqueue = functools.partial(self._batch, parameters, slots, X, y, size, factors, penalized)
+        enqueue = functools.partial(batch, parameters, slots, X, y, size, factors, penalized)
         return functools.partial(self.steps.run, kind, key, enqueue)
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
-        """See `Program.prepare`: steps that are disarmed, as after a batch that was not finite."""
+        """See `Program.prepare`."""
+        self.prepare_batches(self._batch, parameters, state, X, y, weighted, penalized)
+
+    def prepare_batches(self, batch, parameters, state, X, y, weighted, penalized):
+        """Prepare an epoch of `epoch_of`: steps that are disarmed, as after one not finite."""
         no_factors = np.zeros(self.problem.rows, self.dtype) if weighted else None
         with small_grids_allowed(), self.launches.on(self.stream):
             self._begin(np.zeros(self.problem.rows, np.int64), status=1)
             self.hyper.copy_to_device(np.zeros(self.hyper.shape, self.dtype), stream=self.stream)
             self.products.take_weights([W for W, _ in self._views(parameters)])
             arguments = (parameters, self._state(state), X, y, self._epoch_factors(no_factors))
-            step = self._full_batch(*arguments, penalized)
+            step = self._full_batch(batch, *arguments, penalized)
             # The first compiles, the second records a graph; the counter begins anew in an epoch.
             for _ in range(2 if self.steps.recorder is not None else 1):
                 self.counter.copy_to_device(self.start, stream=self.stream)
@@ -248,14 +252,24 @@ class LayeredProgram:
         if factors is None:
             return None
         if self.epoch_factors is None:
-            self.epoch_factors = self._empty(self.problem.rows)
+            self.epoch_factors = self.empty(self.problem.rows)
         self.epoch_factors.copy_to_device(factors, stream=self.stream)
         return self.epoch_factors
 
     def epoch(
         self, parameters, state, X, y, order, hyper, losses, control, factors=None, squares=None
     ):
-        """See `Program.epoch`; ``control[BATCHES]`` is written at the end alone.
+        """See `Program.epoch`."""
+        arrays = (parameters, state, X, y, order, hyper, losses, control, factors, squares)
+        self.epoch_of(self._batch, *arrays)
+
+    def epoch_of(
+        self, batch, parameters, state, X, y, order, hyper, losses, control, factors, squares
+    ):
+        """Run an epoch of batches that `batch` enqueues, as `Program.epoch` says.
+
+        ``batch(parameters, slots, X, y, rows, factors, penalized)`` enqueues everything that the
+        counter's batch takes. ``control[BATCHES]`` is written at the end alone.
 
         The GPU may be hundreds of launches behind the host: a stop takes effect after the batches
         that are enqueued by then.
@@ -270,13 +284,13 @@ class LayeredProgram:
             on_device = self._epoch_factors(factors)
             self.products.take_weights([W for W, _ in self._views(parameters)])
             arguments = (parameters, self._state(state), X, y)
-            full_batch = self._full_batch(*arguments, on_device, penalized)
+            full_batch = self._full_batch(batch, *arguments, on_device, penalized)
             while enqueued < losses.size and control[STOP] == 0:
                 rows = min(size, total - enqueued * size)
                 if rows == size:
                     full_batch()
                 else:
-                    self._batch(*arguments, rows, on_device, penalized)
+                    batch(*arguments, rows, on_device, penalized)
                 enqueued += 1
         status = self.status.copy_to_host(stream=self.stream)
         values = self.losses.copy_to_host(stream=self.stream)
@@ -305,7 +319,7 @@ class LayeredProgram:
         """See `Program.loss`."""
         work, rows, A = self.workspace, self.rows, self.layers[-1].A
         kernel = self.kernels.loss_and_gradient
-        own = self._factors(rows, factors)
+        own = self.factors_of(rows, factors)
         arguments = (A, y, self.rule, rows, own, self.first_batch, 0, work.row_losses)
         # Of no use here, but `sum_losses` notes a loss that is not finite in it.
         self.status.copy_to_device(np.zeros(CONTROL_WORDS, np.int64))

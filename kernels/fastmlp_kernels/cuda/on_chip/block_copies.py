@@ -5,9 +5,7 @@ from typing import Any
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_part
-from fastmlp_kernels.cuda.on_chip import placement as at
-from fastmlp_kernels.cuda.on_chip.offsets import SMALL, word
-from fastmlp_kernels.cuda.on_chip.placement import HEAD, LAYER_WORDS
+from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
 
 
 def load(threads: int, to_operand: Any, mixed: bool) -> Any:
@@ -32,23 +30,24 @@ def load(threads: int, to_operand: Any, mixed: bool) -> Any:
         Waits once, between clearing and copying; the caller waits before what is there is used.
         Cost: a read of each parameter.
         """
-        for k in range(t, word(words, at.NUMBERS_USED), threads):
+        tile = tile_of(words)
+        for k in range(t, tile.numbers_used, threads):
             numbers[k] = numbers.dtype.type(0)
         # Between the zeros and what the threads write over them.
         cuda.syncthreads()
-        for layer in range(word(words, at.LAYERS)):
-            first = HEAD + layer * LAYER_WORDS
-            fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
-            W, stride = word(words, first + at.W), word(words, first + at.W_STRIDE)
-            start, b = base + words[first + at.START], word(words, first + at.B)
+        for index in range(tile.layers):
+            layer = layer_of(words, index)
+            fan_in, fan_out = layer.fan_in, layer.fan_out
+            W, stride = layer.W, layer.W_stride
+            start, b = base + layer.start, layer.b
             for k in range(t, fan_in * fan_out, threads):
                 row = (k & SMALL) // fan_out
                 operands[W + row * stride + k - row * fan_out] = to_operand(parameters[start + k])
             for j in range(t, fan_out, threads):
                 numbers[b + j] = parameters[start + fan_in * fan_out + j]
         if mixed:
-            for k in range(t, words[at.PARAMETERS], threads):
-                numbers[word(words, at.MASTER) + k] = parameters[base + k]
+            for k in range(t, tile.parameters, threads):
+                numbers[tile.master + k] = parameters[base + k]
 
     return load
 
@@ -74,12 +73,9 @@ def gather(threads: int, to_operand: Any) -> Any:
         -----
         Cost: one read of the rows, neighbours by neighbours.
         """
-        down, along, columns = (
-            word(words, at.X_DOWN),
-            word(words, at.X_ALONG),
-            word(words, at.INPUTS),
-        )
-        place, stride = word(words, at.X), word(words, at.X_STRIDE)
+        tile = tile_of(words)
+        down, along, columns = tile.X_down, tile.X_along, tile.inputs
+        place, stride = tile.X, tile.X_stride
         i = (t & SMALL) // columns
         j = t - i * columns
         while i < rows:
@@ -91,9 +87,8 @@ def gather(threads: int, to_operand: Any) -> Any:
             if j >= columns:
                 i += 1
                 j -= columns
-        down, along = word(words, at.TARGET_DOWN), word(words, at.TARGET_ALONG)
-        columns = word(words, at.TARGET_COLUMNS)
-        place, stride = word(words, at.TARGETS), word(words, at.TARGET_STRIDE)
+        down, along, columns = tile.target_down, tile.target_along, tile.target_columns
+        place, stride = tile.targets, tile.target_stride
         i = (t & SMALL) // columns
         j = t - i * columns
         while i < count:
@@ -126,15 +121,16 @@ def store(threads: int, mixed: bool) -> Any:
         -----
         Cost: a write of each parameter.
         """
+        tile = tile_of(words)
         if mixed:
-            for k in range(t, words[at.PARAMETERS], threads):
-                parameters[base + k] = numbers[word(words, at.MASTER) + k]
+            for k in range(t, tile.parameters, threads):
+                parameters[base + k] = numbers[tile.master + k]
         else:
-            for layer in range(word(words, at.LAYERS)):
-                first = HEAD + layer * LAYER_WORDS
-                fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
-                W, stride = word(words, first + at.W), word(words, first + at.W_STRIDE)
-                start, b = base + words[first + at.START], word(words, first + at.B)
+            for index in range(tile.layers):
+                layer = layer_of(words, index)
+                fan_in, fan_out = layer.fan_in, layer.fan_out
+                W, stride = layer.W, layer.W_stride
+                start, b = base + layer.start, layer.b
                 for k in range(t, fan_in * fan_out, threads):
                     row = (k & SMALL) // fan_out
                     parameters[start + k] = numbers[W + row * stride + k - row * fan_out]

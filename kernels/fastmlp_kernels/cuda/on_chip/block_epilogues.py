@@ -1,7 +1,7 @@
 """What becomes of the elements of a layer's products: activations, slopes, sums of gradients.
 
-There, `words` is a tuple of a layer's words, in registers: the table of words is memory, which the
-compiler would read again after each element's store.
+There, `words` is a tuple of a layer's fields, in registers: a record is memory, which the compiler
+would read again after each element's store.
 """
 
 from typing import Any, NamedTuple
@@ -17,6 +17,28 @@ class Rows(NamedTuple):
 
     activations: tuple[str, ...]
     rule: str
+
+
+class Activated(NamedTuple):
+    """Fields of a layer that the forward pass reads for each element."""
+
+    activation: int
+    out: int
+    out_stride: int
+    kept: int
+    kept_stride: int
+    keeps_input: int
+
+
+class Sloped(NamedTuple):
+    """Fields of a layer that the backward pass reads for each element."""
+
+    activation: int
+    kept: int
+    kept_stride: int
+    keeps_input: int
+    dZ: int
+    dZ_stride: int
 
 
 def at_once(
@@ -61,14 +83,13 @@ def _forward(rows: Rows, to_operand: Any, mixed: bool) -> Any:
     @cuda_part
     def forward(operands, numbers, words, last, i, j, z):
         """Write f(z), and z where the slope will read it; the last layer's as numbers."""
-        activation, out, out_stride, kept, kept_stride, keeps_input = words
-        if keeps_input != 0:
-            numbers[kept + i * kept_stride + j] = z
-        a = value(activation, z)
+        if words.keeps_input != 0:
+            numbers[words.kept + i * words.kept_stride + j] = z
+        a = value(words.activation, z)
         if mixed and last == 0:
-            operands[out + i * out_stride + j] = to_operand(a)
+            operands[words.out + i * words.out_stride + j] = to_operand(a)
         else:
-            numbers[out + i * out_stride + j] = a
+            numbers[words.out + i * words.out_stride + j] = a
 
     return forward
 
@@ -79,14 +100,13 @@ def _backward(rows: Rows, to_operand: Any, to_number: Any, mixed: bool) -> Any:
     @cuda_part
     def backward(operands, numbers, words, layer, i, j, da):
         """Write ``dZ = dA f'(Z)``."""
-        activation, kept, kept_stride, keeps_input, delta, delta_stride = words
-        if mixed and keeps_input == 0:
-            x = to_number(operands[kept + i * kept_stride + j])
+        if mixed and words.keeps_input == 0:
+            x = to_number(operands[words.kept + i * words.kept_stride + j])
         else:
-            x = numbers[kept + i * kept_stride + j]
+            x = numbers[words.kept + i * words.kept_stride + j]
         # Each slope reads the one that its row keeps.
-        dz = da * slope(activation, x, x)
-        operands[delta + i * delta_stride + j] = to_operand(dz)
+        dz = da * slope(words.activation, x, x)
+        operands[words.dZ + i * words.dZ_stride + j] = to_operand(dz)
 
     return backward
 
@@ -108,14 +128,13 @@ def _two_passes_forward(rows: Rows) -> tuple[Any, Any]:
     @cuda_part
     def store(operands, numbers, words, layer, i, j, z):
         """Write z to where the slope will read it, or to the place of f(z)."""
-        numbers[words[3] + i * words[4] + j] = z
+        numbers[words.kept + i * words.kept_stride + j] = z
 
     @cuda_part
     def activate(operands, numbers, words, layer, i, j):
         """Write f(z)."""
-        activation, out, out_stride, kept, kept_stride, _ = words
-        z = numbers[kept + i * kept_stride + j]
-        numbers[out + i * out_stride + j] = value(activation, z)
+        z = numbers[words.kept + i * words.kept_stride + j]
+        numbers[words.out + i * words.out_stride + j] = value(words.activation, z)
 
     return store, activate
 
@@ -126,13 +145,12 @@ def _two_passes_backward(rows: Rows) -> tuple[Any, Any]:
     @cuda_part
     def store(operands, numbers, words, layer, i, j, da):
         """Write dA to the place of dZ."""
-        operands[words[4] + i * words[5] + j] = da
+        operands[words.dZ + i * words.dZ_stride + j] = da
 
     @cuda_part
     def multiply(operands, numbers, words, layer, i, j):
         """Multiply it by the slope."""
-        activation, kept, kept_stride, _, delta, delta_stride = words
-        x = numbers[kept + i * kept_stride + j]
-        operands[delta + i * delta_stride + j] *= slope(activation, x, x)
+        x = numbers[words.kept + i * words.kept_stride + j]
+        operands[words.dZ + i * words.dZ_stride + j] *= slope(words.activation, x, x)
 
     return store, multiply

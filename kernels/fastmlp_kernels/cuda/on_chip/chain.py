@@ -1,7 +1,7 @@
 """A tile of rows through all layers, without leaving the shared memory of its block.
 
 Forward, loss and backward as device functions that every thread of a block calls. They read the
-table of `placement`, so that a new shape compiles nothing; the rows of the algebra that a network
+table of `tables`, so that a new shape compiles nothing; the rows of the algebra that a network
 uses, the form of its products and the block's size are what a chain is built for.
 
 A matrix that one part writes and another reads is separated by a barrier, and by no more: the parts
@@ -17,10 +17,9 @@ from numba import cuda
 from fastmlp_kernels.algebra import loss_rules
 from fastmlp_kernels.compile import cuda_part, cuda_switch
 from fastmlp_kernels.cuda.on_chip import block_copies, block_epilogues, block_linear
-from fastmlp_kernels.cuda.on_chip import placement as at
-from fastmlp_kernels.cuda.on_chip.block_epilogues import Rows, slopes
-from fastmlp_kernels.cuda.on_chip.offsets import SMALL, word
-from fastmlp_kernels.cuda.on_chip.placement import HEAD, LAYER_WORDS, Form
+from fastmlp_kernels.cuda.on_chip.block_epilogues import Activated, Rows, Sloped, slopes
+from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
+from fastmlp_kernels.cuda.on_chip.placement import Form, activations_in_use
 from fastmlp_kernels.cuda.on_chip.products import BlockProducts
 from fastmlp_kernels.problem import Problem
 
@@ -51,7 +50,7 @@ class Chain(NamedTuple):
 
 def rows_in_use(problem: Problem) -> Rows:
     """Return the rows of the algebra that training on a problem uses."""
-    return Rows(at.activations_in_use(problem), problem.rule)
+    return Rows(activations_in_use(problem), problem.rule)
 
 
 @functools.cache
@@ -114,29 +113,23 @@ def _forward(products: BlockProducts) -> Any:
         -----
         Waits after each layer. Cost: ``2 rows P`` flops. Source: `reference`.
         """
-        layers = word(words, at.LAYERS)
-        for layer in range(layers):
-            first = HEAD + layer * LAYER_WORDS
+        layers = tile_of(words).layers
+        for index in range(layers):
+            layer = layer_of(words, index)
             # In registers: each element's epilogue reads them.
-            after = (
-                word(words, first + at.ACTIVATION),
-                word(words, first + at.OUT),
-                word(words, first + at.OUT_STRIDE),
-                word(words, first + at.KEPT),
-                word(words, first + at.KEPT_STRIDE),
-                word(words, first + at.KEEPS_INPUT),
+            after = Activated(
+                layer.activation,
+                layer.out,
+                layer.out_stride,
+                layer.kept,
+                layer.kept_stride,
+                layer.keeps_input,
             )
-            A, A_stride = word(words, first + at.A), word(words, first + at.A_STRIDE)
-            W, W_stride, b = (
-                word(words, first + at.W),
-                word(words, first + at.W_STRIDE),
-                word(words, first + at.B),
-            )
-            fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
-            last = 1 if layer == layers - 1 else 0
+            last = 1 if index == layers - 1 else 0
             product(
                 *(operands, numbers, after, last),
-                *(A, A_stride, W, W_stride, b, rows, fan_in, fan_out, t),
+                *(layer.A, layer.A_stride, layer.W, layer.W_stride, layer.b),
+                *(rows, layer.fan_in, layer.fan_out, t),
             )
             # Between a layer's activations and the next layer, or the loss, which reads rows of it.
             cuda.syncthreads()
@@ -167,30 +160,30 @@ def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
         A thread a row; waits for none. dZ of rows beyond `count` is 0, so that they add nothing to
         any gradient. Cost: O(rows outputs). Source: `algebra.losses`.
         """
-        layer = HEAD + (word(words, at.LAYERS) - 1) * LAYER_WORDS
-        outputs, columns = word(words, at.OUTPUTS), word(words, at.TARGET_COLUMNS)
-        activation = word(words, layer + at.ACTIVATION)
+        tile = tile_of(words)
+        layer = layer_of(words, tile.layers - 1)
+        outputs, columns, activation = tile.outputs, tile.target_columns, layer.activation
         for row in range(t, rows, threads):
             i = row & SMALL
-            delta = word(words, layer + at.DZ) + i * word(words, layer + at.DZ_STRIDE)
+            delta = layer.dZ + i * layer.dZ_stride
             if i < count:
-                kept = word(words, layer + at.KEPT) + i * word(words, layer + at.KEPT_STRIDE)
-                place = word(words, at.LOGITS) + i * word(words, at.LOGIT_STRIDE)
+                kept = layer.kept + i * layer.kept_stride
+                place = tile.logits + i * tile.logit_stride
                 # Rules read matrices: here, matrices of one row.
                 prediction = numbers[place : place + outputs][None, :]
-                place = word(words, at.TARGETS) + i * word(words, at.TARGET_STRIDE)
+                place = tile.targets + i * tile.target_stride
                 target = numbers[place : place + columns][None, :]
-                place = word(words, at.LOSS_GRADIENT) + i * word(words, at.LOSS_GRADIENT_STRIDE)
+                place = tile.loss_gradient + i * tile.loss_gradient_stride
                 derivative = numbers[place : place + outputs][None, :]
                 factor = factors[first + step * i]
                 value = rule(0, prediction, target, 0, derivative)
-                numbers[word(words, at.ROW_LOSSES) + i] = factor * value
+                numbers[tile.row_losses + i] = factor * value
                 for j in range(outputs):
                     x = numbers[kept + j]
                     dz = factor * numbers[place + j] * slope(activation, x, x)
                     operands[delta + j] = to_operand(dz)
             else:
-                numbers[word(words, at.ROW_LOSSES) + i] = numbers.dtype.type(0)
+                numbers[tile.row_losses + i] = numbers.dtype.type(0)
                 for j in range(outputs):
                     operands[delta + j] = to_operand(numbers.dtype.type(0))
 
@@ -239,7 +232,7 @@ def _add_losses(threads: int, step: int) -> Any:
         whole block; this waits for nobody, beside the backward pass of the others.
         """
         if t == mine:
-            total = column_sum(numbers, word(words, at.ROW_LOSSES), 1, rows, total)
+            total = column_sum(numbers, tile_of(words).row_losses, 1, rows, total)
         return total
 
     return add_losses
@@ -266,38 +259,37 @@ def _backward(threads: int, products: BlockProducts, accumulate: bool) -> Any:
         Waits between layers. The gradient of an element is always the same thread's. Cost:
         ``4 rows P`` flops, less those of the first layer's inputs. Source: `reference`.
         """
-        for above in range(word(words, at.LAYERS)):
-            layer = word(words, at.LAYERS) - 1 - above
+        tile = tile_of(words)
+        for above in range(tile.layers):
+            index = tile.layers - 1 - above
             if above > 0:
                 # Between the last round, which wrote this layer's dZ and read the other buffer, and
                 # this one, which reads the one and writes the other.
                 cuda.syncthreads()
-            first = HEAD + layer * LAYER_WORDS
-            A, A_stride = word(words, first + at.A), word(words, first + at.A_STRIDE)
-            dZ, dZ_stride = word(words, first + at.DZ), word(words, first + at.DZ_STRIDE)
-            fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
-            start = base + words[first + at.START]
+            layer = layer_of(words, index)
+            dZ, dZ_stride = layer.dZ, layer.dZ_stride
+            fan_in, fan_out = layer.fan_in, layer.fan_out
+            start = base + layer.start
             weight_gradient(
                 *(operands, gradient, start, fan_out),
-                *(A, A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t),
+                *(layer.A, layer.A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t),
             )
             bias_gradient(
                 operands, gradient, start + fan_in * fan_out, dZ, dZ_stride, rows, fan_out, t
             )
-            if layer > 0:
-                below = first - LAYER_WORDS
-                after = (
-                    word(words, below + at.ACTIVATION),
-                    word(words, below + at.KEPT),
-                    word(words, below + at.KEPT_STRIDE),
-                    word(words, below + at.KEEPS_INPUT),
-                    word(words, below + at.DZ),
-                    word(words, below + at.DZ_STRIDE),
+            if index > 0:
+                below = layer_of(words, index - 1)
+                after = Sloped(
+                    below.activation,
+                    below.kept,
+                    below.kept_stride,
+                    below.keeps_input,
+                    below.dZ,
+                    below.dZ_stride,
                 )
-                W, W_stride = word(words, first + at.W), word(words, first + at.W_STRIDE)
                 product(
-                    *(operands, numbers, after, layer - 1),
-                    *(dZ, dZ_stride, W, W_stride, rows, fan_in, fan_out, t),
+                    *(operands, numbers, after, index - 1),
+                    *(dZ, dZ_stride, layer.W, layer.W_stride, rows, fan_in, fan_out, t),
                 )
 
     return backward

@@ -1,11 +1,22 @@
 """Offsets in shared memory, and how the compiler is told what it needs to know of them."""
 
 from fastmlp_kernels.compile import cuda_part, simulated
+from fastmlp_kernels.cuda.instructions.intrinsics import record_at
+from fastmlp_kernels.cuda.on_chip.tables import (
+    EPOCH,
+    EPOCH_PLACE,
+    LAYER,
+    LAYER_WORDS,
+    LAYERS_PLACE,
+    TILE,
+)
 
 # An offset or a stride is not negative, and below 2^18, as no block has a megabyte. Said of each
 # number in so many words, the compiler drops Numba's test for an index from the end, and divides in
 # 32 bits.
 SMALL = (1 << 18) - 1
+# What an epoch counts has no such bound.
+ANY = -1
 
 
 def multiple_of(count: int) -> int:
@@ -19,9 +30,21 @@ def multiple_of(count: int) -> int:
 
 
 @cuda_part
-def word(words, place):
-    """Return a word of the table that is an offset or a width in shared memory."""
-    return words[place] & SMALL
+def tile_of(words):
+    """Return the table's record of a tile; its numbers are small."""
+    return record_at(words, TILE, 0, SMALL)
+
+
+@cuda_part
+def epoch_of(words):
+    """Return the table's record of an epoch."""
+    return record_at(words, EPOCH, EPOCH_PLACE, ANY)
+
+
+@cuda_part
+def layer_of(words, index):
+    """Return the table's record of a layer; its numbers are small."""
+    return record_at(words, LAYER, LAYERS_PLACE + index * LAYER_WORDS, SMALL)
 
 
 # Of dynamic shared memory, where a load of 16 bytes may begin; the simulator has nothing to align.

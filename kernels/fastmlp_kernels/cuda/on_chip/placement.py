@@ -1,4 +1,4 @@
-"""Where a network lies in the shared memory of a block, as a table of words.
+"""Where a network lies in the shared memory of a block, as records of `tables`.
 
 Plain arithmetic, without Numba: `supports` asks it, and the kernels read its table. A tile of rows
 goes through all layers there, so for each layer it holds the weights, the activation, the
@@ -8,73 +8,15 @@ pre-activations.
 
 import bisect
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
+from fastmlp_kernels.cuda.on_chip import tables
 from fastmlp_kernels.problem import LayerLayout, Problem, parameter_layout
-
-# Words of the table's head. Offsets are in elements of their own array: `operands` for X, the
-# weights, hidden activations and dZ, `numbers` for anything else.
-(
-    LAYERS,
-    PARAMETERS,
-    NUMBERS_USED,
-    TILE_ROWS,
-    BATCH_SIZE,
-    EPOCH_ROWS,
-    INPUTS,
-    X,
-    X_STRIDE,
-    X_DOWN,
-    X_ALONG,
-    TARGET_COLUMNS,
-    TARGETS,
-    TARGET_STRIDE,
-    TARGET_DOWN,
-    TARGET_ALONG,
-    OUTPUTS,
-    LOGITS,
-    LOGIT_STRIDE,
-    LOSS_GRADIENT,
-    LOSS_GRADIENT_STRIDE,
-    ROW_LOSSES,
-    PARTIAL,
-    HYPER,
-    GRADIENT,
-    FIRST,
-    SECOND,
-    MASTER,
-) = range(28)
-HEAD = 28
-
-# Words of a layer. `A` is what it reads, `OUT` its activation (the last layer's is in `numbers`),
-# `KEPT` what its slope reads: Z in `numbers` where KEEPS_INPUT is 1, else `OUT`. A thread that
-# walks over W, `threads` elements at a time, goes DOWN rows and ALONG columns at once.
-(
-    FAN_IN,
-    FAN_OUT,
-    W,
-    W_STRIDE,
-    B,
-    A,
-    A_STRIDE,
-    OUT,
-    OUT_STRIDE,
-    KEPT,
-    KEPT_STRIDE,
-    KEEPS_INPUT,
-    DZ,
-    DZ_STRIDE,
-    START,
-    ACTIVATION,
-    DOWN,
-    ALONG,
-) = range(18)
-LAYER_WORDS = 18
 
 # Every region begins at a multiple of it, for loads of 16 bytes and for ldmatrix.
 ALIGNMENT = 16
@@ -162,8 +104,8 @@ class Placement:
     gradient_shared, state_shared : bool
         Whether the gradient and the optimizer's state lie in shared memory, or in global.
     regions : tuple of Region
-    words : tuple of int
-        The table: `HEAD` words, then `LAYER_WORDS` for each layer.
+    tile, layers : mapping, tuple of mapping
+        The fields of `TILE`, and those of `LAYER` for each layer, by their names.
     """
 
     form: Form
@@ -171,21 +113,18 @@ class Placement:
     gradient_shared: bool
     state_shared: bool
     regions: tuple[Region, ...]
-    words: tuple[int, ...]
+    tile: Mapping[str, int]
+    layers: tuple[Mapping[str, int], ...]
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         return self.regions[-1].start + self.regions[-1].size
 
-    def table(self) -> np.ndarray:
-        """Return the words as an array."""
-        return np.array(self.words, np.int64)
-
-    def layer(self, index: int) -> tuple[int, ...]:
-        """Return the words of a layer."""
-        start = HEAD + index * LAYER_WORDS
-        return self.words[start : start + LAYER_WORDS]
+    def table(self, problem: Problem) -> np.ndarray:
+        """Return the table, as an array of int64, for epochs of a problem."""
+        epoch = {"batch_size": problem.batch_size, "rows": problem.rows}
+        return tables.whole(self.tile, epoch, self.layers)
 
 
 def activations_in_use(problem: Problem) -> tuple[str, ...]:
@@ -230,90 +169,80 @@ def _place_rows(problem: Problem, form: Form, rows: int, memory: _Memory) -> _Ro
     return _Rows(inputs, kept, deltas, gradient)
 
 
-def _layer_words(
+def _layer(
     problem: Problem, form: Form, index: int, layer: LayerLayout, threads: int, memory: _Memory
-) -> dict[int, int]:
-    """Return the words of a layer that rows have no part in."""
+) -> dict[str, int]:
+    """Return the fields of a layer that rows have no part in."""
     fan_in, fan_out = layer.fan_in, layer.fan_out
     stride = row_stride(fan_out, form)
     codes = activations_in_use(problem)
     return {
-        FAN_IN: fan_in,
-        FAN_OUT: fan_out,
-        W: memory.take(f"W {index}", padded(fan_in, form.pad) * stride, form.operand),
-        W_STRIDE: stride,
+        "fan_in": fan_in,
+        "fan_out": fan_out,
+        "W": memory.take(f"W {index}", padded(fan_in, form.pad) * stride, form.operand),
+        "W_stride": stride,
         # Padded, as products may read on; what they make of it is not used.
-        B: memory.take(f"b {index}", padded(fan_out, form.pad), form.number),
-        KEEPS_INPUT: int(problem.keeps_input[index]),
-        START: layer.weight.start,
-        ACTIVATION: codes.index(problem.training_activations[index]),
-        DOWN: threads // fan_out,
-        ALONG: threads % fan_out,
+        "b": memory.take(f"b {index}", padded(fan_out, form.pad), form.number),
+        "keeps_input": int(problem.keeps_input[index]),
+        "start": layer.weight.start,
+        "activation": codes.index(problem.training_activations[index]),
+        "down": threads // fan_out,
+        "along": threads % fan_out,
     }
-
-
-def _words(problem: Problem, form: Form, rows: int, threads: int, shared: Sequence[bool]) -> tuple:
-    """Return the table and the regions for tiles of so many rows."""
-    memory = _Memory()
-    count, columns = problem.parameter_count, problem.target_columns
-    gradient_shared, state_shared, master = shared
-    layers = [
-        _layer_words(problem, form, index, layer, threads, memory)
-        for index, layer in enumerate(parameter_layout(problem.sizes))
-    ]
-    places = _place_rows(problem, form, rows, memory)
-    for index, layer in enumerate(layers):
-        layer[A], layer[A_STRIDE] = places.inputs[index]
-        layer[OUT], layer[OUT_STRIDE] = places.inputs[index + 1]
-        layer[KEPT], layer[KEPT_STRIDE] = places.kept[index]
-        layer[DZ], layer[DZ_STRIDE] = places.deltas[index]
-    slots = [count if state_shared and k < problem.slots else 0 for k in range(2)]
-
-    def numbers(name: str, size: int) -> int:
-        return memory.take(name, size, form.number)
-
-    head = {
-        LAYERS: len(layers),
-        PARAMETERS: count,
-        TILE_ROWS: rows,
-        BATCH_SIZE: problem.batch_size,
-        EPOCH_ROWS: problem.rows,
-        INPUTS: problem.sizes[0],
-        X: places.inputs[0][0],
-        X_STRIDE: places.inputs[0][1],
-        X_DOWN: threads // problem.sizes[0],
-        X_ALONG: threads % problem.sizes[0],
-        TARGET_COLUMNS: columns,
-        TARGETS: numbers("targets", rows * (columns | 1)),
-        TARGET_STRIDE: columns | 1,
-        TARGET_DOWN: threads // columns,
-        TARGET_ALONG: threads % columns,
-        OUTPUTS: problem.sizes[-1],
-        LOGITS: places.inputs[-1][0],
-        LOGIT_STRIDE: places.inputs[-1][1],
-        LOSS_GRADIENT: places.loss_gradient[0],
-        LOSS_GRADIENT_STRIDE: places.loss_gradient[1],
-        ROW_LOSSES: numbers("row losses", rows),
-        PARTIAL: numbers("partial sums", threads),
-        # Those of this step, and of the next one.
-        HYPER: numbers("hyper", 2 * HYPER_WIDTH),
-        GRADIENT: numbers("gradient", count if gradient_shared else 0),
-        FIRST: numbers("first", slots[0]),
-        SECOND: numbers("second", slots[1]),
-        MASTER: numbers("master", count if form.mixed and master else 0),
-    }
-    head[NUMBERS_USED] = memory.end // np.dtype(form.number).itemsize
-    table = [head[k] for k in range(HEAD)]
-    for layer in layers:
-        table += [layer[k] for k in range(LAYER_WORDS)]
-    return tuple(table), tuple(memory.regions)
 
 
 def _placement(
     problem: Problem, form: Form, threads: int, shared: Sequence[bool], rows: int
 ) -> Placement:
-    words, regions = _words(problem, form, rows, threads, shared)
-    return Placement(form, rows, *shared[:2], regions, words)
+    """Return the placement for tiles of so many rows."""
+    memory = _Memory()
+    count, columns = problem.parameter_count, problem.target_columns
+    gradient_shared, state_shared, master = shared
+    layers = tuple(
+        _layer(problem, form, index, layer, threads, memory)
+        for index, layer in enumerate(parameter_layout(problem.sizes))
+    )
+    places = _place_rows(problem, form, rows, memory)
+    for index, layer in enumerate(layers):
+        layer["A"], layer["A_stride"] = places.inputs[index]
+        layer["out"], layer["out_stride"] = places.inputs[index + 1]
+        layer["kept"], layer["kept_stride"] = places.kept[index]
+        layer["dZ"], layer["dZ_stride"] = places.deltas[index]
+    slots = [count if state_shared and k < problem.slots else 0 for k in range(2)]
+
+    def numbers(name: str, size: int) -> int:
+        return memory.take(name, size, form.number)
+
+    tile = {
+        "layers": len(layers),
+        "parameters": count,
+        "rows": rows,
+        "inputs": problem.sizes[0],
+        "X": places.inputs[0][0],
+        "X_stride": places.inputs[0][1],
+        "X_down": threads // problem.sizes[0],
+        "X_along": threads % problem.sizes[0],
+        "target_columns": columns,
+        "targets": numbers("targets", rows * (columns | 1)),
+        "target_stride": columns | 1,
+        "target_down": threads // columns,
+        "target_along": threads % columns,
+        "outputs": problem.sizes[-1],
+        "logits": places.inputs[-1][0],
+        "logit_stride": places.inputs[-1][1],
+        "loss_gradient": places.loss_gradient[0],
+        "loss_gradient_stride": places.loss_gradient[1],
+        "row_losses": numbers("row losses", rows),
+        "partial": numbers("partial sums", threads),
+        # Those of this step, and of the next one.
+        "hyper": numbers("hyper", 2 * HYPER_WIDTH),
+        "gradient": numbers("gradient", count if gradient_shared else 0),
+        "first": numbers("first", slots[0]),
+        "second": numbers("second", slots[1]),
+        "master": numbers("master", count if form.mixed and master else 0),
+    }
+    tile["numbers_used"] = memory.end // np.dtype(form.number).itemsize
+    return Placement(form, rows, *shared[:2], tuple(memory.regions), tile, layers)
 
 
 def _largest(

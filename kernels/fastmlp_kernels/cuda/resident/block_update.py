@@ -8,9 +8,7 @@ from numba import cuda
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
 from fastmlp_kernels.compile import cuda_part, cuda_switch
-from fastmlp_kernels.cuda.on_chip import placement as at
-from fastmlp_kernels.cuda.on_chip.offsets import SMALL, word
-from fastmlp_kernels.cuda.on_chip.placement import HEAD, LAYER_WORDS
+from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
 from fastmlp_kernels.cuda.sums import block_sum
 
 
@@ -34,10 +32,11 @@ def finite(threads: int, adds_losses: int) -> Any:
         Waits once, at its end: what other threads read before it may be written after it. Cost:
         P reads.
         """
-        gradient = word(words, at.GRADIENT)
+        tile = tile_of(words)
+        gradient = tile.gradient
         found = 1 if t == adds_losses and not math.isfinite(total) else 0
         k = t & SMALL
-        while k < words[at.PARAMETERS]:
+        while k < tile.parameters:
             if not math.isfinite(numbers[(gradient + k) & SMALL]):
                 found = 1
             k += threads
@@ -50,13 +49,14 @@ def weight_squares(threads: int, mixed: bool) -> Any:
     """Return the sum of the squares of the weights."""
 
     @cuda_part
-    def layer_squares(numbers, words, first, t):
+    def layer_squares(numbers, words, index, t):
         """Return a thread's share of a layer's."""
         total = numbers.dtype.type(0)
-        fan_in, fan_out = word(words, first + at.FAN_IN), word(words, first + at.FAN_OUT)
-        W, stride = word(words, first + at.W), word(words, first + at.W_STRIDE)
+        layer = layer_of(words, index)
+        fan_in, fan_out = layer.fan_in, layer.fan_out
+        W, stride = layer.W, layer.W_stride
         if mixed:
-            W, stride = word(words, at.MASTER) + words[first + at.START], fan_out
+            W, stride = tile_of(words).master + layer.start, fan_out
         for k in range(t, fan_in * fan_out, threads):
             row = (k & SMALL) // fan_out
             value = numbers[(W + row * stride + k - row * fan_out) & SMALL]
@@ -80,9 +80,10 @@ def weight_squares(threads: int, mixed: bool) -> Any:
         same at every run, error at most ``(P / threads + layers + log2 threads) u`` of the sum.
         """
         total = numbers.dtype.type(0)
-        for layer in range(word(words, at.LAYERS)):
-            total += layer_squares(numbers, words, HEAD + layer * LAYER_WORDS, t)
-        place = word(words, at.PARTIAL)
+        tile = tile_of(words)
+        for index in range(tile.layers):
+            total += layer_squares(numbers, words, index, t)
+        place = tile.partial
         partial = numbers[place : place + threads]
         partial[t] = total
         block_sum(partial, t, threads)
@@ -130,13 +131,14 @@ def update_network(
             numbers[hyper + RULE_START + 7],
         )
         weight_decay, bias_decay = numbers[hyper + WEIGHT_DECAY], numbers[hyper + BIAS_DECAY]
-        for layer in range(word(words, at.LAYERS)):
-            row = HEAD + layer * LAYER_WORDS
-            fan_in, fan_out = word(words, row + at.FAN_IN), word(words, row + at.FAN_OUT)
-            W, stride = word(words, row + at.W), word(words, row + at.W_STRIDE)
-            down, along = word(words, row + at.DOWN), word(words, row + at.ALONG)
-            b, start = word(words, row + at.B), word(words, row + at.START)
-            memory = (operands, numbers, words, state, first, second)
+        tile = tile_of(words)
+        for index in range(tile.layers):
+            layer = layer_of(words, index)
+            fan_in, fan_out = layer.fan_in, layer.fan_out
+            W, stride = layer.W, layer.W_stride
+            down, along = layer.down, layer.along
+            b, start = layer.b, layer.start
+            memory = (operands, numbers, tile, state, first, second)
             i = (t & SMALL) // fan_out
             j = t - i * fan_out
             while i < fan_in:
@@ -160,10 +162,10 @@ def _step(optimizer: str, to_operand: Any, mixed: bool, accumulate: bool) -> Any
     slots, rule = row.slots, cuda_switch([row.update])
 
     @cuda_part
-    def step(operands, numbers, words, state, first, second, place, p, is_weight, decay, h):
+    def step(operands, numbers, tile, state, first, second, place, p, is_weight, decay, h):
         """Update parameter `p`, which the products read at `place`."""
-        slot = word(words, at.GRADIENT) + p
-        own = word(words, at.MASTER) + p if mixed else place
+        slot = tile.gradient + p
+        own = tile.master + p if mixed else place
         value = numbers[own]
         slope = numbers[slot] + decay * value
         m = state[first + p] if slots > 0 else numbers.dtype.type(0)

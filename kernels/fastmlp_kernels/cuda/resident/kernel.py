@@ -13,9 +13,8 @@ from numba import cuda
 from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part
 from fastmlp_kernels.cuda.on_chip import block_copies, chain
-from fastmlp_kernels.cuda.on_chip import placement as at
 from fastmlp_kernels.cuda.on_chip.chain import Chain, Rows
-from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, word
+from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, epoch_of, tile_of
 from fastmlp_kernels.cuda.on_chip.placement import Form
 from fastmlp_kernels.cuda.resident import block_update
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP
@@ -87,7 +86,7 @@ def build(choice: Choice) -> Any:
         control : int64[members * CONTROL_WORDS], read and written
             A network that is to stop, or has failed, is left alone.
         words : int64[:], read
-            The table of `placement`.
+            The table of `tables`.
         first, last, batches : int
             Batches of this launch; those of an epoch.
         weighted, penalized : int
@@ -127,11 +126,12 @@ def _begin(choice: Choice, parts: Chain) -> Any:
     @cuda_part
     def begin(operands, numbers, words, parameters, state, member, t):
         """Read a network and, where it lies in shared memory, its state."""
-        count = words[at.PARAMETERS]
+        tile = tile_of(words)
+        count = tile.parameters
         load(operands, numbers, words, parameters, member * count, t)
         if state_shared:
             for slot in range(slots):
-                place = word(words, at.FIRST + slot)
+                place = tile.first if slot == 0 else tile.second
                 for k in range(t, count, threads):
                     numbers[place + k] = state[(member * slots + slot) * count + k]
 
@@ -148,11 +148,12 @@ def _end(choice: Choice) -> Any:
     @cuda_part
     def end(numbers, words, parameters, state, member, t):
         """Write back what `begin` read."""
-        count = words[at.PARAMETERS]
+        tile = tile_of(words)
+        count = tile.parameters
         store(numbers, words, parameters, member * count, t)
         if state_shared:
             for slot in range(slots):
-                place = word(words, at.FIRST + slot)
+                place = tile.first if slot == 0 else tile.second
                 for k in range(t, count, threads):
                     state[(member * slots + slot) * count + k] = numbers[place + k]
 
@@ -194,7 +195,7 @@ def _train(choice: Choice, parts: Chain) -> Any:
         t,
     ):
         """Train one network; return how many batches of the epoch are done, to every thread."""
-        mine = member * batches
+        tile, mine = tile_of(words), member * batches
         fetch(operands, numbers, words, X, y, order, hyper, member, batches, first, t)
         done = first
         while done < last:
@@ -215,13 +216,12 @@ def _train(choice: Choice, parts: Chain) -> Any:
                 value = weight_squares(numbers, words, t)
                 if t == 0:
                     squares[mine + done] = value
-            place = word(words, at.HYPER) + (done & 1) * HYPER_WIDTH
+            place = tile.hyper + (done & 1) * HYPER_WIDTH
             if state_shared:
-                at_first, at_second = word(words, at.FIRST), word(words, at.SECOND)
-                update(operands, numbers, words, numbers, at_first, at_second, place, t)
+                update(operands, numbers, words, numbers, tile.first, tile.second, place, t)
             else:
-                at_first = member * slots * words[at.PARAMETERS]
-                at_second = at_first + words[at.PARAMETERS]
+                at_first = member * slots * tile.parameters
+                at_second = at_first + tile.parameters
                 update(operands, numbers, words, state, at_first, at_second, place, t)
             done += 1
             # Beside the update: no other thread reads a tile's rows now, nor the other step's
@@ -239,13 +239,14 @@ def _fetch(choice: Choice, parts: Chain) -> Any:
     @cuda_part
     def fetch(operands, numbers, words, X, y, order, hyper, member, batches, batch, t):
         """Read a batch's hyper-parameters and the rows of its first tile; wait for nobody."""
-        place = word(words, at.HYPER) + (batch & 1) * HYPER_WIDTH
+        tile, epoch = tile_of(words), epoch_of(words)
+        place = tile.hyper + (batch & 1) * HYPER_WIDTH
         for k in range(t, HYPER_WIDTH, threads):
             numbers[place + k] = hyper[(member * batches + batch) * HYPER_WIDTH + k]
-        begin = batch * words[at.BATCH_SIZE]
-        count = min(word(words, at.TILE_ROWS), words[at.BATCH_SIZE], words[at.EPOCH_ROWS] - begin)
+        begin = batch * epoch.batch_size
+        count = min(tile.rows, epoch.batch_size, epoch.rows - begin)
         rows = (count + row_pad - 1) // row_pad * row_pad
-        start = member * words[at.EPOCH_ROWS] + begin
+        start = member * epoch.rows + begin
         gather(operands, numbers, words, X, y, order, start, count, rows, t)
 
     return fetch
@@ -262,15 +263,16 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
 
         The first tile's rows are there. The caller waits before it reads a gradient.
         """
-        begin = batch * words[at.BATCH_SIZE]
-        size = min(words[at.BATCH_SIZE], words[at.EPOCH_ROWS] - begin)
-        place = member * words[at.EPOCH_ROWS] + begin
+        tile, epoch = tile_of(words), epoch_of(words)
+        begin = batch * epoch.batch_size
+        size = min(epoch.batch_size, epoch.rows - begin)
+        place = member * epoch.rows + begin
         # Without weights: the factor of a full batch, or of the smaller last one.
-        shared_factor = 0 if size == words[at.BATCH_SIZE] else 1
+        shared_factor = 0 if size == epoch.batch_size else 1
         total = numbers.dtype.type(0)
         start = 0
         while start < size:
-            count = min(word(words, at.TILE_ROWS), size - start)
+            count = min(tile.rows, size - start)
             rows = (count + row_pad - 1) // row_pad * row_pad
             if start > 0:
                 # Between the tile before, whose rows are read until its gradients are there, and
@@ -284,7 +286,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             # Between the last layer's dZ, and the row losses, and what reads them.
             cuda.syncthreads()
             total = add_losses(numbers, words, rows, total, t)
-            backward(operands, numbers, words, numbers, word(words, at.GRADIENT), rows, t)
+            backward(operands, numbers, words, numbers, tile.gradient, rows, t)
             start += count
         return total
 

@@ -10,6 +10,7 @@ from fastmlp_kernels.contract import check_epoch
 from fastmlp_kernels.cuda.device.small_grids import small_grids_allowed
 from fastmlp_kernels.cuda.layered.launching import Tiles
 from fastmlp_kernels.cuda.layered.program import LayeredProgram
+from fastmlp_kernels.cuda.layered.single_calls import SingleCalls
 from fastmlp_kernels.cuda.on_chip import shared_memory
 from fastmlp_kernels.cuda.on_chip.chain import rows_in_use
 from fastmlp_kernels.cuda.on_chip.placement import Placement
@@ -19,8 +20,8 @@ from fastmlp_kernels.cuda.resident.cost import THREADS, placement_of
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Machine, Problem
 
 
-class ResidentProgram(LayeredProgram):
-    """Epochs by `resident`; single calls as `LayeredProgram` makes them.
+class ResidentProgram(SingleCalls):
+    """Epochs by `resident`, on the stream of the `LayeredProgram` that makes single calls.
 
     Parameters
     ----------
@@ -48,7 +49,8 @@ class ResidentProgram(LayeredProgram):
         batches_a_launch: int | None = None,
     ) -> None:
         machine = machine or Machine()
-        super().__init__(problem, tiles)
+        super().__init__(LayeredProgram(problem, tiles))
+        self.stream = self.layered.stream
         found = placement or placement_of(problem, machine)
         if isinstance(found, str):
             raise ValueError(f"problem: {found}")
@@ -64,15 +66,15 @@ class ResidentProgram(LayeredProgram):
         self.resident = resident.build(choice)
         self.batches_a_launch = batches_a_launch or resident_cost.batches_a_launch(problem, machine)
         self.resident_launches, self.prepared = 0, False
-        self.words = cuda.to_device(found.table())
+        self.words = cuda.to_device(found.table(problem))
         members, batches = problem.members, problem.batches
         self.all_orders = cuda.device_array(members * problem.rows, np.int64)
-        self.all_hypers = self._empty(members * batches * HYPER_WIDTH)
-        self.all_losses = self._empty(members * batches)
-        self.all_squares = self._empty(members * batches)
-        self.all_factors = self._empty(members * problem.rows)
+        self.all_hypers = self.layered.empty(members * batches * HYPER_WIDTH)
+        self.all_losses = self.layered.empty(members * batches)
+        self.all_squares = self.layered.empty(members * batches)
+        self.all_factors = self.layered.empty(members * problem.rows)
         scales = [problem.scale(problem.batch_size), problem.scale(self._last_rows())]
-        self.scale_pair = cuda.to_device(np.array(scales, self.dtype))
+        self.scale_pair = cuda.to_device(np.array(scales, self.layered.dtype))
         self.all_controls = cuda.device_array(members * CONTROL_WORDS, np.int64)
 
     def _last_rows(self) -> int:
@@ -125,7 +127,7 @@ class ResidentProgram(LayeredProgram):
             self._download(self.all_squares, known[:, BATCHES], hyper.shape[-2], squares)
 
     def _flat(self, array: Any) -> Any:
-        return array.reshape(array.size) if array.size > 0 else self.no_state
+        return array.reshape(array.size) if array.size > 0 else self.layered.no_state
 
     def _upload(self, order: np.ndarray, hyper: np.ndarray, factors: np.ndarray | None) -> None:
         pairs = [(self.all_orders, order), (self.all_hypers, hyper), (self.all_factors, factors)]
