@@ -38,6 +38,7 @@ def pytest_configure(config):
         raise pytest.UsageError("an emulated GPU compiles PTX: NUMBA_ENABLE_CUDASIM must be 0")
     from fastmlp.device import machine
     from fastmlp_kernels.cuda.device.rates import expected_rates
+    from fastmlp_kernels.cuda.layered import matrix_products
     from tests.gpu.emulator import driver
 
     seed = config.getoption("--warp-seed")
@@ -59,6 +60,15 @@ def pytest_configure(config):
         **rates,
     }
     machine.find_gpu = lambda: dict(found)
+    # What a real library would be given are addresses of the host.
+    matrix_products.connect = no_library
+
+
+def no_library():
+    """Stand in for `cublas.connect`."""
+    from fastmlp_kernels.cuda.layered.cublas import CublasError
+
+    raise CublasError("an emulated GPU has the library that a test gives it")
 
 
 @pytest.fixture(autouse=True)

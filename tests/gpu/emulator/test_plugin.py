@@ -11,7 +11,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 pytestmark = [pytest.mark.cuda_compile, pytest.mark.slow]
 
-CASES = '''
+CASES = """
 import numpy as np
 from numba import cuda, float32
 
@@ -92,7 +92,7 @@ def test_shared_memory_is_granted_when_it_is_asked_for():
     allow(last, (types.Array(types.float32, 1, "C"), int64), count)
     last[1, 1, 0, count](out, count // 4 - 1)
     assert out.copy_to_host() == 3
-'''
+"""
 FAULTS = {
     "test_without_a_barrier": "race within a block: shared memory is written, then read",
     "test_of_what_nobody_has_written": "global memory is read that nobody has written",
