@@ -12,14 +12,21 @@ from tests.gpu.emulator.device import POISONS, Device
 # Races that the kernels document: what was found, the kernel, and what its line accesses.
 INTENDED = [
     # All that write write the same value, and who reads an older one writes it once more.
-    ("race between blocks", "check_finite", "status[STATUS]"),
+    ("race", "check_finite", "status[STATUS]"),
+    ("race", "find_outside", "found[0]"),
+    ("race", "find_bad_sums", "found[0]"),
 ]
 
 
 def is_intended(finding):
-    """Return whether something that was found is on the list of what is meant to be."""
+    """Return whether something that was found is on the list of what is meant to be.
+
+    Of a kernel that NVVM compiles only without lines, the name decides.
+    """
     return any(
-        finding.what.startswith(what) and finding.kernel == kernel and access in finding.source
+        finding.what.startswith(what)
+        and finding.kernel == kernel
+        and (access in finding.source or not finding.source)
         for what, kernel, access in INTENDED
     )
 
