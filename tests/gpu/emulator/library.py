@@ -22,19 +22,33 @@ class EmulatedCublasLt(RecordingCublasLt):
         self.device.driver.enqueue(stream or 0, multiply)
 
     def multiply(self, held, scales, bias, first, second, result):
-        read = [first, second] if scales[1] == 0 else [first, second, result]
-        for layout, address in read:
-            if not (self._state(layout, address) == WRITTEN).all():
-                raise Fault("a product reads memory that nobody has written, or beyond an array")
+        read = [self._state(*each) for each in (first, second)]
+        if scales[1] != 0:
+            read.append(self._state(*result))
+        if bias is not None:
+            # As long as a column of the result, which is a row of ours.
+            kind, rows, *_ = self.get(result[0], "MatrixLayout").facts
+            read.append(self._bytes(bias)[: rows * np.dtype(STORED[kind]).itemsize])
+        if not all((each == WRITTEN).all() for each in read):
+            raise Fault("a product reads memory that nobody has written, or beyond an array")
         if not self._state(*result).all():
             raise Fault("a product writes beyond an array")
         super().multiply(held, scales, bias, first, second, result)
         self._state(*result)[...] = WRITTEN
 
+    def _bytes(self, address):
+        """Return what is known of each byte from an address on."""
+        start = address - self.device.memory.base
+        if not 0 <= start < len(self.device.memory.state):
+            raise Fault(f"a product is given the address {address}, which is nobody's")
+        return self.device.memory.state[start:]
+
     def _state(self, layout, address):
         """Return what is known of each byte of a matrix."""
         kind, rows, columns, stride = self.get(layout, "MatrixLayout").facts
-        size, start = np.dtype(STORED[kind]).itemsize, address - self.device.memory.base
-        state = self.device.memory.state[start:]
+        size = np.dtype(STORED[kind]).itemsize
+        known = self._bytes(address)
+        if ((columns - 1) * stride + rows) * size > len(known):
+            raise Fault("a product goes beyond all memory")
         strides = (stride * size, 1)
-        return np.lib.stride_tricks.as_strided(state, (columns, rows * size), strides)
+        return np.lib.stride_tricks.as_strided(known, (columns, rows * size), strides)
