@@ -2,7 +2,8 @@
 
 - `algebra`: the mathematics: its rows, the derivation sheet, the comparison with the oracle
 - `cpu`: the CPU's kernels, their teams of threads, the compiler with its caches
-- `gpu`: everything of the GPU; `*_cases.py` run in Numba's simulator, or on a GPU
+- `gpu`: everything of the GPU; `*_cases.py` run in Numba's simulator, as PTX on an emulated GPU
+  (`gpu/emulator`), or on a GPU
 - `api`: what users call
 - `scikit_learn`: `fastmlp.sklearn`, in the place of scikit-learn's own estimators
 - `robustness`: attacks by threads, signals, forks, want of memory, hostile files, random calls

@@ -45,6 +45,11 @@ class Allocations(dict):
         self._lock.release()
 
 
+def emulated_device():
+    """Return the emulated GPU that `tests.gpu.emulator.plugin` has installed, or None."""
+    return getattr(cuda, "emulated_device", None)
+
+
 def share_between_all_threads():
     """Have all threads of a simulated block share the same arrays, however busy the machine is."""
     from numba.cuda.simulator import kernelapi

@@ -1,8 +1,9 @@
 """The CUDA program with cuBLASLt's products and with recorded steps.
 
 Not collected by itself: `test_case_files` runs this file as it does `program_cases`. In the
-simulator a stand-in multiplies in place of the library, and another keeps what a graph would; on a
-GPU they are the library, where it is there, and the driver's graphs.
+simulator a stand-in multiplies in place of the library, and another keeps what a graph would. On an
+emulated GPU a stand-in multiplies. On a GPU they are the library, where it is there, and the
+driver's graphs.
 """
 
 import dataclasses
@@ -18,7 +19,18 @@ from fastmlp_kernels.cuda.layered.activation import ROWS_OF_A_LANE
 from fastmlp_kernels.cuda.layered.launching import build
 from fastmlp_kernels.problem import DTYPES
 from tests import tolerances
-from tests.gpu.device import MARKS, TILES, generator, launch, normal, over, padded, unwritten
+from tests.gpu.device import (
+    MARKS,
+    TILES,
+    emulated_device,
+    generator,
+    launch,
+    normal,
+    over,
+    padded,
+    unwritten,
+)
+from tests.gpu.emulator.library import EmulatedCublasLt
 from tests.gpu.program_cases import (
     PROGRAMS,
     OnDevice,
@@ -58,12 +70,20 @@ def form(request):
     return request.param
 
 
+def stand_in():
+    """Return what stands in for the library where there is no GPU that it could use."""
+    if simulated():
+        return RecordingCublasLt()
+    device = emulated_device()
+    return None if device is None else EmulatedCublasLt(device)
+
+
 def with_library(problem, tiles, recorder=False, library=None):
     """Return a program with the library's products, or those of what stands in for it."""
-    library = library or (RecordingCublasLt() if simulated() else None)
+    library = library or stand_in()
     device = OnDevice(problem, tiles, library=library, recorder=recorder)
     device.library = library
-    if simulated():
+    if library:
         assert device.program.products.name == "cuBLASLt"
     return device
 
@@ -91,7 +111,7 @@ def test_epoch(tiles, form, index):
         return made[-1]
 
     check_epoch(problem, make, plain=index % 2 == 0)
-    if simulated():
+    if made[-1].library:
         products = made[-1].library.products
         layers = len(problem.sizes) - 1
         assert len(products) == 2 * (3 * layers - 1)
@@ -147,7 +167,7 @@ def test_a_bias_that_the_library_adds(tiles, form):
 def test_an_epoch_launches_what_is_counted_beside_the_products(tiles):
     problem = in_form(PROGRAMS[1], "bfloat16", batch_size=2, rows=2)
     device = with_library(problem, tiles)
-    if not simulated():
+    if not device.library:
         return
     layers, held = len(problem.sizes) - 1, count_launches(device)
     device.epoch(sample(problem))
@@ -159,7 +179,7 @@ def test_an_epoch_launches_what_is_counted_beside_the_products(tiles):
 
 def recorded(problem, tiles):
     """Return a program whose full batches are replayed, and what records them."""
-    library = RecordingCublasLt() if simulated() else None
+    library = stand_in()
     recorder = Recorder(library) if simulated() else None
     return with_library(problem, tiles, recorder, library), recorder
 
@@ -213,12 +233,14 @@ def test_after_prepare_nothing_is_changed_and_a_step_is_recorded(tiles, more):
         assert (recorder.recorded, recorder.launched) == (1, 4)
 
 
-def test_where_a_recording_fails_the_steps_are_launched(tiles):
+def test_where_a_recording_fails_the_steps_are_launched(tiles, monkeypatch):
     problem = dataclasses.replace(PROGRAMS[3], batch_size=2, rows=6)
-    device, recorder = recorded(problem, tiles)
-    if not recorder:
-        return
-    recorder.failing = True
+    device, _ = recorded(problem, tiles)
+
+    def fail(*_):
+        raise RuntimeError("no capture today")
+
+    monkeypatch.setattr(device.program.steps.recorder, "record", fail)
     data = sample(problem, seed=11)
     expected = with_library(problem, tiles).epoch(data.copy())
     assert device.epoch(data).parameters.tobytes() == expected.parameters.tobytes()

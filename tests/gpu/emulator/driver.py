@@ -251,3 +251,4 @@ def install(device):
     cuda.get_current_device = facts
     cuda.gpus = OnlyGpu()
     cuda.is_available = lambda: True
+    cuda.emulated_device = device

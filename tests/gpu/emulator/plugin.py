@@ -12,14 +12,21 @@ from tests.gpu.emulator.device import POISONS, Device
 # Races that the kernels document: what was found, the kernel, and what its line accesses.
 INTENDED = [
     # All that write write the same value, and who reads an older one writes it once more.
-    ("race between blocks", "check_finite", "status[STATUS]"),
+    ("race", "check_finite", "status[STATUS]"),
+    ("race", "find_outside", "found[0]"),
+    ("race", "find_bad_sums", "found[0]"),
 ]
 
 
 def is_intended(finding):
-    """Return whether something that was found is on the list of what is meant to be."""
+    """Return whether something that was found is on the list of what is meant to be.
+
+    Of a kernel that NVVM compiles only without lines, the name decides.
+    """
     return any(
-        finding.what.startswith(what) and finding.kernel == kernel and access in finding.source
+        finding.what.startswith(what)
+        and finding.kernel == kernel
+        and (access in finding.source or not finding.source)
         for what, kernel, access in INTENDED
     )
 
@@ -38,6 +45,7 @@ def pytest_configure(config):
         raise pytest.UsageError("an emulated GPU compiles PTX: NUMBA_ENABLE_CUDASIM must be 0")
     from fastmlp.device import machine
     from fastmlp_kernels.cuda.device.rates import expected_rates
+    from fastmlp_kernels.cuda.layered import matrix_products
     from tests.gpu.emulator import driver
 
     seed = config.getoption("--warp-seed")
@@ -59,6 +67,15 @@ def pytest_configure(config):
         **rates,
     }
     machine.find_gpu = lambda: dict(found)
+    # What a real library would be given are addresses of the host.
+    matrix_products.connect = no_library
+
+
+def no_library():
+    """Stand in for `cublas.connect`."""
+    from fastmlp_kernels.cuda.layered.cublas import CublasError
+
+    raise CublasError("an emulated GPU has the library that a test gives it")
 
 
 @pytest.fixture(autouse=True)
