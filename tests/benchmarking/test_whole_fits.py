@@ -192,11 +192,20 @@ def test_workers_do_not_see_settings_of_the_blas(monkeypatch):
         worker.close()
 
 
+class ShortSearch(whole_fits.WholeFit):
+    """A search whose fits end after a few epochs: its processes are there all the same."""
+
+    def data(self):
+        """Return rows of which nothing can be learned."""
+        X, y = np.zeros((20, 30)), np.arange(20) % 2
+        return whole_fits.Split(X, y, X, y)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups of POSIX")
 @pytest.mark.parametrize("way", ["close", "stop"])
 def test_a_searchs_processes_end_with_their_worker(way):
-    case = whole_fits.find("grid-search")
+    case = ShortSearch(**vars(whole_fits.find("grid-search")))
     worker = workers.Worker(Entry(PEER, threads=1, jobs=2))
     worker.ask("prepare", case, workers.oracle(case))
     os.killpg(worker.process.pid, 0)

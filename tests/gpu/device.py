@@ -1,7 +1,5 @@
 """What the CUDA cases share: block sizes, launches from host arrays, rows marked as unused."""
 
-import threading
-
 import numpy as np
 import pytest
 from numba import cuda
@@ -9,6 +7,9 @@ from numba import cuda
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.layered.launching import SIMULATED_TILES, Tiles
 from tests.tolerances import compare
+
+if simulated():
+    import tests.gpu.simulated_blocks  # noqa: F401
 
 # The simulator runs the scalar rules in plain Python, where NumPy warns of every NaN made on
 # purpose; small grids are Numba's worry about the GPU.
@@ -22,49 +23,9 @@ MARKS = [
 TILES = [SIMULATED_TILES] if simulated() else [SIMULATED_TILES, Tiles()]
 
 
-class Allocations(dict):
-    """The shared arrays of a block in the simulator, by the line that asks for them.
-
-    The simulator looks a line up and, where it finds nothing, stores a new array. Between the two
-    another thread of the block could do the same, and the two threads would share nothing.
-    """
-
-    def __init__(self):
-        self._lock = threading.Lock()
-
-    def get(self, line):
-        """Return a line's array; where it is None, others wait until it is stored."""
-        self._lock.acquire()
-        found = super().get(line)
-        if found is not None:
-            self._lock.release()
-        return found
-
-    def __setitem__(self, line, array):
-        super().__setitem__(line, array)
-        self._lock.release()
-
-
 def emulated_device():
     """Return the emulated GPU that `tests.gpu.emulator.plugin` has installed, or None."""
     return getattr(cuda, "emulated_device", None)
-
-
-def share_between_all_threads():
-    """Have all threads of a simulated block share the same arrays, however busy the machine is."""
-    from numba.cuda.simulator import kernelapi
-
-    begin = kernelapi.FakeCUDAShared.__init__
-
-    def begin_with_a_lock(self, dynshared_size):
-        begin(self, dynshared_size)
-        self._allocations = Allocations()
-
-    kernelapi.FakeCUDAShared.__init__ = begin_with_a_lock
-
-
-if simulated():
-    share_between_all_threads()
 
 
 def generator(*seed):
