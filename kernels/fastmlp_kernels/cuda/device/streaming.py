@@ -107,11 +107,6 @@ class StreamedRows:
         self.buffers = self._buffers[0]
         # Not the program's: a copy on that one would wait for the kernels of the chunk before.
         self._stream = cuda.stream()
-        # A step is prepared on these before any row is there, and is not to compute with whatever
-        # lay in their place.
-        for pinned, buffer in zip(self._pinned[0], self.buffers, strict=True):
-            pinned.fill(0)
-            buffer.copy_to_device(pinned)
 
     def _allocate(self, make: Any, shapes: list[tuple[int, ...]]) -> list[Any]:
         pairs = zip(shapes, self._sources, strict=True)

@@ -114,6 +114,14 @@ class Steps:
         self.graphs: dict[tuple, Graph] = {}
         self.compiled: set[tuple] = set()
 
+    def prepare(self, kind: tuple, key: tuple, rehearse: Callable, enqueue: Callable) -> None:
+        """Run `rehearse`, which launches the step's kernels, and record `enqueue`; see `run`."""
+        if kind not in self.compiled:
+            rehearse()
+            self.compiled.add(kind)
+        if self.recorder is not None:
+            self._graph(kind, key, enqueue)
+
     def run(self, kind: tuple, key: tuple, enqueue: Callable[[], None]) -> None:
         """Enqueue a full batch on the current stream.
 
@@ -133,15 +141,22 @@ class Steps:
             enqueue()
             self.compiled.add(kind)
             return
+        graph = self._graph(kind, key, enqueue)
+        if graph is None:
+            enqueue()
+        else:
+            graph.launch(self.launches.stream)
+
+    def _graph(self, kind: tuple, key: tuple, enqueue: Callable[[], None]) -> Graph | None:
+        """Return the step's graph, recorded if there is none yet; None if that cannot be done."""
         if (kind, key) not in self.graphs:
             try:
                 graph = self.recorder.record(self.launches, enqueue)
             except Exception as error:  # noqa: BLE001 (of any driver or library: plain launches work)
                 self.recorder, self.reason = None, f"CUDA graphs: {error}"
                 self.graphs.clear()
-                enqueue()
-                return
+                return None
             while len(self.graphs) >= KEPT:
                 self.graphs.pop(next(iter(self.graphs)))
             self.graphs[kind, key] = graph
-        self.graphs[kind, key].launch(self.launches.stream)
+        return self.graphs[kind, key]

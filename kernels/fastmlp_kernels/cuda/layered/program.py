@@ -212,32 +212,37 @@ class LayeredProgram:
         self._over(kernels.update, count, *vectors, *arguments, *rounded)
 
     def _full_batch(self, batch, parameters, slots, X, y, factors, penalized):
-        """Return what enqueues a full batch: launches, or the replay of a graph."""
+        """Return a full batch as `Steps` takes it: kind, key, and what enqueues it."""
         held = [array for array in (parameters, *slots, X, y, factors) if array is not None]
         # Once an epoch: asking an array for its address costs as much as a replay.
         key = tuple((address(array), *array.shape) for array in held if array.size > 0)
         kind = (penalized, factors is None)
         size = self.problem.batch_size
         enqueue = functools.partial(batch, parameters, slots, X, y, size, factors, penalized)
-        return functools.partial(self.steps.run, kind, key, enqueue)
+        return kind, key, enqueue
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`."""
         self.prepare_batches(self._batch, parameters, state, X, y, weighted, penalized)
 
     def prepare_batches(self, batch, parameters, state, X, y, weighted, penalized):
-        """Prepare an epoch of `epoch_of`: steps that are disarmed, as after one not finite."""
+        """Prepare an epoch of `epoch_of`.
+
+        A step is run on a row of the program's own, a zero, since X and y may hold nothing yet.
+        It is disarmed, as after one that was not finite.
+        """
         no_factors = np.zeros(self.problem.rows, self.dtype) if weighted else None
         with small_grids_allowed(), self.launches.on(self.stream):
             self._begin(np.zeros(self.problem.rows, np.int64), status=1)
             self.hyper.copy_to_device(np.zeros(self.hyper.shape, self.dtype), stream=self.stream)
             self.products.take_weights([W for W, _ in self._views(parameters)])
-            arguments = (parameters, self._state(state), X, y, self._epoch_factors(no_factors))
-            step = self._full_batch(batch, *arguments, penalized)
-            # The first compiles, the second records a graph; the counter begins anew in an epoch.
-            for _ in range(2 if self.steps.recorder is not None else 1):
-                self.counter.copy_to_device(self.start, stream=self.stream)
-                step()
+            vectors, factors = (parameters, self._state(state)), self._epoch_factors(no_factors)
+            kind, key, enqueue = self._full_batch(batch, *vectors, X, y, factors, penalized)
+            columns = self.problem.sizes[0], self.problem.target_columns
+            row = [self.to_device(np.zeros((1, count), self.dtype)) for count in columns]
+            size = self.problem.batch_size
+            rehearse = functools.partial(batch, *vectors, *row, size, factors, penalized)
+            self.steps.prepare(kind, key, rehearse, enqueue)
         self.stream.synchronize()
 
     def _begin(self, order: np.ndarray, status: int = 0) -> None:
@@ -284,7 +289,8 @@ class LayeredProgram:
             on_device = self._epoch_factors(factors)
             self.products.take_weights([W for W, _ in self._views(parameters)])
             arguments = (parameters, self._state(state), X, y)
-            full_batch = self._full_batch(batch, *arguments, on_device, penalized)
+            step = self._full_batch(batch, *arguments, on_device, penalized)
+            full_batch = functools.partial(self.steps.run, *step)
             while enqueued < losses.size and control[STOP] == 0:
                 rows = min(size, total - enqueued * size)
                 if rows == size:
