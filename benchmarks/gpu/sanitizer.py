@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.device_cases import case_files, collected, first_of_each, run_pytest
@@ -16,14 +19,23 @@ FOUND = 9
 
 def run(context: Context) -> None:
     """Run the first case of each test under each tool."""
-    program = shutil.which("compute-sanitizer")
+    program = find_program(os.environ)
     if program is None:
-        raise Skipped("compute-sanitizer is not on the path")
+        raise Skipped("compute-sanitizer is neither on the path nor in the toolkit's folder")
     for file in case_files():
         for tool in TOOLS:
             found = context.attempt(f"{file.stem} {tool}", under, program, tool, file, context)
             if found and found.get("code") == FOUND:
                 context.fail(f"{file.stem} {tool}: {found['summary']}")
+
+
+def find_program(environment: Mapping[str, str]) -> str | None:
+    """Return where compute-sanitizer is: on the path, or in the folder of CUDA's toolkit."""
+    named = [environment[name] for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)]
+    folders = [Path(each) for each in (*named, "/usr/local/cuda", "/opt/cuda")]
+    inside = [str(folder / part) for folder in folders for part in ("bin", "compute-sanitizer")]
+    path = os.pathsep.join([environment.get("PATH", ""), *inside])
+    return shutil.which("compute-sanitizer", path=path)
 
 
 def under(program: str, tool: str, file: Any, context: Context) -> dict[str, Any]:

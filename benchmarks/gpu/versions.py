@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 from typing import Any
 
+from benchmarks.gpu.sanitizer import find_program
 from benchmarks.gpu.steps import Context, Skipped, missing_gpu
 
 PACKAGES = (
@@ -58,7 +58,7 @@ def run(context: Context) -> None:
     context.attempt("packages", packages)
     context.attempt("folders", folders)
     context.attempt("libraries", libraries)
-    context.attempt("compute_sanitizer", lambda: shutil.which("compute-sanitizer") or "none")
+    context.attempt("compute_sanitizer", lambda: find_program(os.environ) or "none")
     reason = missing_gpu()
     if reason is not None:
         context.keep("device", {"skipped": reason})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import device_cases, report, steps
+from benchmarks.gpu import device_cases, report, sanitizer, steps
 from benchmarks.gpu.steps import Context, Skipped, Step
 from fastmlp.device.machine import detect
 from tests import ROOT
@@ -396,3 +396,14 @@ def test_a_record_of_nothing_has_a_report():
     bare = made_up_record() | {"steps": {}}
     assert "GPU: none" in report.markdown(bare)
     assert report.compared(bare) == []
+
+
+def test_the_sanitizer_is_found_in_the_toolkits_folder(tmp_path):
+    program = tmp_path / "toolkit" / "bin" / "compute-sanitizer"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    toolkit = str(tmp_path / "toolkit")
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        assert sanitizer.find_program({"PATH": "/nowhere", name: toolkit}) == str(program)
+    assert sanitizer.find_program({"PATH": str(program.parent)}) == str(program)
