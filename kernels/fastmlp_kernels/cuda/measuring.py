@@ -9,7 +9,7 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_kernel
-from fastmlp_kernels.cuda.device.small_grids import small_grids_allowed
+from fastmlp_kernels.cuda.device.configurations import configured
 from fastmlp_kernels.cuda.layered.graphs import recorder
 from fastmlp_kernels.cuda.layered.launching import Launches, Tiles
 from fastmlp_kernels.cuda.layered.program import LayeredProgram
@@ -66,10 +66,9 @@ def measure(effort: Effort | None = None) -> dict[str, float]:
         How much to run; a simulator needs less.
     """
     effort = effort or Effort()
-    with small_grids_allowed():
-        found = _launches(effort) | _meetings(effort) | _copies(effort)
-        for precision, name in RATES.items():
-            found[name] = _product_rate(effort, precision)
+    found = _launches(effort) | _meetings(effort) | _copies(effort)
+    for precision, name in RATES.items():
+        found[name] = _product_rate(effort, precision)
     return found
 
 
@@ -95,7 +94,7 @@ def _meetings(effort: Effort) -> dict[str, float]:
     out = cuda.to_device(np.zeros(1, np.int64))
     # What a launch takes is in both.
     many, few = (
-        _seconds(lambda count=count: meet[1, effort.threads](count, out))
+        _seconds(lambda count=count: configured(meet, 1, effort.threads)(count, out))
         for count in (effort.meetings, 1)
     )
     return {"gpu_meeting_seconds": max(many - few, 1e-9) / effort.meetings}

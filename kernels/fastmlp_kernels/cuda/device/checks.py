@@ -12,7 +12,7 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_kernel
-from fastmlp_kernels.cuda.device.small_grids import small_grids_allowed
+from fastmlp_kernels.cuda.device.configurations import configured
 
 THREADS = 256
 # Each thread takes many elements of a large array: more blocks than this would not be faster.
@@ -115,13 +115,12 @@ class Outside:
 
     def any(self, arrays: Iterable[Any]) -> bool:
         """Return whether any element of the device arrays is outside."""
-        with small_grids_allowed():
-            for array in arrays:
-                if array.size > 0:
-                    blocks = min(-(-array.size // self.threads), LARGEST_GRID)
-                    flat = array if array.ndim == 1 else array.reshape(array.size)
-                    arguments = (flat, self.bounds, self.kind, self.found)
-                    find_outside[blocks, self.threads, self.stream](*arguments)
+        for array in arrays:
+            if array.size > 0:
+                blocks = min(-(-array.size // self.threads), LARGEST_GRID)
+                flat = array if array.ndim == 1 else array.reshape(array.size)
+                arguments = (flat, self.bounds, self.kind, self.found)
+                configured(find_outside, blocks, self.threads, self.stream)(*arguments)
         outside = _answer(self.found, self.stream)
         if outside:
             self.found = cuda.to_device(np.zeros(1, np.int32))
@@ -133,8 +132,8 @@ def any_bad_sum(matrix: Any, slack: float, stream: Any = 0, threads: int | None 
     threads = threads or THREADS
     found = cuda.to_device(np.zeros(1, np.int32))
     allowed = cuda.to_device(np.array([slack], matrix.dtype))
-    with small_grids_allowed():
-        find_bad_sums[-(-len(matrix) // threads), threads, stream](matrix, allowed, found)
+    blocks = -(-len(matrix) // threads)
+    configured(find_bad_sums, blocks, threads, stream)(matrix, allowed, found)
     return _answer(found, stream)
 
 

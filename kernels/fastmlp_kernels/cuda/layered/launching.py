@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from numba import cuda
 
 from fastmlp_kernels.compile import simulated
+from fastmlp_kernels.cuda.device.configurations import configured
 from fastmlp_kernels.cuda.layered import activation, linear, loss, update
 from fastmlp_kernels.cuda.layered.activation import (
     ROWS_OF_A_LANE,
@@ -149,7 +150,7 @@ class Launches:
 
     def grid(self, kernel: Any, grid: Any, block: Any, *arguments: Any) -> None:
         """Launch a kernel."""
-        kernel[grid, block, self.stream](*arguments)
+        configured(kernel, grid, block, self.stream)(*arguments)
 
     def over(self, kernel: Any, count: int, *arguments: Any) -> None:
         """Launch with a thread for each of `count` elements."""

@@ -14,7 +14,6 @@ from numba import cuda
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
 from fastmlp_kernels.contract import check_data, check_epoch, check_shape
 from fastmlp_kernels.cuda.device.memory import DeviceMemory
-from fastmlp_kernels.cuda.device.small_grids import small_grids_allowed
 from fastmlp_kernels.cuda.layered import matrix_products, workspace
 from fastmlp_kernels.cuda.layered.gather import COUNTER_WORDS
 from fastmlp_kernels.cuda.layered.graphs import Steps
@@ -232,7 +231,7 @@ class LayeredProgram:
         It is disarmed, as after one that was not finite.
         """
         no_factors = np.zeros(self.problem.rows, self.dtype) if weighted else None
-        with small_grids_allowed(), self.launches.on(self.stream):
+        with self.launches.on(self.stream):
             self._begin(np.zeros(self.problem.rows, np.int64), status=1)
             self.hyper.copy_to_device(np.zeros(self.hyper.shape, self.dtype), stream=self.stream)
             self.products.take_weights([W for W, _ in self._views(parameters)])
@@ -283,7 +282,7 @@ class LayeredProgram:
         check_epoch(self.problem, *arrays)
         size, total, enqueued = self.problem.batch_size, self.problem.rows, 0
         penalized = squares is not None
-        with small_grids_allowed(), self.launches.on(self.stream):
+        with self.launches.on(self.stream):
             self._begin(order)
             self.hyper.copy_to_device(hyper, stream=self.stream)
             on_device = self._epoch_factors(factors)
@@ -314,12 +313,11 @@ class LayeredProgram:
         """See `Program.forward`."""
         self.rows, self.inputs = len(X), X
         code = self.output if self.problem.fused_output else self.identity
-        with small_grids_allowed():
-            self._take(parameters, X, self.rows)
-            A = self._forward_chain(parameters, X, self.rows)
-            arguments = (A, code, self.rows, out)
-            count = self.rows * self.problem.sizes[-1]
-            self._over(self.kernels.activation_forward, count, *arguments)
+        self._take(parameters, X, self.rows)
+        A = self._forward_chain(parameters, X, self.rows)
+        arguments = (A, code, self.rows, out)
+        count = self.rows * self.problem.sizes[-1]
+        self._over(self.kernels.activation_forward, count, *arguments)
 
     def loss(self, y, factors=None):
         """See `Program.loss`."""
@@ -329,43 +327,39 @@ class LayeredProgram:
         arguments = (A, y, self.rule, rows, own, self.first_batch, 0, work.row_losses)
         # Of no use here, but `sum_losses` notes a loss that is not finite in it.
         self.status.copy_to_device(np.zeros(CONTROL_WORDS, np.int64))
-        with small_grids_allowed():
-            self.launches.by_row(kernel, rows, *arguments, work.loss_gradient)
-            arguments = (work.row_losses, rows, self.one_loss, 0, self.status)
-            self.launches.block(self.kernels.sum_losses, *arguments)
+        self.launches.by_row(kernel, rows, *arguments, work.loss_gradient)
+        arguments = (work.row_losses, rows, self.one_loss, 0, self.status)
+        self.launches.block(self.kernels.sum_losses, *arguments)
         return float(self.one_loss.copy_to_host()[0])
 
     def backward(self, parameters, upstream, gradient, input_gradient):
         """See `Program.backward`."""
         rows, last, kernels = self.rows, self.layers[-1], self.kernels
-        with small_grids_allowed():
-            # The weights, and the inputs, of before: a rounded copy may have changed since.
-            self._take(parameters, self.inputs, rows)
-            if upstream is None:
-                self._copy_rows(self.workspace.loss_gradient, rows, last.dZ)
-            else:
-                self._copy_rows(upstream, rows, last.dZ)
-                if self.problem.fused_output:
-                    count, A = rows * self.problem.sizes[-1], self.workspace.outputs
-                    arguments = (last.Z, self.output, rows, A)
-                    self._over(kernels.activation_forward, count, *arguments)
-                    arguments = (last.Z, A, self.output, rows, last.dZ)
-                    self._over(kernels.activation_backward, count, *arguments)
-            wanted = input_gradient if input_gradient.shape[0] > 0 else None
-            self._backward_chain(parameters, self.inputs, rows, 1, gradient, wanted)
+        # The weights, and the inputs, of before: a rounded copy may have changed since.
+        self._take(parameters, self.inputs, rows)
+        if upstream is None:
+            self._copy_rows(self.workspace.loss_gradient, rows, last.dZ)
+        else:
+            self._copy_rows(upstream, rows, last.dZ)
+            if self.problem.fused_output:
+                count, A = rows * self.problem.sizes[-1], self.workspace.outputs
+                arguments = (last.Z, self.output, rows, A)
+                self._over(kernels.activation_forward, count, *arguments)
+                arguments = (last.Z, A, self.output, rows, last.dZ)
+                self._over(kernels.activation_backward, count, *arguments)
+        wanted = input_gradient if input_gradient.shape[0] > 0 else None
+        self._backward_chain(parameters, self.inputs, rows, 1, gradient, wanted)
 
     def value_and_gradient(self, parameters, X, y, gradient, factors=None):
         """See `Program.value_and_gradient`."""
         check_data(self.problem, X, y)
         check_shape("the gradient", gradient, (self.problem.parameter_count,), self.problem)
         self.rows, self.inputs = len(X), X
-        with small_grids_allowed():
-            self._take(parameters, X, self.rows)
-            self._forward_chain(parameters, X, self.rows)
+        self._take(parameters, X, self.rows)
+        self._forward_chain(parameters, X, self.rows)
         value = self.loss(y, factors)
-        with small_grids_allowed():
-            self._copy_rows(self.workspace.loss_gradient, self.rows, self.layers[-1].dZ)
-            self._backward_chain(parameters, X, self.rows, 0, gradient, None)
+        self._copy_rows(self.workspace.loss_gradient, self.rows, self.layers[-1].dZ)
+        self._backward_chain(parameters, X, self.rows, 0, gradient, None)
         return value
 
     def update(self, parameters, gradient, state, hyper):
@@ -374,9 +368,8 @@ class LayeredProgram:
         vectors = (parameters, gradient, first, second, self.biases)
         arguments = (self.optimizer, self.to_device(hyper), self.single_step, self.finite)
         rounded = (self.products.places, self.products.rounded_weights)
-        with small_grids_allowed():
-            count = self.problem.parameter_count
-            self._over(self.kernels.update, count, *vectors, *arguments, *rounded)
+        count = self.problem.parameter_count
+        self._over(self.kernels.update, count, *vectors, *arguments, *rounded)
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""
@@ -385,7 +378,4 @@ class LayeredProgram:
             part = out[start : start + batch]
             self.forward(parameters, X[start : start + batch], part)
             if link:
-                with small_grids_allowed():
-                    self.launches.by_row(
-                        self.kernels.predict_rows, len(part), part, code, len(part)
-                    )
+                self.launches.by_row(self.kernels.predict_rows, len(part), part, code, len(part))

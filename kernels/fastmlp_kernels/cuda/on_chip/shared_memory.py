@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastmlp_kernels.compile import simulated
+from fastmlp_kernels.cuda.device.configurations import configured
 
 # What every launch may have.
 UNASKED_BYTES = 48 * 1024
@@ -45,4 +46,4 @@ class Granted:
     def __getitem__(self, configuration: tuple) -> Any:
         """Return what launches a grid of blocks on a stream."""
         grid, block, stream = configuration
-        return self.kernel[grid, block, stream, self.shared_bytes]
+        return configured(self.kernel, grid, block, stream, self.shared_bytes)

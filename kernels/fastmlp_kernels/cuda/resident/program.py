@@ -7,7 +7,7 @@ from numba import cuda
 
 from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.contract import check_epoch
-from fastmlp_kernels.cuda.device.small_grids import small_grids_allowed
+from fastmlp_kernels.cuda.device.configurations import configured
 from fastmlp_kernels.cuda.layered.launching import Tiles
 from fastmlp_kernels.cuda.layered.program import LayeredProgram
 from fastmlp_kernels.cuda.layered.single_calls import SingleCalls
@@ -138,9 +138,8 @@ class ResidentProgram(SingleCalls):
     def _launch(self, known: np.ndarray, *arguments: Any) -> None:
         """Run one launch to its end, from and to the members' words."""
         self.all_controls.copy_to_device(known.reshape(-1), stream=self.stream)
-        grid = self.problem.members, self.threads, self.stream, self.placement.shared_bytes
-        with small_grids_allowed():
-            self.resident[grid](*arguments)
+        shape = self.problem.members, self.threads, self.stream, self.placement.shared_bytes
+        configured(self.resident, *shape)(*arguments)
         self.resident_launches += 1
         known[:] = self._on_host(self.all_controls).reshape(known.shape)
 
