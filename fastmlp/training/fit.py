@@ -109,10 +109,9 @@ class Fit:
         self._stopped = np.zeros(self.problem.members)
         rule, validated = options.early_stopping, validation is not None
         self.patience = [Patience(rule, validated) for _ in self._training if rule is not None]
-        kind, settings = type(model).__name__, self._settings(rows, validation)
-        if options.resume is not None:
-            self._resume(options.resume, kind, settings)
-        self.checkpoints = [CheckpointWriter(each, kind, settings) for each in options.checkpoints]
+        self.checkpoints: list[CheckpointWriter] = []
+        if options.checkpoints or options.resume is not None:
+            self._begin_checkpoints(rows, validation)
         epochs = state.epochs
         self.orders = Orders(
             [state.seed + member for member in range(self.problem.members)],
@@ -144,10 +143,13 @@ class Fit:
             "validation_rows": str(0 if validation is None else len(validation.X)),
         }
 
-    def _resume(self, path: str, kind: str, settings: dict[str, str]) -> None:
-        """Go on from a checkpoint, if there is one."""
-        found = read_checkpoint(path, kind, settings)
-        if found is None:
+    def _begin_checkpoints(self, rows: int, validation: Data | None) -> None:
+        """Go on from a checkpoint, if that is wanted and there is one."""
+        options, kind = self.options, type(self.model).__name__
+        settings = self._settings(rows, validation)
+        self.checkpoints = [CheckpointWriter(each, kind, settings) for each in options.checkpoints]
+        found = options.resume and read_checkpoint(options.resume, kind, settings)
+        if not found:
             return
         contents, progress = found
         self.state.lock.epoch(self.state.adopt, contents.state)

@@ -232,4 +232,5 @@ def finishing_tile(activation: str, direction: str) -> int:
 
 def address(array: np.ndarray) -> int:
     """Return where an array's data begins."""
-    return array.__array_interface__["data"][0]
+    # Not `__array_interface__`, which describes all fields of a record as well.
+    return array.ctypes.data
