@@ -12,7 +12,8 @@ from tests.gpu.emulator.global_memory import WRITTEN
 
 # Bytes of a cell: the smallest elements that kernels touch in memory that others touch, too.
 CELL = 2
-SEVERAL = -1
+# In the place of a reader: threads of several blocks. Several of one block are a number below it.
+SEVERAL_BLOCKS = -1
 
 
 class Touches:
@@ -80,17 +81,30 @@ class Ordering:
         writer = touches.writer[cells]
         racing = self._unordered(writer, touches.written[cells], me, threads)
         self._note_race(space, "is written, then read", racing, writer, me)
-        now = self.clock.tick()
-        before = touches.reader[cells]
-        # Readers since the cell's block met, or since the launch began, are all of interest.
-        since = self.met[self.blocks.own[threads]][:, None]
-        several = (before != 0) & (before != me) & (touches.read[cells] > since)
-        me = np.where(several, SEVERAL, me)
-        touches.reader[cells] = me
-        touches.read[cells] = now
+        self._note_readers(touches, cells, me, threads)
+
+    def _note_readers(self, touches, cells, me, threads):
+        """Keep who read cells: a thread, or several since their block met or the launch began."""
+        block = self._block_of(me)
+        before, when = touches.reader[cells], touches.read[cells]
+        here = (before != SEVERAL_BLOCKS) & (self._block_of(before) == block)
+        since = np.where(here, self.met[self.blocks.own[threads]][:, None], self.launch.start)
+        others = (before != 0) & (before != me) & (when > since)
+        several = np.where(here, SEVERAL_BLOCKS - 1 - block, SEVERAL_BLOCKS)
+        readers = np.where(others, several, me)
+        touches.reader[cells], touches.read[cells] = readers, self.clock.tick()
         # Of several threads in one instruction the last has left its number.
-        others = touches.reader[cells] != me
-        touches.reader[cells[others]] = SEVERAL
+        last = touches.reader[cells]
+        here = (last != SEVERAL_BLOCKS) & (self._block_of(last) == block)
+        differs = last != readers
+        touches.reader[cells[differs & here]] = np.broadcast_to(
+            SEVERAL_BLOCKS - 1 - block, last.shape
+        )[differs & here]
+        touches.reader[cells[differs & ~here]] = SEVERAL_BLOCKS
+
+    def _block_of(self, who):
+        """Return the block of a thread, or of several of one block."""
+        return np.where(who > 0, (who - 1) // self.blocks.per_block, SEVERAL_BLOCKS - 1 - who)
 
     def look_at_a_write(self, space, touches, place, size, threads):
         """Look at a write that is about to happen."""
@@ -114,10 +128,7 @@ class Ordering:
         other = (who != 0) & (who != me) & (when > launch.start)
         if not other.any():
             return other
-        # Several readers count as some of the same block: others cannot be told apart any more.
-        same_block = (who == SEVERAL) | (
-            (who - 1) // blocks.per_block == (me - 1) // blocks.per_block
-        )
+        same_block = (who != SEVERAL_BLOCKS) & (self._block_of(who) == self._block_of(me))
         unordered = other & same_block & (when > self.met[own][:, None])
         elsewhere = other & ~same_block
         unordered |= elsewhere
@@ -125,18 +136,19 @@ class Ordering:
             seen = launch.acquired.get(blocks.numbers[number])
             if seen is not None:
                 mine = elsewhere & (own == number)[:, None]
-                unordered[mine] = when[mine] > seen[who[mine] - 1]
+                # Of several it is not known which: the latest that is seen of anyone counts.
+                until = np.where(who[mine] > 0, seen[np.maximum(who[mine], 1) - 1], seen.max())
+                unordered[mine] = when[mine] > until
         return unordered
 
     def _note_race(self, space, what, racing, who, me):
         if not racing.any():
             return
         row, column = np.argwhere(racing)[0]
-        other, mine = who[row, column] - 1, me[row, 0] - 1
-        where = "within a block"
-        if other >= 0 and other // self.blocks.per_block != mine // self.blocks.per_block:
-            where = "between blocks"
-        threads = f"threads {other if other >= 0 else 'several'} and {mine}"
+        other, mine = who[row, column], me[row, 0] - 1
+        near = other != SEVERAL_BLOCKS and self._block_of(other) == mine // self.blocks.per_block
+        where = "within a block" if near else "between blocks"
+        threads = f"threads {other - 1 if other > 0 else 'several'} and {mine}"
         self._note(f"race {where}: {space} memory {what}", threads)
 
     def _note(self, what, detail):

@@ -244,6 +244,25 @@ def test_blocks_that_write_the_same_word_race(together, when):
     assert found(device) == []
 
 
+@pytest.mark.parametrize("together", [32, 128])
+@pytest.mark.parametrize("readers", ["every block", "another block"])
+def test_a_word_that_other_blocks_have_read_is_not_to_be_written(together, readers):
+    body = """
+        mov.u32 %r1, %ctaid.x;
+        setp.ne.u32 %p1, %r1, 3;
+        SKIP
+        ld.global.u32 %r2, [%rd10];
+    $late:
+        @%p1 bra $end;
+        bar.sync 0;
+        setp.ne.u32 %p2, %r0, 0;
+        @!%p2 st.global.u32 [%rd10], %r0;
+    $end:
+    """.replace("SKIP", "" if readers == "every block" else "@!%p1 bra $late;")
+    device, _ = run(kernel(body, ["word"]), NUMBERS[:1], grid=4, together=together)
+    assert found(device) == ["race between blocks: global memory is read, then written"]
+
+
 @pytest.mark.parametrize(("waits", "what"), [("cp.async.wait_all;", []), ("", None)])
 def test_a_copy_that_nobody_waits_for_has_not_happened(waits, what):
     body = f"""

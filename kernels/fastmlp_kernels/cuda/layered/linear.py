@@ -233,12 +233,15 @@ def _backward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
 
 def _columns(registers: int, depth: int) -> tuple[Any, Any]:
     @cuda_part
-    def begin(total, sums, dW, db, i, j, accumulate):
-        """Set a thread's sums to what is there, or to zero."""
+    def begin(total, sums, dW, db, i, j, accumulate, sums_columns):
+        """Set a thread's sums to what is there, or to zero.
+
+        `db` is read by those alone that write it: another block may have written it already.
+        """
         fan_in, fan_out = dW.shape[0], dW.shape[1]
         for c in range(registers):
             held = accumulate != 0 and j + c < fan_out
-            sums[c] = db[j + c] if held else dW.dtype.type(0)
+            sums[c] = db[j + c] if held and sums_columns else dW.dtype.type(0)
             for r in range(registers):
                 total[r, c] = dW[i + r, j + c] if held and i + r < fan_in else dW.dtype.type(0)
 
@@ -289,7 +292,7 @@ def _gradient(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
         i, j = top + y * registers, start_column + x * registers
         fan_in, fan_out = dW.shape[0], dW.shape[1]
         sums_columns = cuda.blockIdx.x == 0 and y == 0
-        begin(total, sums, dW, db, i, j, accumulate)
+        begin(total, sums, dW, db, i, j, accumulate, sums_columns)
         for start in range(0, rows, depth):
             load_along(left, A, top, fan_in, start, rows, t)
             load_along(right, dZ, start_column, fan_out, start, rows, t)
