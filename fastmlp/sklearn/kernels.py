@@ -253,7 +253,7 @@ class KernelEngine:
 
     def _distrust(self, epoch: Epoch, loss: float) -> str | None:
         """Return why an epoch that has been trained is done again by scikit-learn, or None."""
-        if epoch.bad_batches.any() or not epoch.finite.all():
+        if epoch.failed:
             return "an epoch met a number that is not finite"
         if beyond_scikit_learn(self._estimator) is not None:
             return None

@@ -161,6 +161,7 @@ from fastmlp_kernels.cuda.layered.program import LayeredProgram
 from fastmlp_kernels.cuda.resident.program import ResidentProgram
 from fastmlp_kernels.problem import Problem
 from tests import tolerances
+from tests.gpu import simulated_blocks
 from tests.samples import sample
 
 problem = Problem((3, 4, 2), ("softsign", "softsign"), "log_cosh", "lion", batch_size=4, rows=4)
