@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastmlp.errors import UnknownNameError as UnknownNameError
     from fastmlp.gradients import Gradients as Gradients
     from fastmlp.history import History as History
+    from fastmlp.loading import from_torch as from_torch
     from fastmlp.loading import load as load
     from fastmlp.metrics import Evaluation as Evaluation
     from fastmlp.model import MLP as MLP
@@ -61,7 +62,7 @@ _NAMES_OF = {
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),
     "fastmlp.gradients": ("Gradients",),
-    "fastmlp.loading": ("load",),
+    "fastmlp.loading": ("load", "from_torch"),
     "fastmlp.metrics": ("Evaluation",),
     "fastmlp.errors": (
         "FastMLPError",

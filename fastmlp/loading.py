@@ -1,14 +1,16 @@
-"""Models from files."""
+"""Models from files, and from PyTorch."""
 
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from fastmlp.ensemble import Ensemble
-from fastmlp.errors import ModelFileError
+from fastmlp.errors import DomainError, ModelFileError
 from fastmlp.files.container import unpack
 from fastmlp.files.contents import restore
 from fastmlp.model import MLP
+from fastmlp.pytorch import read_module
+from fastmlp_kernels.algebra import LOSSES
 
 KINDS: dict[str, Any] = {"MLP": MLP, "Ensemble": Ensemble}
 ESTIMATORS = ("MLPClassifier", "MLPRegressor")
@@ -58,3 +60,40 @@ def load(path: str | PathLike[str]) -> Any:
     if (contents.members is None) != (kind == "MLP"):
         raise ModelFileError(f"{name}: got {kind} with members={contents.members}")
     return KINDS[kind]._from(contents)
+
+
+def from_torch(module: Any, loss: Any = None, **settings: Any) -> MLP:
+    """Return a network with copies of a PyTorch module's parameters, which predicts the same.
+
+    Parameters
+    ----------
+    module : torch.nn.Linear or torch.nn.Sequential
+        Of Linear, with biases, and activations that fastmlp has, with their default numbers. A
+        Softmax may stand at the end.
+    loss : str or row, optional
+        To go on with. By default "half_squared_error"; after a Softmax the cross-entropy of it.
+    **settings
+        Others of `MLP`: seed, reduction, precision.
+
+    Raises
+    ------
+    DomainError, DTypeError, ShapeError
+        If the module has anything else, with what is supported.
+
+    Examples
+    --------
+    >>> model = from_torch(module, loss="softmax_cross_entropy")  # doctest: +SKIP
+    """
+    layers = read_module(module)
+    chosen = loss or ("softmax_cross_entropy" if layers.softmax else "half_squared_error")
+    sizes = [layers.weights[0].shape[1], *(each.shape[0] for each in layers.weights)]
+    dtype = layers.weights[0].dtype
+    model = MLP(sizes, layers.activations, chosen, dtype=dtype, **settings)
+    if layers.softmax and LOSSES[model.loss_name].link is None:
+        raise DomainError(
+            f"loss: got {model.loss_name!r} with a Softmax at the end of the module, wanted "
+            "'softmax_cross_entropy', whose predictions have one"
+        )
+    model.weights = [each.T for each in layers.weights]
+    model.biases = layers.biases
+    return model

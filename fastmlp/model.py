@@ -1,6 +1,6 @@
 """The multilayer perceptron as users see it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from fastmlp.gradients import Gradients
 from fastmlp.initialization import new_network
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, check_optimizer
+from fastmlp.pytorch import check_state, make_module, state_names
 from fastmlp.state.parameters import ParameterViews, aligned_zeros, bias_views, weight_views
 from fastmlp.training import steps
 
@@ -87,6 +88,44 @@ class MLP(Network):
 
     def _optimizers(self, given: Any) -> tuple[Optimizer, ...]:
         return (check_optimizer(given),)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters by the names and in the shapes of PyTorch.
+
+        ``"0.weight"`` (outputs, inputs), ``"0.bias"``, ``"2.weight"`` and so on, as the module has
+        them that `to_torch` makes: each activation is a module between two.
+        """
+        pairs = zip(state_names(len(self.activations)), self.weights, self.biases, strict=True)
+        state = {}
+        for (weight, bias), W, b in pairs:
+            state[weight], state[bias] = W.T.copy(), b.copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the parameters from arrays, or tensors, as `state_dict` names them.
+
+        Raises
+        ------
+        DTypeError, DomainError, ShapeError
+            If a name or a shape is another one, or a number is not finite; nothing has changed.
+        """
+        shapes = [((each.fan_out, each.fan_in), (each.fan_out,)) for each in self._layout()]
+        layers = check_state(state, shapes)
+        self.parameters = np.concatenate([np.r_[W.T.ravel(), b] for W, b in layers])
+
+    def to_torch(self) -> Any:
+        """Return a torch.nn.Sequential with copies of the parameters.
+
+        It gives the outputs of `forward`, which are logits for a softmax loss, up to rounding.
+
+        Raises
+        ------
+        DomainError
+            If PyTorch has no module of an activation.
+        MissingPackageError
+            If PyTorch is not installed.
+        """
+        return make_module(list(self.weights), list(self.biases), self.activations)
 
     @property
     def gradients(self) -> Gradients:
