@@ -17,9 +17,13 @@ def run_snippets(page, count, tmp_path):
     text = (ROOT / page).read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(snippets) >= count
+    return run("\n".join(snippets), tmp_path)
+
+
+def run(source, tmp_path):
     environment_path = f"{ROOT}:{ROOT / 'kernels'}"
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "\n".join(snippets)],
+        [sys.executable, "-W", "error", "-c", source],
         cwd=tmp_path,
         env={"PYTHONPATH": environment_path, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
         capture_output=True,
@@ -40,11 +44,20 @@ def test_the_readme_runs_as_pasted(tmp_path):
 
 
 def test_the_guide_runs_as_pasted(tmp_path):
-    printed = run_snippets("docs/guide.md", 9, tmp_path).stdout
+    printed = run_snippets("docs/guide.md", 11, tmp_path).stdout
     # The two deliberate mistakes say what was wrong with what.
     assert "binary_cross_entropy is defined for predictions in [0, 1]" in printed
     assert re.search(r"X: got .*5.*wanted .*8", printed)
     assert "cpu.fused" in printed
+
+
+def test_the_example_of_pytorch_runs(tmp_path):
+    """It is marked as `py`, since the guide must run without PyTorch."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+    section = text.split("## To PyTorch and back")[1].split("\n## ")[0]
+    (snippet,) = re.findall(r"^```py\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert run(snippet, tmp_path).stdout == "True\n"
 
 
 def test_the_guide_to_scikit_learn_runs_as_pasted(tmp_path):
