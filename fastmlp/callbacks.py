@@ -65,7 +65,8 @@ class Checkpoint:
     Parameters
     ----------
     path : path
-        A file as `MLP.save` writes it, which `fastmlp.load` reads too.
+        A file as `MLP.save` writes it, which `fastmlp.load` reads too. It holds the parameters
+        after an epoch, which need not be the best ones: to use a model, save it after the fit.
     every : int
         Epochs from one checkpoint to the next. The end of the fit is always one.
     keep : int
@@ -73,9 +74,12 @@ class Checkpoint:
 
     Notes
     -----
+    To resume replaces what the model holds. A fit with other data or arguments is refused, but
+    functions, as of a schedule, are not compared.
+
     Each is written when the epoch's other callbacks have been called. A disk that is full does not
-    end the fit: a warning is logged, and the next epoch tries again. What callbacks of yours keep
-    is not in the file.
+    end the fit: a warning is logged, the next epoch tries again, and if the last one fails too, its
+    error is raised after the fit. What callbacks of yours keep is not in the file.
 
     Examples
     --------

@@ -45,6 +45,8 @@ class Ensemble(Network):
     ``ensemble[k]`` is network k as an `MLP` of its own: a copy.
     """
 
+    _kind = "Ensemble"
+
     @known_keywords
     def __init__(
         self,

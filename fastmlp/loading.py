@@ -1,12 +1,11 @@
 """Models from files, and from PyTorch."""
 
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 from fastmlp.ensemble import Ensemble
 from fastmlp.errors import DomainError, ModelFileError
-from fastmlp.files.container import unpack
+from fastmlp.files.container import read_whole, unpack
 from fastmlp.files.contents import restore
 from fastmlp.model import MLP
 from fastmlp.pytorch import read_module
@@ -45,7 +44,7 @@ def load(path: str | PathLike[str]) -> Any:
     >>> model = load("model.fastmlp")  # doctest: +SKIP
     """
     name = fspath(path)
-    header, arrays = unpack(Path(path).read_bytes(), name)
+    header, arrays = unpack(read_whole(path), name)
     kind = header.get("kind")
     if kind in ESTIMATORS:
         # Only a file of an estimator needs scikit-learn.

@@ -56,6 +56,7 @@ class MLP(Network):
         Of the last `fit`, also of one that was interrupted.
     """
 
+    _kind = "MLP"
     _not_saved = (*Network._not_saved, "_step", "_pass", "_kernel")
 
     @known_keywords

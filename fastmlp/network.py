@@ -21,7 +21,7 @@ from fastmlp.data.frames import Columns, column_names
 from fastmlp.data.weighting import check_weights
 from fastmlp.dispatch.planning import Programs, Where, asked, check_threads
 from fastmlp.errors import known_keywords
-from fastmlp.files.contents import Contents, write
+from fastmlp.files.contents import Contents, kind_of, write
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
 from fastmlp.optimizers import Optimizer
@@ -81,10 +81,12 @@ class Network:
         ------
         MissingPackageError
             If safetensors is not installed: ``pip install fastmlp[save]``.
+        DTypeError
+            If the model is of a class of your own, which no file can bring back.
         OSError
             If the file cannot be written; one that was there is as it was.
         """
-        write(path, type(self).__name__, self._contents())
+        write(path, kind_of(self, "save"), self._contents())
 
     def _contents(self) -> Contents:
         parts = self.template, self._members, self._state, self.history

@@ -6,7 +6,11 @@ numbers and names, which are looked up in tables.
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +103,13 @@ def unpack(data: bytes, name: str) -> tuple[Header, dict[str, Array]]:
             wanted = ", ".join(DTYPES)
             raise ModelFileError(f"{name}: got {key} of {array.dtype}, wanted one of {wanted}")
     return header, arrays
+
+
+def read_whole(path: str | PathLike[str]) -> bytes:
+    """Return the bytes of a file; what is no regular file may have no end, and is refused."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ModelFileError(f"{fspath(path)}: got something that is no regular file, wanted one")
+    return Path(path).read_bytes()
 
 
 def _safetensors(method: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.dispatch.problems import check_memory, make_problem
-from fastmlp.errors import FastMLPError, ModelFileError
+from fastmlp.errors import DTypeError, FastMLPError, ModelFileError
 from fastmlp.files.container import pack
 from fastmlp.files.writing import write_whole
 from fastmlp.history import EpochRecord, History
@@ -64,6 +64,23 @@ def write(
     header, arrays = describe(contents)
     whole = {"kind": kind, **header, **(more or {})}
     write_whole(path, pack(whole, {**arrays, **(more_arrays or {})}))
+
+
+def kind_of(model: Any, method: str) -> str:
+    """Return the name by which `fastmlp.load` knows the class of a model.
+
+    Raises
+    ------
+    DTypeError
+        If it is a class of somebody else, which no file can bring back.
+    """
+    kind: str | None = vars(type(model)).get("_kind")
+    if kind is None:
+        raise DTypeError(
+            f"{method}: got a {type(model).__name__}, a class of your own that a file cannot bring "
+            "back, wanted one of fastmlp itself; pickle it"
+        )
+    return kind
 
 
 def describe(contents: Contents) -> tuple[Header, Arrays]:

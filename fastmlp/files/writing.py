@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from os import PathLike
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def write_whole(path: str | PathLike[str], data: bytes) -> None:
     ------
     OSError
         If the file cannot be written, for example on a full disk. The old file is then untouched.
+        What is no regular file, such as a folder or a device, is refused.
 
     Notes
     -----
@@ -29,7 +31,7 @@ def write_whole(path: str | PathLike[str], data: bytes) -> None:
     an fsync that failed the same file is not tried again, since the system may have dropped its
     pages.
     """
-    place = Path(os.path.realpath(path))
+    place = find_place(path)
     draft = place.with_name(f".{place.name}.{os.urandom(8).hex()}.draft")
     # Not mkstemp: a file of its own making would be readable by its owner alone.
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -46,6 +48,28 @@ def write_whole(path: str | PathLike[str], data: bytes) -> None:
             draft.unlink()
         raise
     _sync_folder(place.parent)
+
+
+def find_place(path: str | PathLike[str]) -> Path:
+    """Return the file that a path leads to, by any links; it is there, or can be made.
+
+    Raises
+    ------
+    OSError
+        If something else is there, or there is no folder for it.
+    """
+    place = Path(os.path.realpath(path))
+    try:
+        regular = stat.S_ISREG(place.stat().st_mode)
+    except FileNotFoundError:
+        regular = True
+        if not place.parent.is_dir():
+            raise FileNotFoundError(
+                f"path: got {path}, wanted one in a folder that is there"
+            ) from None
+    if not regular:
+        raise FileExistsError(f"path: got {path}, which is no regular file, wanted a file")
+    return place
 
 
 def _keep_mode(place: Path, file: int) -> None:

@@ -70,7 +70,8 @@ class Accelerated(CallbackSupportMixin):
         Raises
         ------
         DTypeError
-            If a parameter is something that a file cannot hold, as `callbacks` are.
+            If a parameter is something that a file cannot hold, as `callbacks` are, or the
+            estimator is of a class of your own.
         MissingPackageError
             If safetensors is not installed: ``pip install fastmlp[save]``.
         OSError
@@ -88,7 +89,8 @@ class Accelerated(CallbackSupportMixin):
             if not callable(callback):
                 raise DTypeError(
                     f"callbacks[{index}]: got {callback!r}, wanted a callable of one argument, "
-                    "an EpochEnd (set_callbacks takes scikit-learn's callbacks)"
+                    "an EpochEnd (set_callbacks takes scikit-learn's callbacks; Checkpoint is for "
+                    "fastmlp's own models)"
                 )
         missing = detect().cuda_missing if self.device == "cuda" else None
         if missing is not None:
@@ -180,6 +182,7 @@ class MLPClassifier(Accelerated, PlainClassifier):
     sklearn.neural_network.MLPClassifier : For all parameters, attributes and methods.
     """
 
+    _kind = "MLPClassifier"
     _plain = PlainClassifier
     _additions = (*Accelerated._additions, "class_weight")
     _parameter_constraints: dict[str, list[Any]] = {
@@ -284,6 +287,7 @@ class MLPRegressor(Accelerated, PlainRegressor):
     sklearn.neural_network.MLPRegressor : For all parameters, attributes and methods.
     """
 
+    _kind = "MLPRegressor"
     _plain = PlainRegressor
     _parameter_constraints: dict[str, list[Any]] = {
         **PlainRegressor._parameter_constraints,

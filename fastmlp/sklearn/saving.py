@@ -20,6 +20,7 @@ from sklearn.preprocessing import LabelBinarizer
 from fastmlp import schedules
 from fastmlp.errors import DTypeError, FastMLPError, ModelFileError
 from fastmlp.files.container import DTYPES, pack
+from fastmlp.files.contents import kind_of
 from fastmlp.files.writing import write_whole
 from fastmlp.optimizers import Optimizer, by_name
 from fastmlp.schedules import Schedule
@@ -39,10 +40,10 @@ WIDEST = 2**16
 
 def save_estimator(estimator: Any, path: str | PathLike[str]) -> None:
     """Write an estimator to a file: see `Accelerated.save`."""
-    writer = Writer()
+    kind, writer = kind_of(estimator, "save"), Writer()
     state = {name: writer.keep(each, name) for name, each in estimator.__getstate__().items()}
     versions = {"fastmlp": VERSION, "scikit_learn": sklearn.__version__}
-    header = {"kind": type(estimator).__name__, **versions, "estimator": state}
+    header = {"kind": kind, **versions, "estimator": state}
     write_whole(path, pack(header, writer.arrays))
 
 

@@ -1,6 +1,8 @@
 """Checkpoints of a fit: a model's file that also says how far the fit is."""
 
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,13 +13,16 @@ from numpy.typing import NDArray
 
 from fastmlp.callbacks import Checkpoint, Patience
 from fastmlp.errors import ModelFileError
-from fastmlp.files.container import unpack
+from fastmlp.files.container import read_whole, unpack
 from fastmlp.files.contents import Contents, restore, write
+from fastmlp.files.writing import find_place
 
 logger = logging.getLogger("fastmlp")
 
 Array = NDArray[Any]
 
+# Settings that are digests, which say nothing to a reader.
+DIGESTS = ("X, y or weights", "validation_data")
 PROGRESS = ("best", "waited", "best_epoch", "trained")
 
 
@@ -69,6 +74,16 @@ def take_up(progress: Progress, patience: Sequence[Patience]) -> list[int]:
     return np.flatnonzero(progress.trained).tolist()
 
 
+def digest(*arrays: Any) -> str:
+    """Return what tells other data from the same; arrays on a GPU are not looked at."""
+    found = hashlib.sha256()
+    for array in arrays:
+        if isinstance(array, np.ndarray):
+            found.update(repr((array.shape, array.dtype.str)).encode())
+            found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
 class CheckpointWriter:
     """Writes the checkpoints of a fit; a disk that is full does not end the fit.
 
@@ -83,6 +98,10 @@ class CheckpointWriter:
 
     def __init__(self, rule: Checkpoint, kind: str, settings: dict[str, str]) -> None:
         self._rule, self._kind, self._settings = rule, kind, settings
+        # Now, since a callback may go to another folder, and a fit is long.
+        self._path = find_place(rule.path)
+        if not os.access(self._path.parent, os.W_OK):
+            raise PermissionError(f"path: got {rule.path}, wanted one in a folder to write in")
         self._failed: OSError | None = None
 
     def due(self, epoch: int) -> bool:
@@ -93,7 +112,7 @@ class CheckpointWriter:
         """Write a checkpoint, or note that it could not be written."""
         arrays = {f"fit.{name}": each for name, each in progress._asdict().items()}
         kept = {name: each for name, each in arrays.items() if each is not None}
-        path = Path(self._rule.path)
+        path = self._path
         try:
             _turn(path, self._rule.keep)
             write(path, self._kind, contents, {"fit": self._settings}, kept)
@@ -121,9 +140,22 @@ def _older(path: Path, age: int) -> Path:
 
 def _turn(path: Path, keep: int) -> None:
     """Move older checkpoints on; the oldest is written over."""
-    for age in reversed(range(keep - 1)):
-        if _older(path, age).exists():
+    for age in reversed(range(1, keep - 1)):
+        if _older(path, age).is_file():
             _older(path, age).replace(_older(path, age + 1))
+    if keep > 1 and path.is_file():
+        _keep_both(path, _older(path, 1))
+
+
+def _keep_both(path: Path, older: Path) -> None:
+    """Give a file a second name, so that it is never without the first one."""
+    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}.draft")
+    try:
+        os.link(path, draft)
+        draft.replace(older)
+    except OSError:
+        # A file system without such links: for a moment there is the older one alone.
+        path.replace(older)
 
 
 def read_checkpoint(
@@ -151,16 +183,17 @@ def read_checkpoint(
     for age in ages:
         name = fspath(_older(place, age))
         try:
-            header, arrays = unpack(Path(name).read_bytes(), name)
+            header, arrays = unpack(read_whole(name), name)
         except ModelFileError as error:
             failure = failure or error
-            logger.warning("resume: %s; the checkpoint before it is tried", error)
+            logger.warning("resume: %s; one from before it is tried, if there is any", error)
             continue
         _check_fit(header, kind, settings, name)
         contents = restore(header, arrays, name)
         return contents, _progress(contents, arrays, name)
     if failure is not None:
         raise failure
+    logger.info("resume: found no checkpoint at %s; the fit begins", path)
     return None
 
 
@@ -173,9 +206,11 @@ def _check_fit(header: dict[str, Any], kind: str, settings: dict[str, str], name
         )
     for key, wanted in settings.items():
         if found.get(key) != wanted:
+            alike = f"{key}={found.get(key)}, wanted {key}={wanted}"
             raise ModelFileError(
-                f"resume: got {name}, of a fit with {key}={found.get(key)}, wanted {key}={wanted}; "
-                "to go on with other arguments, load the file and call fit without resume"
+                f"resume: got {name}, of a fit with "
+                f"{f'other {key}, wanted the same' if key in DIGESTS else alike}; "
+                "to go on with others, load the file and call fit without resume"
             )
 
 

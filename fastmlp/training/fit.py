@@ -20,6 +20,7 @@ from fastmlp.data.shuffling import Orders
 from fastmlp.data.weighting import Weights
 from fastmlp.dispatch.planning import Programs, Where, machine_with
 from fastmlp.errors import NonFiniteTrainingError
+from fastmlp.files.contents import kind_of
 from fastmlp.history import History
 from fastmlp.optimizers import Optimizer
 from fastmlp.progress import Report
@@ -27,6 +28,7 @@ from fastmlp.state.finite import largest_magnitude
 from fastmlp.state.training_state import TrainingState
 from fastmlp.training.checkpoints import (
     CheckpointWriter,
+    digest,
     progress_of,
     read_checkpoint,
     take_up,
@@ -127,25 +129,26 @@ class Fit:
         self._rates = np.array([np.nan if callable(rate) else rate for rate in rates])
 
     def _settings(self, rows: int, validation: Data | None) -> dict[str, str]:
-        """Return what decides the result of the fit, but for the data, as texts."""
+        """Return what decides the result of the fit, as texts."""
         options = self.options
         optimizers = repr([*dict.fromkeys(options.optimizers)])
         return {
             "model": repr(self.model),
             "rows": str(rows),
+            "X, y or weights": digest(self.data.X, self.data.y, options.weights),
             "batch_size": str(options.batch_size),
             # A function's address is another in every process.
             "optimizer": re.sub(r" at 0x[0-9a-f]+", "", optimizers),
             "shuffle": str(options.shuffle),
-            "weighted": str(options.weights is not None),
             "l2": str(options.l2),
             "early_stopping": str(options.early_stopping),
             "validation_rows": str(0 if validation is None else len(validation.X)),
+            "validation_data": digest(*(validation or ())[:2]),
         }
 
     def _begin_checkpoints(self, rows: int, validation: Data | None) -> None:
         """Go on from a checkpoint, if that is wanted and there is one."""
-        options, kind = self.options, type(self.model).__name__
+        options, kind = self.options, kind_of(self.model, "Checkpoint")
         settings = self._settings(rows, validation)
         self.checkpoints = [CheckpointWriter(each, kind, settings) for each in options.checkpoints]
         found = options.resume and read_checkpoint(options.resume, kind, settings)

@@ -1,6 +1,7 @@
 """Checkpoints: a fit that was killed ends with the bits of one that ran through."""
 
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -110,7 +111,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     model = MLP([4, 12, 1])
     model.fit(X, Y, **rest)
     assert_same_fit(whole, model)
-    assert "the checkpoint before it is tried" in caplog.text
+    assert "one from before it is tried" in caplog.text
     (tmp_path / "fit.1").write_bytes(b"")
     with pytest.raises(ModelFileError, match="changed or cut off"):
         MLP([4, 12, 1]).fit(X, Y, **rest)
@@ -149,6 +150,84 @@ def test_a_checkpoint_of_another_fit_is_refused_and_nothing_changes(tmp_path):
     MLP([4, 12, 1]).save(path)
     with pytest.raises(ModelFileError, match="wanted a checkpoint"):
         MLP([4, 12, 1]).fit(X, Y, epochs=3, resume=path, **options())
+
+
+def test_other_data_is_refused(tmp_path):
+    path = tmp_path / "fit"
+    weights = np.linspace(0.5, 1.5, 96)
+    rest = options(callbacks=Checkpoint(path), sample_weight=weights)
+    MLP([4, 12, 1]).fit(X, Y, epochs=2, **rest)
+    changed, held = X.copy(), HELD[0].copy()
+    changed[50, 2] += 1e-6
+    held[3, 1] += 1e-6
+    cases = [
+        ((changed, Y), {}, "other X, y or weights"),
+        ((X, Y + 1), {}, "other X, y or weights"),
+        ((X, Y), {"sample_weight": 2 * weights}, "other X, y or weights"),
+        ((X, Y), {"sample_weight": None}, "other X, y or weights"),
+        ((X, Y), {"validation_data": (held, HELD[1])}, "other validation_data"),
+    ]
+    for data, more, message in cases:
+        with pytest.raises(ModelFileError, match=message):
+            MLP([4, 12, 1]).fit(*data, epochs=3, resume=path, **{**rest, **more})
+    again, whole = MLP([4, 12, 1]), MLP([4, 12, 1])
+    again.fit(X.copy(), Y.copy(), epochs=3, resume=path, **rest)
+    whole.fit(X, Y, epochs=3, **{**rest, "callbacks": None})
+    assert_same_fit(whole, again)
+
+
+def test_the_newest_checkpoint_is_there_at_every_moment(tmp_path, monkeypatch):
+    path, seen = tmp_path / "fit", []
+    for name in ("replace", "rename"):
+        real = getattr(pathlib.Path, name)
+
+        def moved(*arguments, real=real):
+            seen.append(path.exists() and load(path).epochs_trained)
+            found = real(*arguments)
+            seen.append(path.exists() and load(path).epochs_trained)
+            return found
+
+        monkeypatch.setattr(pathlib.Path, name, moved)
+    MLP([4, 12, 1]).fit(X, Y, epochs=4, callbacks=Checkpoint(path, keep=3), **options())
+    # Before the first one there is none.
+    assert seen[0] is False and all(seen[1:]) and seen == sorted(seen)
+    ages = [load(each).epochs_trained for each in (path, tmp_path / "fit.1", tmp_path / "fit.2")]
+    assert ages == [4, 3, 2]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_where_files_cannot_have_two_names_they_are_moved(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "fit"
+    MLP([4, 12, 1]).fit(X, Y, epochs=3, callbacks=Checkpoint(path), **options())
+    assert [load(each).epochs_trained for each in (path, tmp_path / "fit.1")] == [3, 2]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_path_is_that_of_the_fits_beginning(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    (tmp_path / "one" / "link").symlink_to(tmp_path / "two" / "far")
+
+    def wander(event):
+        os.chdir(tmp_path / ("one", "two")[event.epoch % 2])
+
+    checkpoints_ = [Checkpoint("near"), Checkpoint("link"), wander]
+    MLP([4, 12, 1]).fit(X, Y, epochs=3, callbacks=checkpoints_, **options())
+    names = {each.relative_to(tmp_path).as_posix() for each in tmp_path.rglob("*")}
+    assert names == {"one", "two", "one/near", "one/near.1", "one/link", "two/far", "two/far.1"}
+    assert (tmp_path / "one" / "link").is_symlink()
+
+
+def test_a_hopeless_path_is_refused_before_the_first_epoch(tmp_path):
+    model = MLP([4, 12, 1])
+    with pytest.raises(FileNotFoundError, match="wanted one in a folder that is there"):
+        model.fit(X, Y, callbacks=Checkpoint(tmp_path / "nowhere" / "fit"), **options())
+    assert model.history is None and model.epochs_trained == 0
 
 
 def test_functions_as_schedules_are_the_same_in_every_process(tmp_path):

@@ -350,3 +350,42 @@ def test_a_fit_may_be_saved_while_it_goes_on(tmp_path):
         assert load(path).epochs_trained == event.epoch
 
     model.fit(X, Y, epochs=3, optimizer="adam", callbacks=keep)
+
+
+class Own(MLP):
+    """A class that no file can bring back."""
+
+
+def test_a_class_of_ones_own_is_refused_before_anything_is_written(tmp_path):
+    path = tmp_path / "model"
+    MLP([4, 5, 1]).save(path)
+    for make in (lambda: Own([4, 5, 1]).save(path), lambda: fit_of_own(path)):
+        with pytest.raises(fastmlp.DTypeError, match="got a Own, a class of your own"):
+            make()
+    assert load(path).sizes == (4, 5, 1)
+
+
+def fit_of_own(path):
+    Own([4, 5, 1]).fit(X, Y, epochs=1, callbacks=fastmlp.Checkpoint(path))
+
+
+def test_only_regular_files_are_written_and_read(tmp_path):
+    fifo, folder, loop = tmp_path / "fifo", tmp_path / "folder", tmp_path / "loop"
+    os.mkfifo(fifo)
+    folder.mkdir()
+    (folder / "thesis").write_text("x")
+    loop.symlink_to(loop)
+    model = MLP([4, 5, 1])
+    for path, error in ((fifo, FileExistsError), (folder, FileExistsError), (loop, OSError)):
+        with pytest.raises(error):
+            model.save(path)
+        with pytest.raises(error):
+            model.fit(X, Y, epochs=1, callbacks=fastmlp.Checkpoint(path))
+    for path in (fifo, folder):
+        with pytest.raises(ModelFileError, match="no regular file"):
+            load(path)
+    with pytest.raises(FileNotFoundError, match="wanted one in a folder that is there"):
+        model.save(tmp_path / "nowhere" / "model")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["fifo", "folder", "loop"]
+    assert (folder / "thesis").read_text() == "x"
+    assert model.history is None

@@ -29,7 +29,7 @@ CASES = {
     "invscaling": (MLPRegressor, {"solver": "sgd", "learning_rate": "invscaling"}, NUMBER),
     "lbfgs": (MLPRegressor, {"solver": "lbfgs"}, NUMBER),
     "outputs": (MLPRegressor, {"hidden_layer_sizes": (7, 5)}, X[:, :2]),
-    "stopping": (MLPClassifier, {"early_stopping": True, "validation_fraction": 0.3}, TWO),
+    "stopping": (MLPClassifier, {"early_stopping": True, "validation_fraction": 0.3}, MANY),
     "strings": (MLPClassifier, {"max_fun": np.int64(9), "n_iter_no_change": np.int64(50)}, TWO),
     "integers": (MLPClassifier, {"class_weight": "balanced"}, MANY),
     "by class": (MLPClassifier, {"class_weight": {"no": 2.0, "yes": 1}}, TWO),

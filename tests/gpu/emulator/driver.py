@@ -138,7 +138,7 @@ class Configured:
 
     def __init__(self, device, kernels, kernel, grid, block, stream=0, dynamic_bytes=0):
         self.device, self.kernels, self.kernel = device, kernels, kernel
-        self.grid, self.block = ((*np.atleast_1d(shape).tolist(),) for shape in (grid, block))
+        self.griddim, self.block = ((*np.atleast_1d(shape).tolist(),) for shape in (grid, block))
         self.stream, self.dynamic_bytes = stream, dynamic_bytes
         granted = device.driver.granted.get(kernel, UNASKED_BYTES)
         if dynamic_bytes > granted:
@@ -162,7 +162,7 @@ class Configured:
         for each in given:
             flat += each.arguments() if isinstance(each, DeviceArray) else [each]
         name = self.kernel.py_func.__name__
-        self.device.launch(ptx, self.grid, self.block, flat, self.dynamic_bytes, name)
+        self.device.launch(ptx, self.griddim, self.block, flat, self.dynamic_bytes, name)
         for before, after in zip(arguments, given, strict=True):
             if isinstance(before, np.ndarray):
                 after.copy_to_host(before)
@@ -234,7 +234,7 @@ def install(device):
     bindings.driver = device.driver
     kernels, numbers = Kernels(), itertools.count(2)
     dispatcher.get_current_device = facts
-    dispatcher.CUDADispatcher.__getitem__ = lambda kernel, how: Configured(
+    dispatcher.CUDADispatcher.configure = lambda kernel, *how: Configured(
         device, kernels, kernel, *how
     )
     dispatcher.CUDADispatcher.compile = lambda kernel, types: kernels.compile(kernel, types)

@@ -238,7 +238,7 @@ class LayeredProgram:
             vectors, factors = (parameters, self._state(state)), self._epoch_factors(no_factors)
             kind, key, enqueue = self._full_batch(batch, *vectors, X, y, factors, penalized)
             columns = self.problem.sizes[0], self.problem.target_columns
-            row = [self.to_device(np.zeros((1, count), self.dtype)) for count in columns]
+            row = [cuda.to_device(np.zeros((1, count), self.dtype)) for count in columns]
             size = self.problem.batch_size
             rehearse = functools.partial(batch, *vectors, *row, size, factors, penalized)
             self.steps.prepare(kind, key, rehearse, enqueue)
