@@ -253,6 +253,8 @@ def test_a_thread_that_cannot_be_started_fails_the_call_alone(monkeypatch, start
     monkeypatch.undo()
     assert len(started) == startable
     for thread in started:
+        # It is started by another thread, which may not have come that far.
+        assert thread._started.wait(30)
         thread.join(30)
         assert not thread.is_alive()
     for name in ("parameters", "state", "X", "y", "order", "hyper", "losses", "control"):
