@@ -333,8 +333,9 @@ def test_a_damaged_cache_is_made_anew(first_process, tmp_path, kind, how):
     copy = tmp_path / "cache"
     shutil.copytree(folder, copy)
     environment = {**environment, "NUMBA_CACHE_DIR": str(copy)}
-    files = list(copy.rglob(kind))
-    assert files
+    # To compile `fused.run` takes as long as all others together: once is enough.
+    files = [each for each in copy.rglob(kind) if how == "half" or "fused.run" not in each.name]
+    assert 0 < len(files) <= len(list(copy.rglob(kind))) - (kind == "*.nbc" and how != "half")
     for file in files:
         file.write_bytes(damaged(file.read_bytes(), how))
     again = run(EPOCH, environment)
