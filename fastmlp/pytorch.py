@@ -30,7 +30,7 @@ MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "hard_swish": ("Hardswish", {}),
 }
 # PyTorch's Softplus gives z itself from 20 on, an error of 2e-9. Up to 80, exp is finite.
-MORE: dict[str, dict[str, Any]] = {"softplus": {"threshold": 80.0}}
+SETTINGS_WHEN_MADE: dict[str, dict[str, Any]] = {"softplus": {"threshold": 80.0}}
 
 
 class Layers(NamedTuple):
@@ -90,7 +90,7 @@ def make_module(
             linear.weight.copy_(torch.from_numpy(W.T.copy()))
             linear.bias.copy_(torch.from_numpy(b.copy()))
         name, settings = MODULES[activation]
-        settings = {**settings, **MORE.get(activation, {})}
+        settings = {**settings, **SETTINGS_WHEN_MADE.get(activation, {})}
         modules += [linear, getattr(torch.nn, name)(**settings)]
     if activations[-1] == "identity":
         modules.pop()

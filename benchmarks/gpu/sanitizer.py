@@ -30,10 +30,9 @@ def run(context: Context) -> None:
 
 
 def find_program(environment: Mapping[str, str]) -> str | None:
-    """Return where compute-sanitizer is: on the path, or in the folder of CUDA's toolkit."""
+    """Return where compute-sanitizer is: on the path, or in the toolkit that `steps` has found."""
     named = [environment[name] for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)]
-    folders = [Path(each) for each in (*named, "/usr/local/cuda", "/opt/cuda")]
-    inside = [str(folder / part) for folder in folders for part in ("bin", "compute-sanitizer")]
+    inside = [str(Path(each) / part) for each in named for part in ("bin", "compute-sanitizer")]
     path = os.pathsep.join([environment.get("PATH", ""), *inside])
     return shutil.which("compute-sanitizer", path=path)
 

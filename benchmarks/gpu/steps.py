@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastmlp.atomic_writing import write_atomically
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRIES_FOR_CUDA = ("/usr/local/cuda", "/opt/cuda")
 GRACE = 5.0
@@ -163,7 +165,7 @@ class Context:
             "failures": self.failures,
             "results": self.results,
         }
-        write_whole(self.file, content)
+        write_json(self.file, content)
 
 
 def describe(error: BaseException) -> str:
@@ -179,11 +181,9 @@ def short(value: Any) -> str:
     return (text or str(value))[:300]
 
 
-def write_whole(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write JSON so that whoever ends this process leaves the old file or the new one."""
-    fresh = path.with_suffix(".fresh")
-    fresh.write_text(json.dumps(content, indent=1, default=float) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    write_atomically(path, (json.dumps(content, indent=1, default=float) + "\n").encode())
 
 
 def environment() -> dict[str, str]:
@@ -287,7 +287,7 @@ def sequence(
         else:
             entry = run_step(step, options, path, seconds)
         record["steps"][step.name] = entry
-        write_whole(path, record)
+        write_json(path, record)
         reason = f": {entry['reason']}" if entry.get("reason") else ""
         print(f"{step.title}: {entry['status']}{reason} ({entry['seconds']} s)", flush=True)
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmlp.atomic_writing import write_atomically
 from fastmlp.version import VERSION
 
 logger = logging.getLogger("fastmlp")
@@ -137,9 +138,6 @@ def store_constants(
     if gpu_constants:
         gpus[gpu] = _checked(gpu_constants, GPU_CONSTANTS)
     content = {"stamp": stamp(), "constants": _checked(constants, CONSTANTS), "gpus": gpus}
-    # Moved into place whole, so a process that reads meanwhile sees the old file or the new one.
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     _stored.cache_clear()
     return path

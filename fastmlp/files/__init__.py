@@ -1,1 +1,1 @@
-"""Files of models: a container of arrays with a header, and writing that a crash cannot tear."""
+"""Files of models: what they hold, and a container of arrays with a header."""

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.atomic_writing import write_atomically
 from fastmlp.dispatch.problems import check_memory, make_problem
 from fastmlp.errors import DTypeError, FastMLPError, ModelFileError
 from fastmlp.files.container import pack
-from fastmlp.files.writing import write_whole
 from fastmlp.history import EpochRecord, History
 from fastmlp.state.parameters import aligned
 from fastmlp.state.training_state import TrainingState
@@ -63,7 +63,7 @@ def write(
     """Write a model, and more beside it; `kind` is the class that `fastmlp.load` makes of it."""
     header, arrays = describe(contents)
     whole = {"kind": kind, **header, **(more or {})}
-    write_whole(path, pack(whole, {**arrays, **(more_arrays or {})}))
+    write_atomically(path, pack(whole, {**arrays, **(more_arrays or {})}))
 
 
 def kind_of(model: Any, method: str) -> str:
@@ -119,13 +119,13 @@ def restore(header: Mapping[str, Any], arrays: Mapping[str, Array], name: str) -
         If anything is missing or does not fit the rest. `name` is what the message calls the file.
     """
     given = _Given(header, arrays, name)
-    members = given.number("members", 1) if header.get("members") is not None else None
+    members = given.number("members", 1) if given.has("members") else None
     count = members or 1
     template = _template(given, count)
     networks = (count,) if count > 1 else ()
     state = _state(given, template, networks)
-    columns = given.names("columns") if header.get("columns") is not None else None
-    history = _history(given, members) if header.get("history") is not None else None
+    columns = given.names("columns") if given.has("columns") else None
+    history = _history(given, members) if given.has("history") else None
     return Contents(template, members, state, history, columns, given.of(bool, "vector"))
 
 
@@ -133,10 +133,13 @@ class _Given:
     """What a file holds, asked for by name; an error says what is wrong."""
 
     def __init__(self, header: Mapping[str, Any], arrays: Mapping[str, Array], name: str) -> None:
-        self._header, self._arrays, self._name = header, arrays, name
+        self._header, self.arrays, self.name = header, arrays, name
 
     def refuse(self, what: str, wanted: str) -> ModelFileError:
-        return ModelFileError(f"{self._name}: got {what}, wanted {wanted}")
+        return ModelFileError(f"{self.name}: got {what}, wanted {wanted}")
+
+    def has(self, key: str) -> bool:
+        return self._header.get(key) is not None
 
     def of(self, kind: type, key: str) -> Any:
         value = self._header.get(key)
@@ -167,22 +170,19 @@ class _Given:
         return tuple(values)
 
     def array(self, key: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        array, wanted = self._arrays.get(key), f"{key} of shape {shape} and {np.dtype(dtype)}"
+        array, wanted = self.arrays.get(key), f"{key} of shape {shape} and {np.dtype(dtype)}"
         if array is None:
             raise self.refuse(f"no {key}", wanted)
         if array.shape != shape or array.dtype != dtype:
             raise self.refuse(f"{key} of shape {array.shape} and {array.dtype}", wanted)
         return array
 
-    def has_array(self, key: str) -> bool:
-        return key in self._arrays
-
     def checked(self, work: Callable[[], Any]) -> Any:
         """Return what `work` makes; an error of it is one of the file."""
         try:
             return work()
         except FastMLPError as error:
-            raise ModelFileError(f"{self._name}: {error}") from None
+            raise ModelFileError(f"{self.name}: {error}") from None
 
 
 def _digest(parameters: Array) -> str:
@@ -208,7 +208,7 @@ def _state(given: _Given, template: Problem, networks: tuple[int, ...]) -> Train
     seed = given.number("seed", 0, 2**64 - template.members)
     counts = given.counts("epochs", networks), given.counts("steps", networks)
     state = TrainingState(aligned(parameters), seed, *counts)
-    if given._header.get("optimizer") is None:
+    if not given.has("optimizer"):
         return state
     rule = given.of(str, "optimizer")
     if rule not in OPTIMIZERS.names:
@@ -229,23 +229,22 @@ def _describe_history(history: History) -> tuple[Header, Arrays]:
 
 
 def _history(whole: _Given, members: int | None) -> History:
-    given = _Given(whole.of(dict, "history"), whole._arrays, f"{whole._name}: history")
+    given = _Given(whole.of(dict, "history"), whole.arrays, f"{whole.name}: history")
     names = [given.of(str, key) for key in ("kernel", "device", "metric")]
     history = History(names[0], names[1], names[2], given.number("rows"), members)
-    if given._header.get("best_epoch") is not None:
+    if given.has("best_epoch"):
         networks = () if members is None else (members,)
         history.best_epoch = given.counts("best_epoch", networks)
-    if not given.has_array("history.loss"):
+    if "history.loss" not in whole.arrays:
         return history
-    epochs = len(whole._arrays["history.loss"])
+    epochs = len(whole.arrays["history.loss"])
     shape = (epochs,) if members is None else (epochs, members)
-    columns = {
-        name: given.array(f"history.{name}", (epochs,) if name == "seconds" else shape, np.float64)
-        for name in EpochRecord._fields
-        if name in EpochRecord._field_defaults
-        and given.has_array(f"history.{name}")
-        or name not in EpochRecord._field_defaults
-    }
+    columns = {}
+    for name in EpochRecord._fields:
+        # Those with a default, of the validation, may be missing.
+        if name not in EpochRecord._field_defaults or f"history.{name}" in whole.arrays:
+            size = (epochs,) if name == "seconds" else shape
+            columns[name] = given.array(f"history.{name}", size, np.float64)
     for epoch in range(epochs):
         # Numbers of one network are plain floats.
         row = {name: column[epoch] for name, column in columns.items()}

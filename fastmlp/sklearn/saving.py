@@ -18,10 +18,10 @@ from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOpti
 from sklearn.preprocessing import LabelBinarizer
 
 from fastmlp import schedules
+from fastmlp.atomic_writing import write_atomically
 from fastmlp.errors import DTypeError, FastMLPError, ModelFileError
 from fastmlp.files.container import DTYPES, pack
 from fastmlp.files.contents import kind_of
-from fastmlp.files.writing import write_whole
 from fastmlp.optimizers import Optimizer, by_name
 from fastmlp.schedules import Schedule
 from fastmlp.sklearn.optimizers import KernelOptimizer, state_names
@@ -44,7 +44,7 @@ def save_estimator(estimator: Any, path: str | PathLike[str]) -> None:
     state = {name: writer.keep(each, name) for name, each in estimator.__getstate__().items()}
     versions = {"fastmlp": VERSION, "scikit_learn": sklearn.__version__}
     header = {"kind": kind, **versions, "estimator": state}
-    write_whole(path, pack(header, writer.arrays))
+    write_atomically(path, pack(header, writer.arrays))
 
 
 def restore_estimator(

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.atomic_writing import draft_of, find_place
 from fastmlp.callbacks import Checkpoint, Patience
 from fastmlp.errors import ModelFileError
 from fastmlp.files.container import read_whole, unpack
 from fastmlp.files.contents import Contents, restore, write
-from fastmlp.files.writing import find_place
 
 logger = logging.getLogger("fastmlp")
 
@@ -149,7 +149,7 @@ def _turn(path: Path, keep: int) -> None:
 
 def _keep_both(path: Path, older: Path) -> None:
     """Give a file a second name, so that it is never without the first one."""
-    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}.draft")
+    draft = draft_of(path)
     try:
         os.link(path, draft)
         draft.replace(older)

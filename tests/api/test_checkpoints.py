@@ -231,16 +231,16 @@ def test_a_hopeless_path_is_refused_before_the_first_epoch(tmp_path):
 
 
 def test_functions_as_schedules_are_the_same_in_every_process(tmp_path):
-    path = tmp_path / "fit"
+    path, models = tmp_path / "fit", []
     for _ in range(2):
-        MLP([4, 12, 1]).fit(
-            X,
-            Y,
-            epochs=2,
-            optimizer=Adam(lambda step: 0.1 / (step + 1)),
-            callbacks=Checkpoint(path),
-            resume=True,
-        )
+        models.append(MLP([4, 12, 1]))
+        # Another object each time, as in another process.
+        optimizer = Adam(lambda step: 0.1 / (step + 1))
+        rest = {"optimizer": optimizer, "callbacks": Checkpoint(path), "resume": True}
+        models[-1].fit(X, Y, epochs=2, **rest)
+    assert_same_fit(*models)
+    # The second fit found the first one's end: no epoch was run again.
+    assert models[0].history.seconds.tobytes() == models[1].history.seconds.tobytes()
 
 
 def test_arguments_are_checked(tmp_path):

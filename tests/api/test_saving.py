@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import MLP, SGD, Ensemble, ModelFileError, load
-from fastmlp.files import writing
+from fastmlp import MLP, SGD, Ensemble, ModelFileError, atomic_writing, load
 from fastmlp.files.container import pack, unpack
 from fastmlp.files.contents import Contents, describe
 from fastmlp.optimizers import by_name
@@ -274,8 +273,10 @@ def test_whichever_operation_fails_the_file_is_the_old_one_or_the_new_one(
 
         with monkeypatch.context() as patch:
             for name in OPERATIONS:
-                patch.setattr(writing.os, name, failing(name, getattr(os, name)))
-            patch.setattr(writing.Path, "replace", failing("replace", writing.Path.replace))
+                patch.setattr(atomic_writing.os, name, failing(name, getattr(os, name)))
+            patch.setattr(
+                atomic_writing.Path, "replace", failing("replace", atomic_writing.Path.replace)
+            )
             try:
                 new.save(path)
             except type(error):
@@ -295,13 +296,15 @@ def test_the_order_is_write_sync_move_sync(monkeypatch, tmp_path):
     for name in ("write", "fsync"):
         real = getattr(os, name)
         monkeypatch.setattr(
-            writing.os, name, lambda *a, real=real, name=name: (seen.append(name), real(*a))[1]
+            atomic_writing.os,
+            name,
+            lambda *a, real=real, name=name: (seen.append(name), real(*a))[1],
         )
-    real_replace = writing.Path.replace
+    real_replace = atomic_writing.Path.replace
     monkeypatch.setattr(
-        writing.Path, "replace", lambda *a: (seen.append("replace"), real_replace(*a))[1]
+        atomic_writing.Path, "replace", lambda *a: (seen.append("replace"), real_replace(*a))[1]
     )
-    writing.write_whole(tmp_path / "file", b"content")
+    atomic_writing.write_atomically(tmp_path / "file", b"content")
     assert seen == ["write", "fsync", "replace", "fsync"]
 
 

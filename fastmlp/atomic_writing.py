@@ -1,4 +1,4 @@
-"""Writing a file so that every reader finds the old content or the new one, and nothing between."""
+"""Writing a file atomically: every reader finds the old content or the new one."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 
-def write_whole(path: str | PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | PathLike[str], data: bytes) -> None:
     """Write `data` beside the file, bring it to the disk, and move it into place.
 
     A process that is killed, or a machine that loses power, leaves the old file or the new one. A
@@ -32,7 +32,7 @@ def write_whole(path: str | PathLike[str], data: bytes) -> None:
     pages.
     """
     place = find_place(path)
-    draft = place.with_name(f".{place.name}.{os.urandom(8).hex()}.draft")
+    draft = draft_of(place)
     # Not mkstemp: a file of its own making would be readable by its owner alone.
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -48,6 +48,11 @@ def write_whole(path: str | PathLike[str], data: bytes) -> None:
             draft.unlink()
         raise
     _sync_folder(place.parent)
+
+
+def draft_of(place: Path) -> Path:
+    """Return a name beside a file that nobody else uses."""
+    return place.with_name(f".{place.name}.{os.urandom(8).hex()}.draft")
 
 
 def find_place(path: str | PathLike[str]) -> Path:
