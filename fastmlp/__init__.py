@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from fastmlp.history import History as History
     from fastmlp.loading import from_torch as from_torch
     from fastmlp.loading import load as load
+    from fastmlp.loggers import CSVLogger as CSVLogger
+    from fastmlp.loggers import TensorBoard as TensorBoard
     from fastmlp.metrics import Evaluation as Evaluation
     from fastmlp.model import MLP as MLP
     from fastmlp.optimizers import SGD as SGD
@@ -63,6 +65,7 @@ _NAMES_OF = {
     "fastmlp.history": ("History",),
     "fastmlp.gradients": ("Gradients",),
     "fastmlp.loading": ("load", "from_torch"),
+    "fastmlp.loggers": ("CSVLogger", "TensorBoard"),
     "fastmlp.metrics": ("Evaluation",),
     "fastmlp.errors": (
         "FastMLPError",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from fastmlp.arguments import check_integer, check_number
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, known_keywords
+from fastmlp.synonyms import resolve
 
 MONITORS = ("loss", "validation_loss", "validation_score")
 
@@ -32,6 +33,8 @@ class EpochEnd:
     validation_loss, validation_score : float, ndarray or None
     learning_rate : float or ndarray
         Of the last step.
+    values : mapping of str to float or ndarray
+        All numbers of the epoch by the names of ``history.values``, such as "validation_rmse".
     seconds : float
         Time since the fit began. It includes training, validation and callbacks.
     epoch_seconds : float
@@ -50,6 +53,7 @@ class EpochEnd:
     seconds: float
     epoch_seconds: float
     model: Any
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 Callback = Callable[[EpochEnd], object]
@@ -156,15 +160,18 @@ class EarlyStopping:
     tolerance : float
         An epoch counts as an improvement when it is better than the best one by more than this
         share of the best one's size: by default by a ten-thousandth.
-    monitor : {"loss", "validation_loss", "validation_score"}, optional
-        What is watched. By default that is the loss on the validation data, or on the training
-        data where there is no validation.
+    monitor : str, optional
+        What is watched: "loss", "validation_loss", "validation_score", or any metric of any
+        validation set by its name in ``history.values``, such as "validation_rmse". By default the
+        loss on the (first) validation data, or on the training data where there is no validation.
     restore_best : bool
         Whether the model ends with the parameters of its best epoch. Otherwise it keeps those of
         the last epoch. The optimizer's state is always that of the last epoch.
     relative : bool
         With False, `tolerance` is an amount instead of a share, as in Keras and scikit-learn. It
         then has to suit the scale of the loss.
+    higher_is_better : bool, optional
+        Needed to watch a metric of your own. Of all others it is known.
 
     Notes
     -----
@@ -182,6 +189,7 @@ class EarlyStopping:
     monitor: str | None = None
     restore_best: bool = True
     relative: bool = True
+    higher_is_better: bool | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -190,7 +198,10 @@ class EarlyStopping:
         for name in ("restore_best", "relative"):
             if not isinstance(getattr(self, name), bool):
                 raise DTypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
-        if self.monitor is not None:
+        if self.higher_is_better not in (None, True, False):
+            got = self.higher_is_better
+            raise DTypeError(f"higher_is_better: got {got!r}, wanted True, False or None")
+        if self.monitor is not None and not _may_be_metric(self.monitor):
             found = check_name("monitor", self.monitor, MONITORS)
             object.__setattr__(self, "monitor", found)
 
@@ -201,18 +212,43 @@ class EarlyStopping:
         # A share of infinity is infinite; any finite value is an improvement on it.
         return self.tolerance * abs(best) if math.isfinite(best) else 0.0
 
-    def watched(self, validated: bool) -> str:
-        """Return the name of what is watched, which depends on whether there is validation data."""
+    def watched(self, known: Mapping[str, bool | None]) -> tuple[str, bool]:
+        """Return the name of what is watched, and whether a higher number is better.
+
+        `known` has what can be watched in a fit: see `fastmlp.metrics.monitors`.
+        """
+        validated = len(known) > 1
         monitor = self.monitor or ("validation_loss" if validated else "loss")
         if monitor != "loss" and not validated:
             raise DomainError(
                 f"early_stopping: got monitor={monitor!r} without validation_data, wanted both"
             )
-        return monitor
+        name = check_name("monitor", monitor, known)
+        higher, asked = known[name], self.higher_is_better
+        if higher is None and asked is None:
+            raise DomainError(
+                f"early_stopping: got monitor={name!r}, a metric of your own, wanted "
+                "higher_is_better=True or False beside it"
+            )
+        if None not in (higher, asked) and higher != asked:
+            raise DomainError(
+                f"early_stopping: got higher_is_better={asked} with monitor={name!r}, wanted "
+                f"{higher}, which is known of it"
+            )
+        return name, bool(asked if higher is None else higher)
 
 
-def check_early_stopping(value: Any, validated: bool) -> EarlyStopping | None:
-    """Return the rule; True stands for its defaults."""
+def _may_be_metric(monitor: object) -> bool:
+    """Whether a name may be that of a validation set and a metric, which a fit alone can tell."""
+    return (
+        isinstance(monitor, str)
+        and "_" in monitor.strip("_")
+        and resolve("monitor", monitor, MONITORS) is None
+    )
+
+
+def check_early_stopping(value: Any, known: Mapping[str, bool | None]) -> EarlyStopping | None:
+    """Return the rule; True stands for its defaults. `known` is what can be watched."""
     if value is None or value is False:
         return None
     rule = EarlyStopping() if value is True else value
@@ -222,16 +258,16 @@ def check_early_stopping(value: Any, validated: bool) -> EarlyStopping | None:
             f"early_stopping: got {got}, wanted True or an object such as "
             "EarlyStopping(patience=10)"
         )
-    rule.watched(validated)
+    rule.watched(known)
     return rule
 
 
 class Patience:
     """The progress of a network's fit under a rule of early stopping."""
 
-    def __init__(self, rule: EarlyStopping, validated: bool) -> None:
+    def __init__(self, rule: EarlyStopping, known: Mapping[str, bool | None]) -> None:
         self._rule = rule
-        self._monitor = rule.watched(validated)
+        self._monitor, self._higher = rule.watched(known)
         # How good the best epoch was, and the epochs since the last improvement.
         self.best = float("-inf")
         self.waited = 0
@@ -251,7 +287,7 @@ class Patience:
 
     def observe(self, epoch: int, value: float, parameters: Any) -> bool:
         """Take note of an epoch; return whether the fit has waited long enough."""
-        goodness = value if self._monitor == "validation_score" else -value
+        goodness = value if self._higher else -value
         improved = goodness > self.best + self._rule.margin(self.best)
         self.waited = 0 if improved else self.waited + 1
         if goodness > self.best:

@@ -1,6 +1,8 @@
 """What a fit did, epoch by epoch."""
 
 import csv
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,23 +10,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.errors import MissingPackageError
+from fastmlp.errors import MissingPackageError, check_name
+from fastmlp.summary import html_table
 
 Numbers = NDArray[np.float64]
+
+
+# The numbers of every epoch.
+NUMBERS = ("loss", "seconds", "learning_rate", "penalty")
+# Epochs that a notebook shows of a history.
+SHOWN_EPOCHS = 10
 
 
 class EpochRecord(NamedTuple):
     """An epoch: each number is a float, or of several networks an array with one for each.
 
-    The validation is None without validation data, and after an interrupt that came before it.
+    `validation` has what was found of each set: by the names of the set and of the metric. It is
+    None without validation data, and after an interrupt that came before it.
     """
 
     loss: Any
     seconds: float
     penalty: Any
     learning_rate: Any
-    validation_loss: Any = None
-    validation_score: Any = None
+    validation: Mapping[tuple[str, str], Any] | None = None
 
 
 class History:
@@ -40,6 +49,8 @@ class History:
         Rows of an epoch.
     members : int or None
         Networks of an ensemble, or None: then a column has no axis of them.
+    validation : str
+        The set of which `validation_loss` and `validation_score` are: the first of several.
     best_epoch : int, ndarray or None
         The epoch, from 1, that early stopping found best, of each network of an ensemble; None in a
         fit without it.
@@ -52,13 +63,20 @@ class History:
     """
 
     def __init__(
-        self, kernel: str, device: str, metric: str, rows: int, members: int | None = None
+        self,
+        kernel: str,
+        device: str,
+        metric: str,
+        rows: int,
+        members: int | None = None,
+        validation: str = "validation",
     ) -> None:
         self.kernel = kernel
         self.device = device
         self.metric = metric
         self.rows = rows
         self.members = members
+        self.validation = validation
         self.best_epoch: Any = None
         # Each is added or replaced by one operation: an interrupt leaves all columns equally long.
         self._epochs: list[EpochRecord] = []
@@ -69,17 +87,27 @@ class History:
         """Add an epoch: of an ensemble one number a network, and the seconds of all together."""
         self._epochs.append(EpochRecord(loss, seconds, penalty, learning_rate))
 
-    def record_validation(self, loss: Any, score: Any) -> None:
-        """Add the validation of the last epoch."""
-        self._epochs[-1] = self._epochs[-1]._replace(validation_loss=loss, validation_score=score)
+    def record_validation(self, found: Mapping[tuple[str, str], Any]) -> None:
+        """Add the validation of the last epoch: by set and metric, the loss among them."""
+        self._epochs[-1] = self._epochs[-1]._replace(validation=found)
 
     def append(self, earlier: "History") -> None:
         """Add the epochs of another history: this one goes on from there."""
         self._epochs.extend(earlier._epochs)
 
     def last(self) -> dict[str, Any]:
-        """Return what is known of the last epoch, by name."""
-        return {"epoch": len(self), **self._epochs[-1]._asdict()}
+        """Return what is known of the last epoch, by name; `values` has the columns alone."""
+        record = self._epochs[-1]
+        found = record.validation or {}
+        values = {name: getattr(record, name) for name in NUMBERS}
+        values |= {"_".join(key): each for key, each in found.items()}
+        return {
+            "epoch": len(self),
+            "values": values,
+            **values,
+            "validation_loss": found.get((self.validation, "loss")),
+            "validation_score": found.get((self.validation, self.metric)),
+        }
 
     def __len__(self) -> int:
         """Return the number of finished epochs."""
@@ -89,16 +117,34 @@ class History:
         """Return True: a history without epochs is still a history."""
         return True
 
-    def _column(self, name: str) -> list[Any]:
-        """Return a number of all epochs; nothing if no epoch has it."""
-        values = [getattr(record, name) for record in self._epochs]
-        return [] if all(value is None for value in values) else values
+    def _validated(self) -> list[tuple[str, str]]:
+        """Return the sets and metrics that any epoch has."""
+        kinds = (record.validation for record in self._epochs if record.validation is not None)
+        return list(dict.fromkeys(key for found in kinds for key in found))
 
     def _numbers(self, name: str) -> Numbers:
+        shape = () if self.members is None or name == "seconds" else (self.members,)
+        numbers = np.array([getattr(each, name) for each in self._epochs], dtype=np.float64)
+        return numbers.reshape(len(self), *shape)
+
+    def _found(self, key: tuple[str, str]) -> Numbers:
+        """Return a column of the validation; nothing if no epoch has it."""
         shape = () if self.members is None else (self.members,)
         missing = np.full(shape, np.nan)
-        rows = [missing if each is None else each for each in self._column(name)]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), *shape)
+        rows = [(record.validation or {}).get(key) for record in self._epochs]
+        if all(row is None for row in rows):
+            rows = []
+        filled = [missing if row is None else row for row in rows]
+        return np.array(filled, dtype=np.float64).reshape(len(rows), *shape)
+
+    @property
+    def values(self) -> dict[str, Numbers]:
+        """All columns by name: "loss", "learning_rate", "validation_loss", "validation_r2", ...
+
+        Those of a validation set begin with its name, and the metric follows.
+        """
+        found = {"_".join(key): self._found(key) for key in self._validated()}
+        return {**{name: self._numbers(name) for name in NUMBERS}, **found}
 
     @property
     def loss(self) -> Numbers:
@@ -118,39 +164,34 @@ class History:
     @property
     def validation_loss(self) -> Numbers:
         """Loss on the validation data after each epoch; empty without validation data."""
-        return self._numbers("validation_loss")
+        return self._found((self.validation, "loss"))
 
     @property
     def validation_score(self) -> Numbers:
         """Score on the validation data after each epoch; empty without validation data."""
-        return self._numbers("validation_score")
+        return self._found((self.validation, self.metric))
 
     @property
     def seconds(self) -> Numbers:
         """Seconds of training of each epoch, (epochs,), without the validation."""
-        return np.array(self._column("seconds"), dtype=np.float64)
+        return self._numbers("seconds")
 
     @property
     def rows_per_second(self) -> float:
         """Rows trained on a second, over all epochs and networks."""
-        total = sum(self._column("seconds"))
+        total = sum(record.seconds for record in self._epochs)
         trained = np.count_nonzero(~np.isnan(self.loss))
         return self.rows * trained / total if total > 0 else 0.0
 
     def member(self, index: int) -> "History":
         """Return the record of one network of an ensemble; its seconds are its share of all."""
-        history = History(self.kernel, self.device, self.metric, self.rows)
+        history = History(
+            self.kernel, self.device, self.metric, self.rows, validation=self.validation
+        )
         for record in self._epochs:
-            trained = ~np.isnan(record.loss)
-            if not trained[index]:
+            if np.isnan(record.loss[index]):
                 break
-            numbers = (record.loss, record.penalty, record.learning_rate)
-            loss, penalty, rate = (float(each[index]) for each in numbers)
-            history.record(loss, record.seconds / int(trained.sum()), penalty, rate)
-            if record.validation_loss is not None:
-                history.record_validation(
-                    float(record.validation_loss[index]), float(record.validation_score[index])
-                )
+            history._epochs.append(_of_member(record, index))
         if self.best_epoch is not None:
             history.best_epoch = int(self.best_epoch[index])
         return history
@@ -162,43 +203,97 @@ class History:
         """
         record = self._epochs[epoch]
         said = [f"loss {_said(record.loss, f'.{digits}g')}"]
-        if record.validation_loss is not None:
-            said.append(f"validation loss {_said(record.validation_loss, f'.{digits}g')}")
-            said.append(f"validation {self.metric} {_said(record.validation_score, '.4f')}")
+        for (name, metric), value in (record.validation or {}).items():
+            form = ".4f" if metric == self.metric else f".{digits}g"
+            said.append(f"{name} {metric} {_said(value, form)}")
         return said
 
     def line(self, epoch: int = -1) -> str:
         """Return one epoch in words."""
         return ", ".join(self.phrases(epoch))
 
+    def _titles(self) -> list[str]:
+        """Return the columns of tables: those of `values`, the penalty only if there is one."""
+        penalty = ["penalty"] if np.nansum(self.penalty) else []
+        return [*NUMBERS[:3], *penalty, *("_".join(key) for key in self._validated())]
+
+    def _lines(
+        self, titles: Sequence[str], first: int = 0
+    ) -> Iterator[tuple[tuple[int, ...], Any]]:
+        """Yield each epoch from one on, its number and its values by title; None where one lacks.
+
+        Of an ensemble each epoch and network; one that had stopped has no line.
+        """
+        for epoch, record in enumerate(self._epochs[first:], start=first + 1):
+            alone: list[tuple[tuple[int, ...], EpochRecord]] = [((epoch,), record)]
+            if self.members is not None:
+                trained = np.flatnonzero(~np.isnan(record.loss)).tolist()
+                alone = [((epoch, each), _of_member(record, each)) for each in trained]
+            for place, own in alone:
+                found = {"_".join(key): each for key, each in (own.validation or {}).items()}
+                found |= {name: getattr(own, name) for name in NUMBERS}
+                yield place, [found.get(title) for title in titles]
+
+    @property
+    def _places(self) -> list[str]:
+        return ["epoch"] if self.members is None else ["epoch", "member"]
+
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one line an epoch to a CSV file; of an ensemble one an epoch and network."""
-        titles = {"loss": "loss", "seconds": "seconds", "learning_rate": "learning_rate"}
-        if np.nansum(self.penalty):
-            titles["penalty"] = "penalty"
-        if len(self.validation_loss):
-            titles["validation_loss"] = "validation_loss"
-            titles["validation_score"] = f"validation_{self.metric}"
-        head, alone = ["epoch"], [self]
-        if self.members is not None:
-            head, alone = ["epoch", "member"], [self.member(k) for k in range(self.members)]
+        titles = self._titles()
         with Path(path).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([*head, *titles.values()])
-            for epoch in range(len(self)):
-                for member, history in enumerate(alone):
-                    # A network that had stopped has no line.
-                    for record in history._epochs[epoch : epoch + 1]:
-                        numbers = [getattr(record, name) for name in titles]
-                        writer.writerow([*(epoch + 1, member)[: len(head)], *numbers])
+            writer.writerow([*self._places, *titles])
+            writer.writerows([*place, *numbers] for place, numbers in self._lines(titles))
 
-    def plot(self, path: str | PathLike[str] | None = None) -> Any:
+    def to_frame(self) -> Any:
+        """Return a pandas.DataFrame of the columns, by epoch; of an ensemble by epoch and member.
+
+        Raises
+        ------
+        MissingPackageError
+            If pandas is not installed.
+
+        Examples
+        --------
+        ``history.to_frame()[["loss", "validation_loss"]].min()``
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingPackageError(
+                "to_frame: got no pandas, wanted it installed: pip install fastmlp[pandas]"
+            ) from None
+        titles = self._titles()
+        lines = list(self._lines(titles))
+        places = np.array([place for place, _ in lines], dtype=np.int64)
+        columns = [*places.reshape(len(lines), len(self._places)).T]
+        index = pandas.Index(columns[0], name="epoch")
+        if self.members is not None:
+            index = pandas.MultiIndex.from_arrays(columns, names=self._places)
+        numbers = [values for _, values in lines]
+        return pandas.DataFrame(numbers, index=index, columns=titles, dtype=np.float64)
+
+    def plot(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        metric: str = "loss",
+        log: bool | None = None,
+    ) -> Any:
         """Plot the loss by epoch; of an ensemble, a line for each network.
+
+        What early stopping found best is marked.
 
         Parameters
         ----------
         path : path, optional
             Where the picture is saved too; its ending says the format.
+        metric : str
+            The loss, or a metric of the validation data.
+        log : bool, optional
+            Whether the scale is logarithmic; by default where the numbers are above 0 and differ by
+            more than a factor of 100.
 
         Returns
         -------
@@ -214,23 +309,18 @@ class History:
         --------
         ``history.plot()`` in a notebook, ``history.plot("loss.png")`` elsewhere.
         """
+        known = dict.fromkeys(("loss", *(key[1] for key in self._validated())))
+        name = check_name("metric", metric, known)
         try:
-            from fastmlp.figures import NotebookFigure
+            from fastmlp.figures import curves
         except ImportError:
             raise MissingPackageError(
                 "plot: got no matplotlib, wanted it installed: pip install fastmlp[plot]"
             ) from None
-        figure = NotebookFigure(layout="constrained")
-        axes = figure.add_subplot()
-        kinds = ("training", "loss", "C0"), ("validation", "validation_loss", "C1")
-        for label, name, color in kinds:
-            values = getattr(self, name)
-            if len(values):
-                lines = axes.plot(range(1, len(values) + 1), values, color=color)
-                lines[0].set_label(label)
-        axes.set(xlabel="epoch", ylabel="loss")
-        if axes.lines:
-            axes.legend()
+        drawn = {"training": self.loss} if name == "loss" and len(self) else {}
+        of_sets = [key for key in self._validated() if key[1] == name]
+        drawn |= {key[0]: self._found(key) for key in of_sets}
+        figure = curves(drawn, name, self.best_epoch, log)
         if path is not None:
             figure.savefig(path)
         return figure
@@ -241,6 +331,32 @@ class History:
         if not len(self):
             return f"<{head}>"
         return f"<{head}: {self.line()}, {self.rows_per_second:,.0f} rows/s>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the last epochs and of the best one, for notebooks."""
+        best = {self.best_epoch} if isinstance(self.best_epoch, int) and self.best_epoch else set()
+        keys, rows = self._validated(), []
+        for epoch in sorted({*range(len(self), 0, -1)[:SHOWN_EPOCHS], *best}):
+            record = self._epochs[epoch - 1]
+            found = record.validation or {}
+            numbers = [record.loss, record.learning_rate, *(found.get(key) for key in keys)]
+            cells = ["" if each is None else _said(each, ".5g") for each in numbers]
+            mark = f"{epoch} (best)" if epoch in best else str(epoch)
+            rows.append([mark, *cells])
+        titles = ["epoch", "loss", "learning_rate", *("_".join(key) for key in keys)]
+        return f"<p>{escape(repr(self))}</p>{html_table(titles, rows)}"
+
+
+def _of_member(record: EpochRecord, index: int) -> EpochRecord:
+    """Return the record of one network; its seconds are its share of those of all."""
+    loss, penalty, rate = (
+        float(each[index]) for each in (record.loss, record.penalty, record.learning_rate)
+    )
+    seconds = record.seconds / int(np.count_nonzero(~np.isnan(record.loss)))
+    found = record.validation
+    if found is not None:
+        found = {key: float(each[index]) for key, each in found.items()}
+    return EpochRecord(loss, seconds, penalty, rate, found)
 
 
 def _said(values: Any, form: str) -> str:

@@ -1,9 +1,8 @@
 """Networks of one shape, one or many: what an `MLP` and an `Ensemble` have in common."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +17,23 @@ from fastmlp.callbacks import (
 from fastmlp.data.admission import Data, admit, admit_inputs, admit_validation
 from fastmlp.data.batches import check_batch_size
 from fastmlp.data.frames import Columns, column_names
+from fastmlp.data.validation import Validation, check_validation, hold_out, validation_of
 from fastmlp.data.weighting import check_weights
-from fastmlp.dispatch.planning import Programs, Where, asked, check_threads
-from fastmlp.errors import known_keywords
-from fastmlp.files.contents import Contents, kind_of, write
+from fastmlp.description import Described
+from fastmlp.dispatch.planning import Where, asked
+from fastmlp.errors import DomainError, known_keywords
 from fastmlp.history import History
-from fastmlp.metrics import Evaluation, check_metric
+from fastmlp.metrics import Evaluation, check_metrics, monitors
 from fastmlp.optimizers import Optimizer
 from fastmlp.progress import shows_progress
-from fastmlp.state.parameters import (
-    ParameterViews,
-    bias_views,
-    check_finite_values,
-    check_values,
-    weight_views,
-)
+from fastmlp.state.parameters import check_finite_values
 from fastmlp.training.fit import Fit, Options
 from fastmlp.training.inference import evaluate, predict
-from fastmlp_kernels.algebra import LOSSES
-from fastmlp_kernels.problem import LayerLayout, parameter_layout
 
 Array = NDArray[Any]
 
 
-class Network:
+class Network(Described):
     """A network, or several of one shape: see `MLP` and `Ensemble`.
 
     Attributes
@@ -50,152 +42,10 @@ class Network:
         Of the last `fit`, also of one that was interrupted.
     """
 
-    # Workspaces and compiled code, which are made again.
-    _not_saved: tuple[str, ...] = ("_programs", "_alone", "_loss")
-
-    def _begin(self, contents: Contents) -> None:
-        """Become the network that is described."""
-        self.template, self._members = contents.template, contents.members
-        self._state, self.seed = contents.state, contents.state.seed
-        self._where = Where()
-        self._columns = contents.columns
-        self.history = contents.history
-        # Whether the targets of one output were a vector when the model was last trained.
-        self._vector = contents.vector
-        self._forget()
-
-    @classmethod
-    def _from(cls, contents: Contents) -> Self:
-        model = cls.__new__(cls)
-        model._begin(contents)
-        return model
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the model to a file, from which `fastmlp.load` makes it again.
-
-        The file holds the parameters, the optimizer's state and the history, in the safetensors
-        format with a JSON header. It is written beside `path` and moved into place, so that a crash
-        leaves the old file or the new one. A fit of the model in another thread is not disturbed.
-
-        Raises
-        ------
-        MissingPackageError
-            If safetensors is not installed: ``pip install fastmlp[save]``.
-        DTypeError
-            If the model is of a class of your own, which no file can bring back.
-        OSError
-            If the file cannot be written; one that was there is as it was.
-        """
-        write(path, kind_of(self, "save"), self._contents())
-
-    def _contents(self) -> Contents:
-        parts = self.template, self._members, self._state, self.history
-        return Contents(*parts, self._columns, self._vector)
-
-    def _layout(self) -> tuple[LayerLayout, ...]:
-        return parameter_layout(self.sizes)
-
-    def _forget(self) -> None:
-        self._loss = LOSSES[self.template.loss]
-        # Of all networks, and of one: predictions and evaluations go through networks in turn.
-        self._programs = self._alone = Programs(self.template)
-        if self.template.members > 1:
-            self._alone = Programs(replace(self.template, members=1))
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Units per layer, inputs first."""
-        return self.template.sizes
-
-    @property
-    def activations(self) -> tuple[str, ...]:
-        """The activation of each layer."""
-        return self.template.activations
-
-    @property
-    def loss_name(self) -> str:
-        """The loss."""
-        return self.template.loss
-
-    @property
-    def reduction(self) -> str:
-        """How the loss of a batch is made of those of its rows."""
-        return self.template.reduction
-
-    @property
-    def precision(self) -> str:
-        """The coarsest rounding that matrix products may use."""
-        return self.template.precision
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters."""
-        return self._state.parameters.dtype
-
-    @property
-    def threads(self) -> int | None:
-        """The most threads of a method that is not told otherwise; may be assigned to.
-
-        None, as at first, stands for what the process may use. Work too small to share stays on
-        one thread, and results have the same bits on any number.
-        """
-        return self._where.threads
-
-    @threads.setter
-    def threads(self, count: int | None) -> None:
-        self._where = Where(threads=check_threads(count))
-
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
         if device == "auto" and kernel is None and threads is None:
             return self._where
         return asked(device, kernel, threads, self.threads)
-
-    @property
-    def epochs_trained(self) -> Any:
-        """Finished epochs of all fits; of an ensemble, of each network."""
-        epochs = self._state.epochs
-        return epochs if self._members is None else np.array(epochs, ndmin=1)
-
-    @property
-    def parameters(self) -> Array:
-        """All parameters as one flat vector, layer by layer: weights row by row, then biases.
-
-        Of an ensemble (members, parameters of a network).
-        """
-        held = self._state.parameters
-        return held if self._members is None else held.reshape(self._members, -1)
-
-    @parameters.setter
-    def parameters(self, values: Any) -> None:
-        held = self.parameters
-        checked = check_values("parameters", values, held)
-        self._state.change("parameters", lambda: np.copyto(held, checked))
-
-    @property
-    def weights(self) -> ParameterViews:
-        """The weight matrices (inputs, outputs), one per layer: views, which may be assigned to.
-
-        Of an ensemble (members, inputs, outputs).
-        """
-        views = weight_views(self.parameters, self._layout())
-        return ParameterViews("weights", views, self._state.change)
-
-    @weights.setter
-    def weights(self, values: Any) -> None:
-        self.weights.assign(values)
-
-    @property
-    def biases(self) -> ParameterViews:
-        """The bias vectors, one per layer: views, which may be assigned to.
-
-        Of an ensemble (members, outputs).
-        """
-        views = bias_views(self.parameters, self._layout())
-        return ParameterViews("biases", views, self._state.change)
-
-    @biases.setter
-    def biases(self, values: Any) -> None:
-        self.biases.assign(values)
 
     def _optimizers(self, given: Any) -> tuple[Optimizer, ...]:
         """Return checked optimizers, one for each network."""
@@ -211,7 +61,9 @@ class Network:
         epochs: int = 10,
         batch_size: int | None = None,
         optimizer: Optimizer | str | Sequence[Optimizer] | None = None,
-        validation_data: tuple[Any, Any] | None = None,
+        validation_data: Any = None,
+        validation_split: float | None = None,
+        metrics: Any = None,
         shuffle: bool = True,
         sample_weight: Any = None,
         class_weight: Any = None,
@@ -238,8 +90,12 @@ class Network:
             ``SGD(0.01)`` by default; "adam" is ``Adam()``. Its rate may be a schedule: see
             `fastmlp.schedules`. Its state stays; one of another rule starts afresh and is logged.
             For an ensemble also one for each network, all of one class: a sweep of rates.
-        validation_data : (X, y), optional; shuffle : bool
-            Evaluated after each epoch; whether an epoch has an order of its own, by its number.
+        validation_data : (X, y), (X, y, weights) or dict of such; validation_split : float
+            Evaluated after each epoch. A split is a share of the rows, held out at random by the
+            seed: the same ones in every fit of as many rows, with their `sample_weight`.
+        metrics : str, callable or several, optional; shuffle : bool
+            Of the validation, beside the score: see `evaluate`. Whether an epoch has an order of
+            its own, by its number.
         sample_weight : array-like (rows,); class_weight : "balanced" or dict, optional
             Of the rows' losses, none below 0 (also (members, rows)), and by class, as a product.
         l2 : float
@@ -262,30 +118,45 @@ class Network:
         BusyError
             If another fit is training this model.
         """
-        data, where = self._admit(X, y, self._asked(device, kernel, threads))
-        columns = self._columns or column_names(X)
-        validation = self._admit_validation(validation_data, where, columns)
-        called, checkpoints = check_callbacks(callbacks)
+        return self._fit(X, y, locals())
+
+    def _fit(self, X: Any, y: Any, given: Mapping[str, Any]) -> History:
+        """Train, once all arguments of `fit` have been checked, which are `given` by name."""
+        where = self._asked(given["device"], given["kernel"], given["threads"])
+        data, where = self._admit(X, y, where)
+        columns, sample_weight = self._columns or column_names(X), given["sample_weight"]
+        if given["validation_split"] is None:
+            validation = self._admit_validation(given["validation_data"], where, columns)
+        else:
+            split = given["validation_split"], given["validation_data"]
+            data, sample_weight, validation = self._hold_out(*split, data, sample_weight)
+        metrics = check_metrics(given["metrics"], self.template, validation)
+        rule, watched = given["early_stopping"], monitors(validation, metrics)
+        callbacks, checkpoints = check_callbacks(given["callbacks"])
         options = Options(
-            epochs=check_integer(epochs, "epochs", 1),
-            batch_size=check_batch_size(batch_size, len(data.X)),
-            optimizers=self._optimizers(optimizer),
-            metric=check_metric(None, self._loss),
-            shuffle=bool(shuffle),
-            weights=check_weights(sample_weight, class_weight, data, self._members),
-            l2=check_number(l2, "l2"),
-            early_stopping=check_early_stopping(early_stopping, validation is not None),
-            callbacks=called,
+            epochs=check_integer(given["epochs"], "epochs", 1),
+            batch_size=check_batch_size(given["batch_size"], len(data.X)),
+            optimizers=self._optimizers(given["optimizer"]),
+            metrics=metrics,
+            shuffle=bool(given["shuffle"]),
+            weights=check_weights(sample_weight, given["class_weight"], data, self._members),
+            l2=check_number(given["l2"], "l2"),
+            early_stopping=check_early_stopping(rule, watched),
+            callbacks=callbacks,
             checkpoints=checkpoints,
-            resume=check_resume(resume, checkpoints),
+            resume=check_resume(given["resume"], checkpoints),
             where=where,
-            progress=progress,
-            verbose=verbose,
+            progress=given["progress"],
+            verbose=given["verbose"],
         )
         return self._state.lock.fit("fit", lambda: self._train(data, validation, options, columns))
 
     def _train(
-        self, data: Data, validation: Data | None, options: Options, columns: Columns | None
+        self,
+        data: Data,
+        validation: dict[str, Validation],
+        options: Options,
+        columns: Columns | None,
     ) -> History:
         # Weights written through a view are not checked on the way in.
         check_finite_values("parameters", self.parameters)
@@ -299,8 +170,26 @@ class Network:
     def _admit(self, X: Any, y: Any, where: Where) -> tuple[Data, Where]:
         return admit(X, y, self.sizes, self._loss, self.dtype, where, self._columns)
 
-    def _admit_validation(self, pair: Any, where: Where, columns: Columns | None) -> Data | None:
-        return admit_validation(pair, self.sizes, self._loss, self.dtype, where, columns)
+    def _admit_validation(
+        self, given: Any, where: Where, columns: Columns | None
+    ) -> dict[str, Validation]:
+        rest = self.sizes, self._loss, self.dtype, where, columns
+
+        def admit_set(pair: tuple[Any, Any], of: str) -> Data:
+            return admit_validation(pair, *rest, of)
+
+        return check_validation(given, admit_set, self._members)
+
+    def _hold_out(
+        self, share: Any, beside: Any, data: Data, sample_weight: Any
+    ) -> tuple[Data, Any, dict[str, Validation]]:
+        """Return what is left to train on, its weights, and a part that is held out."""
+        if beside is not None:
+            raise DomainError(
+                f"validation_split: got {share!r} beside validation_data, wanted one of the two"
+            )
+        rest = hold_out(share, data, sample_weight, self.seed, self._members)
+        return rest[0], rest[1], {"validation": rest[2]}
 
     def predict(
         self,
@@ -335,37 +224,36 @@ class Network:
         y: Any,
         metric: str | None = None,
         *,
+        metrics: Any = None,
+        sample_weight: Any = None,
         device: str = "auto",
         kernel: str | None = None,
         threads: int | None = None,
     ) -> Evaluation:
-        """Return the loss of all rows, reduced as in training, and a score.
+        """Return the loss of all rows, reduced as in training, a score and other metrics.
 
-        `metric` is "accuracy" or "r2"; by default the one that suits the loss. An accuracy needs
-        targets that are classes.
+        Parameters
+        ----------
+        metric : str, optional
+            What the score is; by default what suits the loss, "accuracy" or "r2".
+        metrics : str, callable or several, optional
+            More of them: "mae", "rmse", "r2", "accuracy", "log_loss", "roc_auc", as scikit-learn
+            defines them, or functions ``f(y, prediction) -> float``, which are given y as labels
+            or numbers, what `predict` returns, and ``sample_weight=`` where rows have weights.
+        sample_weight : array-like (rows,), optional
+            Of the rows in all means; of an ensemble also (members, rows).
+
+        Raises
+        ------
+        DomainError
+            If a metric does not suit the loss, the targets or the weights.
         """
         data, where = self._admit(X, y, self._asked(device, kernel, threads))
-        metric = check_metric(metric, self._loss, data)
-        rest = (self._alone, data, self.template, metric, where)
+        rows = validation_of(data, sample_weight, self._members)
+        chosen = check_metrics(metrics, self.template, {"": rows}, metric)
+        rest = (self._alone, rows, self.template, chosen, where)
         found = self._state.read("evaluate", evaluate, *rest)
         if self._members is None:
             return found
-        return Evaluation(np.atleast_1d(found.loss), np.atleast_1d(found.score), metric)
-
-    def __repr__(self) -> str:
-        members = "" if self._members is None else f"members={self._members}, "
-        rounded = "" if self.precision == "float32" else f", precision={self.precision!r}"
-        return (
-            f"{type(self).__name__}({list(self.sizes)}, {members}"
-            f"activations={list(self.activations)}, loss={self.loss_name!r}, seed={self.seed}, "
-            f"dtype={self.dtype.name!r}, reduction={self.reduction!r}{rounded})"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the programs: workspaces and compiled code, which are made again."""
-        return {name: each for name, each in vars(self).items() if name not in self._not_saved}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copied or unpickled model."""
-        self.__dict__.update(state)
-        self._forget()
+        several = {name: np.atleast_1d(each) for name, each in found.metrics.items()}
+        return Evaluation(np.atleast_1d(found.loss), several[found.metric], found.metric, several)

@@ -57,8 +57,28 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
     },
     "precision": {"bf16": "bfloat16", "fp32": "float32"},
     "reduction": {"average": "mean", "avg": "mean"},
-    "metric": {"acc": "accuracy", "r2score": "r2", "rsquared": "r2"},
-    "monitor": {"valloss": "validation_loss", "valscore": "validation_score", "trainloss": "loss"},
+    "metric": {
+        "acc": "accuracy",
+        "r2score": "r2",
+        "rsquared": "r2",
+        "meanabsoluteerror": "mae",
+        "absoluteerror": "mae",
+        "rootmeansquarederror": "rmse",
+        "auc": "roc_auc",
+        "auroc": "roc_auc",
+        "rocaucscore": "roc_auc",
+    },
+    "monitor": {
+        "valloss": "validation_loss",
+        "valscore": "validation_score",
+        "trainloss": "loss",
+        "valaccuracy": "validation_accuracy",
+        "valacc": "validation_accuracy",
+        "valr2": "validation_r2",
+        "valmae": "validation_mae",
+        "valrmse": "validation_rmse",
+        "valauc": "validation_roc_auc",
+    },
 }
 
 _FANS = "did you mean '{0}_uniform' or '{0}_normal'?"
@@ -84,11 +104,12 @@ _HALF_FLOATS = (
     "did you mean 'float32'? Arrays of {} are accepted and computed in it; on a GPU, "
     "MLP(..., precision='bfloat16') permits the products to round"
 )
-_SCORES = (
-    "evaluate gives the loss and one score; others are functions of predict(X), such as those of "
-    "sklearn.metrics"
+_A_FUNCTION = (
+    "a function f(y, prediction) is a metric too, such as one that calls sklearn.metrics: "
+    "metrics=[f]"
 )
-_LOSS_IS_THERE = "the loss is there without a name: evaluate(X, y).loss; did you mean 'r2'?"
+_LOSS_IS_THERE = "the loss is there without a name: evaluate(X, y).loss"
+_ROOT = "did you mean 'rmse', its root?"
 _A_DEVICE = "did you mean device={!r}?"
 
 ANSWERS: Mapping[str, Mapping[str, str]] = {
@@ -157,20 +178,16 @@ ANSWERS: Mapping[str, Mapping[str, str]] = {
         "none": "the loss of each row is that of value_and_grad on it alone",
     },
     "metric": {
-        "mse": _LOSS_IS_THERE,
-        "mae": _LOSS_IS_THERE,
-        "rmse": _LOSS_IS_THERE,
+        "mse": _ROOT,
+        "meansquarederror": _ROOT,
         "loss": _LOSS_IS_THERE,
-        "f1": _SCORES,
-        "auc": _SCORES,
-        "rocauc": _SCORES,
-        "precision": _SCORES,
-        "recall": _SCORES,
+        "f1": _A_FUNCTION,
+        "precision": _A_FUNCTION,
+        "recall": _A_FUNCTION,
+        "mape": _A_FUNCTION,
     },
     "monitor": {
-        "accuracy": "did you mean 'validation_score'? It is the accuracy of a classifier",
-        "valaccuracy": "did you mean 'validation_score'? It is the accuracy of a classifier",
-        "valacc": "did you mean 'validation_score'? It is the accuracy of a classifier",
+        "accuracy": "did you mean 'validation_accuracy'?",
     },
 }
 
@@ -179,14 +196,6 @@ _MOMENTUM = "it belongs to the optimizer: optimizer=SGD(0.01, momentum=0.9)"
 _STOPPING = "did you mean early_stopping=EarlyStopping(patience=10)?"
 _SIZES = "did you mean sizes? All layers stand there, inputs first: MLP([784, 256, 10])"
 _NO_DROPOUT = "there is none; l2=, weight decay and early_stopping= keep a network from overfitting"
-_SPLIT = (
-    "split the rows yourself: validation_data=(X_validation, y_validation), for which "
-    "sklearn.model_selection.train_test_split is made"
-)
-_SCORE_IS_THERE = (
-    "the score that suits the loss is recorded with validation_data=, and "
-    "evaluate(X, y, metric=...) gives another one"
-)
 
 # Keywords of other libraries, with our keyword, or with several where it depends on the call.
 KEYWORDS: Mapping[str, str] = {
@@ -216,6 +225,14 @@ KEYWORDS: Mapping[str, str] = {
     "evalset": "validation_data",
     "valdata": "validation_data",
     "validation": "validation_data",
+    "validationfraction": "validation_split",
+    "valsplit": "validation_split",
+    "metric": "metrics",
+    "evalmetric": "metrics",
+    "evalmetrics": "metrics",
+    "scoring": "metrics",
+    "greaterisbetter": "higher_is_better",
+    "maximize": "higher_is_better",
     "callback": "callbacks",
     "njobs": "threads",
     "numthreads": "threads",
@@ -257,10 +274,6 @@ KEYWORD_ANSWERS: Mapping[str, str] = {
     "patience": _STOPPING,
     "tolerance": _STOPPING,
     "niternochange": _STOPPING,
-    "validationsplit": _SPLIT,
-    "validationfraction": _SPLIT,
-    "metrics": _SCORE_IS_THERE,
-    "metric": _SCORE_IS_THERE,
     "mode": "a loss is watched for its minimum and a score for its maximum by themselves",
 }
 
@@ -268,6 +281,7 @@ KEYWORD_ANSWERS: Mapping[str, str] = {
 _OF_A_MODEL = ("sizes", "activations", "loss", "seed", "dtype", "reduction", "precision")
 _OF_A_FIT = (
     *("epochs", "batch_size", "optimizer", "validation_data", "shuffle", "sample_weight"),
+    *("validation_split", "metrics"),
     *("class_weight", "l2", "early_stopping", "callbacks", "resume"),
     *("device", "kernel", "threads", "progress", "verbose"),
 )

@@ -20,7 +20,6 @@ from fastmlp.data.device_arrays import follow, matrix_there, stays, targets_ther
 from fastmlp.data.frames import Columns, check_columns
 from fastmlp.device.mirrors import guarded
 from fastmlp.dispatch.planning import Where
-from fastmlp.errors import DTypeError
 from fastmlp_kernels.algebra import Loss
 
 Array = NDArray[Any]
@@ -70,22 +69,19 @@ def admit(
 
 
 def admit_validation(
-    pair: Any,
+    pair: tuple[Any, Any],
     sizes: tuple[int, ...],
     loss: Loss,
     dtype: DType,
     where: Where,
     columns: Columns | None = None,
-) -> Data | None:
-    """Return checked validation data of a fit that runs `where`; None if there are none."""
-    if pair is None:
-        return None
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise DTypeError(f"validation_data: got {type(pair).__name__}, wanted a pair (X, y)")
+    of: str = "validation ",
+) -> Data:
+    """Return checked validation data of a fit that runs `where`; `of` is put before their names."""
     X, y = pair
-    check_columns(X, columns, "validation X")
+    check_columns(X, columns, f"{of}X")
     there = stays(where)
-    return _admit(X, y, there and lies_on_gpu(X), there, sizes, loss, dtype, "validation ")
+    return _admit(X, y, there and lies_on_gpu(X), there, sizes, loss, dtype, of)
 
 
 def admit_inputs(

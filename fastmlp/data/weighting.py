@@ -35,30 +35,36 @@ def check_weights(
         with np.errstate(over="ignore"):
             weights = of_classes if by_row is None else by_row * of_classes
         _check_sum(weights, "class_weight")
+    return check_any_weight(weights, "sample_weight")
+
+
+def check_any_weight(weights: Weights | None, argument: str) -> Weights | None:
+    """Return the weights, or refuse them if all of a network's are 0."""
     if weights is not None and not weights.any(axis=-1).all():
-        raise DomainError("sample_weight: got only zeros, wanted a positive weight")
+        raise DomainError(f"{argument}: got only zeros, wanted a positive weight")
     return weights
 
 
-def check_sample_weight(value: Any, rows: int, members: int | None = None) -> Weights | None:
+def check_sample_weight(
+    value: Any, rows: int, members: int | None = None, argument: str = "sample_weight"
+) -> Weights | None:
     """Return float64[rows], finite and none below zero; None stands for no weights.
 
     With `members` also float64[members, rows].
     """
     if value is None:
         return None
-    weights = host_array(value, "sample_weight").astype(np.float64)
+    weights = host_array(value, argument).astype(np.float64)
     if weights.shape not in ((rows,), (rows, 1), (members, rows)):
         each = "" if members is None else f", or ({members}, {rows}), for each network too"
         raise ShapeError(
-            f"sample_weight: got shape {weights.shape}, wanted ({rows},), one for each row of X"
-            f"{each}"
+            f"{argument}: got shape {weights.shape}, wanted ({rows},), one for each row of X{each}"
         )
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         first = weights[bad][0]
-        raise DomainError(f"sample_weight: got {first}, wanted finite numbers >= 0")
-    _check_sum(weights, "sample_weight")
+        raise DomainError(f"{argument}: got {first}, wanted finite numbers >= 0")
+    _check_sum(weights, argument)
     return weights if weights.shape == (members, rows) else weights.reshape(rows)
 
 

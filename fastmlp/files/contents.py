@@ -13,7 +13,7 @@ from fastmlp.atomic_writing import write_atomically
 from fastmlp.dispatch.problems import check_memory, make_problem
 from fastmlp.errors import DTypeError, FastMLPError, ModelFileError
 from fastmlp.files.container import pack
-from fastmlp.history import EpochRecord, History
+from fastmlp.history import NUMBERS, EpochRecord, History
 from fastmlp.state.parameters import aligned
 from fastmlp.state.training_state import TrainingState
 from fastmlp.version import VERSION
@@ -224,14 +224,16 @@ def _describe_history(history: History) -> tuple[Header, Arrays]:
     best = history.best_epoch
     header = {name: getattr(history, name) for name in ("kernel", "device", "metric", "rows")}
     header["best_epoch"] = None if best is None else np.asarray(best).tolist()
-    columns = {f"history.{name}": getattr(history, name) for name in EpochRecord._fields}
+    header["validation"], header["validated"] = history.validation, history._validated()
+    columns = {f"history.{name}": each for name, each in history.values.items()}
     return header, {name: each for name, each in columns.items() if len(each)}
 
 
 def _history(whole: _Given, members: int | None) -> History:
     given = _Given(whole.of(dict, "history"), whole.arrays, f"{whole.name}: history")
-    names = [given.of(str, key) for key in ("kernel", "device", "metric")]
-    history = History(names[0], names[1], names[2], given.number("rows"), members)
+    kernel, device, metric = (given.of(str, key) for key in ("kernel", "device", "metric"))
+    of = given.of(str, "validation") if given.has("validation") else "validation"
+    history = History(kernel, device, metric, given.number("rows"), members, of)
     if given.has("best_epoch"):
         networks = () if members is None else (members,)
         history.best_epoch = given.counts("best_epoch", networks)
@@ -239,15 +241,34 @@ def _history(whole: _Given, members: int | None) -> History:
         return history
     epochs = len(whole.arrays["history.loss"])
     shape = (epochs,) if members is None else (epochs, members)
-    columns = {}
-    for name in EpochRecord._fields:
-        # Those with a default, of the validation, may be missing.
-        if name not in EpochRecord._field_defaults or f"history.{name}" in whole.arrays:
-            size = (epochs,) if name == "seconds" else shape
-            columns[name] = given.array(f"history.{name}", size, np.float64)
+    sizes = {**dict.fromkeys(NUMBERS, shape), "seconds": (epochs,)}
+    numbers = {n: given.array(f"history.{n}", each, np.float64) for n, each in sizes.items()}
+    found = {
+        key: given.array(f"history.{name}", shape, np.float64)
+        for key, name in _validated(given, metric).items()
+    }
     for epoch in range(epochs):
-        # Numbers of one network are plain floats.
-        row = {name: column[epoch] for name, column in columns.items()}
-        plain = {n: float(v) if np.ndim(v) == 0 else v for n, v in row.items()}
-        history._epochs.append(EpochRecord(**plain))
+        record = {name: _plain(column[epoch]) for name, column in numbers.items()}
+        validation = {key: _plain(column[epoch]) for key, column in found.items()}
+        history._epochs.append(EpochRecord(**record, validation=validation or None))
     return history
+
+
+def _plain(number: Any) -> Any:
+    """Return a number of one network as a plain float."""
+    return float(number) if np.ndim(number) == 0 else number
+
+
+def _validated(given: _Given, metric: str) -> dict[tuple[str, str], str]:
+    """Return the sets and metrics of a history, and what their columns are called."""
+    if not given.has("validated"):
+        # Written before there were several: two columns, or none.
+        names = {("validation", "loss"): "validation_loss"}
+        names["validation", metric] = "validation_score"
+        return {key: n for key, n in names.items() if f"history.{n}" in given.arrays}
+    found = {}
+    for key in given.of(list, "validated"):
+        if type(key) is not list or len(key) != 2 or not all(type(each) is str for each in key):
+            raise given.refuse(f"validated={key!r}", "pairs of names")
+        found[key[0], key[1]] = "_".join(key)
+    return found

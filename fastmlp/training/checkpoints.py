@@ -23,6 +23,8 @@ Array = NDArray[Any]
 
 # Settings that are digests, which say nothing to a reader.
 DIGESTS = ("X, y or weights", "validation_data")
+# What files of older versions do not say.
+ADDED = ("metrics",)
 PROGRESS = ("best", "waited", "best_epoch", "trained")
 
 
@@ -205,7 +207,7 @@ def _check_fit(header: dict[str, Any], kind: str, settings: dict[str, str], name
             f"of {kind}; to train a saved model, load it and call fit"
         )
     for key, wanted in settings.items():
-        if found.get(key) != wanted:
+        if found.get(key, wanted if key in ADDED else None) != wanted:
             alike = f"{key}={found.get(key)}, wanted {key}={wanted}"
             raise ModelFileError(
                 f"resume: got {name}, of a fit with "

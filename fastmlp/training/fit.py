@@ -5,7 +5,7 @@ Numbers have an axis of networks, of which a model that is a single network has 
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -17,11 +17,13 @@ from fastmlp.data.admission import Data
 from fastmlp.data.arrays import host_copy
 from fastmlp.data.batches import combine_losses
 from fastmlp.data.shuffling import Orders
+from fastmlp.data.validation import Validation
 from fastmlp.data.weighting import Weights
 from fastmlp.dispatch.planning import Programs, Where, machine_with
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.files.contents import kind_of
 from fastmlp.history import History
+from fastmlp.metrics import Metric, columns, monitors
 from fastmlp.optimizers import Optimizer
 from fastmlp.progress import Report
 from fastmlp.state.finite import largest_magnitude
@@ -36,18 +38,27 @@ from fastmlp.training.checkpoints import (
 from fastmlp.training.inference import evaluate
 from fastmlp.training.trainer import Epoch, Trainer
 
+# What an `EpochEnd` has by names of its own.
+REPORTED = (
+    *("epoch", "values", "loss", "penalty", "learning_rate"),
+    *("validation_loss", "validation_score"),
+)
+
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Options:
-    """The checked arguments of a fit. Of `optimizers` there is one for each network."""
+    """The checked arguments of a fit.
+
+    Of `optimizers` there is one for each network. The first of `metrics` is the score.
+    """
 
     epochs: int
     batch_size: int
     optimizers: tuple[Optimizer, ...]
-    metric: str
+    metrics: tuple[Metric, ...]
     shuffle: bool = True
     weights: Weights | None = None
     l2: float = 0.0
@@ -71,7 +82,7 @@ class Fit:
     together, alone : Programs
         That train all networks, and that evaluate one.
     data : Data
-    validation : Data or None
+    validation : mapping of str to Validation
     options : Options
     members : int or None
         Networks of an ensemble, or None.
@@ -84,7 +95,7 @@ class Fit:
         together: Programs,
         alone: Programs,
         data: Data,
-        validation: Data | None,
+        validation: Mapping[str, Validation],
         options: Options,
         members: int | None,
     ) -> None:
@@ -104,13 +115,15 @@ class Fit:
         )
         self.problem = self.trainer.plan.problem
         chosen, rows = self.trainer.plan.kernel, len(data.X)
-        self.history = History(chosen.name, chosen.device, options.metric, rows, members)
+        first = next(iter(validation), "validation")
+        score = options.metrics[0].name
+        self.history = History(chosen.name, chosen.device, score, rows, members, first)
         # The networks that are still trained.
         self._training = list(range(self.problem.members))
         # Added to the numbers of an epoch: NaN for each network that has stopped.
         self._stopped = np.zeros(self.problem.members)
-        rule, validated = options.early_stopping, validation is not None
-        self.patience = [Patience(rule, validated) for _ in self._training if rule is not None]
+        rule, known = options.early_stopping, monitors(validation, options.metrics)
+        self.patience = [Patience(rule, known) for _ in self._training if rule is not None]
         self.checkpoints: list[CheckpointWriter] = []
         if options.checkpoints or options.resume is not None:
             self._begin_checkpoints(rows, validation)
@@ -128,7 +141,7 @@ class Fit:
         self._scheduled = [member for member, rate in enumerate(rates) if callable(rate)]
         self._rates = np.array([np.nan if callable(rate) else rate for rate in rates])
 
-    def _settings(self, rows: int, validation: Data | None) -> dict[str, str]:
+    def _settings(self, rows: int, validation: Mapping[str, Validation]) -> dict[str, str]:
         """Return what decides the result of the fit, as texts."""
         options = self.options
         optimizers = repr([*dict.fromkeys(options.optimizers)])
@@ -142,11 +155,14 @@ class Fit:
             "shuffle": str(options.shuffle),
             "l2": str(options.l2),
             "early_stopping": str(options.early_stopping),
-            "validation_rows": str(0 if validation is None else len(validation.X)),
-            "validation_data": digest(*(validation or ())[:2]),
+            "validation_rows": str(sum(len(data.X) for data, _ in validation.values())),
+            "validation_data": digest(
+                *(each for data, weights in validation.values() for each in (*data[:2], weights))
+            ),
+            "metrics": ", ".join(columns(validation, options.metrics)),
         }
 
-    def _begin_checkpoints(self, rows: int, validation: Data | None) -> None:
+    def _begin_checkpoints(self, rows: int, validation: Mapping[str, Validation]) -> None:
         """Go on from a checkpoint, if that is wanted and there is one."""
         options, kind = self.options, kind_of(self.model, "Checkpoint")
         settings = self._settings(rows, validation)
@@ -208,8 +224,8 @@ class Fit:
             penalty = combine_losses(epoch.penalties, epoch.weights, reduction)
         loss, penalty, rates = (self._own(each) for each in (loss, penalty, self._last_rates()))
         self.history.record(loss, epoch.seconds, penalty, rates)
-        if self.validation is not None:
-            self._validate(self.validation)
+        if self.validation:
+            self._validate()
         report.epoch()
 
     def _fetch(self) -> None:
@@ -221,12 +237,14 @@ class Fit:
         """Return an epoch's numbers of all networks as the model's: one network's is a float."""
         return float(numbers[0]) if self.members is None else numbers + self._stopped
 
-    def _validate(self, validation: Data) -> None:
-        options = self.options
-        rest = self.problem, options.metric, options.where
-        found = evaluate(self.state.parameters, self.alone, validation, *rest)
-        loss, score = (self._own(np.atleast_1d(each)) for each in found[:2])
-        self.history.record_validation(loss, score)
+    def _validate(self) -> None:
+        options, found = self.options, {}
+        rest = self.problem, options.metrics, options.where
+        for name, rows in self.validation.items():
+            result = evaluate(self.state.parameters, self.alone, rows, *rest)
+            for metric, numbers in {"loss": result.loss, **result.metrics}.items():
+                found[name, metric] = self._own(np.atleast_1d(numbers))
+        self.history.record_validation(found)
 
     def _rate(self, member: int, steps: int = 0) -> float:
         """Return the learning rate of a network's next step, or of one so many steps from it."""
@@ -253,7 +271,7 @@ class Fit:
                 model=self.model,
                 seconds=time.perf_counter() - self._started,
                 epoch_seconds=known["seconds"],
-                **{name: value for name, value in known.items() if name != "seconds"},
+                **{name: known[name] for name in REPORTED},
             )
             for callback in self.options.callbacks:
                 stopping.update(check_answer(callback(event), self.problem.members))

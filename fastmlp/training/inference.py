@@ -4,21 +4,26 @@ Parameters are dtype[P] of one network, or dtype[members, P] of several: results
 axis, the first. The programs are those of a single network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.data.admission import Data
 from fastmlp.data.arrays import host_copy
 from fastmlp.data.batches import CHUNK_ROWS, batch_rows, combine_losses
+from fastmlp.data.validation import Validation
+from fastmlp.data.weighting import row_factors
 from fastmlp.device.mirrors import blank, guarded, resident
 from fastmlp.dispatch.planning import Programs, Where
-from fastmlp.metrics import Evaluation, score
+from fastmlp.metrics import Evaluation, Metric, Predicted
+from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.problem import DeviceMemory, Problem, Program
 
 Array = NDArray[Any]
+
+# Where the batches of a call of one batch begin.
+FIRST = np.zeros(1, dtype=np.int64)
 
 
 def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where: Where) -> Array:
@@ -75,16 +80,31 @@ def rows_that_fit(memory: DeviceMemory, X: Any, outputs: Array) -> int:
 def evaluate(
     parameters: Array,
     programs: Programs,
-    data: Data,
+    rows: Validation,
     problem: Problem,
-    metric: str,
+    metrics: Sequence[Metric],
     where: Where,
 ) -> Evaluation:
-    """Return loss and score of all rows, in chunks that need little memory."""
-    rows, networks = len(data.X), parameters.shape[:-1]
-    sizes = batch_rows(rows, min(rows, CHUNK_ROWS))
-    outputs = np.empty((*networks, rows, problem.sizes[-1]), dtype=problem.dtype)
+    """Return loss and metrics of all rows, in chunks that need little memory.
+
+    Means are weighted where the rows have weights. The first metric is the score.
+    """
+    (data, weights), networks = rows, parameters.shape[:-1]
+    count = len(data.X)
+    sizes = batch_rows(count, min(count, CHUNK_ROWS))
+    # Predictions are other numbers than outputs where the loss has a link, and seldom needed.
+    linked = LOSSES[problem.loss].link is not None and any(each.of_link for each in metrics)
+    outputs = np.empty((*networks, count, problem.sizes[-1]), dtype=problem.dtype)
+    predictions = np.empty_like(outputs) if linked else outputs
     losses = np.empty((*networks, len(sizes)))
+    totals: Array = sizes
+    if weights is not None:
+        # An ensemble of one network has an axis that its parameters do not have.
+        weights = weights if networks else weights.reshape(count)
+        starts = np.cumsum(sizes) - sizes
+        totals = np.add.reduceat(weights, starts, axis=-1)
+        # A network after another, each with its own rows of weights or with those of all.
+        weights = np.broadcast_to(weights, (*networks, count)).reshape(-1, count)
     start = 0
     for chunk, size in enumerate(map(int, sizes)):
         part = slice(start, start + size)
@@ -98,11 +118,27 @@ def evaluate(
             for number, (own, into) in enumerate(_networks(held, outputs)):
                 out = blank(program, into[part])
                 program.forward(own, X, out)
-                losses.reshape(-1, len(sizes))[number, chunk] = program.loss(y)
+                factors = None
+                if weights is not None:
+                    factors = row_factors(plan.problem, weights[number, part], FIRST)[0]
+                losses.reshape(-1, len(sizes))[number, chunk] = program.loss(y, factors)
                 program.to_host(out, into[part])
-    found = combine_losses(losses, sizes, problem.reduction)
+            for own, into in _networks(held, predictions) if linked else ():
+                out = blank(program, into[part])
+                program.predict(own, X, out, True)
+                program.to_host(out, into[part])
+    found = combine_losses(losses, totals, problem.reduction)
+    shape = -1, count, problem.sizes[-1]
+    pairs = zip(outputs.reshape(shape), predictions.reshape(shape), strict=True)
+    kind = linked, data.labels, data.vector
     targets = host_copy(data.y)
-    scores = [score(metric, own, targets, data.labels) for _, own in _networks(parameters, outputs)]
+    predicted = [
+        Predicted(*pair, targets, *kind, None if weights is None else weights[number])
+        for number, pair in enumerate(pairs)
+    ]
+    scores = {each.name: np.array([each.compute(own) for own in predicted]) for each in metrics}
+    name = metrics[0].name
     if networks:
-        return Evaluation(found, np.array(scores), metric)
-    return Evaluation(float(found), scores[0], metric)
+        return Evaluation(found, scores[name], name, scores)
+    alone = {each: float(numbers[0]) for each, numbers in scores.items()}
+    return Evaluation(float(found), alone[name], name, alone)

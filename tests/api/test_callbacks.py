@@ -11,6 +11,7 @@ import pytest
 from fastmlp import MLP, SGD, Adam, EarlyStopping, EpochEnd
 from fastmlp.callbacks import Patience
 from fastmlp.errors import DomainError, DTypeError, UnknownNameError
+from fastmlp.metrics import METRICS, monitors
 from fastmlp.schedules import ExponentialDecay
 
 RNG = np.random.default_rng(4)
@@ -164,7 +165,7 @@ def test_early_stopping_does_not_depend_on_the_scale_of_the_loss():
 
 def observed(rule, values):
     """Return how often each value was waited on: 0 where it counted as an improvement."""
-    patience, found = Patience(rule, True), []
+    patience, found = Patience(rule, monitors(["validation"], [METRICS["r2"]])), []
     for epoch, value in enumerate(values, start=1):
         patience.observe(epoch, value, None)
         found.append(patience.waited)

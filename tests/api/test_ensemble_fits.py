@@ -302,7 +302,8 @@ def test_a_fit_that_may_stop_early_draws_few_orders_ahead(monkeypatch):
 def test_a_history_that_nobody_stopped_is_told_by_its_mean_and_range():
     history = History("cpu.fused", "cpu", "r2", 70, 3)
     history.record(np.array([1.0, np.nan, 3.0]), 1.0, np.zeros(3), np.zeros(3))
-    history.record_validation(np.array([2.0, np.nan, 4.0]), np.array([0.25, np.nan, 0.75]))
+    losses, scores = np.array([2.0, np.nan, 4.0]), np.array([0.25, np.nan, 0.75])
+    history.record_validation({("validation", "loss"): losses, ("validation", "r2"): scores})
     assert history.line() == (
         "loss 2 (1 to 3), validation loss 3 (2 to 4), validation r2 0.5000 (0.2500 to 0.7500)"
     )

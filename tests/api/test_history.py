@@ -44,6 +44,10 @@ def test_history_can_be_plotted(tmp_path):
     assert (tmp_path / "history.png").stat().st_size > 1000
 
 
+def found_of(loss, score):
+    return {("validation", "loss"): loss, ("validation", "r2"): score}
+
+
 def records():
     """Return an empty record of either kind, and the numbers of an epoch and its validation."""
     one, three = History("cpu.fused", "cpu", "r2", 70), np.array([1.0, 2.0, 3.0])
@@ -84,11 +88,11 @@ def test_an_interrupt_anywhere_leaves_columns_of_one_length(kind):
     while goes_on:
         history, numbers, validation = records()[kind]
         history.record(*numbers)
-        history.record_validation(*validation)
+        history.record_validation(found_of(*validation))
 
         def another(history=history, numbers=numbers, validation=validation):
             history.record(*numbers)
-            history.record_validation(*validation)
+            history.record_validation(found_of(*validation))
 
         goes_on = interrupted_at(line, another)
         lengths = {len(getattr(history, name)) for name in COLUMNS}
@@ -101,7 +105,7 @@ def test_an_interrupt_anywhere_leaves_columns_of_one_length(kind):
 def test_an_epoch_without_its_validation_has_none_of_an_earlier_one(kind, tmp_path):
     history, numbers, validation = records()[kind]
     history.record(*numbers)
-    history.record_validation(*validation)
+    history.record_validation(found_of(*validation))
     history.record(*numbers)
     assert (
         np.isnan(history.validation_loss[1]).all() and np.isnan(history.validation_score[1]).all()

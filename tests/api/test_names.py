@@ -24,7 +24,7 @@ KNOWN = {
     "precision": PRECISIONS,
     "reduction": REDUCTIONS,
     "metric": METRICS,
-    "monitor": MONITORS,
+    "monitor": (*MONITORS, *(f"validation_{name}" for name in METRICS)),
     "kernel": [each.name for each in KERNELS],
 }
 

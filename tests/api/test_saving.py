@@ -110,9 +110,7 @@ def test_vectors_columns_and_special_numbers_come_back(tmp_path):
 def test_a_history_with_an_epoch_that_an_interrupt_cut_short(tmp_path):
     model = MLP([4, 5, 1])
     model.fit(X, Y, epochs=2, validation_data=(X, Y))
-    model.history._epochs[-1] = model.history._epochs[-1]._replace(
-        validation_loss=None, validation_score=None
-    )
+    model.history._epochs[-1] = model.history._epochs[-1]._replace(validation=None)
     twin = saved(model, tmp_path)
     np.testing.assert_array_equal(model.history.validation_loss, twin.history.validation_loss)
 

@@ -1,0 +1,104 @@
+"""Callbacks that write a fit down while it runs: to a CSV file, or for TensorBoard."""
+
+import csv
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmlp.callbacks import EpochEnd
+from fastmlp.errors import DTypeError, MissingPackageError, known_keywords
+
+
+def _check_path(path: Any) -> str:
+    if not isinstance(path, str | PathLike):
+        raise DTypeError(f"path: got {path!r}, wanted a path")
+    return fspath(path)
+
+
+@known_keywords
+class CSVLogger:
+    """Write each epoch to a CSV file as soon as it is finished, as `History.to_csv` does.
+
+    Parameters
+    ----------
+    path : path
+        A new fit begins the file anew. One that is resumed writes the epochs before it too.
+
+    Raises
+    ------
+    OSError
+        In the fit, if the file cannot be written. The model keeps its finished epochs.
+
+    Examples
+    --------
+    >>> model.fit(X, y, epochs=500, callbacks=CSVLogger("fit.csv"))  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = _check_path(path)
+        self._history: Any = None
+        self._titles: list[str] = []
+
+    def __call__(self, event: EpochEnd) -> None:
+        """Write the last epoch."""
+        history = event.model.history
+        if history is not self._history:
+            history.to_csv(self.path)
+            self._history, self._titles = history, history._titles()
+            return
+        with Path(self.path).open("a", encoding="utf-8", newline="") as file:
+            lines = history._lines(self._titles, event.epoch - 1)
+            csv.writer(file).writerows([*place, *numbers] for place, numbers in lines)
+
+
+@known_keywords
+class TensorBoard:
+    """Write the numbers of each epoch for TensorBoard, under the names of ``history.values``.
+
+    Of an ensemble each network has its own curve, such as ``validation_loss/3``. The steps of the
+    curves are the epochs of all fits, so a second fit goes on where the first ended.
+
+    Parameters
+    ----------
+    path : path
+        The folder to write to, as ``tensorboard --logdir`` takes it. There is one for each fit that
+        is to have curves of its own.
+
+    Raises
+    ------
+    MissingPackageError
+        If tensorboardX is not installed: ``pip install fastmlp[tensorboard]``.
+
+    Examples
+    --------
+    >>> model.fit(X, y, epochs=500, callbacks=TensorBoard("runs/first"))  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = _check_path(path)
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise MissingPackageError(
+                "TensorBoard: got no tensorboardX, wanted it installed: "
+                "pip install fastmlp[tensorboard]"
+            ) from None
+        self._make: Any = SummaryWriter
+        self._writer: Any = None
+
+    def __call__(self, event: EpochEnd) -> None:
+        """Write the last epoch."""
+        if self._writer is None:
+            # Not before the first epoch: a refused fit leaves no folder.
+            self._writer = self._make(self.path)
+        epochs = np.atleast_1d(event.model.epochs_trained)
+        for name, numbers in event.values.items():
+            if np.ndim(numbers) == 0:
+                self._writer.add_scalar(name, numbers, int(epochs.max()))
+                continue
+            for member in np.flatnonzero(~np.isnan(numbers)).tolist():
+                self._writer.add_scalar(f"{name}/{member}", numbers[member], int(epochs[member]))
+        # A fit may end at any epoch, and nobody tells a callback so.
+        self._writer.flush()
