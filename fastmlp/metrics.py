@@ -158,9 +158,8 @@ def log_loss(predicted: Predicted) -> float:
         there = np.take_along_axis(kept, y.astype(np.int64), axis=1)
         losses = -np.log(there.astype(np.float64))
     elif not predicted.linked:
-        # The rest in the dtype of p, as scikit-learn has it.
-        rest = np.clip(1 - predicted.predictions, epsilon, 1 - epsilon)
-        logarithms = [np.log(each.astype(np.float64)) for each in (kept, rest)]
+        # 1 - p in the dtype of p, as scikit-learn has it.
+        logarithms = [np.log(each.astype(np.float64)) for each in (kept, 1 - kept)]
         losses = -(y * logarithms[0] + (1 - y) * logarithms[1]).mean(axis=1)
     else:
         losses = -(y * np.log(kept.astype(np.float64))).sum(axis=1)
