@@ -10,6 +10,9 @@ import numpy as np
 from fastmlp.callbacks import EpochEnd
 from fastmlp.errors import DTypeError, MissingPackageError, known_keywords
 
+# After how long at most TensorBoard sees an epoch. A thread of tensorboardX writes beside the fit.
+FLUSH_SECONDS = 1
+
 
 def _check_path(path: Any) -> str:
     if not isinstance(path, str | PathLike):
@@ -58,7 +61,8 @@ class TensorBoard:
     """Write the numbers of each epoch for TensorBoard, under the names of ``history.values``.
 
     Of an ensemble each network has its own curve, such as ``validation_loss/3``. The steps of the
-    curves are the epochs of all fits, so a second fit goes on where the first ended.
+    curves are the epochs of all fits, so a second fit goes on where the first ended. TensorBoard
+    sees an epoch about a second later.
 
     Parameters
     ----------
@@ -92,7 +96,7 @@ class TensorBoard:
         """Write the last epoch."""
         if self._writer is None:
             # Not before the first epoch: a refused fit leaves no folder.
-            self._writer = self._make(self.path)
+            self._writer = self._make(self.path, flush_secs=FLUSH_SECONDS)
         epochs = np.atleast_1d(event.model.epochs_trained)
         for name, numbers in event.values.items():
             if np.ndim(numbers) == 0:
@@ -100,5 +104,9 @@ class TensorBoard:
                 continue
             for member in np.flatnonzero(~np.isnan(numbers)).tolist():
                 self._writer.add_scalar(f"{name}/{member}", numbers[member], int(epochs[member]))
-        # A fit may end at any epoch, and nobody tells a callback so.
-        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left, and close the file; the end of the process does it too."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
