@@ -44,7 +44,7 @@ def test_the_readme_runs_as_pasted(tmp_path):
 
 
 def test_the_guide_runs_as_pasted(tmp_path):
-    printed = run_snippets("docs/guide.md", 11, tmp_path).stdout
+    printed = run_snippets("docs/guide.md", 12, tmp_path).stdout
     # The two deliberate mistakes say what was wrong with what.
     assert "binary_cross_entropy is defined for predictions in [0, 1]" in printed
     assert re.search(r"X: got .*5.*wanted .*8", printed)
@@ -58,6 +58,19 @@ def test_the_example_of_pytorch_runs(tmp_path):
     section = text.split("## To PyTorch and back")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"^```py\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     assert run(snippet, tmp_path).stdout == "True\n"
+
+
+def test_the_example_of_optuna_runs_and_prunes(tmp_path):
+    pytest.importorskip("optuna", reason="Optuna is not installed")
+    text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+    section = text.split("### Searching with Optuna")[1].split("\n## ")[0]
+    (snippet,) = re.findall(r"^```py\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    first = re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
+    states = "print([trial.state.name for trial in study.trials])"
+    # Its own warnings are not ours to repair.
+    quiet = "import warnings; warnings.simplefilter('default')"
+    printed = run("\n".join([quiet, first, snippet, states]), tmp_path).stdout
+    assert "'PRUNED'" in printed and printed.count("'COMPLETE'") >= 2
 
 
 def test_the_guide_to_scikit_learn_runs_as_pasted(tmp_path):
