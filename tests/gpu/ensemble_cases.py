@@ -214,6 +214,23 @@ def test_arrays_on_the_gpu_are_used_where_they_are():
     np.testing.assert_array_equal(history.validation_loss[-1], found.loss)
 
 
+def test_weights_metrics_and_a_held_out_part_of_arrays_on_the_gpu():
+    there = cuda.to_device(X), cuda.to_device(Y)
+    ensemble, plain = (Ensemble(CHAIN[0], 2, CHAIN[1]) for _ in range(2))
+    asked = {"metrics": ["mae", "rmse"], "sample_weight": WEIGHTS}
+    rest = {"epochs": 1, "batch_size": 2, "validation_split": 0.4, **asked}
+    history = ensemble.fit(*there, **rest)
+    expected = plain.fit(X, Y, kernel=history.kernel, **rest).values
+    assert history.device == "cuda"
+    for name, column in history.values.items():
+        if name != "seconds":
+            np.testing.assert_array_equal(column, expected[name])
+    found, on_host = ensemble.evaluate(*there, **asked), plain.evaluate(X, Y, device="cpu", **asked)
+    np.testing.assert_allclose(found.loss, on_host.loss, rtol=1e-5)
+    for name, numbers in on_host.metrics.items():
+        np.testing.assert_allclose(found.metrics[name], numbers, rtol=1e-5)
+
+
 def test_an_error_of_the_device_is_raised_in_plain_words(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("[CUDA_ERROR_OUT_OF_MEMORY] Call to cuMemAlloc results in that")
