@@ -24,7 +24,7 @@ from fastmlp.dispatch.planning import Where, asked
 from fastmlp.errors import DomainError, known_keywords
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metrics, monitors
-from fastmlp.optimizers import Optimizer
+from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.progress import shows_progress
 from fastmlp.state.parameters import check_finite_values
 from fastmlp.training.fit import Fit, Options
@@ -46,6 +46,10 @@ class Network(Described):
         if device == "auto" and kernel is None and threads is None:
             return self._where
         return asked(device, kernel, threads, self.threads)
+
+    def _optimizer(self, given: Any) -> Optimizer:
+        """Return a checked optimizer for a network of this shape."""
+        return check_optimizer(given).for_layers(len(self.activations))
 
     def _optimizers(self, given: Any) -> tuple[Optimizer, ...]:
         """Return checked optimizers, one for each network."""
