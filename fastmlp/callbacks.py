@@ -198,9 +198,9 @@ class EarlyStopping:
         for name in ("restore_best", "relative"):
             if not isinstance(getattr(self, name), bool):
                 raise DTypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
-        if self.higher_is_better not in (None, True, False):
-            got = self.higher_is_better
-            raise DTypeError(f"higher_is_better: got {got!r}, wanted True, False or None")
+        higher = self.higher_is_better
+        if higher is not None and not isinstance(higher, bool):
+            raise DTypeError(f"higher_is_better: got {higher!r}, wanted True, False or None")
         if self.monitor is not None and not _may_be_metric(self.monitor):
             found = check_name("monitor", self.monitor, MONITORS)
             object.__setattr__(self, "monitor", found)

@@ -197,7 +197,7 @@ def _members(y: Array, labels: bool, classes: int) -> NDArray[np.bool_]:
 
 
 def _suits_numbers(problem: Problem, data: Any, used: NDArray[np.bool_]) -> str | None:
-    if LOSSES[problem.loss].link is None:
+    if LOSSES[problem.loss].label_rule is None:
         return None
     return f" with {problem.loss}, wanted 'accuracy', 'log_loss' or 'roc_auc'"
 
@@ -219,7 +219,7 @@ def _classes(problem: Problem, data: Any, wanted: str) -> str | None:
 
 def _suits_probabilities(problem: Problem, data: Any, used: NDArray[np.bool_]) -> str | None:
     output = ACTIVATIONS[problem.activations[-1]]
-    if LOSSES[problem.loss].link is None and not PROBABILITY.contains(output.range):
+    if LOSSES[problem.loss].label_rule is None and not PROBABILITY.contains(output.range):
         wanted = "wanted probabilities: 'sigmoid' there, or loss='softmax_cross_entropy'"
         return f" with {output.name!r} at the output, {wanted}"
     targets = host_copy(data.y)
@@ -321,9 +321,9 @@ def check_metrics(
     if metric is not None:
         score = METRICS[check_name("metric", metric, METRICS)]
         _check_suits("metric", score, problem, sets)
-    if metrics is None:
-        return (score,)
     given = metrics if isinstance(metrics, list | tuple) else (metrics,)
+    if metrics is None or not given:
+        return (score,)
     if not sets:
         raise DomainError(
             f"metrics: got {metrics!r} without validation data, wanted validation_data= or "

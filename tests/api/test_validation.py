@@ -13,6 +13,7 @@ from fastmlp import (
     DTypeError,
     EarlyStopping,
     Ensemble,
+    ModelFileError,
     ShapeError,
     UnknownNameError,
     load,
@@ -245,6 +246,13 @@ def test_a_name_stands_for_one_thing(sets, metric, name):
         fresh().fit(X, Y, validation_data=sets, metrics=metric)
 
 
+def test_settings_of_early_stopping_on_a_metric():
+    with pytest.raises(DTypeError, match="higher_is_better: got 1, wanted True"):
+        EarlyStopping(monitor="a_b", higher_is_better=1)
+    history = fresh().fit(X, Y, epochs=1, metrics=[])
+    assert len(history.values) == 4
+
+
 def test_names_of_keras_are_understood():
     rule = EarlyStopping(1, 1e9, "val_rmse", relative=False)
     history = fresh().fit(X, Y, epochs=9, validation_data=HELD, metrics="rmse", early_stopping=rule)
@@ -300,6 +308,18 @@ def test_a_checkpoint_from_before_there_were_metrics_is_resumed(tmp_path):
     again.fit(X, Y, epochs=3, **asked)
     assert again.parameters.tobytes() == whole.parameters.tobytes()
     assert again.history.validation_score.tobytes() == whole.history.validation_score.tobytes()
+
+
+@pytest.mark.parametrize("change", [3, "x", {}, [3], [["near"]], [["near", 3]], [["near", "b"]]])
+def test_a_file_with_other_sets_than_columns_is_refused(change):
+    model = fresh()
+    model.fit(X, Y, epochs=2, validation_data=SETS)
+    header, arrays = describe(Contents(model.template, None, model._state, model.history))
+    header = json.loads(json.dumps(header))
+    assert restore(header, arrays, "whole").history.values.keys() == model.history.values.keys()
+    header["history"]["validated"] = change
+    with pytest.raises(ModelFileError, match="damaged: history: got "):
+        restore(header, arrays, "damaged")
 
 
 def test_files_from_before_there_were_sets_are_read():
