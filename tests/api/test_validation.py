@@ -163,6 +163,24 @@ def test_early_stopping_watches_any_metric_of_any_set(monitor, sign, more):
     assert restored.loss == history.values["near_loss"][best]
 
 
+def test_each_network_stops_by_its_own_metric_as_it_does_alone():
+    rule = EarlyStopping(2, 0.0, "far_rmse")
+    rest = {"epochs": 40, "batch_size": 8, "optimizer": Adam(0.1), "early_stopping": rule}
+    asked = {"validation_data": SETS, "metrics": ["rmse"], **rest}
+    ensemble = fresh(3, seed=4)
+    ensemble.fit(X, Y, **asked)
+    lengths = set()
+    for member, own in enumerate(ensemble):
+        alone = fresh(seed=4 + member)
+        history = alone.fit(X, Y, **asked)
+        assert own.parameters.tobytes() == alone.parameters.tobytes()
+        assert own.history.best_epoch == history.best_epoch
+        found, expected = own.history.values["far_rmse"], history.values["far_rmse"]
+        np.testing.assert_array_equal(found, expected)
+        lengths.add(len(history))
+    assert len(lengths) > 1 and max(lengths) < 40
+
+
 REFUSED = [
     ({"validation_split": 20}, DomainError, "validation_split: got 20, wanted a number between"),
     ({"validation_split": 0.0}, DomainError, "validation_split: got 0.0"),
