@@ -47,13 +47,23 @@ class MLP(Network):
         The coarsest rounding of the factors of matrix products that a kernel may use, as a GPU's
         tensor cores do; sums, parameters and the optimizer's state stay float32. A permission: CPU
         kernels are exact to float32 whatever it says.
-    initializer : str or row, optional
-        For all layers; by default each activation brings the one that suits it.
+    initializer : str or row, or sequence of them, optional
+        One for all layers, or one per layer, of the table `INITIALIZERS`. By default, and where a
+        layer has None, its activation brings the one that suits it. "orthogonal" is PyTorch's
+        ``orthogonal_``; the last bits depend on NumPy's LAPACK.
+    gain : float, or sequence of them
+        What the first weights are multiplied by, of all layers or per layer: see the example.
 
     Attributes
     ----------
     history : History or None
         Of the last `fit`, also of one that was interrupted.
+
+    Examples
+    --------
+    A policy as PPO begins with it, whose first actions hardly depend on what it observes::
+
+        MLP([8, 64, 64, 2], "tanh", initializer="orthogonal", gain=[2**0.5, 2**0.5, 0.01])
     """
 
     _kind = "MLP"
@@ -71,9 +81,10 @@ class MLP(Network):
         reduction: str = "mean",
         precision: str = "float32",
         initializer: Any = None,
+        gain: float | Sequence[float] = 1.0,
     ) -> None:
-        shape = (sizes, activations, loss)
-        self._begin(new_network(*shape, seed, dtype, reduction, precision, initializer))
+        shape, drawn = (sizes, activations, loss), (initializer, gain)
+        self._begin(new_network(*shape, seed, dtype, reduction, precision, *drawn))
 
     def _begin(self, contents: Contents) -> None:
         super()._begin(contents)
