@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fastmlp.optimizers import Adam as Adam
     from fastmlp.optimizers import AdamW as AdamW
     from fastmlp.optimizers import RMSprop as RMSprop
+    from fastmlp.plateau import ReduceOnPlateau as ReduceOnPlateau
     from fastmlp_kernels.algebra import ACTIVATIONS as ACTIVATIONS
     from fastmlp_kernels.algebra import INITIALIZERS as INITIALIZERS
     from fastmlp_kernels.algebra import LOSSES as LOSSES
@@ -58,6 +59,7 @@ _NAMES_OF = {
     "fastmlp.ensemble": ("Ensemble",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
     "fastmlp.callbacks": ("Checkpoint", "EarlyStopping", "EpochEnd"),
+    "fastmlp.plateau": ("ReduceOnPlateau",),
     "fastmlp.dispatch.explanation": ("explain",),
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),

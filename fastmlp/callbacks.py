@@ -205,9 +205,7 @@ class EarlyStopping:
         """Return the name of what is watched, which depends on whether there is validation data."""
         monitor = self.monitor or ("validation_loss" if validated else "loss")
         if monitor != "loss" and not validated:
-            raise DomainError(
-                f"early_stopping: got monitor={monitor!r} without validation_data, wanted both"
-            )
+            raise DomainError(f"monitor: got {monitor!r} without validation_data, wanted both")
         return monitor
 
 

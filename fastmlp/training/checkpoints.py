@@ -37,6 +37,8 @@ class Progress(NamedTuple):
         int64: 1 for a network that is still trained.
     best_parameters : ndarray or None
         dtype[members, P], of networks whose `best_epoch` is not 0.
+    plateau_best, plateau_counts : ndarray or None
+        float64[members] and int64[members, 3]: see `Plateaus.progress`.
     """
 
     best: Array
@@ -44,6 +46,8 @@ class Progress(NamedTuple):
     best_epoch: Array
     trained: Array
     best_parameters: Array | None = None
+    plateau_best: Array | None = None
+    plateau_counts: Array | None = None
 
 
 def progress_of(patience: Sequence[Patience], training: Sequence[int], like: Array) -> Progress:
@@ -223,6 +227,9 @@ def _progress(contents: Contents, arrays: dict[str, Array], name: str) -> Progre
     if "fit.best_parameters" in arrays:
         whole = template.members, template.parameter_count
         wanted["best_parameters"] = whole, np.dtype(template.dtype)
+    if "fit.plateau_best" in arrays:
+        wanted["plateau_best"] = shape, np.float64
+        wanted["plateau_counts"] = (*shape, 3), np.int64
     for key, (size, dtype) in wanted.items():
         array = arrays.get(f"fit.{key}")
         if array is None or array.shape != size or array.dtype != dtype:
