@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastmlp import errors as errors
     from fastmlp import schedules as schedules
     from fastmlp import sklearn as sklearn
+    from fastmlp.averaging import WeightAverage as WeightAverage
     from fastmlp.callbacks import Checkpoint as Checkpoint
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
@@ -60,6 +61,7 @@ _NAMES_OF = {
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
     "fastmlp.callbacks": ("Checkpoint", "EarlyStopping", "EpochEnd"),
     "fastmlp.plateau": ("ReduceOnPlateau",),
+    "fastmlp.averaging": ("WeightAverage",),
     "fastmlp.dispatch.explanation": ("explain",),
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),

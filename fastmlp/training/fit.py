@@ -30,8 +30,11 @@ from fastmlp.state.training_state import TrainingState
 from fastmlp.training.checkpoints import (
     CheckpointWriter,
     digest,
+    keepers,
     progress_of,
     read_checkpoint,
+    restore_states,
+    states_of,
     take_up,
 )
 from fastmlp.training.inference import evaluate
@@ -140,13 +143,15 @@ class Fit:
         """Return what decides the result of the fit, as texts."""
         options = self.options
         optimizers = repr([*dict.fromkeys(options.optimizers)])
+        kept = keepers(options.callbacks)
+        more = {"callbacks": _without_addresses(repr(kept))} if kept else {}
         return {
+            **more,
             "model": repr(self.model),
             "rows": str(rows),
             "X, y or weights": digest(self.data.X, self.data.y, options.weights),
             "batch_size": str(options.batch_size),
-            # A function's address is another in every process.
-            "optimizer": re.sub(r" at 0x[0-9a-f]+", "", optimizers),
+            "optimizer": _without_addresses(optimizers),
             "shuffle": str(options.shuffle),
             "l2": str(options.l2),
             "early_stopping": str(options.early_stopping),
@@ -158,11 +163,14 @@ class Fit:
         """Go on from a checkpoint, if that is wanted and there is one."""
         options, kind = self.options, kind_of(self.model, "Checkpoint")
         settings = self._settings(rows, validation)
+        # What no file can hold is refused now.
+        states_of(options.callbacks)
         self.checkpoints = [CheckpointWriter(each, kind, settings) for each in options.checkpoints]
         found = options.resume and read_checkpoint(options.resume, kind, settings)
         if not found:
             return
         contents, progress = found
+        restore_states(options.callbacks, progress.callbacks)
         self.state.lock.epoch(self.state.adopt, contents.state)
         if contents.history is not None:
             self.history.append(contents.history)
@@ -204,7 +212,8 @@ class Fit:
         self._fetch()
         held = self.state.parameters.reshape(self.problem.members, -1)
         progress = progress_of(self.patience, self._training, held)
-        progress = progress._replace(**self._plateaus.progress())
+        states = states_of(self.options.callbacks)
+        progress = progress._replace(**self._plateaus.progress(), callbacks=states)
         for each in due:
             each.write(self.model._contents(), progress)
 
@@ -346,3 +355,8 @@ class Fit:
         if self.members is not None:
             error.members = tuple(map(int, bad))
         raise error
+
+
+def _without_addresses(text: str) -> str:
+    """Return a text that is the same in every process: there, a function has another address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
