@@ -83,7 +83,9 @@ class Checkpoint:
 
     Each is written when the epoch's other callbacks have been called. A disk that is full does not
     end the fit: a warning is logged, the next epoch tries again, and if the last one fails too, its
-    error is raised after the fit. What callbacks of yours keep is not in the file.
+    error is raised after the fit. What callbacks of yours keep is in the file if they have the
+    methods ``state_dict()``, which returns numbers and arrays by name, and
+    ``load_state_dict(state)``, as `WeightAverage` has; a fit with other ones is refused.
 
     Examples
     --------
@@ -220,20 +222,18 @@ class EarlyStopping:
         validated = len(known) > 1
         monitor = self.monitor or ("validation_loss" if validated else "loss")
         if monitor != "loss" and not validated:
-            raise DomainError(
-                f"early_stopping: got monitor={monitor!r} without validation_data, wanted both"
-            )
+            raise DomainError(f"monitor: got {monitor!r} without validation_data, wanted both")
         name = check_name("monitor", monitor, known)
         higher, asked = known[name], self.higher_is_better
         if higher is None and asked is None:
             raise DomainError(
-                f"early_stopping: got monitor={name!r}, a metric of your own, wanted "
+                f"monitor: got {name!r}, a metric of your own, wanted "
                 "higher_is_better=True or False beside it"
             )
         if None not in (higher, asked) and higher != asked:
             raise DomainError(
-                f"early_stopping: got higher_is_better={asked} with monitor={name!r}, wanted "
-                f"{higher}, which is known of it"
+                f"higher_is_better: got {asked} with monitor={name!r}, wanted {higher}, which is "
+                "known of it"
             )
         return name, bool(asked if higher is None else higher)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.data.admission import Data
-from fastmlp.data.weighting import Weights, row_factors
+from fastmlp.data.weighting import BatchWeights, batch_factors
 from fastmlp.device.mirrors import blank, guarded, resident, written
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
@@ -117,7 +117,7 @@ class Step:
         state: TrainingState,
         data: Data,
         optimizer: Optimizer,
-        weights: Weights | None = None,
+        weights: BatchWeights | None = None,
     ) -> float:
         """Train on a batch of the size that this was made for; return the loss before.
 
@@ -133,7 +133,8 @@ class Step:
         # A finite gradient may still bring parameters to infinity, and a look at all of them is as
         # long as the step of a small network. It is taken where the loss or the rate is far from
         # anything calm, and else before they could have grown from `CALM_PARAMETERS` to infinity.
-        careful = not numbers.unseen
+        # Losses of either sign may cancel each other, and a loss that is near zero is then no sign.
+        careful = not numbers.unseen or (weights is not None and weights.of_losses)
         snapshot = state.snapshot() if careful else None
         if rule != present:
             state.tell_of_change(rule)
@@ -222,13 +223,6 @@ class Step:
                 written(program, state.slots)
 
 
-def batch_factors(problem: Problem, weights: Weights | None) -> Array | None:
-    """Return what multiplies the loss of each row of a single batch; None without weights."""
-    if weights is None:
-        return None
-    return row_factors(problem, weights, np.zeros(1, dtype=np.int64))[0]
-
-
 class Pass:
     """A forward pass, and what the loss and the backward pass need of it.
 
@@ -263,7 +257,7 @@ class Pass:
             program.to_host(out, outputs)
         return outputs
 
-    def loss(self, y: Array, weights: Weights | None = None) -> float:
+    def loss(self, y: Array, weights: BatchWeights | None = None) -> float:
         """Return the loss; its gradient is then what `backward` starts from."""
         factors = batch_factors(self._problem, weights)
         program = self._program
@@ -297,7 +291,7 @@ def value_and_gradient(
     data: Data,
     flat: Array,
     where: Where,
-    weights: Weights | None = None,
+    weights: BatchWeights | None = None,
 ) -> float:
     """Return the loss of a batch and write its gradient to `flat`."""
     rows = len(data.X)

@@ -11,14 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastmlp_kernels.algebra import (
-    ACTIVATIONS,
-    HYPER_WIDTH,
-    LOSSES,
-    OPTIMIZERS,
-    loss_rules,
-    rule_name,
-)
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules, rule_name
+from fastmlp_kernels.algebra.optimizers import HYPER_WIDTH
 
 REDUCTIONS = ("mean", "sum", "batch_mean")
 DTYPES = ("float32", "float64")

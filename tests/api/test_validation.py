@@ -1,12 +1,14 @@
 """Validation of a fit: sets with names, weights, a part that is held out, and what is watched."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastmlp import (
     MLP,
+    SGD,
     Adam,
     Checkpoint,
     DomainError,
@@ -14,6 +16,7 @@ from fastmlp import (
     EarlyStopping,
     Ensemble,
     ModelFileError,
+    ReduceOnPlateau,
     ShapeError,
     UnknownNameError,
     load,
@@ -181,6 +184,22 @@ def test_each_network_stops_by_its_own_metric_as_it_does_alone():
     assert len(lengths) > 1 and max(lengths) < 40
 
 
+@pytest.mark.parametrize(("monitor", "higher"), [("far_rmse", None), ("far_biggest", False)])
+def test_a_plateau_is_one_of_any_metric(monitor, higher):
+    rule = ReduceOnPlateau(0.1, 0.5, patience=2, tolerance=0.0, monitor=monitor)
+    rule = replace(rule, higher_is_better=higher)
+    asked = {"validation_data": SETS, "metrics": ["rmse", biggest], "optimizer": SGD(rule)}
+    history = fresh().fit(X, Y, epochs=30, batch_size=8, **asked)
+    values, rates = history.values[monitor], [0.1]
+    best, waited = np.inf, 0
+    for value in values[:-1]:
+        waited = 0 if value < best else waited + 1
+        best = min(best, value)
+        rates.append(rates[-1] / 2 if waited == 2 else rates[-1])
+        waited %= 2
+    assert history.learning_rate.tolist() == pytest.approx(rates) and rates[-1] < 0.1
+
+
 REFUSED = [
     ({"validation_split": 20}, DomainError, "validation_split: got 20, wanted a number between"),
     ({"validation_split": 0.0}, DomainError, "validation_split: got 0.0"),
@@ -212,7 +231,7 @@ REFUSED = [
     (
         {"early_stopping": EarlyStopping(monitor="validation_rmse")},
         DomainError,
-        "early_stopping: got monitor='validation_rmse' without validation_data",
+        "monitor: got 'validation_rmse' without validation_data",
     ),
     (
         {
@@ -221,7 +240,7 @@ REFUSED = [
             "metrics": biggest,
         },
         DomainError,
-        "monitor='near_biggest', a metric of your own, wanted higher_is_better=True or False",
+        "monitor: got 'near_biggest', a metric of your own, wanted higher_is_better=True or Fa",
     ),
     (
         {
@@ -229,7 +248,7 @@ REFUSED = [
             "validation_data": SETS,
         },
         DomainError,
-        "higher_is_better=False with monitor='near_r2', wanted True",
+        "higher_is_better: got False with monitor='near_r2', wanted True",
     ),
 ]
 
