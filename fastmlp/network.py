@@ -21,11 +21,12 @@ from fastmlp.data.frames import Columns, column_names
 from fastmlp.data.weighting import check_weights
 from fastmlp.dispatch.planning import Programs, Where, asked, check_threads
 from fastmlp.errors import known_keywords
-from fastmlp.files.contents import Contents, kind_of, write
+from fastmlp.files.contents import Contents
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
 from fastmlp.optimizers import Optimizer
 from fastmlp.progress import shows_progress
+from fastmlp.saving import Savable
 from fastmlp.state.parameters import (
     ParameterViews,
     bias_views,
@@ -41,7 +42,7 @@ from fastmlp_kernels.problem import LayerLayout, parameter_layout
 Array = NDArray[Any]
 
 
-class Network:
+class Network(Savable):
     """A network, or several of one shape: see `MLP` and `Ensemble`.
 
     Attributes
@@ -69,24 +70,6 @@ class Network:
         model = cls.__new__(cls)
         model._begin(contents)
         return model
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the model to a file, from which `fastmlp.load` makes it again.
-
-        The file holds the parameters, the optimizer's state and the history, in the safetensors
-        format with a JSON header. It is written beside `path` and moved into place, so that a crash
-        leaves the old file or the new one. A fit of the model in another thread is not disturbed.
-
-        Raises
-        ------
-        MissingPackageError
-            If safetensors is not installed: ``pip install fastmlp[save]``.
-        DTypeError
-            If the model is of a class of your own, which no file can bring back.
-        OSError
-            If the file cannot be written; one that was there is as it was.
-        """
-        write(path, kind_of(self, "save"), self._contents())
 
     def _contents(self) -> Contents:
         parts = self.template, self._members, self._state, self.history
