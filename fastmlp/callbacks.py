@@ -71,6 +71,7 @@ class Checkpoint:
         Epochs from one checkpoint to the next. The end of the fit is always one.
     keep : int
         How many are kept. Those before the last one are called ``path.1``, ``path.2`` and so on.
+        If there are more of them, from a fit that kept more, they are deleted.
 
     Notes
     -----
