@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastmlp.callbacks import Checkpoint as Checkpoint
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
+    from fastmlp.data.chunks import Chunks as Chunks
     from fastmlp.dispatch.explanation import explain as explain
     from fastmlp.dispatch.warming import warmup as warmup
     from fastmlp.ensemble import Ensemble as Ensemble
@@ -58,6 +59,7 @@ _NAMES_OF = {
     "fastmlp.ensemble": ("Ensemble",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
     "fastmlp.callbacks": ("Checkpoint", "EarlyStopping", "EpochEnd"),
+    "fastmlp.data.chunks": ("Chunks",),
     "fastmlp.dispatch.explanation": ("explain",),
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),
