@@ -105,7 +105,9 @@ class Optimizer:
     def settings(self) -> dict[str, Any]:
         """The numbers of its rule by name."""
         common = {*_LIMITS, _LAYER_RATES}
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in common}
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in common
+        }
 
     def rates(self, first: int, count: int) -> float | NDArray[np.float64]:
         """Return the learning rate of `count` steps, the first numbered `first` (from 0).

@@ -328,8 +328,8 @@ class Program(Protocol):
 
         `parameters` dtype[P] and `state` dtype[slots, P] are updated in place. `X` is
         dtype[n, in], `y` dtype[n, target_columns], `order` int64[rows] (indices into X),
-        `hyper` dtype[batches, problem.hyper_columns] (host); the loss of batch k goes to ``losses[k]`` (host,
-        dtype). `control` (host, int64[3]): the epoch ends before the next batch once
+        `hyper` dtype[batches, hyper_columns] (host); the loss of batch k goes to ``losses[k]``
+        (host, dtype). `control` (host, int64[3]): the epoch ends before the next batch once
         ``control[STOP]`` is not 0; ``control[BATCHES]`` counts the finished ones; when a loss, or
         an activation or gradient of a row, is not finite, ``control[STATUS]`` is that batch + 1,
         and it and all later batches change nothing.
@@ -343,7 +343,7 @@ class Program(Protocol):
 
         With more than one member every array but `X` and `y` has one more axis, the first:
         parameters dtype[members, P], state dtype[members, slots, P], order int64[members, rows],
-        hyper dtype[members, batches, problem.hyper_columns], losses dtype[members, batches], control
+        hyper dtype[members, batches, hyper_columns], losses dtype[members, batches], control
         int64[members, 3], and so on. Members stop and fail each for themselves.
         """
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastmlp import MLP, SGD, Adam, AdamW, Ensemble, NonFiniteTrainingError
+from fastmlp import MLP, SGD, Adam, AdamW, Ensemble, NonFiniteTrainingError, clip_gradients
 from fastmlp.errors import DomainError, DTypeError, ShapeError
 
 GENERATOR = np.random.default_rng(0)
@@ -49,7 +49,10 @@ def by_torch(optimizer_of, clip, rates=None):
                 torch.nn.utils.clip_grad_norm_(module.parameters(), clip["clip_norm"])
             optimizer.step()
     return np.concatenate(
-        [np.r_[each.weight.detach().numpy().T.ravel(), each.bias.detach().numpy()] for each in layers]
+        [
+            np.r_[each.weight.detach().numpy().T.ravel(), each.bias.detach().numpy()]
+            for each in layers
+        ]
     )
 
 
@@ -115,7 +118,11 @@ def test_the_parts_of_a_step_give_the_bits_of_the_whole(clip, dtype):
 
 
 def test_networks_of_an_ensemble_are_clipped_each_by_its_own_limit():
-    optimizers = [SGD(0.1, clip_norm=0.05), SGD(0.1), SGD(0.1, clip_value=0.01, layer_rates=[0, 1, 2])]
+    optimizers = [
+        SGD(0.1, clip_norm=0.05),
+        SGD(0.1),
+        SGD(0.1, clip_value=0.01, layer_rates=[0, 1, 2]),
+    ]
     many = Ensemble(SIZES, 3, activations="tanh", dtype="float64")
     alone = [many[member] for member in range(3)]
     rest = {"epochs": 2, "batch_size": 16, "shuffle": False}
@@ -156,3 +163,29 @@ def test_bad_limits_and_rates_are_refused():
     ):
         with pytest.raises(ShapeError, match="layer_rates: got 2, wanted 3"):
             call()
+
+
+def test_gradients_of_several_models_have_one_norm():
+    torch = pytest.importorskip("torch")
+    models = [network(seed) for seed in range(2)]
+    held = [GENERATOR.normal(size=model.parameters.shape) for model in models]
+    tensors = [torch.nn.Parameter(torch.zeros(each.shape, dtype=torch.float64)) for each in held]
+    for model, flat, tensor in zip(models, held, tensors, strict=True):
+        model.gradients.flat[:] = flat
+        tensor.grad = torch.from_numpy(flat.copy())
+    torch.nn.utils.clip_grad_value_(tensors, 0.9)
+    wanted = torch.nn.utils.clip_grad_norm_(tensors, 0.5)
+    norm = clip_gradients([model.gradients for model in models], norm=0.5, value=0.9)
+    assert norm == pytest.approx(float(wanted), rel=1e-14)
+    for model, tensor in zip(models, tensors, strict=True):
+        np.testing.assert_allclose(model.gradients.flat, tensor.grad.numpy(), rtol=1e-13)
+    one = models[0].gradients
+    before = one.flat.copy()
+    assert clip_gradients(one, norm=1e9) == pytest.approx(np.linalg.norm(before), rel=1e-14)
+    assert one.flat.tobytes() == before.tobytes()
+    one.flat[0] = np.inf
+    assert clip_gradients(one, norm=0.5) == np.inf and one.flat[1] == before[1]
+    with pytest.raises(DTypeError, match=r"gradients\[0\]: got ndarray, wanted Gradients"):
+        clip_gradients([before], norm=1.0)
+    with pytest.raises(DomainError, match="norm: got -1"):
+        clip_gradients(one, norm=-1)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastmlp_kernels.algebra.constants import CLIP_MARGIN_HIGH, CLIP_MARGIN_LOW, ONE
 from fastmlp_kernels.algebra.tables import POSITIVE, Interval, Table
 
 # Columns of a table of hyper-parameters: both decays, the limits of the gradient's elements and of
@@ -96,8 +97,10 @@ class OptimizerRule:
 
 
 def clip_scale(squares, limit):
-    """Return what a gradient is multiplied by, for the sum of its squares (float64) and a limit."""
-    return min(1.0, limit / (math.sqrt(squares) + 1e-6))
+    """Return what a gradient is multiplied by, for the sum of its squares and a limit."""
+    # A zero of the right dtype: uncompiled, a root is a Python float, which float32 pulls down.
+    margin = squares - squares + CLIP_MARGIN_HIGH + CLIP_MARGIN_LOW
+    return min(ONE, limit / (math.sqrt(squares) + margin))
 
 
 def sgd(p, g, m, v, h):

@@ -9,6 +9,7 @@ import numpy as np
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH
 from fastmlp_kernels.algebra.optimizers import CLIPPINGS
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.clipping import clip, clip_by_norm
 from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finishing_name
 from fastmlp_kernels.cpu.listed_tiles import (
     COLUMN_ENTRY_BYTES,
@@ -32,7 +33,6 @@ from fastmlp_kernels.cpu.tables import (
     address,
     finishing_tile,
 )
-from fastmlp_kernels.cpu.update import clip, clip_by_norm
 from fastmlp_kernels.problem import Problem, parameter_layout
 
 # Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient.
