@@ -76,7 +76,7 @@ class Checkpoint:
     Notes
     -----
     To resume replaces what the model holds. A fit with other data or arguments is refused, but
-    functions, as of a schedule, are not compared.
+    functions, as of a schedule, are not compared, and of `Chunks` the first one alone is.
 
     Each is written when the epoch's other callbacks have been called. A disk that is full does not
     end the fit: a warning is logged, the next epoch tries again, and if the last one fails too, its
