@@ -49,6 +49,10 @@ class MLP(Network):
         kernels are exact to float32 whatever it says.
     initializer : str or row, optional
         For all layers; by default each activation brings the one that suits it.
+    dropout : float or sequence of float, optional
+        The share of a hidden layer's outputs that each step of `fit` and `step` leaves out, and the
+        others are divided by the rest; one for all hidden layers, or one for each. All other
+        methods use all outputs. The seed and the number of the step decide which.
 
     Attributes
     ----------
@@ -71,9 +75,10 @@ class MLP(Network):
         reduction: str = "mean",
         precision: str = "float32",
         initializer: Any = None,
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
         shape = (sizes, activations, loss)
-        self._begin(new_network(*shape, seed, dtype, reduction, precision, initializer))
+        self._begin(new_network(*shape, seed, dtype, reduction, precision, initializer, dropout))
 
     def _begin(self, contents: Contents) -> None:
         super()._begin(contents)

@@ -74,6 +74,9 @@ class Problem:
     precision : str
         One of `PRECISIONS`: the coarsest rounding that a kernel may use in products of float32
         matrices. A permission: a kernel may be more exact, and float64 is never rounded.
+    dropout : tuple of float
+        The share of each hidden layer's outputs that a training step leaves out; none where empty.
+        `hyper` has the key of each step.
     clipping : str
         One of `CLIPPINGS`: whether the gradient's elements are limited, or its norm too; by how
         much, `hyper` says.
@@ -94,6 +97,7 @@ class Problem:
     batch_size: int = 32
     rows: int = 32
     precision: str = "float32"
+    dropout: tuple[float, ...] = ()
     clipping: str = "none"
     layer_rates: bool = False
     members: int = 1
