@@ -38,9 +38,10 @@ class Chunks:
 
     Notes
     -----
-    While a chunk is trained on, a thread loads the next one: the function is called in that thread,
-    and the memory holds two chunks. A memory map is opened anew for each turn and then closed, so
-    that the pages that were read do not pile up.
+    While a chunk is trained on, a thread loads the next one: a function is called in that thread,
+    and the memory holds two chunks. The first chunk is loaded before the fit too, for the checks.
+    A memory map is opened anew for each turn and then closed, so that the pages that were read do
+    not pile up.
 
     A mini-batch holds rows of one chunk, so the last one of each chunk may be smaller. With
     ``shuffle`` each epoch takes the chunks in an order of its own, and the rows of each chunk too.
