@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from html import escape
-from os import PathLike
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.dispatch.planning import Programs, Where, check_threads
-from fastmlp.files.contents import Contents, kind_of, write
+from fastmlp.files.contents import Contents
+from fastmlp.saving import Savable
 from fastmlp.state.parameters import ParameterViews, bias_views, check_values, weight_views
 from fastmlp.summary import Summary
 from fastmlp_kernels.algebra import LOSSES
@@ -18,7 +18,7 @@ from fastmlp_kernels.problem import LayerLayout, parameter_layout
 Array = NDArray[Any]
 
 
-class Described:
+class Described(Savable):
     """A network, or several of one shape, without what they do: see `Network`."""
 
     # Workspaces and compiled code, which are made again.
@@ -40,24 +40,6 @@ class Described:
         model = cls.__new__(cls)
         model._begin(contents)
         return model
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the model to a file, from which `fastmlp.load` makes it again.
-
-        The file holds the parameters, the optimizer's state and the history, in the safetensors
-        format with a JSON header. It is written beside `path` and moved into place, so that a crash
-        leaves the old file or the new one. A fit of the model in another thread is not disturbed.
-
-        Raises
-        ------
-        MissingPackageError
-            If safetensors is not installed: ``pip install fastmlp[save]``.
-        DTypeError
-            If the model is of a class of your own, which no file can bring back.
-        OSError
-            If the file cannot be written; one that was there is as it was.
-        """
-        write(path, kind_of(self, "save"), self._contents())
 
     def _contents(self) -> Contents:
         parts = self.template, self._members, self._state, self.history

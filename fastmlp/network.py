@@ -14,8 +14,16 @@ from fastmlp.callbacks import (
     check_early_stopping,
     check_resume,
 )
-from fastmlp.data.admission import Data, admit, admit_inputs, admit_validation
+from fastmlp.data.admission import (
+    ChunkedData,
+    Data,
+    admit,
+    admit_chunks,
+    admit_inputs,
+    admit_validation,
+)
 from fastmlp.data.batches import check_batch_size
+from fastmlp.data.chunks import Chunks
 from fastmlp.data.frames import Columns, column_names
 from fastmlp.data.validation import Validation, check_validation, hold_out, validation_of
 from fastmlp.data.weighting import check_weights
@@ -60,7 +68,7 @@ class Network(Described):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: int = 10,
         batch_size: int | None = None,
@@ -87,7 +95,7 @@ class Network(Described):
         ----------
         X, y : array-like (rows, inputs) and (rows, outputs)
             y also as (rows,) of one output or of class labels. Arrays on a GPU, contiguous and of
-            the model's dtype, are used there; "auto" then means "cuda".
+            the model's dtype, are used there; "auto" then means "cuda". `Chunks` stand for both.
         epochs : int; batch_size : int, optional
             Rows of a mini-batch, the last of an epoch maybe fewer; by default 32, or all of fewer.
         optimizer : Optimizer, optional
@@ -127,8 +135,8 @@ class Network(Described):
     def _fit(self, X: Any, y: Any, given: Mapping[str, Any]) -> History:
         """Train, once all arguments of `fit` have been checked, which are `given` by name."""
         where = self._asked(given["device"], given["kernel"], given["threads"])
-        data, where = self._admit(X, y, where)
-        columns, sample_weight = self._columns or column_names(X), given["sample_weight"]
+        data, where, columns = self._admit_rows(X, y, where)
+        sample_weight = given["sample_weight"]
         if given["validation_split"] is None:
             validation = self._admit_validation(given["validation_data"], where, columns)
         else:
@@ -139,7 +147,7 @@ class Network(Described):
         callbacks, checkpoints = check_callbacks(given["callbacks"])
         options = Options(
             epochs=check_integer(given["epochs"], "epochs", 1),
-            batch_size=check_batch_size(given["batch_size"], len(data.X)),
+            batch_size=check_batch_size(given["batch_size"], data.rows),
             optimizers=self._optimizers(given["optimizer"]),
             metrics=metrics,
             shuffle=bool(given["shuffle"]),
@@ -157,7 +165,7 @@ class Network(Described):
 
     def _train(
         self,
-        data: Data,
+        data: Data | ChunkedData,
         validation: dict[str, Validation],
         options: Options,
         columns: Columns | None,
@@ -170,6 +178,15 @@ class Network(Described):
         self.history = run.history
         run.run()
         return run.history
+
+    def _admit_rows(
+        self, X: Any, y: Any, where: Where
+    ) -> tuple[Data | ChunkedData, Where, Columns | None]:
+        """Return checked data of a fit, where it runs, and the names of the columns."""
+        if isinstance(X, Chunks):
+            chunked = admit_chunks(X, y, self.sizes, self._loss, self.dtype, self._columns)
+            return chunked, where, chunked.columns
+        return *self._admit(X, y, where), self._columns or column_names(X)
 
     def _admit(self, X: Any, y: Any, where: Where) -> tuple[Data, Where]:
         return admit(X, y, self.sizes, self._loss, self.dtype, where, self._columns)
@@ -185,9 +202,13 @@ class Network(Described):
         return check_validation(given, admit_set, self._members)
 
     def _hold_out(
-        self, share: Any, beside: Any, data: Data, sample_weight: Any
+        self, share: Any, beside: Any, data: Data | ChunkedData, sample_weight: Any
     ) -> tuple[Data, Any, dict[str, Validation]]:
         """Return what is left to train on, its weights, and a part that is held out."""
+        if isinstance(data, ChunkedData):
+            raise DomainError(
+                f"validation_split: got {share!r} with Chunks, wanted validation_data="
+            )
         if beside is not None:
             raise DomainError(
                 f"validation_split: got {share!r} beside validation_data, wanted one of the two"

@@ -194,7 +194,7 @@ _RATE = "the rate belongs to the optimizer: optimizer=Adam(learning_rate=1e-3)"
 _MOMENTUM = "it belongs to the optimizer: optimizer=SGD(0.01, momentum=0.9)"
 _STOPPING = "did you mean early_stopping=EarlyStopping(patience=10)?"
 _SIZES = "did you mean sizes? All layers stand there, inputs first: MLP([784, 256, 10])"
-_NO_DROPOUT = "there is none; l2=, weight decay and early_stopping= keep a network from overfitting"
+_NO_NORM = "there is none; dropout=, l2= and early_stopping= keep a network from overfitting"
 
 # Keywords of other libraries, with our keyword, or with several where it depends on the call.
 KEYWORDS: Mapping[str, str] = {
@@ -273,8 +273,7 @@ KEYWORD_ANSWERS: Mapping[str, str] = {
     "inputsize": _SIZES,
     "inputdim": _SIZES,
     "outputsize": _SIZES,
-    "dropout": _NO_DROPOUT,
-    "batchnorm": _NO_DROPOUT,
+    "batchnorm": _NO_NORM,
     "patience": _STOPPING,
     "tolerance": _STOPPING,
     "niternochange": _STOPPING,
@@ -282,7 +281,9 @@ KEYWORD_ANSWERS: Mapping[str, str] = {
 }
 
 # The call that each of our keywords belongs to, for one that is given to another call.
-_OF_A_MODEL = ("sizes", "activations", "loss", "seed", "dtype", "reduction", "precision")
+_OF_A_MODEL = (
+    *("sizes", "activations", "loss", "seed", "dtype", "reduction", "precision", "dropout"),
+)
 _OF_A_FIT = (
     *("epochs", "batch_size", "optimizer", "validation_data", "shuffle", "sample_weight"),
     *("validation_split", "metrics"),

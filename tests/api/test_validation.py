@@ -11,6 +11,7 @@ from fastmlp import (
     SGD,
     Adam,
     Checkpoint,
+    Chunks,
     DomainError,
     DTypeError,
     EarlyStopping,
@@ -202,6 +203,11 @@ def test_a_plateau_is_one_of_any_metric(monitor, higher):
 
 REFUSED = [
     ({"validation_split": 20}, DomainError, "validation_split: got 20, wanted a number between"),
+    (
+        {"X": Chunks([(X, Y)]), "y": None, "validation_split": 0.2},
+        DomainError,
+        "validation_split: got 0.2 with Chunks, wanted validation_data=",
+    ),
     ({"validation_split": 0.0}, DomainError, "validation_split: got 0.0"),
     ({"validation_split": "a"}, DTypeError, "validation_split: got 'a'"),
     ({"validation_split": 0.999}, ShapeError, "0.999 of 61 rows, wanted some left to train on"),
@@ -258,7 +264,7 @@ def test_bad_arguments_are_refused_before_anything_changes(asked, error, part):
     model = fresh()
     before = model.parameters.tobytes()
     with pytest.raises(error) as caught:
-        model.fit(X, Y, epochs=1, **asked)
+        model.fit(**{"X": X, "y": Y, "epochs": 1, **asked})
     assert part in str(caught.value)
     assert model.parameters.tobytes() == before and model.history is None
 
