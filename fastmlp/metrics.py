@@ -69,6 +69,11 @@ class Predicted(NamedTuple):
     vector: bool
     weights: Numbers | None
 
+    @property
+    def means(self) -> Array:
+        """The outputs that stand for targets: of a loss with several for each, the first ones."""
+        return self.outputs if self.labels else self.outputs[:, : self.y.shape[1]]
+
     def mean(self, values: Array) -> Any:
         """Return the mean over the rows, which is weighted where they have weights."""
         return np.average(values, axis=0, weights=self.weights)
@@ -107,7 +112,7 @@ def accuracy(predicted: Predicted) -> float:
     Where a row has one class, as a label or one-hot, it is compared with the largest output.
     Otherwise each output counts for itself: it is right on its target's side of 0.5.
     """
-    outputs, y = predicted.outputs, predicted.y
+    outputs, y = predicted.means, predicted.y
     if predicted.labels:
         right = outputs.argmax(axis=1) == y[:, 0]
     elif outputs.shape[1] > 1 and np.allclose(y.sum(axis=1), 1.0, atol=1e-3):
@@ -126,7 +131,7 @@ def r2(predicted: Predicted) -> float:
     """
     wanted, weights = predicted.y.astype(np.float64), predicted.weights
     share = 1.0 if weights is None else weights[:, None]
-    residual = (share * np.square(predicted.outputs - wanted)).sum(axis=0)
+    residual = (share * np.square(predicted.means - wanted)).sum(axis=0)
     spread = (share * np.square(wanted - predicted.mean(wanted))).sum(axis=0)
     constant = spread == 0
     explained = 1.0 - residual / np.where(constant, 1.0, spread)
@@ -144,7 +149,7 @@ def rmse(predicted: Predicted) -> float:
 
 
 def _errors(predicted: Predicted) -> Numbers:
-    return predicted.outputs.astype(np.float64) - predicted.y
+    return predicted.means.astype(np.float64) - predicted.y
 
 
 def log_loss(predicted: Predicted) -> float:
