@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from fastmlp.history import History as History
     from fastmlp.loading import from_torch as from_torch
     from fastmlp.loading import load as load
+    from fastmlp.losses import BinaryFocal as BinaryFocal
+    from fastmlp.losses import GaussianNLL as GaussianNLL
+    from fastmlp.losses import Huber as Huber
+    from fastmlp.losses import Quantile as Quantile
+    from fastmlp.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from fastmlp.metrics import Evaluation as Evaluation
     from fastmlp.model import MLP as MLP
     from fastmlp.optimizers import SGD as SGD
@@ -57,6 +62,13 @@ _NAMES_OF = {
     "fastmlp.model": ("MLP",),
     "fastmlp.ensemble": ("Ensemble",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
+    "fastmlp.losses": (
+        "BinaryFocal",
+        "GaussianNLL",
+        "Huber",
+        "Quantile",
+        "SoftmaxCrossEntropy",
+    ),
     "fastmlp.callbacks": ("Checkpoint", "EarlyStopping", "EpochEnd"),
     "fastmlp.dispatch.explanation": ("explain",),
     "fastmlp.dispatch.warming": ("warmup",),

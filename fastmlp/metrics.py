@@ -28,7 +28,7 @@ def check_metric(metric: object, loss: Any, data: Data | None = None) -> str:
     if metric is None:
         return str(loss.metric)
     name = check_name("metric", metric, METRICS)
-    if name == "r2" and loss.link is not None:
+    if name == "r2" and loss.label_rule is not None:
         raise DomainError(f"metric: got 'r2' with {loss.name}, wanted 'accuracy'")
     if name == "accuracy" and loss.metric != "accuracy" and data is not None:
         # Sigmoids under a squared error classify too. Every target is then 0 or 1.
@@ -71,6 +71,9 @@ def r2(predictions: NDArray[Any], targets: NDArray[Any]) -> float:
 
 def score(metric: str, predictions: NDArray[Any], targets: NDArray[Any], labels: bool) -> float:
     """Return the score that `metric` names."""
+    if not labels:
+        # Of a loss that has several outputs for a target, the first are the predicted means.
+        predictions = predictions[:, : targets.shape[1]]
     if metric == "accuracy":
         return accuracy(predictions, targets, labels)
     return r2(predictions, targets)

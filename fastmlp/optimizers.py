@@ -6,20 +6,19 @@ The classes below are written out, so that type checkers read their signatures. 
 rule is made from its row in the table of optimizers (`OptimizerRule.public`).
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, make_dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fastmlp.arguments import check_within
 from fastmlp.errors import DomainError, DTypeError, check_name, known_keywords
 from fastmlp.schedules import rates_of
 from fastmlp_kernels.algebra import OPTIMIZERS, OptimizerRule, hyper_table
 from fastmlp_kernels.algebra.optimizers import RANGES
-from fastmlp_kernels.algebra.tables import NON_NEGATIVE, POSITIVE, Interval
+from fastmlp_kernels.algebra.tables import NON_NEGATIVE
 
 Rate = float | Callable[[int], float]
 
@@ -37,9 +36,8 @@ class Optimizer:
                 if not isinstance(value, bool):
                     raise DTypeError(f"{field.name}: got {value!r}, wanted True or False")
             elif not (field.name == "learning_rate" and callable(value)):
-                _check_number(field.name, value)
-                # float() so that NumPy scalars and integers leave no trace in the settings.
-                object.__setattr__(self, field.name, float(value))
+                # A float, so that NumPy scalars and integers leave no trace in the settings.
+                object.__setattr__(self, field.name, _check_number(field.name, value))
 
     @property
     def rule(self) -> str:
@@ -78,17 +76,9 @@ class Optimizer:
         return hyper_table(OPTIMIZERS[self.rule], settings, first, count, dtype, penalty)
 
 
-_WANTED = {POSITIVE: "a finite number > 0", NON_NEGATIVE: "a finite number >= 0"}
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        rate = " or a schedule, a callable step -> rate" if name == "learning_rate" else ""
-        raise DTypeError(f"{name}: got {value!r}, wanted a number{rate}")
-    number, allowed = float(value), RANGES.get(name, NON_NEGATIVE)
-    if not (math.isfinite(number) and allowed.contains(Interval(number, number, True, True))):
-        wanted = _WANTED.get(allowed, f"a number in {allowed}")
-        raise DomainError(f"{name}: got {value!r}, wanted {wanted}")
+def _check_number(name: str, value: object) -> float:
+    rate = " or a schedule, a callable step -> rate" if name == "learning_rate" else ""
+    return check_within(value, name, RANGES.get(name, NON_NEGATIVE), rate)
 
 
 @known_keywords
