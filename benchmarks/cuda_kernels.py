@@ -85,8 +85,12 @@ def layered_signature(name: str, dtype: str) -> tuple[Any, ...]:
         "sum_losses": (vector, number, vector, number, indices),
         "check_finite": (vector, vector, number, vector, indices, indices),
         "predict_rows": (matrix, number),
-        "update": (*[vector] * 4, mask, number, matrix, indices, indices, places, halves),
+        "update": (
+            *(*[vector] * 4, mask, halves, number, matrix, vector),
+            *(indices, indices, places, halves),
+        ),
         "sum_squares": (vector, mask, vector, indices, vector, places),
+        "clip_by_norm": (vector, matrix, indices, indices, vector, vector, places),
         "gather_rows": (
             *(matrix, matrix, indices, indices, number, number),
             *(matrix, matrix, half_rows),

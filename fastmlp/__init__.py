@@ -73,7 +73,7 @@ _NAMES_OF = {
     "fastmlp.dispatch.explanation": ("explain",),
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),
-    "fastmlp.gradients": ("Gradients",),
+    "fastmlp.gradients": ("Gradients", "clip_gradients"),
     "fastmlp.loading": ("load", "from_torch"),
     "fastmlp.metrics": ("Evaluation",),
     "fastmlp.errors": (

@@ -14,7 +14,7 @@ from fastmlp.files.contents import Contents
 from fastmlp.initialization import new_network
 from fastmlp.model import MLP
 from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer, check_optimizer
+from fastmlp.optimizers import Optimizer
 
 Array = NDArray[Any]
 
@@ -69,13 +69,13 @@ class Ensemble(Network):
         """Return one optimizer a network, all of one rule; one may stand for all of them."""
         members = len(self)
         if not isinstance(given, list | tuple):
-            return (check_optimizer(given),) * members
+            return (self._optimizer(given),) * members
         if len(given) != members:
             raise ShapeError(
                 f"optimizer: got {len(given)} of them, wanted one, or {members}, one for each "
                 "network"
             )
-        checked = tuple(check_optimizer(each) for each in given)
+        checked = tuple(self._optimizer(each) for each in given)
         rules = dict.fromkeys(each.rule for each in checked)
         if len(rules) > 1:
             raise DomainError(

@@ -1,9 +1,14 @@
 """Gradients of a network: one flat vector, and views of it by layer."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.arguments import check_number
+from fastmlp.errors import DTypeError
 from fastmlp.state.parameters import ParameterViews, check_values
 
 
@@ -55,3 +60,64 @@ class Gradients:
 
     def __repr__(self) -> str:
         return f"<Gradients of {self.flat.size:,} parameters in {len(self.weights)} layers>"
+
+
+def clip_gradients(
+    gradients: Iterable[Gradients] | Gradients,
+    *,
+    norm: float | None = None,
+    value: float | None = None,
+) -> float:
+    """Limit gradients in place, those of several models by one norm; return the norm before.
+
+    Each element is limited first, then all are multiplied by ``norm / (their norm + 1e-6)`` if that
+    is less than 1, as `torch.nn.utils.clip_grad_norm_` does. The `clip_norm` of an optimizer does
+    the same for one model, in compiled code.
+
+    Parameters
+    ----------
+    gradients : Gradients, or several
+        ``model.gradients``, or of `MLP.value_and_grad`.
+    norm, value : float, optional
+        The largest norm of all elements together, and the largest magnitude of each.
+
+    Returns
+    -------
+    float
+        The norm once elements are limited; infinite or NaN where an element is, and then nothing
+        is multiplied.
+
+    Raises
+    ------
+    DTypeError, DomainError
+        If an argument is something else.
+
+    Examples
+    --------
+    >>> from fastmlp import MLP, clip_gradients
+    >>> actor, critic = MLP([4, 8, 2]), MLP([4, 8, 1])
+    >>> actor.gradients.flat[:] = 3.0
+    >>> critic.gradients.flat[:] = 4.0
+    >>> before = clip_gradients([actor.gradients, critic.gradients], norm=0.5)
+    """
+    several = [gradients] if isinstance(gradients, Gradients) else list(gradients)
+    for index, each in enumerate(several):
+        if not isinstance(each, Gradients):
+            raise DTypeError(
+                f"gradients[{index}]: got {type(each).__name__}, wanted Gradients, such as "
+                "model.gradients"
+            )
+    limits = {"norm": norm, "value": value}
+    checked = {
+        name: None if limit is None else check_number(limit, name) for name, limit in limits.items()
+    }
+    if checked["value"] is not None:
+        for each in several:
+            np.clip(each.flat, -checked["value"], checked["value"], out=each.flat)
+    flats = [np.asarray(each.flat, dtype=np.float64) for each in several]
+    before = math.sqrt(sum(float(flat @ flat) for flat in flats))
+    if checked["norm"] is not None and math.isfinite(before):
+        scale = min(1.0, checked["norm"] / (before + 1e-6))
+        for each in several:
+            each.flat *= scale
+    return before

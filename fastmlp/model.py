@@ -16,7 +16,7 @@ from fastmlp.files.contents import Contents
 from fastmlp.gradients import Gradients
 from fastmlp.initialization import new_network
 from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer, check_optimizer
+from fastmlp.optimizers import Optimizer
 from fastmlp.pytorch import check_state, make_module, state_names
 from fastmlp.state.parameters import ParameterViews, aligned_zeros, bias_views, weight_views
 from fastmlp.training import steps
@@ -89,7 +89,7 @@ class MLP(Network):
         self._kernel: str | None = None
 
     def _optimizers(self, given: Any) -> tuple[Optimizer, ...]:
-        return (check_optimizer(given),)
+        return (self._optimizer(given),)
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the parameters by the names and in the shapes of PyTorch.
@@ -149,13 +149,13 @@ class MLP(Network):
         rest = (self.template.sizes, self._loss, self._state.parameters.dtype)
         data, where = admit(X, y, *rest, self._where, self._columns)
         weights = check_sample_weight(sample_weight, len(data.X))
-        chosen = check_optimizer(optimizer)
+        chosen = self._optimizer(optimizer)
         return self._state.lock.change("step", self._take_step, data, chosen, weights, where)
 
     def _take_step(self, data: Data, optimizer: Optimizer, weights: Any, where: Where) -> float:
         # Taken out while it is used: one that an exception leaves halfway is not believed again.
         step, self._step = self._step, None
-        batch = (len(data.X), data.labels, optimizer.rule, where)
+        batch = (len(data.X), data.labels, optimizer.update, where)
         if step is None or step.serves != batch:
             if step is not None:
                 step.end()
@@ -260,7 +260,7 @@ class MLP(Network):
 
     def apply(self, optimizer: Optimizer | str | None = None) -> None:
         """Take one step of the optimizer along the accumulated gradients."""
-        self._state.lock.change("apply", self._apply, check_optimizer(optimizer))
+        self._state.lock.change("apply", self._apply, self._optimizer(optimizer))
 
     def _apply(self, optimizer: Optimizer) -> None:
         flat = self.gradients.flat

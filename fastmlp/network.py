@@ -24,7 +24,7 @@ from fastmlp.errors import known_keywords
 from fastmlp.files.contents import Contents, kind_of, write
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
-from fastmlp.optimizers import Optimizer
+from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.progress import shows_progress
 from fastmlp.state.parameters import (
     ParameterViews,
@@ -196,6 +196,10 @@ class Network:
     @biases.setter
     def biases(self, values: Any) -> None:
         self.biases.assign(values)
+
+    def _optimizer(self, given: Any) -> Optimizer:
+        """Return a checked optimizer for a network of this shape."""
+        return check_optimizer(given).for_layers(len(self.activations))
 
     def _optimizers(self, given: Any) -> tuple[Optimizer, ...]:
         """Return checked optimizers, one for each network."""

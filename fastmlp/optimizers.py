@@ -6,48 +6,106 @@ The classes below are written out, so that type checkers read their signatures. 
 rule is made from its row in the table of optimizers (`OptimizerRule.public`).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, make_dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastmlp.arguments import check_within
-from fastmlp.errors import DomainError, DTypeError, check_name, known_keywords
+from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, known_keywords
 from fastmlp.schedules import rates_of
 from fastmlp_kernels.algebra import OPTIMIZERS, OptimizerRule, hyper_table
-from fastmlp_kernels.algebra.optimizers import RANGES
+from fastmlp_kernels.algebra.optimizers import CLIPPINGS, RANGES
 from fastmlp_kernels.algebra.tables import NON_NEGATIVE
 
 Rate = float | Callable[[int], float]
 
 _SWITCHES = ("nesterov", "rate_in_velocity", "epsilon_hat")
+# None stands for no limit, and for one rate.
+_LIMITS, _LAYER_RATES = ("clip_norm", "clip_value"), "layer_rates"
+
+
+class Update(NamedTuple):
+    """What kernels have to know of an optimizer before they are given its numbers.
+
+    Attributes
+    ----------
+    rule : str
+        Row of the table of optimizers.
+    clipping : str
+        One of ``CLIPPINGS``.
+    layer_rates : bool
+        Whether each layer has numbers of its own.
+    """
+
+    rule: str = "sgd"
+    clipping: str = "none"
+    layer_rates: bool = False
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What the optimizers have in common: numbers that are checked when they are set."""
+    """What the optimizers have in common: numbers that are checked when they are set.
+
+    Parameters
+    ----------
+    clip_norm : float, optional
+        The largest norm that a gradient may have, of all parameters together: a longer one is
+        multiplied by ``clip_norm / (norm + 1e-6)``, as `torch.nn.utils.clip_grad_norm_` does.
+        Neither `l2` nor `weight_decay` is part of it.
+    clip_value : float, optional
+        The largest magnitude of an element of a gradient, before the norm is taken.
+    layer_rates : sequence of float, optional
+        What the learning rate is multiplied by, for each layer from the input on. A layer of rate 0
+        is frozen: its parameters stay.
+    """
+
+    clip_norm: float | None = field(default=None, kw_only=True)
+    clip_value: float | None = field(default=None, kw_only=True)
+    layer_rates: Sequence[float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in _SWITCHES:
+        for each in fields(self):
+            name, value = each.name, getattr(self, each.name)
+            if name in _SWITCHES:
                 if not isinstance(value, bool):
-                    raise DTypeError(f"{field.name}: got {value!r}, wanted True or False")
-            elif not (field.name == "learning_rate" and callable(value)):
+                    raise DTypeError(f"{name}: got {value!r}, wanted True or False")
+            elif name == _LAYER_RATES:
+                object.__setattr__(self, name, _check_layer_rates(value))
+            elif not (
+                (name == "learning_rate" and callable(value)) or (name in _LIMITS and value is None)
+            ):
                 # A float, so that NumPy scalars and integers leave no trace in the settings.
-                object.__setattr__(self, field.name, _check_number(field.name, value))
+                object.__setattr__(self, name, _check_number(name, value))
 
     @property
     def rule(self) -> str:
         """The name of its row in the table of optimizers."""
         return type(self).__name__.lower()
 
+    def __repr__(self) -> str:
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        common = {name: given.pop(name) for name in (*_LIMITS, _LAYER_RATES)}
+        given |= {name: value for name, value in common.items() if value is not None}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+
+    @cached_property
+    def update(self) -> Update:
+        """What kernels have to know of it: see `Update`."""
+        limits = ("norm", self.clip_norm), ("value", self.clip_value)
+        clipping = next((name for name, limit in limits if limit is not None), "none")
+        return Update(self.rule, clipping, self.layer_rates is not None)
+
     @property
     def settings(self) -> dict[str, Any]:
-        """Its numbers by name."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        """The numbers of its rule by name."""
+        common = {*_LIMITS, _LAYER_RATES}
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in common
+        }
 
     def rates(self, first: int, count: int) -> float | NDArray[np.float64]:
         """Return the learning rate of `count` steps, the first numbered `first` (from 0).
@@ -70,10 +128,37 @@ class Optimizer:
             )
         return rates
 
-    def hyper(self, first: int, count: int, dtype: DTypeLike, penalty: Any = 0.0) -> NDArray[Any]:
-        """Return the table of hyper-parameters that kernels take; see `algebra.hyper_table`."""
-        settings = {**self.settings, "learning_rate": self.rates(first - 1, count)}
-        return hyper_table(OPTIMIZERS[self.rule], settings, first, count, dtype, penalty)
+    def hyper(
+        self,
+        first: int,
+        count: int,
+        dtype: DTypeLike,
+        penalty: Any = 0.0,
+        layers: int | None = None,
+    ) -> NDArray[Any]:
+        """Return the table of hyper-parameters that kernels take; see `algebra.hyper_table`.
+
+        With `layers`, each layer's are side by side.
+        """
+        rates = self.rates(first - 1, count)
+        limits = {name: getattr(self, name) for name in _LIMITS}
+
+        def table(factor: float) -> NDArray[Any]:
+            settings = {**self.settings, **limits, "learning_rate": factor * rates}
+            return hyper_table(OPTIMIZERS[self.rule], settings, first, count, dtype, penalty)
+
+        if layers is None:
+            return table(1.0)
+        return np.hstack([table(each) for each in self.layer_rates or [1.0] * layers])
+
+    def for_layers(self, layers: int) -> "Optimizer":
+        """Return the optimizer itself, if its `layer_rates` are as many."""
+        if self.layer_rates is not None and len(self.layer_rates) != layers:
+            raise ShapeError(
+                f"layer_rates: got {len(self.layer_rates)}, wanted {layers}, one for each layer of "
+                "weights"
+            )
+        return self
 
 
 def _check_number(name: str, value: object) -> float:
@@ -81,8 +166,24 @@ def _check_number(name: str, value: object) -> float:
     return check_within(value, name, RANGES.get(name, NON_NEGATIVE), rate)
 
 
+def _check_layer_rates(given: Any) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    wanted = "wanted a sequence of numbers, one for each layer of weights: (0, 0.1, 1)"
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        raise DTypeError(f"layer_rates: got {given!r}, {wanted}")
+    return tuple(_check_number(f"layer_rates[{k}]", each) for k, each in enumerate(given))
+
+
+def joint_update(optimizers: Sequence[Optimizer]) -> Update:
+    """Return what kernels have to know of optimizers of one rule, one for each network."""
+    updates = {each.update for each in optimizers}
+    clipping = max((each.clipping for each in updates), key=CLIPPINGS.index)
+    return Update(optimizers[0].rule, clipping, any(each.layer_rates for each in updates))
+
+
 @known_keywords
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum and Nesterov's look-ahead if asked.
 
@@ -122,7 +223,7 @@ class SGD(Optimizer):
 
 
 @known_keywords
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adam(Optimizer):
     """Adam; `weight_decay` is added to the gradient.
 
@@ -140,7 +241,7 @@ class Adam(Optimizer):
 
 
 @known_keywords
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay."""
 
@@ -152,7 +253,7 @@ class AdamW(Optimizer):
 
 
 @known_keywords
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RMSprop(Optimizer):
     """Gradient descent scaled by a running root mean square of the gradient."""
 
@@ -163,7 +264,7 @@ class RMSprop(Optimizer):
 
 
 @known_keywords
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adagrad(Optimizer):
     """Gradient descent scaled by the root of the sum of all squared gradients."""
 
@@ -196,6 +297,7 @@ def _make(row: OptimizerRule) -> type[Optimizer]:
             "rule": row.name,
         },
         frozen=True,
+        repr=False,
     )
     return known_keywords(made)
 

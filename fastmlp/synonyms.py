@@ -247,6 +247,11 @@ KEYWORD_ANSWERS: Mapping[str, str] = {
     "learningrate": _RATE,
     "momentum": _MOMENTUM,
     "nesterov": _MOMENTUM,
+    **dict.fromkeys(
+        ("clipnorm", "globalclipnorm", "maxnorm", "maxgradnorm", "gradclip"),
+        "did you mean clip_norm= of the optimizer: Adam(clip_norm=1.0)?",
+    ),
+    "clipvalue": "did you mean clip_value= of the optimizer: Adam(clip_value=0.5)?",
     "weightdecay": "it belongs to the optimizer: optimizer=AdamW(weight_decay=0.01)",
     "betas": "did you mean beta1 and beta2, two numbers?",
     "hidden": _SIZES,

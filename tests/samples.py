@@ -125,6 +125,24 @@ def weights(problem: Problem, generator: np.random.Generator) -> np.ndarray:
     return parameters.astype(problem.dtype)
 
 
+def hyper_of(problem: Problem, learning_rate: float | None = None) -> np.ndarray:
+    """Return the hyper-parameters of an epoch; limits that some of a gradient exceeds."""
+    settings = SETTINGS[problem.optimizer]
+    if learning_rate is not None:
+        settings = settings | {"learning_rate": learning_rate}
+    if problem.clipping != "none":
+        settings = settings | {"clip_value": 0.1}
+    if problem.clipping == "norm":
+        settings = settings | {"clip_norm": 0.05}
+    layers = len(problem.activations) if problem.layer_rates else 1
+    tables = []
+    for index in range(layers):
+        rate = settings["learning_rate"] * (1 + index)
+        own, rest = settings | {"learning_rate": rate}, (1, problem.batches, problem.dtype)
+        tables.append(hyper_table(OPTIMIZERS[problem.optimizer], own, *rest, penalty=0.02))
+    return np.hstack(tables)
+
+
 def sample(
     problem: Problem,
     seed: int = 0,
@@ -141,14 +159,7 @@ def sample(
         X=generator.normal(0, 1, (rows, problem.sizes[0])).astype(problem.dtype),
         y=targets(problem, rows, generator),
         order=generator.permutation(rows)[: problem.rows].astype(np.int64),
-        hyper=hyper_table(
-            OPTIMIZERS[problem.optimizer],
-            SETTINGS[problem.optimizer],
-            1,
-            problem.batches,
-            problem.dtype,
-            penalty=0.02,
-        ),
+        hyper=hyper_of(problem),
         losses=np.full(problem.batches, np.nan, problem.dtype),
         control=np.zeros(CONTROL_WORDS, np.int64),
         factors=row_factors(problem, generator) if weighted else None,

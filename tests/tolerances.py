@@ -17,7 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rule
-from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
+from fastmlp_kernels.algebra.optimizers import (
+    BIAS_DECAY,
+    CLIP_NORM,
+    CLIP_VALUE,
+    HYPER_WIDTH,
+    RULE_START,
+    WEIGHT_DECAY,
+    clip_scale,
+)
 from fastmlp_kernels.problem import Problem, parameter_layout
 from fastmlp_kernels.reference import elementwise
 
@@ -312,6 +320,22 @@ def pulled_back(problem: Problem, parameters, X, upstream) -> tuple[Bounded, Bou
         return backward(problem, parameters, passed, dA, problem.activations)
 
 
+def clipped(problem: Problem, gradient: Bounded, hyper) -> Bounded:
+    """Return a gradient whose elements and norm are limited."""
+    if problem.clipping == "none":
+        return gradient
+    limit = hyper[CLIP_VALUE]
+    # A limit brings no two numbers further apart.
+    g, error = np.clip(gradient.value, -limit, limit), gradient.error
+    if problem.clipping == "value":
+        return Bounded(g, error)
+    norm, unit = np.linalg.norm(g), Precision(problem.dtype).unit
+    scale = clip_scale(norm**2, hyper[CLIP_NORM])
+    # The norm is off by at most that of the errors, and by the roundings of a sum of so many.
+    off = np.linalg.norm(error) / norm + (len(g) + RULE_ROUNDINGS) * unit
+    return Bounded(scale * g, scale * (error + np.abs(g) * off))
+
+
 def updated(problem: Problem, parameters, gradient: Bounded, state, hyper) -> tuple:
     """Return the parameters, and a list of the state's rows, after one optimizer step."""
     unit = Precision(problem.dtype).unit
@@ -320,16 +344,18 @@ def updated(problem: Problem, parameters, gradient: Bounded, state, hyper) -> tu
     slots = [np.asarray(row, dtype=np.float64) for row in state]
     m, v = [*slots, np.zeros_like(p), np.zeros_like(p)][:2]
     hyper = np.asarray(hyper, dtype=np.float64)
-    h = tuple(hyper[RULE_START:])
-    decay = np.empty_like(p)
-    for layer in parameter_layout(problem.sizes):
-        decay[layer.weight], decay[layer.bias] = hyper[WEIGHT_DECAY], hyper[BIAS_DECAY]
+    decay, numbers = np.empty_like(p), []
+    for index, layer in enumerate(parameter_layout(problem.sizes)):
+        own = hyper[index * HYPER_WIDTH :] if problem.layer_rates else hyper
+        decay[layer.weight], decay[layer.bias] = own[WEIGHT_DECAY], own[BIAS_DECAY]
+        numbers += [tuple(own[RULE_START:HYPER_WIDTH])] * ((layer.fan_in + 1) * layer.fan_out)
 
     def apply(g, m, v):
         g = g + decay * p
-        rows = [rule(*row, h) for row in zip(p, g, m, v, strict=True)]
+        rows = [rule(*row, h) for *row, h in zip(p, g, m, v, numbers, strict=True)]
         return np.array(rows).T
 
+    gradient = clipped(problem, gradient, hyper)
     g = gradient.value
     reach = gradient.error + RULE_ROUNDINGS * unit * (np.abs(g) + np.abs(p * decay))
     centre = apply(g, m, v)

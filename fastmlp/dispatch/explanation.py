@@ -12,6 +12,7 @@ from fastmlp.dispatch.planning import (
     machine_with,
     plan,
     readable_time,
+    updated_by,
 )
 from fastmlp.errors import DTypeError, known_keywords
 from fastmlp.optimizers import Optimizer, check_optimizer
@@ -150,13 +151,9 @@ def explain(
         raise DTypeError(f"model: got {type(model).__name__}, wanted an MLP or an Ensemble")
     batch_size = check_integer(batch_size, "batch_size", 1)
     rows = batch_size if rows is None else check_integer(rows, "rows", batch_size)
-    problem = replace(
-        model.template,
-        batch_size=batch_size,
-        rows=rows,
-        optimizer=check_optimizer(optimizer).rule,
-        labels=LOSSES[model.template.loss].label_rule is not None,
-    )
+    labels = LOSSES[model.template.loss].label_rule is not None
+    shape = replace(model.template, batch_size=batch_size, rows=rows, labels=labels)
+    problem = updated_by(shape, check_optimizer(optimizer).update)
     machine = machine_with(model.threads if threads is None else check_threads(threads))
     return Explanation(plan(problem, device, kernel, machine), machine)
 

@@ -13,6 +13,7 @@ from fastmlp.arguments import check_integer
 from fastmlp.device.machine import detect
 from fastmlp.device.mirrors import guarded
 from fastmlp.errors import DeviceError, check_name
+from fastmlp.optimizers import Update
 from fastmlp.progress import show_compilation
 from fastmlp_kernels.announcing import announce_to
 from fastmlp_kernels.problem import (
@@ -129,6 +130,12 @@ def _choose(
     return min(candidates, key=seconds.__getitem__)
 
 
+def updated_by(problem: Problem, update: Update) -> Problem:
+    """Return a problem whose parameters are updated in this way."""
+    rule, clipping, layer_rates = update
+    return replace(problem, optimizer=rule, clipping=clipping, layer_rates=layer_rates)
+
+
 class Where(NamedTuple):
     """What a call asks of the place that it runs in: the arguments that users give."""
 
@@ -138,6 +145,7 @@ class Where(NamedTuple):
 
 
 ANYWHERE = Where()
+PLAIN_UPDATE = Update()
 
 
 def asked(device: Any, kernel: Any, threads: Any, otherwise: int | None) -> Where:
@@ -212,18 +220,18 @@ class Programs:
         where: Where = ANYWHERE,
         *,
         labels: bool = False,
-        rule: str = "sgd",
+        update: Update = PLAIN_UPDATE,
     ) -> Shelf:
         """Return the programs for epochs of `rows` rows."""
         # The request is the key, and not the problem that it makes: planning and hashing a
         # problem cost more than a step of a small network.
-        key = (rows, batch_size, where, labels, rule)
+        key = (rows, batch_size, where, labels, update)
         try:
             found = self._kept[key]
             self._kept.move_to_end(key)
         except KeyError:
             # Unknown, or dropped by another thread between the two.
-            return self._add(key, rows, batch_size, where, labels, rule)
+            return self._add(key, rows, batch_size, where, labels, update)
         return found
 
     def _add(
@@ -233,11 +241,10 @@ class Programs:
         batch_size: int,
         where: Where,
         labels: bool,
-        rule: str,
+        update: Update,
     ) -> Shelf:
-        problem = replace(
-            self._template, rows=rows, batch_size=batch_size, labels=labels, optimizer=rule
-        )
+        shape = replace(self._template, rows=rows, batch_size=batch_size, labels=labels)
+        problem = updated_by(shape, update)
         machine = machine_with(where.threads)
         chosen = plan(problem, where.device, where.kernel, machine)
 

@@ -13,7 +13,7 @@ from fastmlp.data.batches import batch_rows
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.dispatch.problems import make_problem
 from fastmlp.errors import NonFiniteTrainingError
-from fastmlp.optimizers import SGD, Adam, Optimizer
+from fastmlp.optimizers import SGD, Adam, Optimizer, Update
 from fastmlp.sklearn.acceleration import (
     beyond_scikit_learn,
     hidden_activations,
@@ -138,7 +138,7 @@ class KernelEngine:
             self._programs,
             training_data(X, y, output),
             int(training.batch_size),
-            self._rule,
+            Update(self._rule),
             Where(device=estimator.device, threads=threads_of(estimator)),
             weights=self._weights,
             l2=self._alpha,

@@ -22,7 +22,7 @@ from fastmlp.dispatch.planning import Programs, Where, machine_with
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.files.contents import kind_of
 from fastmlp.history import History
-from fastmlp.optimizers import Optimizer
+from fastmlp.optimizers import Optimizer, joint_update
 from fastmlp.progress import Report
 from fastmlp.state.finite import largest_magnitude
 from fastmlp.state.training_state import TrainingState
@@ -95,7 +95,7 @@ class Fit:
             together,
             data,
             options.batch_size,
-            options.optimizers[0].rule,
+            joint_update(options.optimizers),
             options.where,
             weights=options.weights,
             l2=options.l2,

@@ -21,6 +21,11 @@ Numbers = NDArray[np.float64]
 FIRST_STEPS_AHEAD, STEPS_AHEAD = 2**12, 2**17
 
 
+def layers_of(problem: Problem) -> int | None:
+    """Return how many layers have hyper-parameters of their own; None where all share theirs."""
+    return len(problem.activations) if problem.layer_rates else None
+
+
 class HyperParameters:
     """The hyper-parameters of one epoch after another.
 
@@ -51,7 +56,7 @@ class HyperParameters:
     def next(
         self, optimizers: Sequence[Optimizer], state: TrainingState, penalty: Numbers
     ) -> Array:
-        """Return those of the next epoch: dtype[batches, HYPER_WIDTH] of each network.
+        """Return those of the next epoch: dtype[batches, hyper_columns] of each network.
 
         Those of the same object `optimizers` are computed ahead. `penalty`, float64[members or 1,
         batches], is added to the decay of the weights; without weights of rows it is the same in
@@ -65,14 +70,17 @@ class HyperParameters:
         self._given, self._left = self._given + 1, self._left - 1
         if self._penalized and self._weighted:
             # The penalty of a mini-batch depends on its rows.
-            decays = self._decays + penalty
-            hyper[..., WEIGHT_DECAY] = decays[0] if self._problem.members == 1 else decays
+            decays = (self._decays + penalty)[..., None]
+            places = hyper[..., WEIGHT_DECAY::HYPER_WIDTH]
+            places[...] = decays[0] if self._problem.members == 1 else decays
         return hyper
 
     def _look_ahead(
         self, optimizers: Sequence[Optimizer], state: TrainingState, penalty: Numbers, new: bool
     ) -> Array:
         members, batches = self._problem.members, self._problem.batches
+        columns = self._problem.hyper_columns
+        layers = layers_of(self._problem)
         first, most = (max(1, n // (members * batches)) for n in (self._first, STEPS_AHEAD))
         epochs = min(first if new else 2 * len(self._ahead), most, self._left)
         constant = self._penalized and not self._weighted
@@ -84,12 +92,13 @@ class HyperParameters:
             self._decays = np.array(decays)[:, None]
 
         def numbers(optimizer: Optimizer, step: int) -> Array:
-            table = optimizer.hyper(step + 1, epochs * batches, self._problem.dtype, penalties)
-            return table.reshape(epochs, batches, HYPER_WIDTH)
+            rest = self._problem.dtype, penalties, layers
+            table = optimizer.hyper(step + 1, epochs * batches, *rest)
+            return table.reshape(epochs, batches, columns)
 
         if members == 1:
             return numbers(optimizers[0], state.steps)
-        tables = np.empty((epochs, members, batches, HYPER_WIDTH), dtype=self._problem.dtype)
+        tables = np.empty((epochs, members, batches, columns), dtype=self._problem.dtype)
         made: dict[tuple[int, int], Array] = {}
         for member, given in enumerate(zip(optimizers, state.steps.tolist(), strict=True)):
             key = id(given[0]), given[1]

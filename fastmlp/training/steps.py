@@ -13,12 +13,12 @@ from fastmlp.data.weighting import Weights, row_factors
 from fastmlp.device.mirrors import blank, guarded, resident, written
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
-from fastmlp.optimizers import Optimizer
+from fastmlp.optimizers import Optimizer, Update
 from fastmlp.state.finite import all_finite, largest_magnitude
 from fastmlp.state.parameters import aligned
 from fastmlp.state.training_state import TrainingState, applied_batches, at_once
+from fastmlp.training.hyper_parameters import layers_of
 from fastmlp.training.interrupts import run_interruptibly
-from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, Problem
 
 Array = NDArray[Any]
@@ -38,10 +38,12 @@ class StepNumbers:
     ahead starts at one, and doubles while the optimizer stays.
     """
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, problem: Problem) -> None:
+        columns, dtype = problem.hyper_columns, problem.dtype
+        self._layers = layers_of(problem)
         # One array for all steps: a program need not look again where it lies.
-        self._row = np.empty((1, HYPER_WIDTH), dtype=dtype)
-        self._ahead = np.empty((0, HYPER_WIDTH), dtype=dtype)
+        self._row = np.empty((1, columns), dtype=dtype)
+        self._ahead = np.empty((0, columns), dtype=dtype)
         self._optimizer: Optimizer | None = None
         self._first = self._count = 0
         # Whether the steps of the table are small, and how many may be taken without a look at the
@@ -49,7 +51,7 @@ class StepNumbers:
         self._calm, self.unseen = False, 0
 
     def of(self, optimizer: Optimizer, step: int) -> Array:
-        """Return dtype[1, HYPER_WIDTH] for a step counted from 1; the next call overwrites it."""
+        """Return dtype[1, hyper_columns] for a step counted from 1; the next call overwrites it."""
         index = step - self._first
         if optimizer is not self._optimizer or not 0 <= index < self._count:
             index = self._compute(optimizer, step)
@@ -63,7 +65,7 @@ class StepNumbers:
         if not same or not 0 <= index < self._count:
             follows = same and index == self._count
             count = min(2 * self._count, STEPS_AHEAD) if follows else 1
-            self._ahead = optimizer.hyper(step, count, self._row.dtype)
+            self._ahead = optimizer.hyper(step, count, self._row.dtype, 0.0, self._layers)
             self._first, self._count, index = step, count, 0
             self._calm = self._are_calm(optimizer, step, count)
         if not (same and self._calm):
@@ -88,22 +90,22 @@ class Step:
     """
 
     def __init__(
-        self, programs: Programs, rows: int, labels: bool, rule: str, where: Where
+        self, programs: Programs, rows: int, labels: bool, update: Update, where: Where
     ) -> None:
-        # Rows, labels, rule and where: what this was made for.
-        self.serves = (rows, labels, rule, where)
+        # Rows, labels, update and where: what this was made for.
+        self.serves = (rows, labels, update, where)
         # Planned as the separate parts are, so that both run the same kernel and give the same
         # bits.
         with programs.taken(rows, rows, where, labels=labels) as (parts, _):
             where = where._replace(kernel=parts.kernel.name)
-        self._shelf = programs.shelf(rows, rows, where, labels=labels, rule=rule)
+        self._shelf = programs.shelf(rows, rows, where, labels=labels, update=update)
         plan, self._program = self._pair = self._shelf.take()
-        self._rule, self._slots, self._problem = rule, plan.problem.slots, plan.problem
+        self._rule, self._slots, self._problem = update.rule, plan.problem.slots, plan.problem
         # On the host its methods return what they are given, at half a microsecond a step.
         self._device = plan.kernel.device
         self._copies = self._device != "cpu"
         dtype = np.dtype(plan.problem.dtype)
-        self._numbers = StepNumbers(dtype)
+        self._numbers = StepNumbers(plan.problem)
         self._order = np.arange(rows, dtype=np.int64)
         self._losses = np.zeros(1, dtype=dtype)
         self.refused = ""
@@ -323,11 +325,11 @@ def apply(
     the bits of the whole.
     """
     rule = optimizer.rule
-    with programs.taken(1, 1, where, rule=rule) as (plan, program):
+    with programs.taken(1, 1, where, update=optimizer.update) as (plan, program):
         steps, epochs, present, slots, _, _ = state.settled()
         if rule != present:
             steps, slots = 0, state.fresh_slots(plan.problem.slots)
-        hyper = optimizer.hyper(steps + 1, 1, gradient.dtype)
+        hyper = optimizer.hyper(steps + 1, 1, gradient.dtype, 0.0, layers_of(plan.problem))
         # On copies: an update may overflow, and an interrupt may fall between two layers.
         updated = aligned(state.parameters), aligned(slots)
         if program.memory is None:

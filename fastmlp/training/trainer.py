@@ -19,7 +19,7 @@ from fastmlp.data.weighting import Weights, row_factors
 from fastmlp.device.mirrors import guarded, home_of
 from fastmlp.dispatch.planning import ANYWHERE, Plan, Programs, Shelf, Where
 from fastmlp.errors import DeviceLostError
-from fastmlp.optimizers import Optimizer
+from fastmlp.optimizers import Optimizer, Update
 from fastmlp.state.training_state import TrainingState, applied_batches
 from fastmlp.training.hyper_parameters import HyperParameters
 from fastmlp.training.interrupts import run_interruptibly
@@ -69,7 +69,7 @@ class Trainer:
         Of the problem with all its networks.
     data : Data
     batch_size : int
-    rule : str
+    update : Update
         Of the optimizers that `run` will be given.
     where : Where
     weights : ndarray, optional
@@ -90,7 +90,7 @@ class Trainer:
         programs: Programs,
         data: Data,
         batch_size: int,
-        rule: str,
+        update: Update,
         where: Where = ANYWHERE,
         *,
         weights: Weights | None = None,
@@ -101,11 +101,11 @@ class Trainer:
         self.state, self.data, self.weights, self.l2 = state, data, weights, l2
         # Of this fit alone, until `close` lets others have them.
         self._taken: list[tuple[Shelf, tuple[Plan, Program]]] = []
-        shelf = programs.shelf(len(data.X), batch_size, where, labels=data.labels, rule=rule)
+        shelf = programs.shelf(len(data.X), batch_size, where, labels=data.labels, update=update)
         self.plan, self.program = self._take(shelf)
         problem = self.plan.problem
         self._programs, self._where, self._lazy = programs, where, lazy
-        self._rule = rule
+        self._update = update
         self._hyper = HyperParameters(problem, epochs, l2 > 0, weights is not None)
         sizes = batch_rows(problem.rows, batch_size).astype(np.float64)[None]
         even = np.ones_like(sizes) if problem.reduction == "sum" else 1.0 / sizes
@@ -147,7 +147,7 @@ class Trainer:
     def prepare(self) -> None:
         """Bring everything to the device, and compile or load what an epoch runs."""
         self._at_first = self.state.settled()
-        self.state.prepare(self._rule, self.plan.problem.slots)
+        self.state.prepare(self._update.rule, self.plan.problem.slots)
         try:
             self._prepare()
         except BaseException:
@@ -207,7 +207,7 @@ class Trainer:
         where = self._where._replace(kernel=self.plan.kernel.name)
         batch_size = min(rows, self.plan.problem.batch_size)
         labels = self.data.labels
-        shelf = self._programs.shelf(rows, batch_size, where, labels=labels, rule=self._rule)
+        shelf = self._programs.shelf(rows, batch_size, where, labels=labels, update=self._update)
         return self._take(shelf)[1]
 
     def upload(self) -> None:

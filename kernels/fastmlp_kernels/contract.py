@@ -6,7 +6,6 @@
 
 from typing import Any
 
-from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.problem import CONTROL_WORDS, Problem
 
 
@@ -45,7 +44,7 @@ def check_epoch(
         ("parameters", parameters, (problem.parameter_count,)),
         ("state", state, (problem.slots, problem.parameter_count)),
         ("order", order, (rows,)),
-        ("hyper", hyper, (batches, HYPER_WIDTH)),
+        ("hyper", hyper, (batches, problem.hyper_columns)),
         ("losses", losses, (batches,)),
         ("control", control, (CONTROL_WORDS,)),
         ("factors", factors, (rows,)),

@@ -11,7 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, rule_name
+from fastmlp_kernels.algebra import (
+    ACTIVATIONS,
+    HYPER_WIDTH,
+    LOSSES,
+    OPTIMIZERS,
+    rule_name,
+)
 
 REDUCTIONS = ("mean", "sum", "batch_mean")
 DTYPES = ("float32", "float64")
@@ -68,6 +74,11 @@ class Problem:
     precision : str
         One of `PRECISIONS`: the coarsest rounding that a kernel may use in products of float32
         matrices. A permission: a kernel may be more exact, and float64 is never rounded.
+    clipping : str
+        One of `CLIPPINGS`: whether the gradient's elements are limited, or its norm too; by how
+        much, `hyper` says.
+    layer_rates : bool
+        Whether each layer has hyper-parameters of its own, side by side in a row of `hyper`.
     members : int
         Networks of this shape that are trained side by side on the same rows, each in an order of
         its own.
@@ -83,6 +94,8 @@ class Problem:
     batch_size: int = 32
     rows: int = 32
     precision: str = "float32"
+    clipping: str = "none"
+    layer_rates: bool = False
     members: int = 1
 
     @property
@@ -99,6 +112,11 @@ class Problem:
     def slots(self) -> int:
         """Rows of the optimizer's state, each as long as the parameters."""
         return OPTIMIZERS[self.optimizer].slots
+
+    @property
+    def hyper_columns(self) -> int:
+        """Columns of a table of hyper-parameters."""
+        return HYPER_WIDTH * (len(self.activations) if self.layer_rates else 1)
 
     @property
     def target_columns(self) -> int:
@@ -305,8 +323,8 @@ class Program(Protocol):
 
         `parameters` dtype[P] and `state` dtype[slots, P] are updated in place. `X` is
         dtype[n, in], `y` dtype[n, target_columns], `order` int64[rows] (indices into X),
-        `hyper` dtype[batches, HYPER_WIDTH] (host); the loss of batch k goes to ``losses[k]`` (host,
-        dtype). `control` (host, int64[3]): the epoch ends before the next batch once
+        `hyper` dtype[batches, hyper_columns] (host); the loss of batch k goes to ``losses[k]``
+        (host, dtype). `control` (host, int64[3]): the epoch ends before the next batch once
         ``control[STOP]`` is not 0; ``control[BATCHES]`` counts the finished ones; when a loss, or
         an activation or gradient of a row, is not finite, ``control[STATUS]`` is that batch + 1,
         and it and all later batches change nothing.
@@ -320,7 +338,7 @@ class Program(Protocol):
 
         With more than one member every array but `X` and `y` has one more axis, the first:
         parameters dtype[members, P], state dtype[members, slots, P], order int64[members, rows],
-        hyper dtype[members, batches, HYPER_WIDTH], losses dtype[members, batches], control
+        hyper dtype[members, batches, hyper_columns], losses dtype[members, batches], control
         int64[members, 3], and so on. Members stop and fail each for themselves.
         """
 
@@ -346,7 +364,7 @@ class Program(Protocol):
         """Return the loss of at most `batch_size` rows and overwrite `gradient`."""
 
     def update(self, parameters: Any, gradient: Any, state: Any, hyper: Any) -> None:
-        """Apply one step with `hyper` dtype[1, HYPER_WIDTH]."""
+        """Apply one step with `hyper` dtype[1, problem.hyper_columns]."""
 
     def predict(self, parameters: Any, X: Any, out: Any, link: bool) -> None:
         """Write the outputs of any number of rows to `out`, through the loss's link if asked."""

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rule
-from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
+from fastmlp_kernels.algebra.optimizers import (
+    BIAS_DECAY,
+    CLIP_NORM,
+    CLIP_VALUE,
+    HYPER_WIDTH,
+    RULE_START,
+    WEIGHT_DECAY,
+    clip_scale,
+)
 from fastmlp_kernels.contract import check_epoch
 from fastmlp_kernels.problem import (
     BATCHES,
@@ -87,6 +95,20 @@ def backward_chain(
     return gradient, dA
 
 
+def clipped(problem: Problem, gradient: np.ndarray, hyper: np.ndarray) -> np.ndarray:
+    """Return a gradient as the update takes it; see `algebra.optimizers`."""
+    if problem.clipping == "none":
+        return gradient
+    limit = hyper[CLIP_VALUE]
+    limited = np.clip(gradient, -limit, limit)
+    if problem.clipping == "value":
+        return limited
+    with np.errstate(over="ignore"):
+        squares = np.sum(np.square(limited), dtype=np.float64)
+    scale = clip_scale(squares, hyper[CLIP_NORM]) if np.isfinite(squares) else np.nan
+    return limited * gradient.dtype.type(scale)
+
+
 class ReferenceProgram:
     """The `Program` of the reference kernel."""
 
@@ -126,7 +148,8 @@ class ReferenceProgram:
                     np.square(parameters[layer.weight], dtype=np.float64).sum()
                     for layer in parameter_layout(self.problem.sizes)
                 )
-            if not (np.isfinite(losses[batch]) and np.isfinite(gradient).all()):
+            applied = clipped(self.problem, gradient, hyper[batch])
+            if not (np.isfinite(losses[batch]) and np.isfinite(applied).all()):
                 control[STATUS] = batch + 1
                 return
             self.update(parameters, gradient, state, hyper[batch : batch + 1])
@@ -176,16 +199,16 @@ class ReferenceProgram:
         """See `Program.update`."""
         rule = OPTIMIZERS[self.problem.optimizer]
         first, second = [*state, *([np.zeros_like(parameters)] * (2 - len(state)))]
-        decay = np.empty_like(parameters)
-        for layer in parameter_layout(self.problem.sizes):
-            decay[layer.weight], decay[layer.bias] = hyper[0, WEIGHT_DECAY], hyper[0, BIAS_DECAY]
-        h = tuple(hyper[0, RULE_START:])
-        rows = list(zip(parameters, gradient + decay * parameters, first, second, strict=True))
-        updated = [rule.update(*row, h) for row in rows]
-        for target, column in zip(
-            (parameters, first, second), zip(*updated, strict=True), strict=True
-        ):
-            target[...] = column
+        gradient = clipped(self.problem, gradient, hyper[0])
+        for index, layer in enumerate(parameter_layout(self.problem.sizes)):
+            own = hyper[0, index * HYPER_WIDTH :] if self.problem.layer_rates else hyper[0]
+            h = tuple(own[RULE_START:HYPER_WIDTH])
+            for part, decay in ((layer.weight, own[WEIGHT_DECAY]), (layer.bias, own[BIAS_DECAY])):
+                p, m, v = parameters[part], first[part], second[part]
+                rows = zip(p, gradient[part] + decay * p, m, v, strict=True)
+                updated = [rule.update(*row, h) for row in rows]
+                for target, column in zip((p, m, v), zip(*updated, strict=True), strict=True):
+                    target[...] = column
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""

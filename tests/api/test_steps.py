@@ -18,6 +18,7 @@ from fastmlp.state.finite import LARGEST_DOT
 from fastmlp.training.steps import STEPS_AHEAD, StepNumbers
 from fastmlp_kernels import cpu
 from fastmlp_kernels.algebra import LOSSES, OPTIMIZERS, hyper_table
+from fastmlp_kernels.problem import Problem
 
 RNG = np.random.default_rng(11)
 X = RNG.normal(size=(24, 6)).astype(np.float32)
@@ -62,7 +63,7 @@ def tables_made(monkeypatch):
 @pytest.mark.parametrize("optimizer", ALL_OPTIMIZERS, ids=by_rule)
 def test_the_numbers_of_steps_have_the_bits_of_an_epoch(optimizer, dtype, tables_made):
     count = 3 * STEPS_AHEAD
-    numbers = StepNumbers(np.dtype(dtype))
+    numbers = StepNumbers(Problem((1, 1), ("identity",), "squared_error", dtype=dtype))
     rows = np.concatenate([numbers.of(optimizer, k).copy() for k in range(1, count + 1)])
     assert rows.dtype == dtype
     assert rows.tobytes() == table(optimizer, 1, count, dtype).tobytes()
@@ -71,7 +72,7 @@ def test_the_numbers_of_steps_have_the_bits_of_an_epoch(optimizer, dtype, tables
 
 
 def test_the_numbers_follow_another_optimizer_and_another_step(tables_made):
-    numbers = StepNumbers(np.dtype("float64"))
+    numbers = StepNumbers(Problem((1, 1), ("identity",), "squared_error", dtype="float64"))
     one, other = Adam(0.01), Adam(0.02)
     asked = [(one, 1), (one, 2), (one, 3), (other, 4), (one, 5), (one, 40), (one, 2), (other, 3)]
     for optimizer, step in asked:

@@ -447,6 +447,7 @@ TWINS = {
     "linear": ["linear_forward", "linear_backward", "weight_gradient"],
     "loss": ["loss_and_gradient", "sum_losses", "predict_rows"],
     "update": ["update"],
+    "clipping": ["clip_by_norm"],
     "gather": ["gather_rows"],
 }
 # What surrounds a product of cuBLASLt, which the tiles of both sides have in themselves, and the

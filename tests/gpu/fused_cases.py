@@ -108,10 +108,19 @@ def same(one, other):
 # Between them: every reduction, labels, fused and plain outputs, kept inputs inside and at the
 # end, one layer, three layers, every number of state vectors. Beside each the slices and blocks:
 # as many slices as tiles, fewer of them, one; more blocks than slices, as many, fewer.
+CLIPPED = Problem(
+    (3, 4, 3, 2),
+    ("silu", "relu", "sigmoid"),
+    "binary_cross_entropy",
+    "momentum",
+    clipping="norm",
+    layer_rates=True,
+)
+LIMITED = Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum", clipping="value")
 PROBLEMS = [
     (Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True), 3, 3),
-    (Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy", "momentum"), 2, 3),
-    (Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum"), 1, 1),
+    (CLIPPED, 2, 3),
+    (LIMITED, 1, 1),
     (Problem((3, 2), ("tanh",), "huber", "rmsprop", "batch_mean"), 2, 1),
     (Problem((2, 3, 1), ("tanh", "exp"), "poisson", "adamw"), 5, 2),
     (Problem((2, 5, 2, 1), ("softplus", "exp", "silu"), "squared_error", "adam"), 2, 2),

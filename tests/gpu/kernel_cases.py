@@ -9,6 +9,7 @@ import pytest
 from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
+from fastmlp_kernels.algebra.optimizers import CLIP_NORM, CLIP_VALUE, clip_scale
 from fastmlp_kernels.cuda.layered.launching import Launches, build
 from fastmlp_kernels.cuda.layered.workspace import bias_mask
 from fastmlp_kernels.problem import DTYPES, Problem
@@ -284,16 +285,17 @@ def test_update(tiles, dtype, name):
     vectors = [data.parameters.copy(), gradient, *(row.copy() for row in state)]
     vectors += [np.empty(0, dtype)] * (4 - len(vectors))
     code, kernel = OPTIMIZERS.code(name), build(tiles).update
-    vectors.append(bias_mask(problem))
+    vectors += [bias_mask(problem), np.empty(0, np.uint16)]
     before = [vector.copy() for vector in vectors]
     stopped = np.array([0, 0, 1], np.int64)
-    nothing = (np.empty(0, np.int32), np.empty(0, np.uint16))
+    nothing, scale = (np.empty(0, np.int32), np.empty(0, np.uint16)), np.empty(0, dtype)
     counter = np.array([7, 1], np.int64)
-    over(tiles, kernel, count, *vectors, code, hyper, counter, stopped, *nothing)
+    numbers = (code, hyper, scale, counter)
+    over(tiles, kernel, count, *vectors, *numbers, stopped, *nothing)
     for vector, old in zip(vectors, before, strict=True):
         assert vector.tobytes() == old.tobytes()
     assert counter.tolist() == [2, 1]
-    over(tiles, kernel, count, *vectors, code, hyper, counter, np.zeros(3, np.int64), *nothing)
+    over(tiles, kernel, count, *vectors, *numbers, np.zeros(3, np.int64), *nothing)
     assert counter.tolist() == [2, 1]
     compare(vectors[0], p, "parameters")
     for vector, slot in zip(vectors[2:4], slots, strict=False):
@@ -325,3 +327,28 @@ def test_gather_rows(tiles, dtype, columns):
         assert out[:4].tobytes() == source[order[3:7]].tobytes()
         assert np.isnan(out[4:]).all()
     assert counter.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e9])
+@pytest.mark.parametrize("units", [1, 9])
+def test_clip_by_norm(tiles, dtype, units, limit):
+    count = units * units + units
+    gradient = normal((count,), dtype, 1)
+    hyper = np.full((3, HYPER_WIDTH), np.nan, dtype)
+    hyper[1, CLIP_VALUE], hyper[1, CLIP_NORM] = 0.7, limit
+    blocks = tiles.sum_blocks(count)
+    sums, scale = np.full(blocks, np.nan, dtype), np.full(1, np.nan, dtype)
+    status, arrivals = np.zeros(3, np.int64), np.zeros(1, np.int32)
+    counter = np.array([7, 1], np.int64)
+    arguments = (hyper, counter, status, scale, sums, arrivals)
+    launch(build(tiles).clip_by_norm, blocks, tiles.threads, gradient, *arguments)
+    squares = np.sum(
+        np.clip(gradient.astype(np.float64), -hyper[1, CLIP_VALUE], hyper[1, CLIP_VALUE]) ** 2
+    )
+    expected = np.array([clip_scale(squares, np.float64(hyper[1, CLIP_NORM]))])
+    error = (count + 16) * Precision(dtype).unit * expected
+    compare(scale, Bounded(expected, error), "scale")
+    assert not status.any() and not arrivals.any()
+    gradient[0], hyper[1, CLIP_VALUE] = np.inf, np.inf
+    launch(build(tiles).clip_by_norm, blocks, tiles.threads, gradient, *arguments)
+    assert np.isnan(scale).all() and status.tolist() == [0, 0, 2]

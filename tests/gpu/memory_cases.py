@@ -25,6 +25,7 @@ from fastmlp.errors import (
     NonFiniteTrainingError,
     ShapeError,
 )
+from fastmlp.optimizers import Update
 from fastmlp.training.trainer import Trainer
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.device import checks, failures, memory, streaming
@@ -67,7 +68,7 @@ def network(**settings):
 
 def trainer(model, X, y, batch_size=4, rule="adam", labels=False, **settings):
     rows = Data(X, y, labels)
-    made = Trainer(model._state, model._programs, rows, batch_size, rule, GPU, **settings)
+    made = Trainer(model._state, model._programs, rows, batch_size, Update(rule), GPU, **settings)
     made.prepare()
     return made
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastmlp_kernels import problem as contract
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cpu import activation, gather, linear, loss, update
+from fastmlp_kernels.cpu import activation, clipping, gather, linear, loss, update
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cuda import KERNELS
 from fastmlp_kernels.cuda.costs import layered_launches
@@ -37,7 +37,7 @@ def dtype(request):
     return request.param
 
 
-CPU_MODULES = (activation, gather, linear, loss, update)
+CPU_MODULES = (activation, clipping, gather, linear, loss, update)
 # On the CPU, whatever makes or copies numbers also looks for one that is not finite.
 ON_CUDA_ONLY = {"check_finite", "sum_squares"}
 # Nor does it call a library, or round.
@@ -105,10 +105,19 @@ class OnDevice:
 
 
 # Every kind of layer: kept output and kept input, fused and plain output, labels, one layer.
+CLIPPED = Problem(
+    (3, 4, 3, 2),
+    ("silu", "relu", "sigmoid"),
+    "binary_cross_entropy",
+    "momentum",
+    clipping="norm",
+    layer_rates=True,
+)
+LIMITED = Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum", clipping="value")
 PROGRAMS = [
     Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True),
-    Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy", "momentum"),
-    Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum"),
+    CLIPPED,
+    LIMITED,
     Problem((3, 2), ("tanh",), "huber", "rmsprop", "batch_mean"),
     Problem((2, 3, 1), ("tanh", "exp"), "poisson", "adamw"),
 ]

@@ -9,7 +9,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.on_chip.placement import TENSOR_FORMS, float_form, place
@@ -17,7 +16,7 @@ from fastmlp_kernels.cuda.resident.program import ResidentProgram
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, TILES
-from tests.samples import SETTINGS, Sample, first_batches, sample
+from tests.samples import Sample, first_batches, hyper_of, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -82,10 +81,19 @@ def run(program, data):
 
 # Between them: every reduction, labels, fused and plain outputs, kept inputs inside and at the
 # end, one layer, three layers, every number of state vectors; with the tiles of a batch.
+CLIPPED = Problem(
+    (3, 4, 3, 2),
+    ("silu", "relu", "sigmoid"),
+    "binary_cross_entropy",
+    "momentum",
+    clipping="norm",
+    layer_rates=True,
+)
+LIMITED = Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum", clipping="value")
 PROBLEMS = [
     (Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True), 1),
-    (Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy", "momentum"), 2),
-    (Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum"), 1),
+    (CLIPPED, 2),
+    (LIMITED, 1),
     (Problem((3, 2), ("tanh",), "huber", "rmsprop", "batch_mean"), 2),
     (Problem((2, 3, 1), ("tanh", "exp"), "poisson", "adamw"), 1),
     (Problem((2, 5, 2, 1), ("softplus", "exp", "silu"), "squared_error", "adam"), 2),
@@ -187,8 +195,7 @@ def test_members_are_as_if_each_were_alone(sizes, plain):
     samples = [sample(problem, seed, 3, not plain, not plain) for seed in range(4)]
     for index, each in enumerate(samples):
         each.X, each.y = samples[0].X, samples[0].y
-        settings = SETTINGS[problem.optimizer] | {"learning_rate": 0.01 * (index + 1)}
-        each.hyper = hyper_table(OPTIMIZERS[problem.optimizer], settings, 1, 3, problem.dtype)
+        each.hyper = hyper_of(problem, 0.01 * (index + 1))
     # Not in the other orders: 7 of 10 rows are visited.
     bad = next(r for r in samples[2].order if r not in samples[0].order)
     samples[0].X[bad] = np.nan

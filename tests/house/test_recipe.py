@@ -145,7 +145,7 @@ def test_the_rows_train_and_are_named_in_messages(edited, child_python, child_en
         "did you mean 'log_cosh'?",
         "did you mean 'lion'?",
         "beta1: got 1.0, wanted a number in [0, 1)",
-        "wanted learning_rate, beta1, beta2, weight_decay; did you mean learning_rate=?",
+        "wanted learning_rate, beta1, beta2, weight_decay, clip_norm, clip_value, layer_rates; did",
         "call it: Lion()",
     ]
     assert len(found["messages"]) == len(wanted)

@@ -10,6 +10,9 @@ variants of Keras and scikit-learn that say so.
 What decays is none of a rule's business: before it is asked, ``decay * p`` is added to the
 gradient, with a decay for the weights and one for the biases. PyTorch's weight decay is the same
 for both; an L2 penalty ``l2 / 2 |W|^2`` has the gradient ``l2 W``, and none for the biases.
+
+Before that, a gradient may be clipped: each element to a range, then all of them together by
+`clip_scale` of their norm. Both are PyTorch's (torch.nn.utils.clip_grad_value_, clip_grad_norm_).
 """
 
 import math
@@ -18,17 +21,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastmlp_kernels.algebra.constants import CLIP_MARGIN_HIGH, CLIP_MARGIN_LOW, ONE
 from fastmlp_kernels.algebra.tables import POSITIVE, Interval, Table
 
-# Columns of a table of hyper-parameters: both decays, then the rule's own numbers.
-WEIGHT_DECAY, BIAS_DECAY, RULE_START = 0, 1, 2
+# Columns of a table of hyper-parameters: both decays, the limits of the gradient's elements and of
+# its norm (infinity where there is none), then the rule's own numbers.
+WEIGHT_DECAY, BIAS_DECAY, CLIP_VALUE, CLIP_NORM, RULE_START = 0, 1, 2, 3, 4
 RULE_NUMBERS = 8
 HYPER_WIDTH = RULE_START + RULE_NUMBERS
+# What becomes of a gradient before the update: nothing, a limit of its elements, or (also) of its
+# norm. A kernel that clips norms needs all of a gradient before it updates anything.
+CLIPPINGS = ("none", "value", "norm")
 
 FRACTION = Interval(0.0, 1.0, True, False)
 # What a setting may be, by its name; one that is not here may be any number of at least 0.
 RANGES: Mapping[str, Interval] = {
-    **dict.fromkeys(("learning_rate", "epsilon"), POSITIVE),
+    **dict.fromkeys(("learning_rate", "epsilon", "clip_norm", "clip_value"), POSITIVE),
     **dict.fromkeys(("momentum", "beta1", "beta2", "decay"), FRACTION),
 }
 
@@ -86,6 +94,13 @@ class OptimizerRule:
     formula: str
     decoupled: bool = False
     public: PublicClass | None = None
+
+
+def clip_scale(squares, limit):
+    """Return what a gradient is multiplied by, for the sum of its squares and a limit."""
+    # A zero of the right dtype: uncompiled, a root is a Python float, which float32 pulls down.
+    margin = squares - squares + CLIP_MARGIN_HIGH + CLIP_MARGIN_LOW
+    return min(ONE, limit / (math.sqrt(squares) + margin))
 
 
 def sgd(p, g, m, v, h):
@@ -247,7 +262,8 @@ def hyper_table(
     ----------
     rule : OptimizerRule
     settings : mapping of str to float
-        Of a user's optimizer; the learning rate may be an array of `steps`.
+        Of a user's optimizer; the learning rate may be an array of `steps`. "clip_value" and
+        "clip_norm" may be missing or None.
     first, steps : int
     dtype : dtype
     penalty : float or ndarray of `steps`
@@ -261,6 +277,9 @@ def hyper_table(
     table = np.zeros((steps, HYPER_WIDTH))
     decay = 0.0 if rule.decoupled else settings["weight_decay"]
     table[:, WEIGHT_DECAY], table[:, BIAS_DECAY] = decay + penalty, decay
+    for column, name in ((CLIP_VALUE, "clip_value"), (CLIP_NORM, "clip_norm")):
+        limit = settings.get(name)
+        table[:, column] = np.inf if limit is None else limit
     columns = rule.hyper(settings, np.arange(first, first + steps, dtype=np.float64))
     for index, column in enumerate(columns, start=RULE_START):
         table[:, index] = column

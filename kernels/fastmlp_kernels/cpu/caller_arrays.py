@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.compile import kernel
 from fastmlp_kernels.cpu.intrinsics import record_at, set_word, word
 from fastmlp_kernels.cpu.tables import STEP, WORD_BYTES, at
@@ -76,5 +75,5 @@ def point_at_data(table, X, y, order, hyper, count):
         point_at(table, AT_X, X, count, step.input_columns)
         and point_at(table, AT_Y, y, count, step.target_columns)
         and point_at(table, AT_ORDER, order, step.rows, -WORD_BYTES)
-        and point_at(table, AT_HYPER, hyper, step.batches, HYPER_WIDTH)
+        and point_at(table, AT_HYPER, hyper, step.batches, step.hyper_stride // step.item)
     )

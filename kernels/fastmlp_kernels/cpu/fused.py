@@ -7,7 +7,7 @@ batch by one thread and its update applied. The team meets again. Every number i
 operations whoever computes it: the result does not depend on the number of threads.
 """
 
-from fastmlp_kernels.algebra import HYPER_WIDTH
+from fastmlp_kernels.algebra.optimizers import CLIP_NORM, CLIPPINGS
 from fastmlp_kernels.compile import kernel, part
 from fastmlp_kernels.cpu.columns import first_layer, own_inputs, panel_owner
 from fastmlp_kernels.cpu.gather import (
@@ -26,9 +26,12 @@ from fastmlp_kernels.cpu.intrinsics import (
     standard_arithmetic,
 )
 from fastmlp_kernels.cpu.linear import (
+    clip_unit,
+    finish_unit,
     layer_of,
     linear_backward,
     linear_forward,
+    load_unit,
     pack_unit,
     panels_of,
     weight_gradient,
@@ -63,6 +66,11 @@ from fastmlp_kernels.cpu.team import (
     wait_for_team,
 )
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP
+
+# What a pass over the units of weights does, as bits: copy weights into panels, compute a gradient,
+# finish it.
+PACKING, COMPUTING, FINISHING = 1, 2, 4
+CLIPS_NORM = CLIPPINGS.index("norm")
 
 
 @part
@@ -130,10 +138,10 @@ def unit_cost(step, layer, i, j):
 
 
 @part
-def _units(step, thread, packing, rows, hyper):
+def _units(step, thread, work, rows, hyper):
     """Do this thread's share of the units of all layers: equal shares of their cost."""
     threads, stages = step.threads, step.stages
-    scratch = step.scratch + thread * step.scratch_stride
+    packing = work == PACKING
     done = 0
     for index in range(step.layers):
         layer = layer_of(step, index)
@@ -154,8 +162,34 @@ def _units(step, thread, packing, rows, hyper):
                     pack_unit(step, layer, i, j, transposed)
                 elif mine:
                     updates = transposed and (stages & UPDATE) != 0
-                    lists = row_lists(step, thread, index)
-                    weight_gradient(step, layer, i, j, left, rows, hyper, updates, scratch, lists)
+                    unit = (index, i, j, i * outputs + j)
+                    _unit(step, thread, layer, unit, work, left, rows, hyper, updates)
+        hyper += step.layer_hyper_stride
+
+
+@part
+def _unit(step, thread, layer, unit, work, left, rows, hyper, transposed):
+    """Compute a unit of a gradient, or finish it, or both."""
+    index, i, j, place = unit
+    scratch = step.scratch + thread * step.scratch_stride
+    by_norm = step.clipping == CLIPS_NORM and (step.stages & UPDATE) != 0
+    # All of a gradient is there before any of it is finished.
+    tile = layer.gradient + place * step.scratch_stride if by_norm else scratch
+    if work & COMPUTING:
+        if step.gradient and step.stages & UPDATE:
+            load_unit(step, layer, i, j, tile)
+        else:
+            lists = row_lists(step, thread, index)
+            weight_gradient(step, layer, i, j, left, rows, tile, lists)
+        if step.clipping and step.stages & UPDATE:
+            squares = layer.gradient_squares + 2 * place * WORD_BYTES
+            clip_unit(step, layer, i, j, tile, hyper, step.one, squares)
+    if work & FINISHING:
+        if by_norm:
+            # Nobody reads these squares again: the scratch holds the scale, and room beside it.
+            unread = scratch + WORD_BYTES
+            clip_unit(step, layer, i, j, tile, hyper, scratch, unread)
+        finish_unit(step, layer, i, j, tile, hyper, transposed)
 
 
 @part
@@ -203,6 +237,26 @@ def _batch(step, thread, batch):
 
 
 @part
+def _gradient(step, thread, batch, rows):
+    """Compute the gradient and finish it; return False if its norm has to be finite and is not."""
+    hyper = step.hyper + batch * step.hyper_stride
+    if step.clipping != CLIPS_NORM or step.stages & UPDATE == 0:
+        _units(step, thread, COMPUTING | FINISHING, rows, hyper)
+        return True
+    _units(step, thread, COMPUTING, rows, hyper)
+    meet(step.meeting, step.threads)
+    # All threads sum, as in `_sum`.
+    scale = step.scratch + thread * step.scratch_stride
+    limit = hyper + CLIP_NORM * step.item
+    norm = call(step.clip_scale, (step.gradient_squares, 2 * step.units, limit, scale))
+    if norm >= step.largest:
+        atomic_store(step.control + STATUS * WORD_BYTES, batch + 1)
+        return False
+    _units(step, thread, FINISHING, rows, hyper)
+    return True
+
+
+@part
 def _learn(step, thread, batch, rows):
     """Do the second phase: sum the losses, finish the weights; return whether to go on."""
     stages, threads, control = step.stages, step.threads, step.control
@@ -212,9 +266,8 @@ def _learn(step, thread, batch, rows):
         good = False
     if stages & UPDATE and not good:
         return False
-    if stages & GRADIENT:
-        hyper = step.hyper + batch * HYPER_WIDTH * step.item
-        _units(step, thread, False, rows, hyper)
+    if stages & GRADIENT and not _gradient(step, thread, batch, rows):
+        return False
     if thread == 0:
         step.halt = atomic_load(control + STOP * WORD_BYTES)
     meet(step.meeting, threads)
@@ -275,7 +328,7 @@ def _stages(step, thread):
 @part
 def _all_stages(step, thread):
     if step.stages & PACK:
-        _units(step, thread, True, 0, 0)
+        _units(step, thread, PACKING, 0, 0)
         meet(step.meeting, step.threads)
     for batch in range(step.batches):
         if not _batch(step, thread, batch):

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH
+from fastmlp_kernels.algebra.optimizers import CLIPPINGS
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.clipping import clip, clip_by_norm
 from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finishing_name
 from fastmlp_kernels.cpu.listed_tiles import (
     COLUMN_ENTRY_BYTES,
@@ -61,6 +63,8 @@ class Workspace(NamedTuple):
     upstream: np.ndarray
     scratch: np.ndarray
     unit_squares: np.ndarray
+    gradients: np.ndarray
+    gradient_squares: np.ndarray
     column_lists: np.ndarray
     row_lists: np.ndarray
 
@@ -127,6 +131,7 @@ class Layout:
             "zeros": self._zeros(self.panel),
             "scales": self._zeros(2),
             "unused": np.zeros(1, dtype=np.float64),
+            "one": np.ones(1, dtype=self.dtype),
             "meeting": self._bytes(MEETING.itemsize).view(MEETING),
             "bells": self._bytes(self.threads * BELL.itemsize).view(BELL),
             "places": self._bytes((self.threads + 1) * MASK_BYTES).reshape(-1, MASK_BYTES),
@@ -180,6 +185,10 @@ class Layout:
         """Return the elements that a matrix of activations takes."""
         return _padded(units, self.panel) * self.capacity
 
+    def _tile_elements(self) -> int:
+        """Return the elements of a tile of a gradient: a unit's weights, and a row of biases."""
+        return self.panel * (self.panel + 1)
+
     def _list_bytes(self) -> tuple[int, int, int, int]:
         """Return the bytes of a list and of all of a thread's: those of k, and those of rows."""
         problem = self.problem
@@ -195,6 +204,7 @@ class Layout:
     def _workspace(self) -> Workspace:
         problem, batch = self.problem, self.problem.batch_size
         kept = zip(problem.sizes[1:], problem.keeps_input, strict=True)
+        clipped = sum(self._units()) if problem.clipping == "norm" else 0
         return Workspace(
             inputs=self._zeros(
                 self._panels(problem.sizes[0]) * (self.threads if self.columns else 1)
@@ -207,8 +217,10 @@ class Layout:
             predictions=self._zeros(batch, problem.sizes[-1]),
             slopes=self._zeros(batch, problem.sizes[-1]),
             upstream=self._zeros(batch, problem.sizes[-1]),
-            scratch=self._zeros(self.threads, self.panel, self.panel),
+            scratch=self._zeros(self.threads, self._tile_elements()),
             unit_squares=np.zeros(sum(self._units()), dtype=np.float64),
+            gradients=self._zeros(clipped, self._tile_elements()),
+            gradient_squares=np.zeros(2 * sum(self._units()), dtype=np.float64),
             column_lists=self._bytes(self.threads * self._list_bytes()[1]).view(self.dtype),
             row_lists=self._bytes(self.threads * self._list_bytes()[3]).view(self.dtype),
         )
@@ -246,7 +258,10 @@ class Layout:
             "units": sum(self._units()),
             "keeps_output": ACTIVATIONS[problem.activations[-1]].keeps == "output",
             "inputs_stride": self._panels(problem.sizes[0]) * self.dtype.itemsize,
-            "scratch_stride": self.panel * self.panel * self.dtype.itemsize,
+            "scratch_stride": self._tile_elements() * self.dtype.itemsize,
+            "hyper_stride": problem.hyper_columns * self.dtype.itemsize,
+            "layer_hyper_stride": problem.layer_rates * HYPER_WIDTH * self.dtype.itemsize,
+            "clipping": CLIPPINGS.index(problem.clipping),
             "column_lists_stride": column_lists,
             "column_list_bytes": column_list,
             "row_lists_stride": row_lists,
@@ -276,6 +291,8 @@ class Layout:
             "listed_gradient_wide": code[listed_gradient_name(2)],
             "sum_losses": sum_losses(dtype),
             "sum_squares": sum_losses("float64"),
+            "clip": clip(dtype),
+            "clip_scale": clip_by_norm(dtype),
             "check": activation_forward("identity", dtype),
             "loss_rule": loss_and_gradient(problem.rule, dtype),
         }
@@ -323,6 +340,8 @@ class Layout:
             "zeros": self.constants["zeros"],
             "scales": self.constants["scales"],
             "unit_squares": self.workspace.unit_squares,
+            "gradient_squares": self.workspace.gradient_squares,
+            "one": self.constants["one"],
             "unused": self.constants["unused"],
         }
         self._fill({name: address(array) for name, array in arrays.items()})
@@ -335,6 +354,8 @@ class Layout:
         stored, delta = address(self.workspace.stored), address(self.workspace.deltas)
         weights, transposed, bias = (address(each) for each in self.copies)
         squares = address(self.workspace.unit_squares)
+        gradient = address(self.workspace.gradients)
+        gradient_squares = address(self.workspace.gradient_squares)
         layers = zip(
             self.chain,
             parameter_layout(self.problem.sizes),
@@ -351,7 +372,11 @@ class Layout:
             row["input"], row["Z"], row["A"] = below, Z, A
             row["kept"], row["delta"] = Z if keeps_input else A, delta
             row["squares"] = squares
+            row["gradient"], row["gradient_squares"] = gradient, gradient_squares
             squares += units * WORD_BYTES
+            gradient_squares += 2 * units * WORD_BYTES
+            if self.problem.clipping == "norm":
+                gradient += units * self._tile_elements() * item
             below, stored, delta = A, A + size, delta + size
             weights, transposed = (
                 weights + rows * columns * item,

@@ -1,6 +1,6 @@
 """The three products of a linear layer, in blocks of rows and units of weights, over panels."""
 
-from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
+from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, CLIP_VALUE, WEIGHT_DECAY
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.cpu.intrinsics import call, field_word, next_record, record_at
 from fastmlp_kernels.cpu.microkernels import DIRECT_VECTORS
@@ -249,8 +249,8 @@ def _sum_unit(step, tile, left, right, rows, features, scratch):
 
 
 @part
-def weight_gradient(step, layer, i, j, left, rows, hyper, transposed, scratch, lists):
-    """Compute a unit of ``dW = A^T dZ`` (and of ``db``), and finish it: an update, or a store.
+def weight_gradient(step, layer, i, j, left, rows, tile, lists):
+    """Compute a unit of ``dW = A^T dZ``, and of ``db`` where it is the first of its columns.
 
     Parameters
     ----------
@@ -263,18 +263,13 @@ def weight_gradient(step, layer, i, j, left, rows, hyper, transposed, scratch, l
         Address of the panels of A.
     rows : int
         Summed over, from the first.
-    hyper : int
-        Address of the step's hyper-parameters.
-    transposed : int
-        Whether the transposed copy of the weights is kept up to date.
-    scratch : int
-        Address of a square of a panel's width, of this thread's own.
+    tile : int
+        Address of the unit's tile, which is written: a square of a panel's width, and a row.
     lists : int
         Address of this thread's lists of rows, or 0 for a sum over all of them.
 
     Notes
     -----
-    Where `finish` sums squares, that of the unit goes to its place among the layer's `squares`.
     Cost: ``2 rows`` flops a weight. Accuracy: one chain of fused multiply-adds an element, rows
     ascending; error at most ``rows u |A|^T |dZ|``. Source: the derivation sheet,
     ``dl/dW = x dl/dz``.
@@ -284,32 +279,95 @@ def weight_gradient(step, layer, i, j, left, rows, hyper, transposed, scratch, l
     columns = min(panel, layer.fan_out - j * panel)
     left += i * step.panel_stride * item
     right = layer.delta + j * step.panel_stride * item
+    if layer.fan_out == 1:
+        call(step.gradient_single, (right, left, rows, step.zeros, 0, tile))
+    elif lists:
+        listed_sum(step, i, left, right, (rows, features, columns), tile, lists)
+    else:
+        product = step.gradient_narrow if columns <= step.lanes else step.gradient_wide
+        _sum_unit(step, product, left, right, rows, features, tile)
+    if i == 0:
+        call(step.column_sum, (right, rows, tile + panel * panel * item))
+
+
+@part
+def load_unit(step, layer, i, j, tile):
+    """Copy a unit of the caller's gradient into its tile: what `weight_gradient` computes.
+
+    Cost: a read and a write an element. Source: the one layout of `cpu.microkernels`.
+    """
+    item, panel = step.item, step.panel
+    features = min(panel, layer.fan_in - i * panel)
+    columns = min(panel, layer.fan_out - j * panel)
+    start = step.gradient + (layer.weight + i * panel * layer.fan_out + j * panel) * item
+    rows = (1, features, features) if layer.fan_out == 1 else (features, columns, layer.fan_out)
+    count, width, stride = rows
+    out = (panel, tile, panel, panel, 1)
+    call(step.copy_rows, (start, step.identity, 0, count, width, stride, *out))
+    if i == 0:
+        start = step.gradient + (layer.bias + j * panel) * item
+        out = (panel, tile + panel * panel * item, panel, panel, 1)
+        call(step.copy_rows, (start, step.identity, 0, 1, columns, columns, *out))
+
+
+@part
+def clip_unit(step, layer, i, j, tile, hyper, scale, squares):
+    """Scale a unit's gradient, limit its elements, and sum their squares.
+
+    `hyper`, `scale` and `squares` are addresses: of the layer's hyper-parameters, of what the
+    gradient is multiplied by, and of two sums (float64), the weights' and the biases'. Cost: 5
+    flops, a read and a write an element. Source: `algebra.optimizers`.
+    """
+    item, panel = step.item, step.panel
+    features = min(panel, layer.fan_in - i * panel)
+    columns = min(panel, layer.fan_out - j * panel)
+    limit = hyper + CLIP_VALUE * item
+    rows, width = (1, features) if layer.fan_out == 1 else (features, columns)
+    call(step.clip, (tile, rows, width, panel, scale, limit, squares))
+    if i == 0:
+        bias = tile + panel * panel * item
+        call(step.clip, (bias, 1, columns, panel, scale, limit, squares + WORD_BYTES))
+
+
+@part
+def finish_unit(step, layer, i, j, tile, hyper, transposed):
+    """Finish a unit of a gradient: an update, or a store.
+
+    Parameters
+    ----------
+    step, layer, i, j, tile
+        See `weight_gradient`.
+    hyper : int
+        Address of the layer's hyper-parameters.
+    transposed : int
+        Whether the transposed copy of the weights is kept up to date.
+
+    Notes
+    -----
+    Where `finish` sums squares, that of the unit goes to its place among the layer's `squares`.
+    Cost and source: see `cpu.update`.
+    """
+    item, panel = step.item, step.panel
+    features = min(panel, layer.fan_in - i * panel)
+    columns = min(panel, layer.fan_out - j * panel)
     offset = (layer.weight + i * panel * layer.fan_out + j * panel) * item
     weight_decay = hyper + WEIGHT_DECAY * item
     squares = layer.squares + (i * panels_of(step, layer.fan_out) + j) * WORD_BYTES
     if layer.fan_out == 1:
-        product = step.gradient_single
-        call(product, (right, left, rows, step.zeros, 0, scratch))
         copy = layer.transposed + i * layer.transposed_stride * item
-        tile = (offset, scratch, copy, 1, features, features)
-        _apply(step, tile, hyper, weight_decay, squares)
+        weights = (offset, tile, copy, 1, features, features)
+        _apply(step, weights, hyper, weight_decay, squares)
     else:
-        if lists:
-            listed_sum(step, i, left, right, (rows, features, columns), scratch, lists)
-        else:
-            narrow = columns <= step.lanes
-            product = step.gradient_narrow if narrow else step.gradient_wide
-            _sum_unit(step, product, left, right, rows, features, scratch)
         copy = layer.W + (j * layer.W_stride + i * panel * panel) * item
-        tile = (offset, scratch, copy, features, columns, layer.fan_out)
-        _apply(step, tile, hyper, weight_decay, squares)
+        weights = (offset, tile, copy, features, columns, layer.fan_out)
+        _apply(step, weights, hyper, weight_decay, squares)
         if transposed:
             _transpose_unit(step, layer, i, j, features, columns)
     if i == 0:
-        call(step.column_sum, (right, rows, scratch))
         offset = (layer.bias + j * panel) * item
-        tile = (offset, scratch, layer.B + j * panel * item, 1, columns, columns)
-        _apply(step, tile, hyper, hyper + BIAS_DECAY * item, step.unused)
+        sums = tile + panel * panel * item
+        biases = (offset, sums, layer.B + j * panel * item, 1, columns, columns)
+        _apply(step, biases, hyper, hyper + BIAS_DECAY * item, step.unused)
 
 
 @part

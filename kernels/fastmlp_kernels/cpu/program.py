@@ -4,8 +4,6 @@ import time
 
 import numpy as np
 
-from fastmlp_kernels.algebra import HYPER_WIDTH
-from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, WEIGHT_DECAY
 from fastmlp_kernels.cpu import call_threads, close_threads
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.caller_arrays import point_at, point_at_data
@@ -30,8 +28,8 @@ from fastmlp_kernels.cpu.tables import (
 )
 from fastmlp_kernels.cpu.team import CALLER, Team, choose_places
 from fastmlp_kernels.cpu.thread_choice import ThreadChoice
-from fastmlp_kernels.cpu.update import call_update, update, write_gradient
-from fastmlp_kernels.problem import CONTROL_WORDS, STOP, Machine, Problem, parameter_layout
+from fastmlp_kernels.cpu.update import update, write_gradient
+from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, STOP, Machine, Problem
 
 # Rows up to which a forward pass reads the weights where they are.
 DIRECT_ROWS = 4
@@ -120,7 +118,7 @@ class FusedProgram(Layout):
         words[at.rows], words[at.batches] = sizes
         words[at.sequential] = stages & UPDATE == 0
         words[at.packed] = 1
-        words[at.squares_out] = 0
+        words[at.squares_out] = words[at.gradient] = 0
         words[at.output_gradient] = words[at.slopes]
         words[at.targets] = words[at.own_targets]
         scales, rows = self.constants["scales"], sizes[0]
@@ -201,7 +199,7 @@ class FusedProgram(Layout):
             self._point(at.X, X, count, self.problem.sizes[0])
             self._point(at.Y, y, count, self.problem.target_columns)
             self._point_vector(at.order, order, rows)
-            self._point(at.hyper, hyper, self._batches, HYPER_WIDTH)
+            self._point(at.hyper, hyper, self._batches, self.problem.hyper_columns)
         if weighted:
             self._point_vector(at.factors, factors, rows)
         if penalized:
@@ -324,19 +322,17 @@ class FusedProgram(Layout):
         return self.one_loss.item()
 
     def update(self, parameters, gradient, state, hyper):
-        """See `Program.update`."""
-        problem = self.problem
+        """See `Program.update`: the second phase of a step, on tiles of the caller's gradient."""
+        problem, words = self.problem, self.words
         self._keep(at.parameters, parameters, self._count)
+        self._keep(at.control, self.control, CONTROL_WORDS)
         self._keep_state(state)
-        self._point_vector(at.target, gradient, self._count)
-        self._point(at.hyper, hyper, 1, HYPER_WIDTH)
-        step, words = update(problem.optimizer, problem.dtype, 0), self.words.item
-        first, second = (words(word) if k < len(state) else 0 for k, word in enumerate(SLOTS))
-        item, numbers = parameters.itemsize, words(at.hyper)
-        vectors = (words(at.parameters), first, second, words(at.target))
-        for layer in parameter_layout(problem.sizes):
-            for place, decay in ((layer.weight, WEIGHT_DECAY), (layer.bias, BIAS_DECAY)):
-                count = place.stop - place.start
-                here = (each + place.start * item for each in vectors)
-                run = (0, 1, count, count, count, numbers, numbers + decay * item, 0)
-                call_update(step, (*here, *run))
+        self.control.fill(0)
+        self._settle(GRADIENT | UPDATE, 1, (0, 1))
+        self._point_vector(at.gradient, gradient, self._count)
+        self._point(at.hyper, hyper, 1, problem.hyper_columns)
+        words[at.finish] = update(problem.optimizer, problem.dtype, self.panel)
+        words[at.target] = words[at.parameters]
+        self._run()
+        if self.control.item(STATUS):
+            parameters.fill(np.nan)

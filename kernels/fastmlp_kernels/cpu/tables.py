@@ -62,7 +62,10 @@ STEP_FIXED = table(
     "units",
     "keeps_output",  # 1: output_value works in place
     "inputs_stride",  # bytes from a thread's panels of X to the next's
-    "scratch_stride",
+    "scratch_stride",  # of a tile of a gradient: a square of a panel, and a row for the biases
+    "hyper_stride",  # bytes from a batch's hyper-parameters to the next's
+    "layer_hyper_stride",  # bytes from a layer's to the next's: 0 where all have the same
+    "clipping",  # index in CLIPPINGS
     "column_lists_stride",  # bytes from a thread's lists to the next's
     "column_list_bytes",
     "row_lists_stride",
@@ -82,6 +85,8 @@ STEP_FIXED = table(
     "listed_gradient_wide",
     "sum_losses",
     "sum_squares",
+    "clip",
+    "clip_scale",
     "check",
 )
 
@@ -104,6 +109,8 @@ STEP_MEMORY = table(
     "zeros",
     "scales",
     "unit_squares",  # float64 sums of squares of the units of weights
+    "gradient_squares",  # those of each unit's gradient: of its weights, of its biases
+    "one",  # the number 1
     "unused",  # 8 bytes that nobody reads
 )
 
@@ -128,6 +135,7 @@ STEP_CALL = table(
     "hyper",
     "losses",
     "control",
+    "gradient",  # of the caller, to be applied in place of the rows' own; or 0
     "squares_out",  # of the caller: a float64 sum of squares for each batch, or 0
     "target",  # flat vector that `finish` writes: parameters, or a gradient
     "first",
@@ -178,6 +186,8 @@ LAYER_MEMORY = table(
     "kept",
     "delta",
     "squares",  # the first unit's sum
+    "gradient",  # the first unit's tile, where norms are clipped
+    "gradient_squares",  # the first unit's sums
 )
 
 LAYER = table(*LAYER_FIXED.names, *LAYER_MEMORY.names)

@@ -8,15 +8,9 @@ from numba.core import types
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.elementary import plus
 from fastmlp_kernels.algebra.optimizers import RULE_START
-from fastmlp_kernels.compile import kernel, leaf
+from fastmlp_kernels.compile import leaf
 from fastmlp_kernels.cpu.activation import NUMBERS
-from fastmlp_kernels.cpu.intrinsics import (
-    call,
-    former_arithmetic,
-    read,
-    standard_arithmetic,
-    write,
-)
+from fastmlp_kernels.cpu.intrinsics import read, write
 
 WORD = types.int64
 # Streams of memory that never overlap: see `intrinsics.read`.
@@ -39,8 +33,7 @@ def update(name: str, dtype: str, panel: int, penalized: bool = False) -> int:
         Row of OPTIMIZERS.
     dtype : str
     panel : int
-        Columns of a panel: the new parameters are also written to a tile of panels. 0 for the flat
-        vectors alone.
+        Columns of a panel: the new parameters are also written to a tile of panels.
     penalized : bool
         Whether the squares of the old parameters are summed, for an L2 penalty.
 
@@ -54,7 +47,7 @@ def update(name: str, dtype: str, panel: int, penalized: bool = False) -> int:
     the arrays overlap. Cost: about 12 flops and 3 to 8 memory accesses a parameter. Source:
     `algebra.optimizers`.
     """
-    element = _element(OPTIMIZERS[name].update, OPTIMIZERS[name].slots, panel > 0)
+    element = _element(OPTIMIZERS[name].update, OPTIMIZERS[name].slots)
     # Closed over, as `leaf` compiles what a function closes over.
     numbers, add = _numbers, plus
 
@@ -78,8 +71,7 @@ def update(name: str, dtype: str, panel: int, penalized: bool = False) -> int:
             total[0] = squares
         return 0
 
-    kind = f"tile{panel}" if panel else "flat"
-    kind += "-penalized" if penalized else ""
+    kind = f"tile{panel}" + ("-penalized" if penalized else "")
     return leaf(step, f"update-{name}-{kind}-{dtype}", _signature(dtype)).address
 
 
@@ -100,7 +92,7 @@ def _numbers(hyper, decay):
     )
 
 
-def _element(rule: Callable, slots: int, copies: bool) -> Callable:
+def _element(rule: Callable, slots: int) -> Callable:
     """Return the update of element k of the flat vectors, `there` in the tiles."""
 
     def element(p, first, second, g, copy, k, there, numbers):
@@ -115,8 +107,7 @@ def _element(rule: Callable, slots: int, copies: bool) -> Callable:
             write(first, k, m, FIRST)
         if slots > 1:
             write(second, k, v, SECOND)
-        if copies:
-            write(copy, there, new, COPY)
+        write(copy, there, new, COPY)
         return old
 
     return element
@@ -149,11 +140,3 @@ def write_gradient(dtype: str, accumulate: bool) -> int:
 
     kind = "accumulate" if accumulate else "store"
     return leaf(keep, f"gradient-{kind}-{dtype}", _signature(dtype)).address
-
-
-@kernel
-def call_update(step, arguments):
-    """Call a leaf of this file at its address."""
-    former = standard_arithmetic()
-    call(step, arguments)
-    former_arithmetic(former)

@@ -6,7 +6,6 @@ peaks are estimates until a run on a GPU replaces them.
 
 from dataclasses import dataclass
 
-from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.problem import Machine, Problem, parameter_layout
 
 # Capabilities whose float64 arithmetic runs at half the rate of float32; elsewhere it is a 32nd.
@@ -55,7 +54,7 @@ def copies(problem: Problem) -> Copies:
     # There: X, y, parameters, state; back: parameters, state.
     fit, fit_bytes = 4 + 2 * state, data + 2 * network
     # There: the order, the hyper-parameters, the words of control; back: losses and words.
-    order = 8 * problem.rows + item * problem.batches * (HYPER_WIDTH + 1)
+    order = 8 * problem.rows + item * problem.batches * (problem.hyper_columns + 1)
     return Copies(fit, fit_bytes, 5, members * order)
 
 
@@ -72,8 +71,9 @@ def layered_launches(problem: Problem, library: bool = False) -> int:
     `library` says whether cuBLASLt computes the products.
     """
     layers = len(problem.sizes) - 1
-    # Gather, loss, the check, the update; and backward-data for all layers but the first.
-    around, backward = 4, layers - 1
+    # Gather, loss, the check, the update, and what it needs of the gradient's norm; backward-data
+    # for all layers but the first.
+    around, backward = 4 + (problem.clipping == "norm"), layers - 1
     if library:
         # A layer's product, bias and activation; slope and sums, weight gradient.
         return problem.batches * (around + 4 * layers + backward)

@@ -139,14 +139,15 @@ def batch_seconds(problem: Problem, machine: Machine) -> float:
     numbers = (blocks + 2 * plan.slices + 4 + 2 * problem.slots) * problem.parameter_count
     numbers += problem.batch_size * (problem.sizes[0] + problem.target_columns)
     moved = item_bytes(problem) * numbers / machine.gpu_bytes
-    batch = turns * tile + moved + LAUNCHES * machine.gpu_node_seconds
+    batch = turns * tile + moved
+    batch += launches(problem, machine) / problem.batches * machine.gpu_node_seconds
     # A replay by the host, which works ahead of the GPU.
     return max(batch, machine.gpu_launch_seconds)
 
 
 def launches(problem: Problem, machine: Machine) -> int:
     """Return the kernels that an epoch launches, or replays."""
-    return LAUNCHES * problem.batches
+    return (LAUNCHES + (problem.clipping == "norm")) * problem.batches
 
 
 def cost(problem: Problem, machine: Machine) -> float:

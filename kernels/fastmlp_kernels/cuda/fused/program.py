@@ -122,7 +122,6 @@ class FusedProgram(SingleCalls):
         launch = (self.sum_and_check, blocks, self.sums.threads)
         arguments += (layered.losses, layered.squares, *shared)
         layered.launches.grid(*launch, *arguments, *table, int(penalized))
-        arguments = (parameters, gradient, *slots, layered.biases, layered.optimizer, layered.hyper)
         # No product of this step reads weights that are rounded beforehand.
         nowhere = (self.no_places, self.no_rounded)
-        layered.launches.over(layered.kernels.update, count, *arguments, *shared, *nowhere)
+        layered.enqueue_update(parameters, gradient, slots, layered.hyper, shared, nowhere)

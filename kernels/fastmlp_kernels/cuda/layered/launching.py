@@ -10,7 +10,7 @@ from numba import cuda
 
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.device.configurations import configured
-from fastmlp_kernels.cuda.layered import activation, linear, loss, update
+from fastmlp_kernels.cuda.layered import activation, clipping, linear, loss, update
 from fastmlp_kernels.cuda.layered.activation import (
     ROWS_OF_A_LANE,
     activation_backward,
@@ -94,6 +94,7 @@ class Kernels(NamedTuple):
     predict_rows: Any
     update: Any
     sum_squares: Any
+    clip_by_norm: Any
     gather_rows: Any
     round_rows: Any
 
@@ -122,6 +123,7 @@ def build(
         predict_rows=loss.of_link(link),
         update=update.update,
         sum_squares=update.build(tiles.threads),
+        clip_by_norm=clipping.build(tiles.threads),
         gather_rows=gather_rows,
         round_rows=round_rows,
     )
@@ -175,7 +177,7 @@ class Launches:
         self.grid(kernel, -(-count // threads) + 1, threads, *arguments)
 
     def sum_of(self, kernel: Any, count: int, *arguments: Any) -> None:
-        """Launch `sum_squares` over so many elements."""
+        """Launch `sum_squares` or `clip_by_norm` over so many elements."""
         self.grid(kernel, self.tiles.sum_blocks(count), self.tiles.threads, *arguments)
 
     def block(self, kernel: Any, *arguments: Any) -> None:

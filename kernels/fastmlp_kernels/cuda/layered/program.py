@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, OPTIMIZERS
+from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS
 from fastmlp_kernels.contract import check_data, check_epoch, check_shape
 from fastmlp_kernels.cuda.device.memory import DeviceMemory
 from fastmlp_kernels.cuda.layered import matrix_products, workspace
@@ -87,11 +87,14 @@ class LayeredProgram:
         self.output = ACTIVATIONS.code(problem.activations[-1])
         self.identity = ACTIVATIONS.code("identity")
         self.order = cuda.device_array(problem.rows, np.int64)
-        self.hyper = self.empty(problem.batches, HYPER_WIDTH)
+        self.hyper = self.empty(problem.batches, problem.hyper_columns)
         self.losses = self.empty(problem.batches)
         self.squares = self.empty(problem.batches)
         self.square_sums = self.empty(self.tiles.sum_blocks(problem.parameter_count))
         self.square_arrivals = cuda.to_device(np.zeros(1, np.int32))
+        clips = problem.clipping != "none"
+        self.clip_scale = cuda.to_device(np.ones(int(clips), self.dtype))
+        self.layer_numbers = cuda.to_device(workspace.layer_numbers(problem))
         self.biases = cuda.to_device(workspace.bias_mask(problem))
         self.scales: dict[int, Any] = {}
         self.epoch_factors: Any = None
@@ -204,9 +207,22 @@ class LayeredProgram:
             arguments = (parameters, self.biases, self.squares, self.counter)
             arguments += (self.square_sums, self.square_arrivals)
             self.launches.sum_of(kernels.sum_squares, count, *arguments)
-        vectors = (parameters, gradient, *slots, self.biases)
-        arguments = (self.optimizer, self.hyper, self.counter, self.status)
         rounded = (self.products.places, self.products.rounded_weights)
+        words = (self.counter, self.status)
+        self.enqueue_update(parameters, gradient, slots, self.hyper, words, rounded)
+
+    def enqueue_update(self, parameters, gradient, slots, hyper, words, rounded) -> None:
+        """Enqueue the update, and what comes before it where norms are clipped.
+
+        `words` are the counter and the status that the update reads.
+        """
+        kernels, count = self.kernels, self.problem.parameter_count
+        if self.problem.clipping == "norm":
+            sums = (self.square_sums, self.square_arrivals)
+            arguments = (gradient, hyper, words[0], self.status, self.clip_scale, *sums)
+            self.launches.sum_of(kernels.clip_by_norm, count, *arguments)
+        vectors = (parameters, gradient, *slots, self.biases, self.layer_numbers)
+        arguments = (self.optimizer, hyper, self.clip_scale, *words)
         self._over(kernels.update, count, *vectors, *arguments, *rounded)
 
     def _full_batch(self, batch, parameters, slots, X, y, factors, penalized):
@@ -363,12 +379,9 @@ class LayeredProgram:
 
     def update(self, parameters, gradient, state, hyper):
         """See `Program.update`."""
-        first, second = self._state(state)
-        vectors = (parameters, gradient, first, second, self.biases)
-        arguments = (self.optimizer, self.to_device(hyper), self.single_step, self.finite)
         rounded = (self.products.places, self.products.rounded_weights)
-        count = self.problem.parameter_count
-        self._over(self.kernels.update, count, *vectors, *arguments, *rounded)
+        words, slots = (self.single_step, self.finite), self._state(state)
+        self.enqueue_update(parameters, gradient, slots, self.to_device(hyper), words, rounded)
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""

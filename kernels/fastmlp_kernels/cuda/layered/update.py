@@ -7,7 +7,13 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import OPTIMIZERS
-from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
+from fastmlp_kernels.algebra.optimizers import (
+    BIAS_DECAY,
+    CLIP_VALUE,
+    HYPER_WIDTH,
+    RULE_START,
+    WEIGHT_DECAY,
+)
 from fastmlp_kernels.compile import cuda_kernel, cuda_switch
 from fastmlp_kernels.cuda.layered.bfloat16 import bfloat16_bits
 from fastmlp_kernels.cuda.layered.gather import BATCH, UPDATED
@@ -19,7 +25,19 @@ _rule = cuda_switch([row.update for row in OPTIMIZERS])
 
 @cuda_kernel
 def update(
-    parameters, gradient, first, second, biases, rule, hyper, counter, status, places, rounded
+    parameters,
+    gradient,
+    first,
+    second,
+    biases,
+    layers,
+    rule,
+    hyper,
+    scale,
+    counter,
+    status,
+    places,
+    rounded,
 ):
     """Apply one optimizer step to every parameter, unless training has stopped being finite.
 
@@ -28,15 +46,19 @@ def update(
     parameters : dtype[P], read and written
     gradient : dtype[P], read
     first, second : dtype[P], read and written
-        The optimizer's state; those that the rule does not use keep their values and may be empty.
+        The optimizer's state; what the rule does not use stays, and may be empty.
     biases : uint8[P], read
         1 where the parameter is a bias.
+    layers : uint16[P] or uint16[0], read
+        Of each parameter, where layers have hyper-parameters of their own.
     rule : int
         Code of the row of OPTIMIZERS.
-    hyper : dtype[batches, HYPER_WIDTH], read
+    hyper : dtype[batches, HYPER_WIDTH] or dtype[batches, layers * HYPER_WIDTH], read
         One row a step.
+    scale : dtype[1] or dtype[0], read
+        Where it has an element, the gradient is limited, and multiplied by it.
     counter : int64[2], read and written
-        The row of `hyper` is ``counter[UPDATED]``; ``counter[BATCH]`` becomes one more than it.
+        The row of `hyper` is ``counter[UPDATED]``; ``counter[BATCH]`` becomes one more.
     status : int64[3], read
         Nothing but the counter is written when ``status[STATUS]`` is not 0.
     places : int32[P] or int32[0], read
@@ -55,21 +77,26 @@ def update(
         counter[BATCH] = batch + 1
     if i >= parameters.size or status[STATUS] != 0:
         return
-    zero = parameters.dtype.type(0)
+    own = HYPER_WIDTH * layers[i] if layers.size > 0 else 0
+    start = own + RULE_START
     h = (
-        hyper[batch, RULE_START],
-        hyper[batch, RULE_START + 1],
-        hyper[batch, RULE_START + 2],
-        hyper[batch, RULE_START + 3],
-        hyper[batch, RULE_START + 4],
-        hyper[batch, RULE_START + 5],
-        hyper[batch, RULE_START + 6],
-        hyper[batch, RULE_START + 7],
+        hyper[batch, start],
+        hyper[batch, start + 1],
+        hyper[batch, start + 2],
+        hyper[batch, start + 3],
+        hyper[batch, start + 4],
+        hyper[batch, start + 5],
+        hyper[batch, start + 6],
+        hyper[batch, start + 7],
     )
-    decay = hyper[batch, BIAS_DECAY] if biases[i] != 0 else hyper[batch, WEIGHT_DECAY]
-    slope = gradient[i] + decay * parameters[i]
-    m = first[i] if i < first.size else zero
-    v = second[i] if i < second.size else zero
+    decay = hyper[batch, own + (BIAS_DECAY if biases[i] != 0 else WEIGHT_DECAY)]
+    slope = gradient[i]
+    if scale.size > 0:
+        limit = hyper[batch, own + CLIP_VALUE]
+        slope = scale[0] * min(max(slope, -limit), limit)
+    slope += decay * parameters[i]
+    m = first[i] if i < first.size else slope
+    v = second[i] if i < second.size else slope
     parameters[i], m, v = _rule(rule, parameters[i], slope, m, v, h)
     if i < first.size:
         first[i] = m

@@ -85,6 +85,14 @@ def layers_of(problem: Problem, work: Workspace) -> list[Layer]:
     return layers
 
 
+def layer_numbers(problem: Problem) -> np.ndarray:
+    """Return uint16[P]: the layer of each parameter, if layers have rates of their own."""
+    numbers = np.zeros(problem.parameter_count * problem.layer_rates, np.uint16)
+    for index, layer in enumerate(parameter_layout(problem.sizes)):
+        numbers[layer.weight.start : layer.bias.stop] = index
+    return numbers
+
+
 def bias_mask(problem: Problem) -> np.ndarray:
     """Return uint8[P]: 1 where the parameter is a bias."""
     mask = np.zeros(problem.parameter_count, np.uint8)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.cuda.on_chip import tables
 from fastmlp_kernels.problem import LayerLayout, Problem, parameter_layout
 
@@ -235,7 +234,7 @@ def _placement(
         "row_losses": numbers("row losses", rows),
         "partial": numbers("partial sums", threads),
         # Those of this step, and of the next one.
-        "hyper": numbers("hyper", 2 * HYPER_WIDTH),
+        "hyper": numbers("hyper", 2 * problem.hyper_columns),
         "gradient": numbers("gradient", count if gradient_shared else 0),
         "first": numbers("first", slots[0]),
         "second": numbers("second", slots[1]),

@@ -6,7 +6,15 @@ from typing import Any
 from numba import cuda
 
 from fastmlp_kernels.algebra import OPTIMIZERS
-from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, RULE_START, WEIGHT_DECAY
+from fastmlp_kernels.algebra.optimizers import (
+    BIAS_DECAY,
+    CLIP_NORM,
+    CLIP_VALUE,
+    HYPER_WIDTH,
+    RULE_START,
+    WEIGHT_DECAY,
+    clip_scale,
+)
 from fastmlp_kernels.compile import cuda_part, cuda_switch
 from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
 from fastmlp_kernels.cuda.sums import block_sum
@@ -92,14 +100,78 @@ def weight_squares(threads: int, mixed: bool) -> Any:
     return weight_squares
 
 
-def update_network(
-    threads: int, optimizer: str, to_operand: Any, mixed: bool, accumulate: bool
-) -> Any:
-    """Return the update of a network in shared memory."""
-    step = _step(optimizer, to_operand, mixed, accumulate)
+def clipped_scale(threads: int) -> Any:
+    """Return the sum over a gradient that clipping by its norm takes."""
+    scale_of = cuda_part(clip_scale)
 
     @cuda_part
-    def update_network(operands, numbers, words, state, first, second, hyper, t):
+    def clipped_scale(numbers, words, hyper, t):
+        """Return what the gradient is multiplied by, to every thread; NaN for no finite norm.
+
+        Parameters
+        ----------
+        numbers : dtype[:], shared memory, read but for the partial sums
+        words : int64[:]
+        hyper : int
+            Where in `numbers` this step's hyper-parameters begin.
+        t : int
+
+        Notes
+        -----
+        Waits several times, the last time after the gradient was read. Cost: ``4 P`` flops.
+        Accuracy: as `weight_squares`. Source: `algebra.optimizers.clip_scale`.
+        """
+        tile = tile_of(words)
+        gradient, limit = tile.gradient, numbers[hyper + CLIP_VALUE]
+        total = numbers.dtype.type(0)
+        k = t & SMALL
+        while k < tile.parameters:
+            slope = min(max(numbers[(gradient + k) & SMALL], -limit), limit)
+            total += slope * slope
+            k += threads
+        place = tile.partial
+        partial = numbers[place : place + threads]
+        partial[t] = total
+        block_sum(partial, t, threads)
+        squares = partial[0]
+        # Between these reads and the next partial sums.
+        cuda.syncthreads()
+        if not math.isfinite(squares):
+            return squares - squares
+        return scale_of(squares, numbers[hyper + CLIP_NORM])
+
+    return clipped_scale
+
+
+@cuda_part
+def _rule_numbers(numbers, hyper):
+    start = hyper + RULE_START
+    return (
+        numbers[start],
+        numbers[start + 1],
+        numbers[start + 2],
+        numbers[start + 3],
+        numbers[start + 4],
+        numbers[start + 5],
+        numbers[start + 6],
+        numbers[start + 7],
+    )
+
+
+def update_network(
+    threads: int,
+    optimizer: str,
+    to_operand: Any,
+    mixed: bool,
+    accumulate: bool,
+    clips: bool,
+    layer_rates: bool,
+) -> Any:
+    """Return the update of a network in shared memory."""
+    step = _step(optimizer, to_operand, mixed, accumulate, clips)
+
+    @cuda_part
+    def update_network(operands, numbers, words, state, first, second, hyper, scale, t):
         """Apply one optimizer step to every parameter.
 
         Parameters
@@ -113,6 +185,8 @@ def update_network(
             Where in `state` the two vectors of the network begin.
         hyper : int
             Where in `numbers` this step's hyper-parameters begin.
+        scale : dtype
+            What the gradient is multiplied by, where it is clipped.
         t : int
 
         Notes
@@ -120,19 +194,18 @@ def update_network(
         Waits for nobody. Cost: about 10 flops and 4 to 8 accesses a parameter. The padding of the
         weights stays 0, as no thread comes there. Source: `algebra.optimizers`.
         """
-        h = (
-            numbers[hyper + RULE_START],
-            numbers[hyper + RULE_START + 1],
-            numbers[hyper + RULE_START + 2],
-            numbers[hyper + RULE_START + 3],
-            numbers[hyper + RULE_START + 4],
-            numbers[hyper + RULE_START + 5],
-            numbers[hyper + RULE_START + 6],
-            numbers[hyper + RULE_START + 7],
-        )
+        h = _rule_numbers(numbers, hyper)
+        limit = numbers[hyper + CLIP_VALUE]
         weight_decay, bias_decay = numbers[hyper + WEIGHT_DECAY], numbers[hyper + BIAS_DECAY]
         tile = tile_of(words)
         for index in range(tile.layers):
+            if layer_rates and index > 0:
+                hyper += HYPER_WIDTH
+                h = _rule_numbers(numbers, hyper)
+                weight_decay, bias_decay = (
+                    numbers[hyper + WEIGHT_DECAY],
+                    numbers[hyper + BIAS_DECAY],
+                )
             layer = layer_of(words, index)
             fan_in, fan_out = layer.fan_in, layer.fan_out
             W, stride = layer.W, layer.W_stride
@@ -143,7 +216,7 @@ def update_network(
             j = t - i * fan_out
             while i < fan_in:
                 place, p = W + i * stride + j, start + i * fan_out + j
-                step(*memory, place & SMALL, p & SMALL, 1, weight_decay, h)
+                step(*memory, place & SMALL, p & SMALL, 1, weight_decay, h, limit, scale)
                 # `threads` elements on, without a division.
                 i += down
                 j += along
@@ -152,22 +225,39 @@ def update_network(
                     j -= fan_out
             for j in range(t, fan_out, threads):
                 p = start + fan_in * fan_out + j
-                step(*memory, b + j, p & SMALL, 0, bias_decay, h)
+                step(*memory, b + j, p & SMALL, 0, bias_decay, h, limit, scale)
 
     return update_network
 
 
-def _step(optimizer: str, to_operand: Any, mixed: bool, accumulate: bool) -> Any:
+def _step(optimizer: str, to_operand: Any, mixed: bool, accumulate: bool, clips: bool) -> Any:
     row = OPTIMIZERS[optimizer]
     slots, rule = row.slots, cuda_switch([row.update])
 
     @cuda_part
-    def step(operands, numbers, tile, state, first, second, place, p, is_weight, decay, h):
+    def step(
+        operands,
+        numbers,
+        tile,
+        state,
+        first,
+        second,
+        place,
+        p,
+        is_weight,
+        decay,
+        h,
+        limit,
+        scale,
+    ):
         """Update parameter `p`, which the products read at `place`."""
         slot = tile.gradient + p
         own = tile.master + p if mixed else place
         value = numbers[own]
-        slope = numbers[slot] + decay * value
+        slope = numbers[slot]
+        if clips:
+            slope = scale * min(max(slope, -limit), limit)
+        slope += decay * value
         m = state[first + p] if slots > 0 else numbers.dtype.type(0)
         v = state[second + p] if slots > 1 else numbers.dtype.type(0)
         value, m, v = rule(0, value, slope, m, v, h)

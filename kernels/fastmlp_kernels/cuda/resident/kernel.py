@@ -5,9 +5,11 @@ end. Blocks know nothing of one another: as many networks as there are blocks tr
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
@@ -18,6 +20,9 @@ from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, epoch_of, til
 from fastmlp_kernels.cuda.on_chip.placement import Form
 from fastmlp_kernels.cuda.resident import block_update
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP
+
+# Keeps float32 arithmetic in float32.
+NOT_FINITE = np.float32(np.nan)
 
 
 class Choice(NamedTuple):
@@ -32,6 +37,8 @@ class Choice(NamedTuple):
     optimizer: str
     accumulate: bool
     state_shared: bool
+    clipping: str = "none"
+    layer_rates: bool = False
     tile_columns: int = 4
 
 
@@ -78,7 +85,7 @@ def build(choice: Choice) -> Any:
         X : dtype[n, inputs], y : dtype[n, target_columns], read
         order : int64[members * rows], read
             Indices into X, checked before.
-        hyper : dtype[members * batches * HYPER_WIDTH], read
+        hyper : dtype[members * batches * hyper_columns], read
         factors : dtype[members * rows] or dtype[2], read
             Of the rows in the order of the epoch; or of a full batch, and of the last one.
         losses, squares : dtype[members * batches], written
@@ -164,12 +171,13 @@ def _train(choice: Choice, parts: Chain) -> Any:
     threads, form, state_shared = choice.threads, choice.form, choice.state_shared
     slots = OPTIMIZERS[choice.optimizer].slots
     adds_losses = chain.loss_thread(threads)
-    finite = block_update.finite(threads, adds_losses)
     weight_squares = block_update.weight_squares(threads, form.mixed)
     to_operand = parts.products.to_operand
     update = block_update.update_network(
-        threads, choice.optimizer, to_operand, form.mixed, choice.accumulate
+        *(threads, choice.optimizer, to_operand, form.mixed, choice.accumulate),
+        *(choice.clipping != "none", choice.layer_rates),
     )
+    judge, hyper_width = _judge(choice), _hyper_width(choice)
     fetch, gradients = _fetch(choice, parts), _gradients(choice, parts)
 
     @cuda_part
@@ -208,7 +216,9 @@ def _train(choice: Choice, parts: Chain) -> Any:
             cuda.syncthreads()
             if t == adds_losses:
                 losses[mine + done] = total
-            if not finite(numbers, words, total, t):
+            place = tile.hyper + (done & 1) * hyper_width(tile)
+            scale = judge(numbers, words, total, place, t)
+            if not math.isfinite(scale):
                 if t == 0:
                     control[member * CONTROL_WORDS + STATUS] = done + 1
                 break
@@ -216,13 +226,12 @@ def _train(choice: Choice, parts: Chain) -> Any:
                 value = weight_squares(numbers, words, t)
                 if t == 0:
                     squares[mine + done] = value
-            place = tile.hyper + (done & 1) * HYPER_WIDTH
             if state_shared:
-                update(operands, numbers, words, numbers, tile.first, tile.second, place, t)
+                update(operands, numbers, words, numbers, tile.first, tile.second, place, scale, t)
             else:
                 at_first = member * slots * tile.parameters
                 at_second = at_first + tile.parameters
-                update(operands, numbers, words, state, at_first, at_second, place, t)
+                update(operands, numbers, words, state, at_first, at_second, place, scale, t)
             done += 1
             # Beside the update: no other thread reads a tile's rows now, nor the other step's
             # numbers.
@@ -233,16 +242,48 @@ def _train(choice: Choice, parts: Chain) -> Any:
     return train
 
 
+def _judge(choice: Choice) -> Any:
+    threads, by_norm = choice.threads, choice.clipping == "norm"
+    finite = block_update.finite(threads, chain.loss_thread(threads))
+    clipped_scale = block_update.clipped_scale(threads)
+
+    @cuda_part
+    def judge(numbers, words, total, hyper, t):
+        """Return what the gradient is multiplied by, to every thread; NaN to leave it.
+
+        It is left where the loss, the gradient or a norm that is limited is not finite.
+        """
+        one = numbers.dtype.type(1)
+        if not finite(numbers, words, total, t):
+            return one * NOT_FINITE
+        return clipped_scale(numbers, words, hyper, t) if by_norm else one
+
+    return judge
+
+
+def _hyper_width(choice: Choice) -> Any:
+    layer_rates = choice.layer_rates
+
+    @cuda_part
+    def hyper_width(tile):
+        """Return how many hyper-parameters a step has."""
+        return HYPER_WIDTH * tile.layers if layer_rates else HYPER_WIDTH
+
+    return hyper_width
+
+
 def _fetch(choice: Choice, parts: Chain) -> Any:
     threads, row_pad, gather = choice.threads, choice.form.row_pad, parts.gather
+    hyper_width = _hyper_width(choice)
 
     @cuda_part
     def fetch(operands, numbers, words, X, y, order, hyper, member, batches, batch, t):
         """Read a batch's hyper-parameters and the rows of its first tile; wait for nobody."""
         tile, epoch = tile_of(words), epoch_of(words)
-        place = tile.hyper + (batch & 1) * HYPER_WIDTH
-        for k in range(t, HYPER_WIDTH, threads):
-            numbers[place + k] = hyper[(member * batches + batch) * HYPER_WIDTH + k]
+        width = hyper_width(tile)
+        place = tile.hyper + (batch & 1) * width
+        for k in range(t, width, threads):
+            numbers[place + k] = hyper[(member * batches + batch) * width + k]
         begin = batch * epoch.batch_size
         count = min(tile.rows, epoch.batch_size, epoch.rows - begin)
         rows = (count + row_pad - 1) // row_pad * row_pad

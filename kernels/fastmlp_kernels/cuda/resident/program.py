@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastmlp_kernels.algebra import HYPER_WIDTH
 from fastmlp_kernels.contract import check_epoch
 from fastmlp_kernels.cuda.device.configurations import configured
 from fastmlp_kernels.cuda.layered.launching import Tiles
@@ -62,6 +61,8 @@ class ResidentProgram(SingleCalls):
             problem.optimizer,
             accumulate=found.rows < problem.batch_size,
             state_shared=found.state_shared,
+            clipping=problem.clipping,
+            layer_rates=problem.layer_rates,
         )
         self.resident = resident.build(choice)
         self.batches_a_launch = batches_a_launch or resident_cost.batches_a_launch(problem, machine)
@@ -69,7 +70,7 @@ class ResidentProgram(SingleCalls):
         self.words = cuda.to_device(found.table(problem))
         members, batches = problem.members, problem.batches
         self.all_orders = cuda.device_array(members * problem.rows, np.int64)
-        self.all_hypers = self.layered.empty(members * batches * HYPER_WIDTH)
+        self.all_hypers = self.layered.empty(members * batches * problem.hyper_columns)
         self.all_losses = self.layered.empty(members * batches)
         self.all_squares = self.layered.empty(members * batches)
         self.all_factors = self.layered.empty(members * problem.rows)
