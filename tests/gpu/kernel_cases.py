@@ -268,8 +268,8 @@ def test_predict_rows(tiles, dtype, loss):
         expected = np.hstack([A[:, :2], variances])
     else:
         expected = powers / powers.sum(axis=1, keepdims=True)
-    error = 40 * Precision(dtype).unit * expected
-    compare_rows(given, Bounded(expected, error), "probabilities")
+    error = 40 * Precision(dtype).unit * np.abs(expected)
+    compare_rows(given, Bounded(expected, error), "predictions")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
