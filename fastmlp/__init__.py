@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastmlp import errors as errors
     from fastmlp import schedules as schedules
     from fastmlp import sklearn as sklearn
+    from fastmlp.averaging import WeightAverage as WeightAverage
     from fastmlp.callbacks import Checkpoint as Checkpoint
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from fastmlp.optimizers import Adam as Adam
     from fastmlp.optimizers import AdamW as AdamW
     from fastmlp.optimizers import RMSprop as RMSprop
+    from fastmlp.plateau import ReduceOnPlateau as ReduceOnPlateau
     from fastmlp_kernels.algebra import ACTIVATIONS as ACTIVATIONS
     from fastmlp_kernels.algebra import INITIALIZERS as INITIALIZERS
     from fastmlp_kernels.algebra import LOSSES as LOSSES
@@ -70,6 +72,8 @@ _NAMES_OF = {
         "SoftmaxCrossEntropy",
     ),
     "fastmlp.callbacks": ("Checkpoint", "EarlyStopping", "EpochEnd"),
+    "fastmlp.plateau": ("ReduceOnPlateau",),
+    "fastmlp.averaging": ("WeightAverage",),
     "fastmlp.dispatch.explanation": ("explain",),
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),

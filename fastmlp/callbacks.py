@@ -79,7 +79,9 @@ class Checkpoint:
 
     Each is written when the epoch's other callbacks have been called. A disk that is full does not
     end the fit: a warning is logged, the next epoch tries again, and if the last one fails too, its
-    error is raised after the fit. What callbacks of yours keep is not in the file.
+    error is raised after the fit. What callbacks of yours keep is in the file if they have the
+    methods ``state_dict()``, which returns numbers and arrays by name, and
+    ``load_state_dict(state)``, as `WeightAverage` has; a fit with other ones is refused.
 
     Examples
     --------
@@ -205,9 +207,7 @@ class EarlyStopping:
         """Return the name of what is watched, which depends on whether there is validation data."""
         monitor = self.monitor or ("validation_loss" if validated else "loss")
         if monitor != "loss" and not validated:
-            raise DomainError(
-                f"early_stopping: got monitor={monitor!r} without validation_data, wanted both"
-            )
+            raise DomainError(f"monitor: got {monitor!r} without validation_data, wanted both")
         return monitor
 
 

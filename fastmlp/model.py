@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 from fastmlp.data.admission import Data, admit
 from fastmlp.data.arrays import check_matrix, check_targets
 from fastmlp.data.frames import check_columns
-from fastmlp.data.weighting import check_sample_weight
+from fastmlp.data.weighting import BatchWeights, check_batch_weights
 from fastmlp.dispatch.planning import Where
 from fastmlp.errors import CallOrderError, NonFiniteTrainingError, known_keywords
 from fastmlp.files.contents import Contents
@@ -48,13 +48,27 @@ class MLP(Network):
         The coarsest rounding of the factors of matrix products that a kernel may use, as a GPU's
         tensor cores do; sums, parameters and the optimizer's state stay float32. A permission: CPU
         kernels are exact to float32 whatever it says.
-    initializer : str or row, optional
-        For all layers; by default each activation brings the one that suits it.
+    initializer : str or row, or sequence of them, optional
+        One for all layers, or one per layer, of the table `INITIALIZERS`. By default, and where a
+        layer has None, its activation brings the one that suits it. "orthogonal" is PyTorch's
+        ``orthogonal_``; the last bits depend on NumPy's LAPACK.
+    gain : float, or sequence of them
+        What the first weights are multiplied by, of all layers or per layer: see the example.
+    dropout : float or sequence of float, optional
+        The share of a hidden layer's outputs that each step of `fit` and `step` leaves out, and the
+        others are divided by the rest; one for all hidden layers, or one for each. All other
+        methods use all outputs. The seed and the number of the step decide which.
 
     Attributes
     ----------
     history : History or None
         Of the last `fit`, also of one that was interrupted.
+
+    Examples
+    --------
+    A policy as PPO begins with it, whose first actions hardly depend on what it observes::
+
+        MLP([8, 64, 64, 2], "tanh", initializer="orthogonal", gain=[2**0.5, 2**0.5, 0.01])
     """
 
     _kind = "MLP"
@@ -72,9 +86,11 @@ class MLP(Network):
         reduction: str = "mean",
         precision: str = "float32",
         initializer: Any = None,
+        gain: float | Sequence[float] = 1.0,
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
-        shape = (sizes, activations, loss)
-        self._begin(new_network(*shape, seed, dtype, reduction, precision, initializer))
+        shape, drawn = (sizes, activations, loss), (initializer, gain)
+        self._begin(new_network(*shape, seed, dtype, reduction, precision, *drawn, dropout))
 
     def _begin(self, contents: Contents) -> None:
         super()._begin(contents)
@@ -142,17 +158,48 @@ class MLP(Network):
         return Gradients(flat, weights, biases)
 
     def step(
-        self, X: Any, y: Any, optimizer: Optimizer | str | None = None, *, sample_weight: Any = None
+        self,
+        X: Any,
+        y: Any,
+        optimizer: Optimizer | str | None = None,
+        *,
+        sample_weight: Any = None,
+        loss_weight: Any = None,
     ) -> float:
-        """Take one training step on a batch, in one fused call; return the loss before it."""
+        """Take one training step on a batch, in one fused call; return the loss before it.
+
+        Parameters
+        ----------
+        X, y : array-like (rows, inputs) and (rows, outputs), or (rows,)
+        optimizer : Optimizer or str, optional
+            As in `fit`.
+        sample_weight : array-like (rows,), optional
+            None below 0. A mean of the losses is their weighted mean, as in `fit`.
+        loss_weight : array-like (rows,), optional
+            What each row's loss is multiplied by, of either sign, as the advantages of a policy
+            gradient are. A mean divides by the number of rows, as ``(weight * loss).mean()`` does.
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If a loss, gradient or parameter would be infinite or NaN; nothing has changed.
+
+        Examples
+        --------
+        >>> policy = MLP([4, 32, 2], "tanh", "softmax_cross_entropy")
+        >>> loss = policy.step(states, actions, Adam(1e-3), loss_weight=advantages)
+        ... # doctest: +SKIP
+        """
         # Without `_admit`: its call is seen in a step's time.
         rest = (self.template.sizes, self._loss, self._state.parameters.dtype)
         data, where = admit(X, y, *rest, self._where, self._columns)
-        weights = check_sample_weight(sample_weight, len(data.X))
+        weights = check_batch_weights(sample_weight, loss_weight, len(data.X))
         chosen = self._optimizer(optimizer)
         return self._state.lock.change("step", self._take_step, data, chosen, weights, where)
 
-    def _take_step(self, data: Data, optimizer: Optimizer, weights: Any, where: Where) -> float:
+    def _take_step(
+        self, data: Data, optimizer: Optimizer, weights: BatchWeights | None, where: Where
+    ) -> float:
         # Taken out while it is used: one that an exception leaves halfway is not believed again.
         step, self._step = self._step, None
         batch = (len(data.X), data.labels, optimizer.update, where)
@@ -168,11 +215,14 @@ class MLP(Network):
         return loss
 
     def value_and_grad(
-        self, X: Any, y: Any, *, sample_weight: Any = None
+        self, X: Any, y: Any, *, sample_weight: Any = None, loss_weight: Any = None
     ) -> tuple[float, Gradients]:
-        """Return the loss of a batch and its gradient; nothing is updated or accumulated."""
+        """Return the loss of a batch and its gradient; nothing is updated or accumulated.
+
+        The weights are those of `step`.
+        """
         data, where = self._admit(X, y, self._where)
-        weights = check_sample_weight(sample_weight, len(data.X))
+        weights = check_batch_weights(sample_weight, loss_weight, len(data.X))
         flat = aligned_zeros(self.parameters.shape, self.dtype)
         rest = (self._programs, data, flat, where, weights)
         loss = self._state.read("value_and_grad", steps.value_and_gradient, *rest)
@@ -208,10 +258,13 @@ class MLP(Network):
             )
         return last
 
-    def compute_loss(self, y: Any, *, sample_weight: Any = None) -> float:
-        """Return the loss of the last `forward`, and keep its gradient for `backward`."""
+    def compute_loss(self, y: Any, *, sample_weight: Any = None, loss_weight: Any = None) -> float:
+        """Return the loss of the last `forward`, and keep its gradient for `backward`.
+
+        The weights are those of `step`.
+        """
         rows = len(self._last_pass("compute_loss").X)
-        weights = check_sample_weight(sample_weight, rows)
+        weights = check_batch_weights(sample_weight, loss_weight, rows)
         targets, labels = check_targets(y, rows, self.sizes[-1], self._loss, self.dtype)
         hold = self._state.lock.hold
         return hold("compute_loss", self._compute_loss, targets, labels, weights)

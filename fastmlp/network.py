@@ -128,6 +128,11 @@ class Network:
         return self.template.precision
 
     @property
+    def dropout(self) -> tuple[float, ...]:
+        """The share of each hidden layer's outputs that training leaves out; empty without any."""
+        return self.template.dropout
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters."""
         return self._state.parameters.dtype
@@ -358,11 +363,12 @@ class Network:
 
     def __repr__(self) -> str:
         members = "" if self._members is None else f"members={self._members}, "
+        left_out = f", dropout={list(self.dropout)}" if self.dropout else ""
         rounded = "" if self.precision == "float32" else f", precision={self.precision!r}"
         return (
             f"{type(self).__name__}({list(self.sizes)}, {members}"
             f"activations={list(self.activations)}, loss={self.loss_name!r}, seed={self.seed}, "
-            f"dtype={self.dtype.name!r}, reduction={self.reduction!r}{rounded})"
+            f"dtype={self.dtype.name!r}, reduction={self.reduction!r}{rounded}{left_out})"
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Learning rates that depend on the step: any function of the step, and four ready ones.
+"""Learning rates that depend on the step: any function of the step, and ready ones.
 
 An optimizer's `learning_rate` may be a callable ``step -> rate``. Steps are counted from 0, as
 optax counts them. The schedules here also take an array of steps. A schedule is called while the
 model's lock is held, so it must not wait for a thread that uses the model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,59 @@ class ExponentialDecay(Schedule):
 
 @known_keywords
 @dataclass(frozen=True)
+class StepDecay(Schedule):
+    """``initial * decay ** floor(step / every)``: PyTorch's StepLR."""
+
+    initial: float
+    decay: float
+    every: float
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_number(self.initial, "initial")
+        check_number(self.decay, "decay")
+        check_number(self.every, "every", 1)
+
+    def __call__(self, step: Any) -> Any:
+        """Return the rate of a step."""
+        return self.initial * float(self.decay) ** (step // self.every)
+
+
+@known_keywords
+@dataclass(frozen=True)
+class PiecewiseConstant(Schedule):
+    """``rates[k]``, where k is how many of the `boundaries` are at most the step.
+
+    There is one rate more than boundaries, which rise: PyTorch's MultiStepLR with rates of one's
+    own.
+    """
+
+    boundaries: Sequence[float]
+    rates: Sequence[float]
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and keep them as tuples, which can be compared."""
+        for name in ("boundaries", "rates"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not np.iterable(given):
+                raise DTypeError(f"{name}: got {given!r}, wanted a list of numbers")
+            numbers = tuple(check_number(each, f"{name}[{i}]") for i, each in enumerate(given))
+            object.__setattr__(self, name, numbers)
+        if any(later <= sooner for sooner, later in pairwise(self.boundaries)):
+            raise DomainError(f"boundaries: got {self.boundaries}, wanted each above the last")
+        if len(self.rates) != len(self.boundaries) + 1:
+            raise ShapeError(
+                f"rates: got {len(self.rates)} with {len(self.boundaries)} boundaries, wanted "
+                f"{len(self.boundaries) + 1}, the first for the steps before the first boundary"
+            )
+
+    def __call__(self, step: Any) -> Any:
+        """Return the rate of a step."""
+        return np.array(self.rates)[np.searchsorted(self.boundaries, step, side="right")]
+
+
+@known_keywords
+@dataclass(frozen=True)
 class InverseScaling(Schedule):
     """``initial / (step + 1) ** power``."""
 
@@ -60,6 +114,27 @@ class InverseScaling(Schedule):
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step."""
         return self.initial / (step + 1.0) ** self.power
+
+
+@known_keywords
+@dataclass(frozen=True)
+class LinearDecay(Schedule):
+    """A straight line from `initial` to `final` over `steps` steps; later ones stay there."""
+
+    initial: float
+    steps: float
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_number(self.initial, "initial")
+        check_number(self.steps, "steps", 1)
+        check_number(self.final, "final")
+
+    def __call__(self, step: Any) -> Any:
+        """Return the rate of a step."""
+        along = np.minimum(step, self.steps) / self.steps
+        return self.initial + (self.final - self.initial) * along
 
 
 @known_keywords
@@ -79,8 +154,43 @@ class CosineDecay(Schedule):
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step."""
-        along = np.minimum(step, self.steps) / self.steps
-        return self.final + (self.initial - self.final) * 0.5 * (1 + np.cos(np.pi * along))
+        return _cosine(self.initial, self.final, np.minimum(step, self.steps) / self.steps)
+
+
+@known_keywords
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Half a cosine up to `maximum` and one down, over `steps` steps: PyTorch's OneCycleLR.
+
+    The rate begins at ``maximum / initial_divisor`` and ends at that over `final_divisor`, where
+    later steps stay. `warmup` is the share of the steps in which it rises. The momentum stays as it
+    is, as with ``cycle_momentum=False`` (L. Smith and N. Topin, arXiv:1708.07120).
+    """
+
+    maximum: float
+    steps: float
+    warmup: float = 0.3
+    initial_divisor: float = 25.0
+    final_divisor: float = 1e4
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_number(self.maximum, "maximum")
+        check_number(self.steps, "steps", 1)
+        if check_number(self.warmup, "warmup") >= 1:
+            raise DomainError(f"warmup: got {self.warmup!r}, wanted a share of the steps, below 1")
+        _check_positive(self.initial_divisor, "initial_divisor")
+        _check_positive(self.final_divisor, "final_divisor")
+
+    def __call__(self, step: Any) -> Any:
+        """Return the rate of a step."""
+        initial = self.maximum / self.initial_divisor
+        # The maximum lies at this step, which need not be a whole number.
+        top, last = self.warmup * self.steps - 1.0, self.steps - 1.0
+        rising = _cosine(initial, self.maximum, step / max(top, 1.0))
+        along = np.minimum((step - top) / (last - top), 1.0)
+        falling = _cosine(self.maximum, initial / self.final_divisor, along)
+        return np.where(step < top, rising, falling)
 
 
 @known_keywords
@@ -105,6 +215,11 @@ class LinearWarmup(Schedule):
         rising = rates_of(self.then, 0, "then") * (step + 1.0) / self.steps
         later = rates_of(self.then, np.maximum(step - self.steps, 0), "then")
         return np.where(step < self.steps, rising, later)
+
+
+def _cosine(first: float, last: float, along: Any) -> Any:
+    """Return the number so far along half a cosine from `first` to `last`."""
+    return last + (first - last) * 0.5 * (1 + np.cos(np.pi * along))
 
 
 def rates_of(rate: Any, steps: Any, argument: str) -> NDArray[np.float64]:

@@ -132,7 +132,6 @@ ANSWERS: Mapping[str, Mapping[str, str]] = {
         "lecun": _LECUN,
         "normal": "weights of one's own are assigned: model.weights[0] = ...",
         "uniform": "weights of one's own are assigned: model.weights[0] = ...",
-        "orthogonal": "weights of one's own are assigned: model.weights[0] = ...",
     },
     "device": {
         "cuda0": _ONE_GPU,
@@ -286,7 +285,7 @@ _OF_A_FIT = (
     *("device", "kernel", "threads", "progress", "verbose"),
 )
 HOMES: Mapping[str, str] = {
-    **dict.fromkeys((*_OF_A_MODEL, "initializer"), "MLP(...), where the network is made"),
+    **dict.fromkeys((*_OF_A_MODEL, "initializer", "gain"), "MLP(...), where the network is made"),
     "members": "Ensemble(...)",
     **dict.fromkeys(_OF_A_FIT, "fit"),
 }

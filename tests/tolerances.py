@@ -258,8 +258,8 @@ def loss_and_gradient(problem: Problem, A: Bounded, y, factors=None) -> tuple[Bo
     losses, slopes = _losses_of(problem)(problem, A, y, precision.unit)
     scale = np.full(len(y), problem.scale(len(y))) if factors is None else np.asarray(factors)
     scale = scale.astype(np.float64)[:, None]
-    total = (scale * (np.abs(losses.value) + losses.error)).sum()
-    error = (scale * losses.error).sum() + precision.gamma(losses.value.size + 3) * total
+    total = (np.abs(scale) * (np.abs(losses.value) + losses.error)).sum()
+    error = (np.abs(scale) * losses.error).sum() + precision.gamma(losses.value.size + 3) * total
     loss = Bounded(np.array([(losses.value * scale).sum()]), np.array([error]))
     return loss, precision.times(slopes, Bounded.exact(slopes.value * 0 + scale))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,23 @@ Array = NDArray[Any]
 Weights = NDArray[np.float64]
 
 LARGEST_SUM = float(np.finfo(np.float32).max)
+RATIOS = "; a mean depends on their ratios alone: divide them by the largest"
 SMALLEST_TOTAL = float(np.finfo(np.float64).tiny)
+
+
+class BatchWeights(NamedTuple):
+    """Weights of the rows of a single batch.
+
+    Attributes
+    ----------
+    values : ndarray
+        float64[rows]
+    of_losses : bool
+        Whether a mean divides by the rows, and not by the weights, which may then have any sign.
+    """
+
+    values: Weights
+    of_losses: bool
 
 
 def check_weights(
@@ -47,22 +63,42 @@ def check_sample_weight(value: Any, rows: int, members: int | None = None) -> We
     """
     if value is None:
         return None
-    weights = host_array(value, "sample_weight").astype(np.float64)
-    if weights.shape not in ((rows,), (rows, 1), (members, rows)):
-        each = "" if members is None else f", or ({members}, {rows}), for each network too"
-        raise ShapeError(
-            f"sample_weight: got shape {weights.shape}, wanted ({rows},), one for each row of X"
-            f"{each}"
-        )
+    weights = _as_weights(value, "sample_weight", rows, members)
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         first = weights[bad][0]
-        raise DomainError(f"sample_weight: got {first}, wanted finite numbers >= 0")
+        hint = "; those of either sign are given to step as loss_weight" if first < 0 else ""
+        raise DomainError(f"sample_weight: got {first}, wanted finite numbers >= 0{hint}")
     _check_sum(weights, "sample_weight")
     return weights if weights.shape == (members, rows) else weights.reshape(rows)
 
 
-def _check_sum(weights: Weights, argument: str) -> None:
+def check_batch_weights(sample_weight: Any, loss_weight: Any, rows: int) -> BatchWeights | None:
+    """Return the weights of a batch, of the one kind or the other; None stands for no weights."""
+    if loss_weight is None:
+        values = check_sample_weight(sample_weight, rows)
+        return None if values is None else BatchWeights(values, of_losses=False)
+    if sample_weight is not None:
+        raise DomainError("loss_weight: got it beside sample_weight, wanted one of the two")
+    values = _as_weights(loss_weight, "loss_weight", rows)
+    if not np.isfinite(values).all():
+        first = values[~np.isfinite(values)][0]
+        raise DomainError(f"loss_weight: got {first}, wanted finite numbers")
+    _check_sum(np.abs(values), "loss_weight", " of their sizes")
+    return BatchWeights(values.reshape(rows), of_losses=True)
+
+
+def _as_weights(value: Any, argument: str, rows: int, members: int | None = None) -> Weights:
+    weights = host_array(value, argument).astype(np.float64)
+    if weights.shape not in ((rows,), (rows, 1), (members, rows)):
+        each = "" if members is None else f", or ({members}, {rows}), for each network too"
+        raise ShapeError(
+            f"{argument}: got shape {weights.shape}, wanted ({rows},), one for each row of X{each}"
+        )
+    return weights
+
+
+def _check_sum(weights: Weights, argument: str, hint: str = RATIOS) -> None:
     """Refuse weights whose sum would overflow, since losses and their mean would then be NaN.
 
     The bound is float32's for every dtype. So losses times weights, in float64, cannot overflow
@@ -73,7 +109,7 @@ def _check_sum(weights: Weights, argument: str) -> None:
     if total > LARGEST_SUM:
         raise DomainError(
             f"{argument}: got weights that sum to {total:.3g}, wanted a sum of at most "
-            f"{LARGEST_SUM:.3g}; a mean depends on their ratios alone: divide them by the largest"
+            f"{LARGEST_SUM:.3g}{hint}"
         )
 
 
@@ -149,3 +185,13 @@ def row_factors(problem: Problem, weights: Weights, starts: NDArray[np.int64]) -
     sizes = np.diff(starts, append=len(weights))
     factors = weights * np.repeat(of_batch * problem.scale(1), sizes)
     return factors.astype(problem.dtype), of_batch
+
+
+def batch_factors(problem: Problem, weights: BatchWeights | None) -> Array | None:
+    """Return what multiplies the loss of each row of a single batch; None without weights."""
+    if weights is None:
+        return None
+    if weights.of_losses:
+        factors: Array = weights.values * problem.scale(len(weights.values))
+        return factors.astype(problem.dtype)
+    return row_factors(problem, weights.values, np.zeros(1, dtype=np.int64))[0]

@@ -27,20 +27,39 @@ def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def initialize(
-    vector: Array, layout: Sequence[LayerLayout], initializers: Sequence[Any], seed: int
+    vector: Array,
+    layout: Sequence[LayerLayout],
+    initializers: Sequence[Any],
+    seed: int,
+    gains: Sequence[float],
 ) -> None:
-    """Draw the weights of each layer by its initialiser; set the biases to zero."""
+    """Draw the weights of each layer by its initialiser, times its gain; set the biases to zero."""
     generator = np.random.Generator(np.random.PCG64(seed))
     vector[:] = 0
-    for layer, initializer in zip(layout, initializers, strict=True):
-        deviation = math.sqrt(initializer.variance(layer.fan_in, layer.fan_out))
-        count = layer.fan_in * layer.fan_out
+    for layer, initializer, gain in zip(layout, initializers, gains, strict=True):
         # Drawn in float64 for every dtype, so that a seed means the same network in both.
-        if initializer.distribution == "uniform":
-            limit = math.sqrt(3.0) * deviation
-            vector[layer.weight] = generator.uniform(-limit, limit, count)
-        else:
-            vector[layer.weight] = generator.normal(0.0, deviation, count)
+        weights = _draw(initializer, layer.fan_in, layer.fan_out, generator)
+        vector[layer.weight] = gain * weights.ravel()
+
+
+def _draw(
+    initializer: Any, fan_in: int, fan_out: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return float64[fan_in, fan_out]."""
+    deviation = math.sqrt(initializer.variance(fan_in, fan_out))
+    shape = fan_in, fan_out
+    if initializer.distribution == "uniform":
+        limit = math.sqrt(3.0) * deviation
+        return generator.uniform(-limit, limit, shape)
+    if initializer.distribution == "normal":
+        return generator.normal(0.0, deviation, shape)
+    drawn = generator.normal(size=shape)
+    tall = drawn if fan_in >= fan_out else drawn.T
+    Q, R = np.linalg.qr(tall)
+    # LAPACK's signs depend on the draw. Those of R's diagonal in their place make the distribution
+    # uniform: F. Mezzadri, Notices of the AMS 54 (2007), and torch.nn.init.orthogonal_.
+    Q *= np.where(np.diagonal(R) < 0, -1.0, 1.0)
+    return Q if fan_in >= fan_out else Q.T
 
 
 def aligned(array: Array) -> Array:

@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastmlp.atomic_writing import draft_of, find_place
 from fastmlp.callbacks import Checkpoint, Patience
-from fastmlp.errors import ModelFileError
+from fastmlp.errors import DTypeError, ModelFileError
 from fastmlp.files.container import read_whole, unpack
 from fastmlp.files.contents import Contents, restore, write
 
@@ -24,6 +25,7 @@ Array = NDArray[Any]
 # Settings that are digests, which say nothing to a reader.
 DIGESTS = ("X, y or weights", "validation_data")
 PROGRESS = ("best", "waited", "best_epoch", "trained")
+CALLBACKS = "callbacks."
 
 
 class Progress(NamedTuple):
@@ -37,6 +39,10 @@ class Progress(NamedTuple):
         int64: 1 for a network that is still trained.
     best_parameters : ndarray or None
         dtype[members, P], of networks whose `best_epoch` is not 0.
+    plateau_best, plateau_counts : ndarray or None
+        float64[members] and int64[members, 3]: see `Plateaus.progress`.
+    callbacks : mapping of str to ndarray
+        What callbacks keep: see `states_of`.
     """
 
     best: Array
@@ -44,6 +50,9 @@ class Progress(NamedTuple):
     best_epoch: Array
     trained: Array
     best_parameters: Array | None = None
+    plateau_best: Array | None = None
+    plateau_counts: Array | None = None
+    callbacks: Mapping[str, Array] = MappingProxyType({})
 
 
 def progress_of(patience: Sequence[Patience], training: Sequence[int], like: Array) -> Progress:
@@ -72,6 +81,42 @@ def take_up(progress: Progress, patience: Sequence[Patience]) -> list[int]:
         if progress.best_parameters is not None and each.best_epoch and each.keeps:
             each.best_parameters = progress.best_parameters[member].copy()
     return np.flatnonzero(progress.trained).tolist()
+
+
+def keepers(callbacks: Sequence[Any]) -> list[Any]:
+    """Return the callbacks that keep something, and say what by PyTorch's two methods."""
+    methods = "state_dict", "load_state_dict"
+    return [each for each in callbacks if all(hasattr(each, name) for name in methods)]
+
+
+def states_of(callbacks: Sequence[Any]) -> dict[str, Array]:
+    """Return what callbacks keep: "0.count" is what the first of the `keepers` calls "count".
+
+    Raises
+    ------
+    DTypeError
+        If it is no array of numbers.
+    """
+    found = {}
+    for index, each in enumerate(keepers(callbacks)):
+        for name, value in each.state_dict().items():
+            array = np.asarray(value)
+            if array.dtype.kind not in "fiub":
+                raise DTypeError(
+                    f"callbacks: got {value!r} as {name!r} in the state_dict of {each!r}, wanted "
+                    "numbers and arrays of numbers, which a Checkpoint can hold"
+                )
+            kept = array.dtype if array.dtype == np.float32 else np.float64
+            found[f"{index}.{name}"] = array.astype(kept if array.dtype.kind == "f" else np.int64)
+    return found
+
+
+def restore_states(callbacks: Sequence[Any], states: Mapping[str, Array]) -> None:
+    """Have callbacks go on where they were."""
+    for index, each in enumerate(keepers(callbacks)):
+        start = f"{index}."
+        own = {key[len(start) :]: one for key, one in states.items() if key.startswith(start)}
+        each.load_state_dict(own)
 
 
 def digest(*arrays: Any) -> str:
@@ -110,8 +155,9 @@ class CheckpointWriter:
 
     def write(self, contents: Contents, progress: Progress) -> None:
         """Write a checkpoint, or note that it could not be written."""
-        arrays = {f"fit.{name}": each for name, each in progress._asdict().items()}
-        kept = {name: each for name, each in arrays.items() if each is not None}
+        arrays = progress._asdict()
+        arrays |= {CALLBACKS + name: each for name, each in arrays.pop("callbacks").items()}
+        kept = {f"fit.{name}": each for name, each in arrays.items() if each is not None}
         path = self._path
         try:
             _turn(path, self._rule.keep)
@@ -223,9 +269,14 @@ def _progress(contents: Contents, arrays: dict[str, Array], name: str) -> Progre
     if "fit.best_parameters" in arrays:
         whole = template.members, template.parameter_count
         wanted["best_parameters"] = whole, np.dtype(template.dtype)
+    if "fit.plateau_best" in arrays:
+        wanted["plateau_best"] = shape, np.float64
+        wanted["plateau_counts"] = (*shape, 3), np.int64
     for key, (size, dtype) in wanted.items():
         array = arrays.get(f"fit.{key}")
         if array is None or array.shape != size or array.dtype != dtype:
             raise ModelFileError(f"{name}: got no fit.{key}, wanted one of {size} and {dtype}")
         found[key] = array
-    return Progress(**found)
+    start = f"fit.{CALLBACKS}"
+    kept = {key[len(start) :]: each for key, each in arrays.items() if key.startswith(start)}
+    return Progress(**found, callbacks=kept)

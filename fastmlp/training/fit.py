@@ -23,14 +23,18 @@ from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.files.contents import kind_of
 from fastmlp.history import History
 from fastmlp.optimizers import Optimizer, joint_update
+from fastmlp.plateau import Plateaus
 from fastmlp.progress import Report
 from fastmlp.state.finite import largest_magnitude
 from fastmlp.state.training_state import TrainingState
 from fastmlp.training.checkpoints import (
     CheckpointWriter,
     digest,
+    keepers,
     progress_of,
     read_checkpoint,
+    restore_states,
+    states_of,
     take_up,
 )
 from fastmlp.training.inference import evaluate
@@ -111,6 +115,7 @@ class Fit:
         self._stopped = np.zeros(self.problem.members)
         rule, validated = options.early_stopping, validation is not None
         self.patience = [Patience(rule, validated) for _ in self._training if rule is not None]
+        self._plateaus = Plateaus(options.optimizers, validated)
         self.checkpoints: list[CheckpointWriter] = []
         if options.checkpoints or options.resume is not None:
             self._begin_checkpoints(rows, validation)
@@ -123,8 +128,14 @@ class Fit:
             shuffle=options.shuffle,
             threads=options.where.threads or machine_with(None).cores,
         )
+        self._take_rates()
+
+    def _take_rates(self) -> None:
+        """Train on with the learning rates as plateaus have left them."""
+        # New objects: the trainer looks their rates up anew.
+        self._optimizers = self._plateaus.optimizers()
+        rates = [each.settings["learning_rate"] for each in self._optimizers]
         # Only a schedule has to be asked again.
-        rates = [each.settings["learning_rate"] for each in options.optimizers]
         self._scheduled = [member for member, rate in enumerate(rates) if callable(rate)]
         self._rates = np.array([np.nan if callable(rate) else rate for rate in rates])
 
@@ -132,13 +143,15 @@ class Fit:
         """Return what decides the result of the fit, as texts."""
         options = self.options
         optimizers = repr([*dict.fromkeys(options.optimizers)])
+        kept = keepers(options.callbacks)
+        more = {"callbacks": _without_addresses(repr(kept))} if kept else {}
         return {
+            **more,
             "model": repr(self.model),
             "rows": str(rows),
             "X, y or weights": digest(self.data.X, self.data.y, options.weights),
             "batch_size": str(options.batch_size),
-            # A function's address is another in every process.
-            "optimizer": re.sub(r" at 0x[0-9a-f]+", "", optimizers),
+            "optimizer": _without_addresses(optimizers),
             "shuffle": str(options.shuffle),
             "l2": str(options.l2),
             "early_stopping": str(options.early_stopping),
@@ -150,15 +163,19 @@ class Fit:
         """Go on from a checkpoint, if that is wanted and there is one."""
         options, kind = self.options, kind_of(self.model, "Checkpoint")
         settings = self._settings(rows, validation)
+        # What no file can hold is refused now.
+        states_of(options.callbacks)
         self.checkpoints = [CheckpointWriter(each, kind, settings) for each in options.checkpoints]
         found = options.resume and read_checkpoint(options.resume, kind, settings)
         if not found:
             return
         contents, progress = found
+        restore_states(options.callbacks, progress.callbacks)
         self.state.lock.epoch(self.state.adopt, contents.state)
         if contents.history is not None:
             self.history.append(contents.history)
         self._training = take_up(progress, self.patience)
+        self._plateaus.take_up(progress.plateau_best, progress.plateau_counts)
         self._leave_out([k for k in range(self.problem.members) if k not in self._training])
 
     def run(self) -> None:
@@ -171,6 +188,8 @@ class Fit:
             while self._training and len(self.history) < options.epochs:
                 self._epoch(report)
                 self._end(self._stopping())
+                if self._plateaus.observe(self.history.last(), self._training):
+                    self._take_rates()
                 self._write_checkpoints()
         finally:
             self.orders.close()
@@ -193,12 +212,14 @@ class Fit:
         self._fetch()
         held = self.state.parameters.reshape(self.problem.members, -1)
         progress = progress_of(self.patience, self._training, held)
+        states = states_of(self.options.callbacks)
+        progress = progress._replace(**self._plateaus.progress(), callbacks=states)
         for each in due:
             each.write(self.model._contents(), progress)
 
     def _epoch(self, report: Report) -> None:
         options, reduction = self.options, self.problem.reduction
-        epoch = self.trainer.run(self.orders.next(), options.optimizers, report.batch)
+        epoch = self.trainer.run(self.orders.next(), self._optimizers, report.batch)
         if epoch.failed:
             self._refuse(epoch)
         loss = combine_losses(epoch.losses, epoch.weights, reduction)
@@ -231,7 +252,7 @@ class Fit:
     def _rate(self, member: int, steps: int = 0) -> float:
         """Return the learning rate of a network's next step, or of one so many steps from it."""
         first = int(np.atleast_1d(self.state.steps)[member]) + steps
-        return float(np.max(self.options.optimizers[member].rates(first, 1)))
+        return float(np.max(self._optimizers[member].rates(first, 1)))
 
     def _last_rates(self) -> Numbers:
         """Return float64[members]: the learning rate of each network's last step."""
@@ -334,3 +355,8 @@ class Fit:
         if self.members is not None:
             error.members = tuple(map(int, bad))
         raise error
+
+
+def _without_addresses(text: str) -> str:
+    """Return a text that is the same in every process: there, a function has another address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)

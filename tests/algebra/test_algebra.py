@@ -896,6 +896,7 @@ VARIANCES = {
     "glorot": lambda i, o: 2 / (i + o),
     "he": lambda i, o: 2 / i,
     "lecun": lambda i, o: 1 / i,
+    "orthogonal": lambda i, o: 1 / max(i, o),
 }
 
 
@@ -906,7 +907,7 @@ def test_initializer_variance(row):
 
     layout = parameter_layout((200, 300))
     vector = np.full(layout[-1].bias.stop, np.nan)
-    initialize(vector, layout, [row], 0)
+    initialize(vector, layout, [row], 0, [1.0])
     drawn = vector[layout[0].weight]
     expected = VARIANCES[row.name.split("_")[0]](200, 300) if row.name != "zeros" else 0.0
     assert row.variance(200, 300) == expected

@@ -197,7 +197,7 @@ BAD = [
     (
         {"early_stopping": EarlyStopping(monitor="validation_loss")},
         DomainError,
-        "early_stopping: got monitor='validation_loss' without validation_data",
+        "monitor: got 'validation_loss' without validation_data",
     ),
 ]
 

@@ -1,11 +1,22 @@
 """Schedules of the learning rate, the two forms of momentum and of Adam's epsilon."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 from fastmlp import MLP, SGD, Adam, schedules
-from fastmlp.errors import DomainError
-from fastmlp.schedules import CosineDecay, ExponentialDecay, InverseScaling, LinearWarmup
+from fastmlp.errors import DomainError, DTypeError, ShapeError
+from fastmlp.schedules import (
+    CosineDecay,
+    ExponentialDecay,
+    InverseScaling,
+    LinearDecay,
+    LinearWarmup,
+    OneCycle,
+    PiecewiseConstant,
+    StepDecay,
+)
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(30, 3))
@@ -16,18 +27,33 @@ ALL = [
     InverseScaling(0.1, 0.7),
     CosineDecay(0.1, 8, 0.01),
     LinearWarmup(4, CosineDecay(0.1, 8)),
+    LinearDecay(0.1, 8, 0.02),
+    OneCycle(0.1, 13, 0.3, 20, 50),
+    StepDecay(0.1, 0.5, 2),
+    PiecewiseConstant([1, 2, 5, 9, 12], [0.3, 0.2, 0.4, 0.1, 0.05, 0.01]),
 ]
+
+FORMULAS = {
+    ExponentialDecay: lambda step: 0.1 * 0.9 ** (step / 3),
+    InverseScaling: lambda step: 0.1 / (step + 1) ** 0.7,
+    LinearDecay: lambda step: 0.1 - 0.08 * min(step, 8) / 8,
+    LinearWarmup: lambda step: 0.1 * (step + 1) / 4 if step < 4 else rate_of_cosine(step - 4, 0.0),
+    CosineDecay: lambda step: rate_of_cosine(step, 0.01),
+    OneCycle: lambda step: (
+        0.005 + 0.095 * (1 - np.cos(np.pi * step / 2.9)) / 2
+        if step < 2.9
+        else 0.0001 + 0.0999 * (1 + np.cos(np.pi * (min(step, 12) - 2.9) / 9.1)) / 2
+    ),
+    StepDecay: lambda step: 0.1 / 2 ** (step // 2),
+    PiecewiseConstant: lambda step: [0.3, 0.2, 0.4, 0.1, 0.05, 0.01][
+        sum(step >= each for each in (1, 2, 5, 9, 12))
+    ],
+}
 
 
 def rate_of(schedule, step):
     """Return the rate by the formula, in plain Python."""
-    if isinstance(schedule, ExponentialDecay):
-        return 0.1 * 0.9 ** (step / 3)
-    if isinstance(schedule, InverseScaling):
-        return 0.1 / (step + 1) ** 0.7
-    if isinstance(schedule, LinearWarmup):
-        return 0.1 * (step + 1) / 4 if step < 4 else rate_of_cosine(step - 4, 0.0)
-    return rate_of_cosine(step, 0.01)
+    return FORMULAS[type(schedule)](step)
 
 
 def rate_of_cosine(step, final):
@@ -47,6 +73,89 @@ def test_every_schedule_is_tested():
     shipped = {value for value in vars(schedules).values() if isinstance(value, type)}
     named = {each for each in shipped if issubclass(each, schedules.Schedule)}
     assert {type(each) for each in ALL} == named - {schedules.Schedule}
+
+
+def theirs(torch, name, initial, steps, **settings):
+    """Return the rates that a scheduler of PyTorch gives."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=initial)
+    scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
+    rates = []
+    for _ in range(steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name", "settings"),
+    [
+        (StepDecay(0.2, 0.1, 3), "StepLR", {"step_size": 3, "gamma": 0.1}),
+        (
+            LinearDecay(0.2, 7, 0.05),
+            "LinearLR",
+            {"start_factor": 1.0, "end_factor": 0.25, "total_iters": 7},
+        ),
+        (
+            PiecewiseConstant([2, 6], [0.2, 0.1, 0.05]),
+            "MultiStepLR",
+            {"milestones": [2, 6], "gamma": 0.5},
+        ),
+        (
+            OneCycle(0.2, 20),
+            "OneCycleLR",
+            {"max_lr": 0.2, "total_steps": 20, "cycle_momentum": False},
+        ),
+        (
+            OneCycle(0.2, 4, 0.0),
+            "OneCycleLR",
+            {"max_lr": 0.2, "total_steps": 4, "cycle_momentum": False, "pct_start": 0.0},
+        ),
+        (
+            OneCycle(0.2, 21, 0.45, 10, 100),
+            "OneCycleLR",
+            {
+                **{"max_lr": 0.2, "total_steps": 21, "cycle_momentum": False},
+                **{"pct_start": 0.45, "div_factor": 10, "final_div_factor": 100},
+            },
+        ),
+    ],
+)
+def test_schedules_are_those_of_pytorch(schedule, name, settings):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    count = settings.get("total_steps", 13)
+    expected = theirs(torch, name, 0.2, count, **settings)
+    np.testing.assert_allclose(schedule(np.arange(count)), expected, rtol=1e-12)
+
+
+def test_a_schedule_survives_a_pickle_and_is_compared_by_its_numbers():
+    for schedule in ALL:
+        again = pickle.loads(pickle.dumps(schedule))
+        assert again == schedule and hash(again) == hash(schedule)
+        assert repr(again) == repr(schedule) and "0x" not in repr(schedule)
+
+
+def test_one_cycle_that_rises_for_one_step_begins_at_its_maximum():
+    """PyTorch divides by zero there."""
+    assert float(OneCycle(0.1, 10, warmup=0.1)(0)) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "part"),
+    [
+        (lambda: PiecewiseConstant([3, 3], [1, 2, 3]), DomainError, "boundaries: got .*above"),
+        (lambda: PiecewiseConstant([3], [1]), ShapeError, "rates: got 1 with 1 boundaries"),
+        (lambda: PiecewiseConstant(3, [1, 2]), DTypeError, "boundaries: got 3, wanted a list"),
+        (lambda: PiecewiseConstant([3], [1, -2]), DomainError, r"rates\[1\]: got -2"),
+        (lambda: OneCycle(0.1, 10, warmup=1.0), DomainError, "warmup: got 1.0"),
+        (lambda: OneCycle(0.1, 10, final_divisor=0), DomainError, "final_divisor: got 0"),
+        (lambda: StepDecay(0.1, 0.5, 0), DomainError, "every: got 0"),
+        (lambda: LinearDecay(0.1, 0), DomainError, "steps: got 0"),
+    ],
+)
+def test_numbers_that_make_no_schedule_are_refused(make, error, part):
+    with pytest.raises(error, match=part):
+        make()
 
 
 @pytest.mark.parametrize("schedule", [*ALL, lambda step: 0.1 / (1 + step)])

@@ -5,12 +5,13 @@ Write them anew after a row has changed::
     python3 dev.py write
 """
 
+import inspect
 import re
 import sys
 
 import pytest
 
-from fastmlp import SGD
+from fastmlp import SGD, schedules
 from fastmlp.losses import LossWithNumbers
 from fastmlp.optimizers import by_name
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS
@@ -79,7 +80,21 @@ def optimizers():
     return table(["rule", "written as", "step"], *rows)
 
 
-TABLES = {"README.md": [names], "docs/formulas.md": [activations, losses, optimizers]}
+def learning_rates():
+    shipped = [each for each in vars(schedules).values() if isinstance(each, type)]
+    ours = [each for each in shipped if schedules.Schedule in each.__bases__]
+    settings = [", ".join(inspect.signature(each).parameters) for each in ours]
+    rows = [
+        [code(f"{each.__name__}({names})"), each.__doc__.split("\n")[0].replace("``", "`")]
+        for each, names in zip(ours, settings, strict=True)
+    ]
+    return table(["written as", "rate of a step, from 0"], *rows)
+
+
+TABLES = {
+    "README.md": [names],
+    "docs/formulas.md": [activations, losses, optimizers, learning_rates],
+}
 
 
 def between(name):
