@@ -182,10 +182,10 @@ def gaussian_nll(epsilon: float) -> dict[str, Any]:
             total = plus(total, HALF * (level + share))
         return total
 
-    def link(prediction, i):
+    def variances(prediction, i):
         targets = prediction.shape[1] // 2
         for j in range(targets, prediction.shape[1]):
             raw = prediction[i, j]
             prediction[i, j] = exp(max(raw, times(one_like(raw), high, low)))
 
-    return {"rule": rule, "link": link}
+    return {"rule": rule, "link": variances}
