@@ -49,7 +49,7 @@ def layered() -> Iterator[Compiled]:
     from fastmlp_kernels.cuda.layered.launching import Kernels, Tiles, build
 
     tiles = Tiles()
-    kernels = build(tiles)
+    kernels = build(tiles, "softmax_cross_entropy", "softmax_cross_entropy")
     products = ("linear_forward", "linear_backward", "weight_gradient")
     for name in Kernels._fields:
         threads = tiles.tile**2 if name in products else tiles.threads
@@ -79,12 +79,12 @@ def layered_signature(name: str, dtype: str) -> tuple[Any, ...]:
             *(vector, places, vector, half_rows),
         ),
         "loss_and_gradient": (
-            *(matrix, matrix, number, number, vector),
+            *(matrix, matrix, number, vector),
             *(indices, number, vector, matrix),
         ),
         "sum_losses": (vector, number, vector, number, indices),
         "check_finite": (vector, vector, number, vector, indices, indices),
-        "predict_rows": (matrix, number, number),
+        "predict_rows": (matrix, number),
         "update": (
             *(*[vector] * 4, mask, halves, number, matrix, vector),
             *(indices, indices, places, halves),

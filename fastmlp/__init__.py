@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     from fastmlp.loading import load as load
     from fastmlp.loggers import CSVLogger as CSVLogger
     from fastmlp.loggers import TensorBoard as TensorBoard
+    from fastmlp.losses import BinaryFocal as BinaryFocal
+    from fastmlp.losses import GaussianNLL as GaussianNLL
+    from fastmlp.losses import Huber as Huber
+    from fastmlp.losses import Quantile as Quantile
+    from fastmlp.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from fastmlp.metrics import Evaluation as Evaluation
     from fastmlp.model import MLP as MLP
     from fastmlp.optimizers import SGD as SGD
@@ -62,6 +67,13 @@ _NAMES_OF = {
     "fastmlp.model": ("MLP",),
     "fastmlp.ensemble": ("Ensemble",),
     "fastmlp.optimizers": ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"),
+    "fastmlp.losses": (
+        "BinaryFocal",
+        "GaussianNLL",
+        "Huber",
+        "Quantile",
+        "SoftmaxCrossEntropy",
+    ),
     "fastmlp.callbacks": ("Checkpoint", "EarlyStopping", "EpochEnd"),
     "fastmlp.plateau": ("ReduceOnPlateau",),
     "fastmlp.averaging": ("WeightAverage",),

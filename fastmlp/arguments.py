@@ -6,6 +6,13 @@ from numbers import Integral, Real
 from typing import Any
 
 from fastmlp.errors import DomainError, DTypeError
+from fastmlp_kernels.algebra.tables import NON_NEGATIVE, POSITIVE, REAL, Interval
+
+_WANTED = {
+    POSITIVE: "a finite number > 0",
+    NON_NEGATIVE: "a finite number >= 0",
+    REAL: "a finite number",
+}
 
 
 def check_integer(
@@ -25,6 +32,17 @@ def check_seed(value: Any, argument: str, high: int, why: str = "") -> int:
     """Return a seed; None stands for one that is drawn, so that it can be read and used again."""
     # As many bits as a float holds, so that a seed survives JSON.
     return secrets.randbits(53) if value is None else check_integer(value, argument, 0, high, why)
+
+
+def check_within(value: Any, argument: str, allowed: Interval, other: str = "") -> float:
+    """Return a finite number in an interval; `other` says what else the argument may be."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise DTypeError(f"{argument}: got {value!r}, wanted a number{other}")
+    number = float(value)
+    if not (math.isfinite(number) and allowed.contains(Interval(number, number, True, True))):
+        wanted = _WANTED.get(allowed, f"a number in {allowed}")
+        raise DomainError(f"{argument}: got {value!r}, wanted {wanted}")
+    return number
 
 
 def check_number(value: Any, argument: str, low: float = 0.0) -> float:

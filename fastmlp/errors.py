@@ -132,7 +132,7 @@ def look_up(argument: str, table: Any, name: object) -> Any:
     """Return the row of an algebra table, given by its name, a synonym or as the row itself."""
     if isinstance(name, str):
         return table[check_name(argument, name, table.names, table.kind)]
-    if any(row is name for row in table):
+    if name in table:
         return name
     refuse_name(argument, getattr(name, "name", name), table.names, table.kind)
 

@@ -88,7 +88,7 @@ def from_torch(module: Any, loss: Any = None, **settings: Any) -> MLP:
     sizes = [layers.weights[0].shape[1], *(each.shape[0] for each in layers.weights)]
     dtype = layers.weights[0].dtype
     model = MLP(sizes, layers.activations, chosen, dtype=dtype, **settings)
-    if layers.softmax and LOSSES[model.loss_name].link is None:
+    if layers.softmax and LOSSES[model.loss_name].label_rule is None:
         raise DomainError(
             f"loss: got {model.loss_name!r} with a Softmax at the end of the module, wanted "
             "'softmax_cross_entropy', whose predictions have one"

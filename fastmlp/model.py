@@ -33,8 +33,9 @@ class MLP(Network):
         Units per layer, inputs first: ``[784, 256, 10]``.
     activations : str, row, or sequence of them
         One name for all hidden layers, with the identity at the output; or one per layer.
-    loss : str or row
-        Its name in the table `LOSSES`.
+    loss : str, row or object
+        Its name in the table `LOSSES`, or with numbers of its own ``Huber(delta=2.0)`` and its
+        like; see `fastmlp.losses`.
     seed : int or None
         Of the first weights and of the order of the rows in `fit`. None draws one, which `repr`
         and ``model.seed`` show.

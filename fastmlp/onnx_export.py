@@ -122,10 +122,21 @@ class Graph:
         link = LOSSES[loss].link
         if link is None:
             return x
+        if link.__name__ == "variances":
+            floor = math.log(LOSSES[loss].numbers["epsilon"])
+            return self._variances(x, layers[-1][1].shape[-1] // 2, floor)
         if link.__name__ not in LINKS:
             wanted = f"one whose link is one of {', '.join(LINKS)}, or none"
             raise DomainError(f"to_onnx: got loss {loss!r}, wanted {wanted}: it has no ONNX form")
         return self.node(LINKS[link.__name__], x, axis=-1)
+
+    def _variances(self, x: str, targets: int, floor: float) -> str:
+        """Add the exponentials of the second half of the outputs; see `gaussian_nll`."""
+        ends = [self.constant([each], np.int64) for each in (0, targets, 2 * targets, -1)]
+        means = self.node("Slice", x, ends[0], ends[1], ends[3])
+        logarithms = self.node("Slice", x, ends[1], ends[2], ends[3])
+        variances = self.node("Exp", self.node("Max", logarithms, floor))
+        return self.node("Concat", means, variances, axis=-1)
 
     def activation(self, name: str, z: str) -> str:
         """Add an activation of `z`; return the name of its output."""

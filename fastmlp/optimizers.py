@@ -6,21 +6,20 @@ The classes below are written out, so that type checkers read their signatures. 
 rule is made from its row in the table of optimizers (`OptimizerRule.public`).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cached_property
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fastmlp.arguments import check_within
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, known_keywords
 from fastmlp.schedules import rates_of
 from fastmlp_kernels.algebra import OPTIMIZERS, OptimizerRule, hyper_table
 from fastmlp_kernels.algebra.optimizers import CLIPPINGS, RANGES
-from fastmlp_kernels.algebra.tables import NON_NEGATIVE, POSITIVE, Interval
+from fastmlp_kernels.algebra.tables import NON_NEGATIVE
 
 Rate = float | Callable[[int], float]
 
@@ -79,9 +78,8 @@ class Optimizer:
             elif not (
                 (name == "learning_rate" and callable(value)) or (name in _LIMITS and value is None)
             ):
-                _check_number(name, value)
-                # float() so that NumPy scalars and integers leave no trace in the settings.
-                object.__setattr__(self, name, float(value))
+                # A float, so that NumPy scalars and integers leave no trace in the settings.
+                object.__setattr__(self, name, _check_number(name, value))
 
     @property
     def rule(self) -> str:
@@ -163,17 +161,9 @@ class Optimizer:
         return self
 
 
-_WANTED = {POSITIVE: "a finite number > 0", NON_NEGATIVE: "a finite number >= 0"}
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        rate = " or a schedule, a callable step -> rate" if name == "learning_rate" else ""
-        raise DTypeError(f"{name}: got {value!r}, wanted a number{rate}")
-    number, allowed = float(value), RANGES.get(name, NON_NEGATIVE)
-    if not (math.isfinite(number) and allowed.contains(Interval(number, number, True, True))):
-        wanted = _WANTED.get(allowed, f"a number in {allowed}")
-        raise DomainError(f"{name}: got {value!r}, wanted {wanted}")
+def _check_number(name: str, value: object) -> float:
+    rate = " or a schedule, a callable step -> rate" if name == "learning_rate" else ""
+    return check_within(value, name, RANGES.get(name, NON_NEGATIVE), rate)
 
 
 def _check_layer_rates(given: Any) -> tuple[float, ...] | None:
@@ -182,9 +172,7 @@ def _check_layer_rates(given: Any) -> tuple[float, ...] | None:
     wanted = "wanted a sequence of numbers, one for each layer of weights: (0, 0.1, 1)"
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
         raise DTypeError(f"layer_rates: got {given!r}, {wanted}")
-    for index, each in enumerate(given):
-        _check_number(f"layer_rates[{index}]", each)
-    return tuple(map(float, given))
+    return tuple(_check_number(f"layer_rates[{k}]", each) for k, each in enumerate(given))
 
 
 def joint_update(optimizers: Sequence[Optimizer]) -> Update:

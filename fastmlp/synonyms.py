@@ -31,6 +31,11 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
         "l1loss": "absolute_error",
         "huberloss": "huber",
         "smoothl1": "huber",
+        "pinball": "quantile",
+        "pinballloss": "quantile",
+        "quantileloss": "quantile",
+        "sigmoidfocalloss": "binary_focal",
+        "gaussiannllloss": "gaussian_nll",
         "smoothl1loss": "huber",
         "bce": "binary_cross_entropy",
         "bceloss": "binary_cross_entropy",
@@ -95,6 +100,7 @@ _LOGITS = (
     "did you mean 'binary_cross_entropy' with 'sigmoid' at the output? The two are computed "
     "together from the logits, and never overflow"
 )
+_FOCAL = "did you mean BinaryFocal(gamma=2, alpha=0.25) with 'sigmoid' at the output?"
 _HALF = (
     "did you mean 'half_squared_error', (p - y)^2 / 2, or 'squared_error', which is twice as large?"
 )
@@ -130,6 +136,9 @@ ANSWERS: Mapping[str, Mapping[str, str]] = {
         "negativeloglikelihood": _LOG_PROBABILITIES,
         "l2": _HALF,
         "l2loss": _HALF,
+        "focal": _FOCAL,
+        "focalloss": _FOCAL,
+        "binaryfocalcrossentropy": _FOCAL,
         "rmse": "did you mean 'squared_error'? It has its minimum at the same parameters",
         "hinge": "did you mean 'binary_cross_entropy' with 'sigmoid' at the output?",
         "poissonnll": "did you mean 'poisson' with 'exp' at the output?",

@@ -4,7 +4,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, hyper_table
+from fastmlp_kernels.algebra import (
+    ACTIVATIONS,
+    LOSSES,
+    OPTIMIZERS,
+    hyper_table,
+    loss_rules,
+    rules_of,
+)
 from fastmlp_kernels.problem import CONTROL_WORDS, Problem, parameter_layout
 
 SETTINGS = {
@@ -34,6 +41,26 @@ for _row in OPTIMIZERS:
     if _row.name not in SETTINGS:
         more = {"learning_rate": 0.01, "weight_decay": 0.01}
         SETTINGS[_row.name] = {**_row.public.defaults, **more}
+
+
+# Losses with other numbers than their table's: each that has any, and each form of a power.
+NUMBERED = (
+    "huber(delta=0.7)",
+    "quantile(level=0.9)",
+    "binary_focal(gamma=0.0, alpha=0.3)",
+    "binary_focal(gamma=1.0, alpha=0.5)",
+    "binary_focal(gamma=1.5, alpha=0.7)",
+    "softmax_cross_entropy(label_smoothing=0.1)",
+    "gaussian_nll(epsilon=0.01)",
+)
+EVERY_LOSS = (*LOSSES.names, *NUMBERED)
+EVERY_RULE = (*loss_rules(), *(rule for name in NUMBERED for rule in rules_of(LOSSES[name])))
+
+
+def outputs_for(loss, count):
+    """Return so many outputs, or the next number of them that the loss takes."""
+    each = LOSSES[loss].outputs_per_target
+    return -(-count // each) * each
 
 
 def epoch_order(seed, epoch, rows):
@@ -69,10 +96,10 @@ class Sample:
 
 def targets(problem: Problem, rows: int, generator: np.random.Generator) -> np.ndarray:
     """Return targets in the domain of the loss."""
-    outputs = problem.sizes[-1]
+    outputs = problem.target_columns
     if problem.labels:
-        return generator.integers(0, outputs, (rows, 1)).astype(problem.dtype)
-    if LOSSES[problem.loss].by_row:
+        return generator.integers(0, problem.sizes[-1], (rows, 1)).astype(problem.dtype)
+    if LOSSES[problem.loss].label_rule is not None:
         y = generator.dirichlet(np.ones(outputs), rows)
     elif LOSSES[problem.loss].target_domain.high == 1:
         y = generator.random((rows, outputs))
@@ -91,6 +118,10 @@ def weights(problem: Problem, generator: np.random.Generator) -> np.ndarray:
         shape = layer.fan_in * layer.fan_out
         parameters[layer.weight] = generator.normal(0, layer.fan_in**-0.5, shape)
         parameters[layer.bias] = generator.normal(0.1, 0.3, layer.fan_out)
+    if LOSSES[problem.loss].outputs_per_target > 1:
+        # Small variances make slopes too large for the rates here.
+        parameters[layer.weight].reshape(layer.fan_in, -1)[:, problem.target_columns :] *= 0.2
+        parameters[layer.bias][problem.target_columns :] += 1
     return parameters.astype(problem.dtype)
 
 

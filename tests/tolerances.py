@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rule
 from fastmlp_kernels.algebra.optimizers import (
     BIAS_DECAY,
     CLIP_NORM,
@@ -179,7 +179,7 @@ def forward(problem: Problem, parameters, X) -> Forward:
 
 
 def element_loss(problem: Problem, A: Bounded, y: np.ndarray, unit: float):
-    rule = loss_rules()[problem.rule_code].rule
+    rule = loss_rule(problem.rule).rule
     low, high = -np.inf, np.inf
     if not problem.fused_output:
         domain = LOSSES[problem.loss].prediction_domain
@@ -221,7 +221,7 @@ def softmax_loss(problem: Problem, Z: Bounded, y: np.ndarray, unit: float):
 
 def row_loss(problem: Problem, A: Bounded, y: np.ndarray, unit: float):
     """Return what `softmax_loss` does, of any row rule: more coarsely, from the rule alone."""
-    rule = loss_rules()[problem.rule_code].rule
+    rule = loss_rule(problem.rule).rule
 
     def losses_and_slopes(predictions):
         slopes = np.empty_like(predictions)
@@ -246,7 +246,9 @@ def _losses_of(problem: Problem):
     loss = LOSSES[problem.loss]
     if not loss.by_row:
         return element_loss
-    return softmax_loss if loss.link is LOSSES["softmax_cross_entropy"].link else row_loss
+    # Smoothed targets are others than those that are given.
+    softmax = loss.link is LOSSES["softmax_cross_entropy"].link and not any(loss.numbers.values())
+    return softmax_loss if softmax else row_loss
 
 
 def loss_and_gradient(problem: Problem, A: Bounded, y, factors=None) -> tuple[Bounded, Bounded]:

@@ -67,8 +67,8 @@ def called(argument: str) -> str:
 def check_targets(
     value: Any, rows: int, outputs: int, loss: Loss, dtype: DType, of: str = ""
 ) -> tuple[Array, bool]:
-    """Return dtype[rows, outputs], or dtype[rows, 1] and True when they are class labels."""
-    argument = f"{of}y"
+    """Return dtype[rows, targets], or dtype[rows, 1] and True when they are class labels."""
+    argument, outputs = f"{of}y", loss.target_columns(outputs)
     array = host_array(value, argument)
     flat = array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)
     by_label = loss.label_rule is not None and flat

@@ -77,7 +77,7 @@ def targets_there(
     """
     from fastmlp_kernels.cuda.device.checks import OPEN_HIGH, OPEN_LOW, WHOLE
 
-    array = _usable(value, dtype, argument)
+    array, outputs = _usable(value, dtype, argument), loss.target_columns(outputs)
     if array is None or array.ndim not in (1, 2) or len(array) != rows:
         return None
     flat = array.ndim == 1 or array.shape[1] == 1

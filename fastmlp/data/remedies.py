@@ -111,7 +111,8 @@ def of_targets(array: Array, rows: int, outputs: int, loss: Loss, name: str) -> 
     if array.ndim == 2 and not flat:
         classes = array.shape[1]
         if not _one_hot(array):
-            return f"; {classes} columns are the targets of {classes} outputs, sizes[-1]"
+            needed = classes * loss.outputs_per_target
+            return f"; {classes} columns are the targets of {needed} outputs, sizes[-1]"
         needed = f"; one-hot rows of {classes} classes need sizes[-1] = {classes}"
         if loss.label_rule is not None:
             return needed
@@ -123,7 +124,7 @@ def of_targets(array: Array, rows: int, outputs: int, loss: Loss, name: str) -> 
                 f"; class labels need loss='softmax_cross_entropy', or one-hot rows: "
                 f"numpy.eye({outputs})[{name}]"
             )
-        return "; one target a row is for a network of one output, sizes[-1] = 1"
+        return f"; one target a row is for a network with sizes[-1] = {loss.outputs_per_target}"
     if array.ndim > 2 and math.prod(array.shape) == rows * outputs:
         return f"; {name}.reshape(len({name}), -1) makes a row of each"
     return ""

@@ -10,8 +10,9 @@ import numpy as np
 from fastmlp.arguments import check_integer, check_number
 from fastmlp.device.machine import physical_memory
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, look_up
+from fastmlp.losses import check_loss
 from fastmlp.synonyms import answer, resolve
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES
+from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.problem import DTYPES, PRECISIONS, REDUCTIONS, Problem
 
 
@@ -27,12 +28,17 @@ def make_problem(
     """Return the problem that the arguments of a model describe, for one row."""
     units = _check_sizes(sizes)
     rows = _check_activations(activations, len(units) - 1)
-    row = look_up("loss", LOSSES, loss)
+    row = check_loss(loss)
     reason = row.refusal(rows[-1])
     if reason is not None:
         got = f"got {rows[-1].name!r} at the output"
         raise DomainError(f"activations: {got}, wanted one for the loss: {reason}")
-    if row.link is not None and units[-1] < 2:
+    if units[-1] % row.outputs_per_target:
+        raise ShapeError(
+            f"sizes: got {units[-1]} outputs with {row.name}, wanted {row.outputs_per_target} for "
+            f"each target: sizes[-1] = {row.outputs_per_target} for one"
+        )
+    if row.label_rule is not None and units[-1] < 2:
         raise ShapeError(
             f"sizes: got 1 output with {row.name}, wanted one for each of >= 2 classes; two "
             "classes with 1 output need 'sigmoid' there and loss='binary_cross_entropy'"

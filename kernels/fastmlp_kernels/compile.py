@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,16 @@ def stamp() -> str:
         digest.update(row.name.encode())
         for value in vars(row).values():
             if isinstance(value, types.FunctionType):
-                numbers = [x for x in value.__code__.co_consts if isinstance(x, int | float | str)]
-                digest.update(value.__code__.co_code + repr(numbers).encode())
+                digest.update(_identity(value))
     return digest.hexdigest()
+
+
+def _identity(function: types.FunctionType) -> bytes:
+    """Return what a rule is: its code, and the numbers in it or closed over."""
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    numbers = [x for x in (*function.__code__.co_consts, *held) if isinstance(x, Real | str)]
+    inner = b"".join(_identity(each) for each in held if isinstance(each, types.FunctionType))
+    return function.__code__.co_code + repr(numbers).encode() + inner
 
 
 def cache_folder() -> CacheFolder | None:

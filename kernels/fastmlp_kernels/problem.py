@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules, rule_name
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, rule_name
 from fastmlp_kernels.algebra.optimizers import HYPER_WIDTH
 
 REDUCTIONS = ("mean", "sum", "batch_mean")
@@ -58,7 +58,8 @@ class Problem:
     activations : tuple of str
         One per layer of weights.
     loss, optimizer, reduction, dtype : str
-        Names: rows of the algebra's tables, of `REDUCTIONS` and of `DTYPES`.
+        Names: rows of the algebra's tables, of `REDUCTIONS` and of `DTYPES`. A loss with numbers of
+        its own has them in its name, as "huber(delta=2.0)".
     labels : bool
         Whether the targets are one class index a row, as dtype[rows, 1].
     batch_size : int
@@ -119,17 +120,12 @@ class Problem:
     @property
     def target_columns(self) -> int:
         """Columns of the targets."""
-        return 1 if self.labels else self.sizes[-1]
+        return 1 if self.labels else int(LOSSES[self.loss].target_columns(self.sizes[-1]))
 
     @property
     def rule(self) -> str:
         """Name of the loss rule: fused with the output activation where a fused one exists."""
         return rule_name(LOSSES[self.loss], self.activations[-1], self.labels)
-
-    @property
-    def rule_code(self) -> int:
-        """Position of the loss rule among the compiled ones."""
-        return [rule.name for rule in loss_rules()].index(self.rule)
 
     @property
     def fused_output(self) -> bool:
@@ -162,8 +158,8 @@ class Problem:
         """Return the factor of the loss and its gradient on a batch of `rows` rows."""
         if self.reduction == "sum":
             return 1.0
-        by_element = self.reduction == "mean" and not LOSSES[self.loss].by_row
-        return 1.0 / (rows * (self.sizes[-1] if by_element else 1))
+        by_element = self.reduction == "mean" and not LOSSES[self.loss].averages_rows
+        return 1.0 / (rows * (self.target_columns if by_element else 1))
 
 
 @dataclass(frozen=True)

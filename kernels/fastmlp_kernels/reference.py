@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rule
 from fastmlp_kernels.algebra.dropout import is_kept, row_key, threshold_of
 from fastmlp_kernels.algebra.optimizers import (
     BIAS_DECAY,
@@ -83,7 +83,7 @@ def loss_and_gradient(
     problem: Problem, A: np.ndarray, y: np.ndarray, factors: np.ndarray | None = None
 ) -> tuple[Any, np.ndarray]:
     """Return the reduced loss of a batch and its derivative by the outputs (or fused logits)."""
-    rule = loss_rules()[problem.rule_code]
+    rule = loss_rule(problem.rule)
     dA = np.empty_like(A)
     if factors is None:
         factors = np.full(len(A), problem.scale(len(A)), dtype=A.dtype)

@@ -18,7 +18,6 @@ from fastmlp_kernels.algebra import (
     Activation,
     elementary,
     hyper_table,
-    loss_rules,
 )
 from fastmlp_kernels.algebra.optimizers import RULE_NUMBERS, RULE_START
 from fastmlp_kernels.algebra.tables import REAL, Interval
@@ -27,7 +26,7 @@ from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import DTYPES, Problem
 from fastmlp_kernels.reference import elementwise
 from tests import gradients, tolerances
-from tests.samples import SETTINGS
+from tests.samples import EVERY_LOSS, EVERY_RULE, SETTINGS
 
 POINTS = gradients.away_from(np.linspace(-6, 6, 97), (-3, 0, 3))
 erf = np.vectorize(math.erf)
@@ -38,7 +37,8 @@ def formula_of(row, **more):
 
     What overflows is infinite, and what has no value (the logarithm of 0, say) is not a number.
     """
-    code, known = compile(row.formula, row.name, "eval"), {**vars(math), **more}
+    numbers = getattr(row, "numbers", {})
+    code, known = compile(row.formula, row.name, "eval"), {**vars(math), **numbers, **more}
 
     def value(**variables):
         try:
@@ -224,7 +224,7 @@ def test_the_search_for_double_arithmetic_finds_a_literal():
         assert_single_precision(promoted, 1)
 
 
-@pytest.mark.parametrize("rule", loss_rules(), ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
 def test_loss_rule_keeps_float32(rule):
     if not rule.by_row:
         assert_single_precision(rule.rule, 2)
@@ -264,14 +264,15 @@ def prediction_grid(loss):
     top = target.high if math.isfinite(target.high) else bottom + 5
     pairs = np.meshgrid(np.linspace(low, high, 31), np.linspace(bottom, top, 6))
     p, t = (grid.ravel() for grid in pairs)
-    kinks = [*loss.kinks, -1.0, 1.0] if loss.name == "huber" else loss.kinks
+    delta = loss.numbers.get("delta")
+    kinks = loss.kinks if delta is None else (*loss.kinks, -delta, delta)
     keep = np.ones(p.size, dtype=bool)
     for kink in kinks:
         keep &= np.abs(p - t - kink) > 10 * gradients.STEP
     return p[keep], t[keep]
 
 
-ELEMENT_LOSSES = [loss for loss in LOSSES if not loss.by_row]
+ELEMENT_LOSSES = [LOSSES[name] for name in EVERY_LOSS if not LOSSES[name].by_row]
 EPSILON = np.finfo(np.float64).eps
 
 
@@ -318,11 +319,13 @@ class TestElementLoss:
             assert np.isnan(value) or np.isnan(slope)
 
 
-ROW_LOSSES = [loss for loss in LOSSES if loss.by_row]
+ROW_LOSSES = [LOSSES[name] for name in EVERY_LOSS if LOSSES[name].by_row]
 
 
 # Those that turn outputs into probabilities, whatever they do to the losses.
-SOFTMAX_LOSSES = [loss for loss in ROW_LOSSES if loss.link is LOSSES["softmax_cross_entropy"].link]
+SOFTMAX_LOSSES = [
+    loss for loss in LOSSES if loss.by_row and loss.link is LOSSES["softmax_cross_entropy"].link
+]
 
 
 def row_targets(classes, generator):
@@ -335,9 +338,9 @@ def row_targets(classes, generator):
 @pytest.mark.parametrize("classes", [1, 2, 5])
 def test_row_loss_by_finite_differences(classes, loss):
     generator = np.random.default_rng(0)
-    z = generator.normal(0, 2, (1, classes))
+    z = generator.normal(0, 2, (1, classes * loss.outputs_per_target))
     for y in row_targets(classes, generator):
-        slope = np.full((1, classes), np.nan)
+        slope = np.full_like(z, np.nan)
         value = loss.rule(z, y, 0, slope)
         measured = gradients.gradient(lambda x: loss.rule(x, y, 0, np.empty_like(x)), z)  # noqa: B023
         np.testing.assert_allclose(slope, measured, atol=1e-9)
@@ -365,7 +368,7 @@ def test_softmax_cross_entropy_equals_its_closed_form(classes, loss):
 def test_row_gradient_may_overwrite_the_predictions(loss):
     for rule, y in ((loss.rule, [[0.2, 0.8, 0.0]]), (loss.label_rule, [[1.0]])):
         if rule is not None:
-            z, y = np.array([[0.3, -1.0, 2.0]]), np.array(y)
+            z, y = np.array([[0.3, -1.0, 2.0] * loss.outputs_per_target]), np.array(y)
             apart = np.full_like(z, np.nan)
             value = rule(z, y, 0, apart)
             assert rule(z, y, 0, z) == value
@@ -412,7 +415,8 @@ def row_inputs(rule, columns, dtype):
     generator = np.random.default_rng(columns)
     # float32 clips at another probability than the float64 that it is compared with.
     width = 1 if rule.name.startswith("clipped") else 3
-    z = generator.normal(0, width, (1, columns)).astype(dtype)
+    outputs = columns * LOSSES[rule.name.split("/")[0]].outputs_per_target
+    z = generator.normal(0, width, (1, outputs)).astype(dtype)
     if LOSSES[rule.name.split("/")[0]].prediction_domain.low == 0 and "/" not in rule.name:
         z = (1 / (1 + np.exp(-z))).astype(dtype)
     y = generator.uniform(0, 1, (1, columns)).astype(dtype)
@@ -422,12 +426,12 @@ def row_inputs(rule, columns, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", loss_rules(), ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
 def test_compiled_row_rule_in_vectors_across_their_borders_and_in_place(rule, dtype):
     compiled = cpu_function(rule.row)
     for columns in (1, 2, 7, 8, 16, 17, 64, 131):
         z, y = row_inputs(rule, columns, dtype)
-        exact = np.full((1, columns), np.nan)
+        exact = np.full(z.shape, np.nan)
         expected = rule.row(z.astype(np.float64), y.astype(np.float64), 0, exact)
         slope = np.full_like(z, np.nan)
         value = compiled(z, y, 0, slope)

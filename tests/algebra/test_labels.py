@@ -17,8 +17,9 @@ from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.problem import DTYPES
 from tests.cpu.test_memory import SCRIPT, linux
 from tests.machines import HOST
+from tests.samples import EVERY_LOSS
 
-LABELLED = [loss for loss in LOSSES if loss.label_rule is not None]
+LABELLED = [LOSSES[name] for name in EVERY_LOSS if LOSSES[name].label_rule is not None]
 CLASSES = 5
 # What names no class, and the class that is taken: conversions to integers of 32 and of 64 bits
 # overflow, and NaN and infinity have none.

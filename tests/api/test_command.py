@@ -347,7 +347,7 @@ optimizers = [replace(optimizer, learning_rate=1e-4) for optimizer in optimizers
 for index, activation in enumerate(ACTIVATIONS.names):
     for loss in LOSSES:
         output = next(row.name for row in ACTIVATIONS if not loss.refusal(row))
-        model = MLP([7, 20, 3], [activation, output], loss)
+        model = MLP([7, 20, 3 * loss.outputs_per_target], [activation, output], loss)
         optimizer = optimizers[index % len(optimizers)]
         for targets in (y, y.argmax(axis=1))[: 2 if loss.label_rule else 1]:
             model.fit(X, targets, epochs=1, batch_size=8, optimizer=optimizer)

@@ -91,6 +91,21 @@ def test_random_chains(tmp_path):
     assert seen == {*LINKED, *FORMED}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_means_and_variances(dtype, tmp_path):
+    X = np.random.default_rng(5).normal(size=(9, 3)) * 20
+    for model in (
+        MLP([3, 5, 4], loss="gaussian_nll(epsilon=0.01)", dtype=dtype),
+        Ensemble([3, 2], 3, "identity", "gaussian_nll", dtype=dtype),
+    ):
+        wanted = check(model, X, tmp_path / "model.onnx")
+        half = wanted.shape[-1] // 2
+        assert (wanted[..., :half] < 0).any() and (wanted[..., half:] > 0).all()
+        # Some at the floor, and some above it.
+        least = 0.01 if half == 2 else 1e-6
+        assert np.isclose(wanted[..., half:], least).any() and (wanted[..., half:] > 1).any()
+
+
 @pytest.mark.parametrize("members", [1, 3])
 def test_an_ensemble_is_one_graph(members, tmp_path):
     X = np.random.default_rng(2).normal(size=(9, 3)).astype(np.float32)

@@ -31,9 +31,11 @@ from fastmlp_kernels.registry import KERNELS
 from tests import tolerances
 from tests.machines import MACHINES
 from tests.samples import (
+    EVERY_LOSS,
     first_batches,
     in_a_chain,
     output_activations,
+    outputs_for,
     poison,
     sample,
     weights,
@@ -86,15 +88,16 @@ def build(request):
 @st.composite
 def problems(draw):
     """Draw any problem that the API would accept."""
-    loss = draw(st.sampled_from(LOSSES.names))
+    loss = draw(st.sampled_from(EVERY_LOSS))
     last = draw(st.sampled_from(output_activations(loss)))
     depth = draw(st.integers(1, 4))
     hidden = draw(
         st.lists(st.sampled_from(ACTIVATIONS.names), min_size=depth - 1, max_size=depth - 1)
     )
     batch_size = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 11]))
+    *sizes, last_size = draw(st.lists(UNITS, min_size=depth + 1, max_size=depth + 1))
     return Problem(
-        sizes=tuple(draw(st.lists(UNITS, min_size=depth + 1, max_size=depth + 1))),
+        sizes=(*sizes, outputs_for(loss, last_size)),
         # Only one exponential in a chain.
         activations=(*map(in_a_chain, hidden), last),
         loss=loss,
@@ -128,12 +131,15 @@ def compare_epoch(build, problem, seed, **features):
     checked = 0
     before = data
     for batch in range(problem.batches):
-        after = prefix(build, problem, data, batch + 1)
-        assert after.control.tolist() == [0, batch + 1, 0]
         places = slice(batch * problem.batch_size, (batch + 1) * problem.batch_size)
         rows = data.order[places]
         factors = None if data.factors is None else data.factors[places]
         oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows], factors)
+        # It diverges: what float32 holds is near.
+        if not np.abs(oracle.gradient.value).max() < 1e9:
+            return checked
+        after = prefix(build, problem, data, batch + 1)
+        assert after.control.tolist() == [0, batch + 1, 0]
         hyper = data.hyper[batch]
         parameters, state = tolerances.updated(
             problem, before.parameters, oracle.gradient, before.state, hyper
@@ -168,7 +174,7 @@ def test_epoch_against_the_oracle(build):
     losses, optimizers, dtypes, reductions = zip(*build.problems, strict=True)
     assert set(dtypes) == set(DTYPES) and set(reductions) == set(REDUCTIONS)
     if build.first:
-        assert set(losses) == set(LOSSES.names) and set(optimizers) == set(OPTIMIZERS.names)
+        assert set(losses) == set(EVERY_LOSS) and set(optimizers) == set(OPTIMIZERS.names)
 
 
 def check_value_and_gradient(build, problem, seed):

@@ -14,13 +14,22 @@ import sys
 import numpy as np
 import pytest
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.loss import loss_and_gradient, losses_per_row, predict_rows
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import DTYPES, REDUCTIONS, Problem
 from tests.machines import HOST, team
-from tests.samples import in_a_chain, output_activations, poison, sample, targets
+from tests.samples import (
+    EVERY_LOSS,
+    EVERY_RULE,
+    in_a_chain,
+    output_activations,
+    outputs_for,
+    poison,
+    sample,
+    targets,
+)
 
 THREADS = (1, 2, 3, 5, 8)
 
@@ -28,7 +37,7 @@ THREADS = (1, 2, 3, 5, 8)
 def outputs():
     """Return every loss with each of its output activations, and with labels where it has them."""
     found = []
-    for loss in LOSSES.names:
+    for loss in EVERY_LOSS:
         for last in output_activations(loss):
             found += [
                 (loss, last, labels)
@@ -48,7 +57,7 @@ def problems():
     for index, (loss, last, labels) in enumerate(combinations):
         place, around = index % len(ACTIVATIONS), index // len(ACTIVATIONS)
         problem = Problem(
-            (5, 19, 33, 3),
+            (5, 19, 33, outputs_for(loss, 3)),
             # Only one exponential in a chain.
             (in_a_chain(next(hidden)), "tanh", last),
             loss,
@@ -100,7 +109,7 @@ LARGE = PROBLEMS[-2:]
 def test_every_row_of_every_table_has_a_part():
     named = {(name, p.dtype) for p in PROBLEMS for name in p.activations}
     assert named == set(itertools.product(ACTIVATIONS.names, DTYPES))
-    assert {p.rule for p in PROBLEMS} == {rule.name for rule in loss_rules()}
+    assert {p.rule for p in PROBLEMS} == {rule.name for rule in EVERY_RULE}
     assert {p.optimizer for p in PROBLEMS} == set(OPTIMIZERS.names)
     assert {(p.reduction, p.dtype) for p in PROBLEMS} == set(itertools.product(REDUCTIONS, DTYPES))
 
@@ -233,7 +242,8 @@ def same_rows(compute, *arrays):
 def problem_of(rule, outputs, dtype):
     """Return a problem that a rule belongs to."""
     for loss, last, labels in outputs_of_losses:
-        problem = Problem((1, outputs), (last,), loss, dtype=dtype, labels=labels)
+        sizes = (1, outputs_for(loss, outputs))
+        problem = Problem(sizes, (last,), loss, dtype=dtype, labels=labels)
         if problem.rule == rule:
             return problem
     raise KeyError(rule)
@@ -244,12 +254,12 @@ outputs_of_losses = outputs()
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", [rule.name for rule in loss_rules()])
+@pytest.mark.parametrize("rule", [rule.name for rule in EVERY_RULE])
 def test_a_loss_has_the_same_bits_wherever_its_row_stands(rule, dtype, weighted):
     leaf, generator = loss_and_gradient(rule, dtype, weighted), np.random.default_rng(0)
     for outputs in (1, 3, 10, 17):
         problem, rows = problem_of(rule, outputs, dtype), max(COUNTS)
-        y = targets(problem, rows, generator)
+        outputs, y = problem.sizes[-1], targets(problem, rows, generator)
         A = generator.normal(0, 3, (rows, outputs))
         if rule == problem.loss:
             A = 1 / (1 + np.exp(-A))
@@ -286,9 +296,9 @@ def test_an_activation_has_the_same_bits_wherever_it_stands(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loss", [loss.name for loss in LOSSES if loss.link is not None])
+@pytest.mark.parametrize("loss", [name for name in EVERY_LOSS if LOSSES[name].link is not None])
 def test_a_prediction_has_the_same_bits_wherever_its_row_stands(loss, dtype):
-    for outputs in (1, 3, 10, 17):
+    for outputs in (outputs_for(loss, count) for count in (1, 3, 10, 17)):
 
         def compute(A, outputs=outputs):
             called(predict_rows(loss, dtype), A, len(A), outputs)

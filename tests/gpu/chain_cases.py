@@ -196,8 +196,9 @@ PROBLEMS = [
     Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", labels=True),
     Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy"),
     Problem((2, 4, 3), ("gelu", "softplus"), "poisson", reduction="sum"),
-    Problem((3, 2), ("tanh",), "huber", reduction="batch_mean"),
+    Problem((3, 2), ("tanh",), "huber(delta=0.7)", reduction="batch_mean"),
     Problem((2, 5, 2, 1), ("softplus", "exp", "silu"), "squared_error"),
+    Problem((3, 4, 4), ("tanh", "identity"), "gaussian_nll(epsilon=0.01)"),
 ]
 SPARE = 5
 

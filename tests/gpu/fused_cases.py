@@ -121,9 +121,10 @@ PROBLEMS = [
     (Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True), 3, 3),
     (CLIPPED, 2, 3),
     (LIMITED, 1, 1),
-    (Problem((3, 2), ("tanh",), "huber", "rmsprop", "batch_mean"), 2, 1),
+    (Problem((3, 2), ("tanh",), "huber(delta=0.7)", "rmsprop", "batch_mean"), 2, 1),
     (Problem((2, 3, 1), ("tanh", "exp"), "poisson", "adamw"), 5, 2),
     (Problem((2, 5, 2, 1), ("softplus", "exp", "silu"), "squared_error", "adam"), 2, 2),
+    (Problem((3, 4, 4), ("tanh", "identity"), "gaussian_nll(epsilon=0.01)", "adam"), 3, 2),
 ]
 # Three tiles of 4 rows and, in the last batch, one that is not full.
 ROWS = {"batch_size": 10, "rows": 13}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import cuda
 
-from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import CLIP_NORM, CLIP_VALUE, clip_scale
 from fastmlp_kernels.cuda.layered.launching import Launches, build
 from fastmlp_kernels.cuda.layered.workspace import bias_mask
@@ -27,7 +27,7 @@ from tests.gpu.device import (
     product,
     unwritten,
 )
-from tests.samples import output_activations, sample
+from tests.samples import EVERY_LOSS, EVERY_RULE, output_activations, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -165,7 +165,7 @@ def test_a_nan_and_the_extremes_pass_through_an_activation(tiles, dtype, name):
 def loss_problems():
     """Return (loss, output activation, labels) such that every rule appears."""
     cases = []
-    for loss in LOSSES:
+    for loss in map(LOSSES.__getitem__, EVERY_LOSS):
         plain = [name for name in output_activations(loss.name) if name not in loss.fused]
         cases += [(loss.name, name, False) for name in plain[:1]]
         cases += [(loss.name, name, False) for name in loss.fused]
@@ -176,7 +176,7 @@ def loss_problems():
 
 def test_every_loss_rule_is_a_case():
     problems = [Problem((2, 4), (a,), loss, labels=labels) for loss, a, labels in loss_problems()]
-    assert [problem.rule for problem in problems] == [rule.name for rule in loss_rules()]
+    assert [problem.rule for problem in problems] == [rule.name for rule in EVERY_RULE]
 
 
 @pytest.mark.parametrize(("loss", "activation", "labels"), loss_problems())
@@ -187,11 +187,11 @@ def test_loss(tiles, dtype, loss, activation, labels, rows):
     A = logits if problem.fused_output else elementwise(ACTIVATIONS[activation].value, logits)
     y = sample(problem, spare_rows=0).y[:rows]
     expected, slope = tolerances.loss_and_gradient(problem, Bounded.exact(A), y)
-    kernels, scale = build(tiles), np.array([problem.scale(rows)], dtype)
+    kernels, scale = build(tiles, problem.rule), np.array([problem.scale(rows)], dtype)
     for in_place in (False, True):
         given, row_losses = padded(A), np.full(rows + 2, np.nan, dtype)
         dA = given if in_place else unwritten(rows, 4, dtype)
-        arguments = (given, padded(y), problem.rule_code, rows, scale, first_batch(), 0)
+        arguments = (given, padded(y), rows, scale, first_batch(), 0)
         arguments += (row_losses, dA)
         over(tiles, kernels.loss_and_gradient, rows, *arguments)
         losses, status = np.full(3, np.nan, dtype), np.zeros(3, np.int64)
@@ -254,18 +254,22 @@ def test_the_first_batch_that_is_not_finite_is_noted(tiles, dtype, bad):
             assert status.tolist() == [0, 0, noted]
 
 
-@pytest.mark.parametrize("loss", LOSSES.names)
+@pytest.mark.parametrize("loss", EVERY_LOSS)
 def test_predict_rows(tiles, dtype, loss):
     rows, A = 3, normal((3, 4), dtype, scale=2.0)
     given = padded(A)
-    over(tiles, build(tiles).predict_rows, rows, given, LOSSES.code(loss), rows)
+    over(tiles, build(tiles, link=loss).predict_rows, rows, given, rows)
     if LOSSES[loss].link is None:
         assert given[:rows].tobytes() == A.tobytes()
         return
     powers = np.exp(A.astype(np.float64))
-    expected = powers / powers.sum(axis=1, keepdims=True)
-    error = 40 * Precision(dtype).unit * expected
-    compare_rows(given, Bounded(expected, error), "probabilities")
+    if loss.startswith("gaussian_nll"):
+        variances = np.maximum(powers[:, 2:], LOSSES[loss].numbers["epsilon"])
+        expected = np.hstack([A[:, :2], variances])
+    else:
+        expected = powers / powers.sum(axis=1, keepdims=True)
+    error = 40 * Precision(dtype).unit * np.abs(expected)
+    compare_rows(given, Bounded(expected, error), "predictions")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names)

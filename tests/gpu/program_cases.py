@@ -118,8 +118,9 @@ PROGRAMS = [
     Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True),
     CLIPPED,
     LIMITED,
-    Problem((3, 2), ("tanh",), "huber", "rmsprop", "batch_mean"),
+    Problem((3, 2), ("tanh",), "huber(delta=0.7)", "rmsprop", "batch_mean"),
     Problem((2, 3, 1), ("tanh", "exp"), "poisson", "adamw"),
+    Problem((3, 4, 4), ("tanh", "identity"), "gaussian_nll(epsilon=0.01)", "adam"),
 ]
 
 

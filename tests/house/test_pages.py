@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from fastmlp import SGD, schedules
+from fastmlp.losses import LossWithNumbers
 from fastmlp.optimizers import by_name
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS
 from tests import ROOT
@@ -58,9 +59,16 @@ def activations():
 
 
 def losses():
-    head = ["name", "loss", "predictions in", "targets in"]
+    head = ["name", "numbers", "loss", "predictions in", "targets in"]
+    written = {each.row: code(each()) for each in LossWithNumbers.__subclasses__()}
     rows = [
-        [row.name, code(row.formula), str(row.prediction_domain), str(row.target_domain)]
+        [
+            row.name,
+            written.get(row.name, "–"),
+            code(row.formula),
+            str(row.prediction_domain),
+            str(row.target_domain),
+        ]
         for row in LOSSES
     ]
     return table(head, *rows)

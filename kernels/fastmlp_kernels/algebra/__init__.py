@@ -6,7 +6,15 @@ uncompiled by `fastmlp_kernels.reference`.
 
 from fastmlp_kernels.algebra.activations import ACTIVATIONS, Activation
 from fastmlp_kernels.algebra.initializers import INITIALIZERS, Initializer
-from fastmlp_kernels.algebra.losses import LOSSES, Loss, LossRule, loss_rules, rule_name
+from fastmlp_kernels.algebra.loss_row import Loss
+from fastmlp_kernels.algebra.losses import (
+    LOSSES,
+    LossRule,
+    loss_rule,
+    loss_rules,
+    rule_name,
+    rules_of,
+)
 from fastmlp_kernels.algebra.optimizers import HYPER_WIDTH, OPTIMIZERS, OptimizerRule, hyper_table
 
 __all__ = [
@@ -21,6 +29,8 @@ __all__ = [
     "LossRule",
     "OptimizerRule",
     "hyper_table",
+    "loss_rule",
     "loss_rules",
     "rule_name",
+    "rules_of",
 ]

@@ -17,6 +17,10 @@ ONE = np.float32(1)
 TWO = np.float32(2)
 THREE = np.float32(3)
 TWENTY = np.float32(20)
+# Floors that keep infinity out: of what is divided by, and of a logarithm.
+SMALLEST, FLOOR = TWO**-126, -ONE * 100
+# More classes than a layer can have, and an integer in either dtype.
+LARGEST_LABEL = TWO**30
 
 
 def split(value: float) -> tuple[np.float32, np.float32]:

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,37 @@ NON_NEGATIVE = Interval(0.0, math.inf, True, False)
 POSITIVE = Interval(0.0, math.inf, False, False)
 
 
+def with_numbers(name: str, numbers: Mapping[str, float]) -> str:
+    """Return the name of a row that has other numbers than its table's: "huber(delta=2.0)"."""
+    return f"{name}({', '.join(f'{each}={number!r}' for each, number in numbers.items())})"
+
+
+def split_numbers(name: str) -> tuple[str, dict[str, float]]:
+    """Return the name of a table's row and the numbers that `with_numbers` has put after it.
+
+    Raises
+    ------
+    ValueError
+        If the numbers are not written as there.
+    """
+    row, parenthesis, rest = name.partition("(")
+    if not parenthesis:
+        return row, {}
+    if not rest.endswith(")"):
+        raise ValueError(f"{name!r} has no end")
+    pairs = [each.split("=") for each in rest[:-1].split(",")]
+    numbers = {key.strip(): float(number) for key, number in pairs}
+    if len(numbers) < len(pairs):
+        raise ValueError(f"{name!r} has a number twice")
+    return row.strip(), numbers
+
+
 class Table:
     """Rows in a fixed order: a row's position is its code in compiled kernels.
 
-    Codes live in memory only: whatever is saved stores names, so that rows may be reordered.
+    Codes live in memory only: whatever is saved stores names, so that rows may be reordered. A row
+    that is made of another one by other numbers has a name and no code: it is made when its name is
+    looked up, so that the name is all that any process needs.
 
     Parameters
     ----------
@@ -53,12 +80,16 @@ class Table:
     def __init__(self, kind: str, rows: tuple) -> None:
         self.kind = kind
         self.rows = rows
+        self._made: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator:
         return iter(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __contains__(self, row: Any) -> bool:
+        return any(row is each for each in (*self.rows, *self._made.copy().values()))
 
     def __repr__(self) -> str:
         return f"<{len(self)} rows of kind {self.kind!r}: {', '.join(self.names)}>"
@@ -69,13 +100,27 @@ class Table:
         return [row.name for row in self.rows]
 
     def __getitem__(self, name: str) -> Any:
-        """Return the row called `name`; raise KeyError with the nearest known name."""
+        """Return the row called `name`; raise KeyError with the nearest known name.
+
+        A name has one row, always the same object, whichever thread asks first.
+        """
         for row in self.rows:
             if row.name == name:
                 return row
+        if "(" in str(name):
+            made = self._made.get(name)
+            return made or self._made.setdefault(name, self._make(name))
         near = difflib.get_close_matches(str(name), self.names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise KeyError(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self.names)}")
+
+    def _make(self, name: str) -> Any:
+        row, numbers = split_numbers(name)
+        made = self[row].with_numbers(**numbers)
+        # Another spelling of a name would be another row, with code of its own.
+        if made.name != name:
+            raise KeyError(f"{self.kind} {name!r} is called {made.name!r}")
+        return made
 
     def code(self, name: str) -> int:
         """Return the position of the row called `name`."""

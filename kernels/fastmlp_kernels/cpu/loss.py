@@ -6,7 +6,7 @@ from collections.abc import Callable
 from numba import carray
 from numba.core import types
 
-from fastmlp_kernels.algebra import LOSSES, LossRule, loss_rules
+from fastmlp_kernels.algebra import LOSSES, loss_rule
 from fastmlp_kernels.compile import leaf
 from fastmlp_kernels.cpu.activation import NUMBERS
 from fastmlp_kernels.cpu.intrinsics import magnitude, read, write
@@ -16,11 +16,7 @@ WORD = types.int64
 
 def losses_per_row(rule: str, outputs: int) -> int:
     """Return how many losses a rule gives for a row: one, or one for each output."""
-    return 1 if _rule(rule).by_row else outputs
-
-
-def _rule(name: str) -> LossRule:
-    return next(rule for rule in loss_rules() if rule.name == name)
+    return 1 if loss_rule(rule).by_row else outputs
 
 
 @functools.cache
@@ -30,7 +26,7 @@ def loss_and_gradient(rule: str, dtype: str, weighted: bool = False) -> int:
     Parameters
     ----------
     rule : str
-        Name of a rule of ``loss_rules()``.
+        Its name for ``loss_rule``.
     dtype : str
     weighted : bool
         Whether each row has a factor of its own.
@@ -47,7 +43,7 @@ def loss_and_gradient(rule: str, dtype: str, weighted: bool = False) -> int:
     the same products (tested). Cost: O(rows outputs), in vectors for a rule of single elements.
     Accuracy: finite for every finite logit. Source: `algebra.losses`.
     """
-    row = _rule(rule)
+    row = loss_rule(rule)
     make = _row_loop if row.by_row else _weighted_loop if weighted else _element_loop
     pointer = types.CPointer(NUMBERS[dtype])
     signature = WORD(pointer, pointer, WORD, WORD, WORD, pointer, pointer, pointer)
@@ -123,7 +119,8 @@ def predict_rows(loss: str, dtype: str) -> int:
 
     Notes
     -----
-    The leaf is ``(A, rows, outputs)``, in place on row-major rows: softmax for its cross-entropy.
+    The leaf is ``(A, rows, outputs)``, in place on row-major rows: softmax for its cross-entropy,
+    variances for their logarithms.
     Cost: O(rows outputs). Source: the inverse of the loss's link function.
     """
     link = LOSSES[loss].link

@@ -19,7 +19,6 @@ from fastmlp_kernels.cuda.layered.activation import (
 )
 from fastmlp_kernels.cuda.layered.bfloat16 import round_rows
 from fastmlp_kernels.cuda.layered.gather import gather_rows
-from fastmlp_kernels.cuda.layered.loss import loss_and_gradient, predict_rows
 
 WARP = 32
 # What a thread of `sum_squares` sums at least, where there are so many elements.
@@ -80,7 +79,7 @@ def default_tiles() -> Tiles:
 
 
 class Kernels(NamedTuple):
-    """Every kernel of the program, for one choice of block sizes."""
+    """Every kernel of the program, for one choice of block sizes and a loss."""
 
     activation_forward: Any
     activation_backward: Any
@@ -101,8 +100,13 @@ class Kernels(NamedTuple):
 
 
 @functools.cache
-def build(tiles: Tiles) -> Kernels:
-    """Return the kernels for these block sizes; nothing is compiled before a launch."""
+def build(
+    tiles: Tiles, rule: str = "half_squared_error", link: str = "half_squared_error"
+) -> Kernels:
+    """Return the kernels for these block sizes; nothing is compiled before a launch.
+
+    `rule` names the rule of a loss, and `link` the loss whose link predictions go through.
+    """
     products = linear.build(tiles.tile, tiles.registers, tiles.depth)
     judgements = loss.build(tiles.threads)
     return Kernels(
@@ -113,10 +117,10 @@ def build(tiles: Tiles) -> Kernels:
         linear_forward=products.linear_forward,
         linear_backward=products.linear_backward,
         weight_gradient=products.weight_gradient,
-        loss_and_gradient=loss_and_gradient,
+        loss_and_gradient=loss.of_rule(rule),
         sum_losses=judgements.sum_losses,
         check_finite=judgements.check_finite,
-        predict_rows=predict_rows,
+        predict_rows=loss.of_link(link),
         update=update.update,
         sum_squares=update.build(tiles.threads),
         clip_by_norm=clipping.build(tiles.threads),

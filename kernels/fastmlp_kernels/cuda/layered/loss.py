@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from numba import cuda
 
-from fastmlp_kernels.algebra import LOSSES, loss_rules
-from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
+from fastmlp_kernels.algebra import LOSSES, loss_rule
+from fastmlp_kernels.compile import cuda_function, cuda_kernel, cuda_part
 from fastmlp_kernels.cuda.layered.gather import BATCH
 from fastmlp_kernels.cuda.sums import block_sum
 from fastmlp_kernels.problem import STATUS
@@ -17,46 +17,47 @@ def _no_link(prediction, i):
     pass
 
 
-_row_rule = cuda_switch([rule.row for rule in loss_rules()])
-_link = cuda_switch([loss.link or _no_link for loss in LOSSES])
+@functools.cache
+def of_rule(name: str) -> Any:
+    """Return the kernel of a loss rule; see `algebra.loss_rule` for its name."""
+    row_rule = cuda_function(loss_rule(name).row)
 
+    @cuda_kernel
+    def loss_and_gradient(A, y, rows, factors, counter, batch_size, row_losses, dA):
+        """Write the scaled loss of each row and its gradient by the outputs.
 
-@cuda_kernel
-def loss_and_gradient(A, y, rule, rows, factors, counter, batch_size, row_losses, dA):
-    """Write the scaled loss of each row and its gradient by the outputs.
+        Parameters
+        ----------
+        A : dtype[batch, outputs], C-contiguous, read
+            Predictions, or pre-activations where the rule is a fused one.
+        y : dtype[batch, targets] or dtype[batch, 1], C-contiguous, read
+            Targets, or class indices; what names no class is taken as the nearest one.
+        rows : int
+            Rows used, from the first.
+        factors : dtype[1] or dtype[rows of the epoch], read
+            Of loss and gradient: the reduction alone, or with a weight for each row.
+        counter : int64[2], read
+            The batch's number is ``counter[BATCH]``.
+        batch_size : int
+            Rows of a full batch: the first factor of this one is at ``batch * batch_size``.
+        row_losses : dtype[batch], written
+        dA : dtype[batch, outputs], C-contiguous, written
+            May be `A`.
 
-    Parameters
-    ----------
-    A : dtype[batch, outputs], C-contiguous, read
-        Predictions, or pre-activations where the rule is a fused one.
-    y : dtype[batch, outputs] or dtype[batch, 1], C-contiguous, read
-        Targets, or class indices; what names no class is taken as the nearest one.
-    rule : int
-        Position of the rule in ``loss_rules()``.
-    rows : int
-        Rows used, from the first.
-    factors : dtype[1] or dtype[rows of the epoch], read
-        Of loss and gradient: the reduction alone, or with a weight for each row.
-    counter : int64[2], read
-        The batch's number is ``counter[BATCH]``.
-    batch_size : int
-        Rows of a full batch: the first factor of this one is at ``batch * batch_size``.
-    row_losses : dtype[batch], written
-    dA : dtype[batch, outputs], C-contiguous, written
-        May be `A`.
+        Notes
+        -----
+        Launch: a thread a row. Cost: O(rows outputs). Accuracy: finite for every finite logit.
+        Source: `algebra.losses`; the gradient may be written over the logits, as in Liger-Kernel.
+        """
+        i = cuda.grid(1)
+        if i < rows:
+            place = counter[BATCH] * batch_size + i
+            factor = factors[place] if factors.size > 1 else factors[0]
+            row_losses[i] = factor * row_rule(A, y, i, dA)
+            for j in range(dA.shape[1]):
+                dA[i, j] *= factor
 
-    Notes
-    -----
-    Launch: a thread a row. Cost: O(rows outputs). Accuracy: finite for every finite logit.
-    Source: `algebra.losses`; the gradient may be written over the logits, as in Liger-Kernel.
-    """
-    i = cuda.grid(1)
-    if i < rows:
-        place = counter[BATCH] * batch_size + i
-        factor = factors[place] if factors.size > 1 else factors[0]
-        row_losses[i] = factor * _row_rule(rule, A, y, i, dA)
-        for j in range(dA.shape[1]):
-            dA[i, j] *= factor
+    return loss_and_gradient
 
 
 class Judgements(NamedTuple):
@@ -141,20 +142,28 @@ def build(threads: int) -> Judgements:
     return Judgements(sum_losses, check_finite)
 
 
-@cuda_kernel
-def predict_rows(A, loss, rows):
-    """Apply the loss's link to each row in place: softmax for its cross-entropy, else nothing.
+@functools.cache
+def of_link(loss: str) -> Any:
+    """Return the kernel of the link of a loss, which does nothing where there is none."""
+    link = cuda_function(LOSSES[loss].link or _no_link)
 
-    Parameters
-    ----------
-    A : dtype[batch, outputs], C-contiguous, read and written
-    loss, rows : int
-        Position of the loss in LOSSES, and the rows used, from the first.
+    @cuda_kernel
+    def predict_rows(A, rows):
+        """Apply the loss's link to each row in place: softmax for its cross-entropy, else nothing.
 
-    Notes
-    -----
-    Launch: a thread a row. Cost: O(rows outputs). Source: the inverse of the loss's link function.
-    """
-    i = cuda.grid(1)
-    if i < rows:
-        _link(loss, A, i)
+        Parameters
+        ----------
+        A : dtype[batch, outputs], C-contiguous, read and written
+        rows : int
+            Rows used, from the first.
+
+        Notes
+        -----
+        Launch: a thread a row. Cost: O(rows outputs). Source: the inverse of the loss's link
+        function.
+        """
+        i = cuda.grid(1)
+        if i < rows:
+            link(A, i)
+
+    return predict_rows

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS
+from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS
 from fastmlp_kernels.contract import check_data, check_epoch, check_shape
 from fastmlp_kernels.cuda.device.memory import DeviceMemory
 from fastmlp_kernels.cuda.layered import matrix_products, workspace
@@ -64,7 +64,7 @@ class LayeredProgram:
     ) -> None:
         self.problem = problem
         self.tiles = tiles or default_tiles()
-        self.kernels = build(self.tiles)
+        self.kernels = build(self.tiles, problem.rule, problem.loss)
         self.launches = Launches(self.tiles)
         self.stream = cuda.stream()
         self.memory = DeviceMemory(self.stream)
@@ -83,7 +83,6 @@ class LayeredProgram:
             self.workspace.inputs,
             self._views(self.workspace.gradient),
         )
-        self.rule = problem.rule_code
         self.optimizer = OPTIMIZERS.code(problem.optimizer)
         self.output = ACTIVATIONS.code(problem.activations[-1])
         self.identity = ACTIVATIONS.code("identity")
@@ -198,7 +197,7 @@ class LayeredProgram:
         self._over(kernels.gather_rows, elements, *arguments, self.products.rounded_inputs)
         A = self._forward_chain(parameters, work.inputs, rows)
         own = self.factors_of(rows, None) if factors is None else factors
-        arguments = (A, work.targets, self.rule, rows, own, self.counter, size, work.row_losses)
+        arguments = (A, work.targets, rows, own, self.counter, size, work.row_losses)
         self.launches.by_row(kernels.loss_and_gradient, rows, *arguments, self.layers[-1].dZ)
         gradient = work.gradient
         self._backward_chain(parameters, work.inputs, rows, 0, gradient, None)
@@ -340,7 +339,7 @@ class LayeredProgram:
         work, rows, A = self.workspace, self.rows, self.layers[-1].A
         kernel = self.kernels.loss_and_gradient
         own = self.factors_of(rows, factors)
-        arguments = (A, y, self.rule, rows, own, self.first_batch, 0, work.row_losses)
+        arguments = (A, y, rows, own, self.first_batch, 0, work.row_losses)
         # Of no use here, but `sum_losses` notes a loss that is not finite in it.
         self.status.copy_to_device(np.zeros(CONTROL_WORDS, np.int64))
         self.launches.by_row(kernel, rows, *arguments, work.loss_gradient)
@@ -386,9 +385,9 @@ class LayeredProgram:
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""
-        code, batch = LOSSES.code(self.problem.loss), self.problem.batch_size
+        batch = self.problem.batch_size
         for start in range(0, len(X), batch):
             part = out[start : start + batch]
             self.forward(parameters, X[start : start + batch], part)
             if link:
-                self.launches.by_row(self.kernels.predict_rows, len(part), part, code, len(part))
+                self.launches.by_row(self.kernels.predict_rows, len(part), part, len(part))

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numba
 from numba import cuda
 
-from fastmlp_kernels.algebra import loss_rules
-from fastmlp_kernels.compile import cuda_part, cuda_switch
+from fastmlp_kernels.algebra import loss_rule
+from fastmlp_kernels.compile import cuda_function, cuda_part
 from fastmlp_kernels.cuda.on_chip import block_copies, block_epilogues, block_linear
 from fastmlp_kernels.cuda.on_chip.block_epilogues import Activated, Rows, Sloped, slopes
 from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
@@ -138,7 +138,7 @@ def _forward(products: BlockProducts) -> Any:
 
 
 def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
-    rule = cuda_switch([r.row for r in loss_rules() if r.name == rows_in_use.rule])
+    rule = cuda_function(loss_rule(rows_in_use.rule).row)
     slope = slopes(rows_in_use)
     to_operand = products.to_operand
 
@@ -176,7 +176,7 @@ def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
                 place = tile.loss_gradient + i * tile.loss_gradient_stride
                 derivative = numbers[place : place + outputs][None, :]
                 factor = factors[first + step * i]
-                value = rule(0, prediction, target, 0, derivative)
+                value = rule(prediction, target, 0, derivative)
                 numbers[tile.row_losses + i] = factor * value
                 for j in range(outputs):
                     x = numbers[kept + j]
