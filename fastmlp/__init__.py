@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastmlp.callbacks import Checkpoint as Checkpoint
     from fastmlp.callbacks import EarlyStopping as EarlyStopping
     from fastmlp.callbacks import EpochEnd as EpochEnd
+    from fastmlp.data.chunks import Chunks as Chunks
     from fastmlp.dispatch.explanation import explain as explain
     from fastmlp.dispatch.warming import warmup as warmup
     from fastmlp.ensemble import Ensemble as Ensemble
@@ -62,6 +63,7 @@ _NAMES_OF = {
     "fastmlp.callbacks": ("Checkpoint", "EarlyStopping", "EpochEnd"),
     "fastmlp.plateau": ("ReduceOnPlateau",),
     "fastmlp.averaging": ("WeightAverage",),
+    "fastmlp.data.chunks": ("Chunks",),
     "fastmlp.dispatch.explanation": ("explain",),
     "fastmlp.dispatch.warming": ("warmup",),
     "fastmlp.history": ("History",),

@@ -6,12 +6,16 @@ import stat
 from os import PathLike
 from pathlib import Path
 
+# Bytes of a file's name in that of its draft. Most systems allow 255 in all.
+LONGEST_PART = 200
+
 
 def write_atomically(path: str | PathLike[str], data: bytes) -> None:
     """Write `data` beside the file, bring it to the disk, and move it into place.
 
     A process that is killed, or a machine that loses power, leaves the old file or the new one. A
-    killed process may leave its draft, ``.NAME.….draft``, beside it.
+    killed process may leave its draft, ``.NAME.….draft``, beside it. Nobody can tell whether the
+    writer of a draft still lives, on another machine maybe: whoever knows may delete it.
 
     Parameters
     ----------
@@ -52,7 +56,10 @@ def write_atomically(path: str | PathLike[str], data: bytes) -> None:
 
 def draft_of(place: Path) -> Path:
     """Return a name beside a file that nobody else uses."""
-    return place.with_name(f".{place.name}.{os.urandom(8).hex()}.draft")
+    name = place.name
+    while len(os.fsencode(name)) > LONGEST_PART:
+        name = name[:-1]
+    return place.with_name(f".{name}.{os.urandom(8).hex()}.draft")
 
 
 def find_place(path: str | PathLike[str]) -> Path:

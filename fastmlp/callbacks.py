@@ -71,11 +71,12 @@ class Checkpoint:
         Epochs from one checkpoint to the next. The end of the fit is always one.
     keep : int
         How many are kept. Those before the last one are called ``path.1``, ``path.2`` and so on.
+        If there are more of them, from a fit that kept more, they are deleted.
 
     Notes
     -----
     To resume replaces what the model holds. A fit with other data or arguments is refused, but
-    functions, as of a schedule, are not compared.
+    functions, as of a schedule, are not compared, and of `Chunks` the first one alone is.
 
     Each is written when the epoch's other callbacks have been called. A disk that is full does not
     end the fit: a warning is logged, the next epoch tries again, and if the last one fails too, its

@@ -28,7 +28,7 @@ class Ensemble(Network):
 
     Parameters
     ----------
-    sizes, activations, loss, dtype, reduction, precision, initializer, gain
+    sizes, activations, loss, dtype, reduction, precision, initializer, gain, dropout
         As in `MLP`, of every network.
     members : int
         How many networks.
@@ -61,10 +61,11 @@ class Ensemble(Network):
         precision: str = "float32",
         initializer: Any = None,
         gain: float | Sequence[float] = 1.0,
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
         count = check_integer(members, "members", 1)
         shape, drawn = (sizes, activations, loss), (initializer, gain)
-        self._begin(new_network(*shape, seed, dtype, reduction, precision, *drawn, count))
+        self._begin(new_network(*shape, seed, dtype, reduction, precision, *drawn, dropout, count))
 
     def _optimizers(self, given: Any) -> tuple[Optimizer, ...]:
         """Return one optimizer a network, all of one rule; one may stand for all of them."""

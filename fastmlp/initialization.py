@@ -31,13 +31,14 @@ def new_network(
     precision: str,
     initializer: Any,
     gain: Any,
+    dropout: Any,
     members: int | None = None,
 ) -> Contents:
     """Return a network as its arguments describe it, or `members` of them; see `MLP`."""
     count = 1 if members is None else members
     why = "" if members is None else ", as each network has the next"
     first = check_seed(seed, "seed", LARGEST_SEED - count + 1, why)
-    template = make_problem(sizes, activations, loss, dtype, reduction, precision)
+    template = make_problem(sizes, activations, loss, dtype, reduction, precision, dropout)
     if members is not None:
         template = check_memory(replace(template, members=members))
     chosen = _check_initializers(initializer, template.activations)

@@ -53,6 +53,10 @@ class MLP(Network):
         ``orthogonal_``; the last bits depend on NumPy's LAPACK.
     gain : float, or sequence of them
         What the first weights are multiplied by, of all layers or per layer: see the example.
+    dropout : float or sequence of float, optional
+        The share of a hidden layer's outputs that each step of `fit` and `step` leaves out, and the
+        others are divided by the rest; one for all hidden layers, or one for each. All other
+        methods use all outputs. The seed and the number of the step decide which.
 
     Attributes
     ----------
@@ -82,9 +86,10 @@ class MLP(Network):
         precision: str = "float32",
         initializer: Any = None,
         gain: float | Sequence[float] = 1.0,
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
         shape, drawn = (sizes, activations, loss), (initializer, gain)
-        self._begin(new_network(*shape, seed, dtype, reduction, precision, *drawn))
+        self._begin(new_network(*shape, seed, dtype, reduction, precision, *drawn, dropout))
 
     def _begin(self, contents: Contents) -> None:
         super()._begin(contents)

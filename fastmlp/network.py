@@ -15,17 +15,26 @@ from fastmlp.callbacks import (
     check_early_stopping,
     check_resume,
 )
-from fastmlp.data.admission import Data, admit, admit_inputs, admit_validation
+from fastmlp.data.admission import (
+    ChunkedData,
+    Data,
+    admit,
+    admit_chunks,
+    admit_inputs,
+    admit_validation,
+)
 from fastmlp.data.batches import check_batch_size
+from fastmlp.data.chunks import Chunks
 from fastmlp.data.frames import Columns, column_names
 from fastmlp.data.weighting import check_weights
 from fastmlp.dispatch.planning import Programs, Where, asked, check_threads
 from fastmlp.errors import known_keywords
-from fastmlp.files.contents import Contents, kind_of, write
+from fastmlp.files.contents import Contents
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metric
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.progress import shows_progress
+from fastmlp.saving import Savable
 from fastmlp.state.parameters import (
     ParameterViews,
     bias_views,
@@ -41,7 +50,7 @@ from fastmlp_kernels.problem import LayerLayout, parameter_layout
 Array = NDArray[Any]
 
 
-class Network:
+class Network(Savable):
     """A network, or several of one shape: see `MLP` and `Ensemble`.
 
     Attributes
@@ -69,24 +78,6 @@ class Network:
         model = cls.__new__(cls)
         model._begin(contents)
         return model
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the model to a file, from which `fastmlp.load` makes it again.
-
-        The file holds the parameters, the optimizer's state and the history, in the safetensors
-        format with a JSON header. It is written beside `path` and moved into place, so that a crash
-        leaves the old file or the new one. A fit of the model in another thread is not disturbed.
-
-        Raises
-        ------
-        MissingPackageError
-            If safetensors is not installed: ``pip install fastmlp[save]``.
-        DTypeError
-            If the model is of a class of your own, which no file can bring back.
-        OSError
-            If the file cannot be written; one that was there is as it was.
-        """
-        write(path, kind_of(self, "save"), self._contents())
 
     def _contents(self) -> Contents:
         parts = self.template, self._members, self._state, self.history
@@ -126,6 +117,11 @@ class Network:
     def precision(self) -> str:
         """The coarsest rounding that matrix products may use."""
         return self.template.precision
+
+    @property
+    def dropout(self) -> tuple[float, ...]:
+        """The share of each hidden layer's outputs that training leaves out; empty without any."""
+        return self.template.dropout
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -210,7 +206,7 @@ class Network:
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: int = 10,
         batch_size: int | None = None,
@@ -235,7 +231,7 @@ class Network:
         ----------
         X, y : array-like (rows, inputs) and (rows, outputs)
             y also as (rows,) of one output or of class labels. Arrays on a GPU, contiguous and of
-            the model's dtype, are used there; "auto" then means "cuda".
+            the model's dtype, are used there; "auto" then means "cuda". `Chunks` stand for both.
         epochs : int; batch_size : int, optional
             Rows of a mini-batch, the last of an epoch maybe fewer; by default 32, or all of fewer.
         optimizer : Optimizer, optional
@@ -266,13 +262,12 @@ class Network:
         BusyError
             If another fit is training this model.
         """
-        data, where = self._admit(X, y, self._asked(device, kernel, threads))
-        columns = self._columns or column_names(X)
+        data, where, columns = self._admit_rows(X, y, self._asked(device, kernel, threads))
         validation = self._admit_validation(validation_data, where, columns)
         called, checkpoints = check_callbacks(callbacks)
         options = Options(
             epochs=check_integer(epochs, "epochs", 1),
-            batch_size=check_batch_size(batch_size, len(data.X)),
+            batch_size=check_batch_size(batch_size, data.rows),
             optimizers=self._optimizers(optimizer),
             metric=check_metric(None, self._loss),
             shuffle=bool(shuffle),
@@ -289,7 +284,11 @@ class Network:
         return self._state.lock.fit("fit", lambda: self._train(data, validation, options, columns))
 
     def _train(
-        self, data: Data, validation: Data | None, options: Options, columns: Columns | None
+        self,
+        data: Data | ChunkedData,
+        validation: Data | None,
+        options: Options,
+        columns: Columns | None,
     ) -> History:
         # Weights written through a view are not checked on the way in.
         check_finite_values("parameters", self.parameters)
@@ -299,6 +298,15 @@ class Network:
         self.history = run.history
         run.run()
         return run.history
+
+    def _admit_rows(
+        self, X: Any, y: Any, where: Where
+    ) -> tuple[Data | ChunkedData, Where, Columns | None]:
+        """Return checked data of a fit, where it runs, and the names of the columns."""
+        if isinstance(X, Chunks):
+            chunked = admit_chunks(X, y, self.sizes, self._loss, self.dtype, self._columns)
+            return chunked, where, chunked.columns
+        return *self._admit(X, y, where), self._columns or column_names(X)
 
     def _admit(self, X: Any, y: Any, where: Where) -> tuple[Data, Where]:
         return admit(X, y, self.sizes, self._loss, self.dtype, where, self._columns)
@@ -358,11 +366,12 @@ class Network:
 
     def __repr__(self) -> str:
         members = "" if self._members is None else f"members={self._members}, "
+        left_out = f", dropout={list(self.dropout)}" if self.dropout else ""
         rounded = "" if self.precision == "float32" else f", precision={self.precision!r}"
         return (
             f"{type(self).__name__}({list(self.sizes)}, {members}"
             f"activations={list(self.activations)}, loss={self.loss_name!r}, seed={self.seed}, "
-            f"dtype={self.dtype.name!r}, reduction={self.reduction!r}{rounded})"
+            f"dtype={self.dtype.name!r}, reduction={self.reduction!r}{rounded}{left_out})"
         )
 
     def __getstate__(self) -> dict[str, Any]:

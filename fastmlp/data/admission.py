@@ -3,6 +3,8 @@
 What comes out is a NumPy array in this process's memory, or lies on the GPU where the call runs.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +18,12 @@ from fastmlp.data.arrays import (
     is_vector,
     lies_on_gpu,
 )
+from fastmlp.data.chunks import Chunks
 from fastmlp.data.device_arrays import follow, matrix_there, stays, targets_there
-from fastmlp.data.frames import Columns, check_columns
+from fastmlp.data.frames import Columns, check_columns, column_names
 from fastmlp.device.mirrors import guarded
 from fastmlp.dispatch.planning import Where
-from fastmlp.errors import DTypeError
+from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp_kernels.algebra import Loss
 
 Array = NDArray[Any]
@@ -39,9 +42,93 @@ class Data(NamedTuple):
     vector: bool = False
 
     @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.X)
+
+    @property
+    def extent(self) -> str:
+        """How many rows there are, in words."""
+        return str(len(self.X))
+
+    @property
     def on_host(self) -> bool:
         """Whether nothing of it lies on a GPU."""
         return type(self.X) is np.ndarray and type(self.y) is np.ndarray
+
+
+@dataclass
+class ChunkedData:
+    """Data in chunks, each of which is checked when it is loaded.
+
+    Attributes
+    ----------
+    chunks : Chunks
+    check : callable
+        ``check(X, y, of) -> Data``
+    labels, vector : bool
+        As of `Data`, by the first chunk.
+    rows, outputs : int
+        Rows of the first chunk; units of the network's output.
+    columns : tuple of str or None
+    first : Data or None
+        The first chunk, until it is loaded the first time or given up.
+    """
+
+    chunks: Chunks
+    check: Callable[[Any, Any, str], Data]
+    labels: bool
+    vector: bool
+    rows: int
+    outputs: int
+    columns: Columns | None
+    first: Data | None
+
+    @property
+    def extent(self) -> str:
+        """How many rows there are, as far as that is known."""
+        return f"{self.chunks.count} chunks, and {self.rows} in the first"
+
+    def load(self, number: int) -> Data:
+        """Return a checked chunk."""
+        kept, self.first = self.first, None
+        if number == 0 and kept is not None:
+            return kept
+        data = self.check(*self.chunks.load(number), f"chunk {number} ")
+        if data.labels != self.labels:
+            kinds = {True: "class labels", False: "a matrix of targets"}
+            raise DTypeError(
+                f"chunk {number} y: got {kinds[data.labels]}, wanted {kinds[self.labels]}, as in "
+                "chunk 0"
+            )
+        return data
+
+
+def admit_chunks(
+    chunks: Chunks,
+    y: Any,
+    sizes: tuple[int, ...],
+    loss: Loss,
+    dtype: DType,
+    columns: Columns | None = None,
+) -> ChunkedData:
+    """Return data in chunks, of which the first one has been loaded and checked."""
+    if y is not None:
+        raise DomainError(f"y: got {type(y).__name__} beside Chunks, wanted none: they hold it")
+    if chunks.columns is not None and columns not in (None, chunks.columns):
+        raise ShapeError(
+            f"X: got columns {chunks.columns}, wanted those of the first fit, {columns}"
+        )
+    X, targets = chunks.load(0)
+    known = columns or chunks.columns or column_names(X)
+
+    def check(X: Any, y: Any, of: str) -> Data:
+        check_columns(X, known, f"{of}X")
+        return _admit(X, y, False, False, sizes, loss, dtype, of)
+
+    first = check(X, targets, "chunk 0 ")
+    rest = first.labels, first.vector, first.rows, sizes[-1], known, first
+    return ChunkedData(chunks, check, *rest)
 
 
 def admit(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ Array = NDArray[Any]
 # The most rows, of all networks, whose orders are drawn together. That is two megabytes, and many
 # epochs where an epoch is short.
 ROWS_AHEAD = 2**18
+# In the place of a chunk's number, where the chunks are drawn.
+CHUNKS_THEMSELVES = 2**64 - 1
 # The most threads that draw beside an epoch. They share Python's lock.
 MOST_DRAWERS = 8
 
@@ -21,11 +23,11 @@ MOST_DRAWERS = 8
 _idle: list[tuple[np.random.Generator, Any]] = []
 
 
-def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> None:
+def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int], chunk: int = 0) -> None:
     """Write the shuffled order of each network's rows: a function of its seed and of the epoch.
 
     So training can be resumed bit by bit. Each pair of a seed and an epoch is the key of a stream
-    of a counter-based generator.
+    of a counter-based generator, and the number of a chunk of rows is a part of the counter.
 
     Parameters
     ----------
@@ -41,6 +43,7 @@ def draw_orders(orders: Array, seeds: Sequence[int], first: Sequence[int]) -> No
     draw side by side (2-core AMD EPYC, 2026-11-29).
     """
     generator, fresh = _take_generator()
+    fresh["state"]["counter"][3] = chunk
     in_order = np.arange(orders.shape[2])
     for epoch, of_epoch in enumerate(orders):
         for order, seed, number in zip(of_epoch, seeds, first, strict=True):
@@ -58,6 +61,45 @@ def _take_generator() -> tuple[np.random.Generator, Any]:
     except IndexError:
         generator = np.random.Generator(np.random.Philox(key=0))
         return generator, generator.bit_generator.state
+
+
+class ChunkedOrder(NamedTuple):
+    """The order of an epoch whose rows lie in chunks.
+
+    Attributes
+    ----------
+    chunks : list of int
+        The numbers of the chunks, in their order.
+    seeds, epochs : list of int
+        Of each network.
+    shuffled : bool
+    """
+
+    chunks: list[int]
+    seeds: list[int]
+    epochs: list[int]
+    shuffled: bool
+
+    def rows(self, chunk: int, count: int) -> Array:
+        """Return int64[members, count], the order of the rows of a chunk."""
+        order = np.empty((1, len(self.seeds), count), dtype=np.int64)
+        order[:] = np.arange(count)
+        if self.shuffled:
+            draw_orders(order, self.seeds, self.epochs, chunk)
+        return order[0]
+
+
+def chunked_order(
+    seeds: Sequence[int], epochs: Sequence[int], count: int, shuffle: bool
+) -> ChunkedOrder:
+    """Return the order of so many chunks: a function of the first seed and of the last epoch.
+
+    The rows of one chunk alone are in the order that `Orders` gives.
+    """
+    chunks = np.arange(count, dtype=np.int64)[None, None]
+    if shuffle:
+        draw_orders(chunks, seeds[:1], [max(epochs)], CHUNKS_THEMSELVES)
+    return ChunkedOrder(chunks.ravel().tolist(), [*seeds], [*epochs], shuffle)
 
 
 class Orders:

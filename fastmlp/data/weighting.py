@@ -1,6 +1,6 @@
 """Weights of rows: as users give them, by row or by class, and as the factors of kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_number
-from fastmlp.data.admission import Data
+from fastmlp.data.admission import ChunkedData, Data
 from fastmlp.data.arrays import host_array, host_copy
 from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp_kernels.problem import Problem
@@ -37,12 +37,15 @@ class BatchWeights(NamedTuple):
 
 
 def check_weights(
-    sample_weight: Any, class_weight: Any, data: Data, members: int | None = None
-) -> Weights | None:
+    sample_weight: Any, class_weight: Any, data: Data | ChunkedData, members: int | None = None
+) -> Weights | Callable[[Data], Weights] | None:
     """Return one weight a row: the product of both kinds; None where none is given.
 
-    With `members`, rows may have weights of their own for each network.
+    With `members`, rows may have weights of their own for each network. Of data in chunks, return
+    a function that gives the weights of a chunk.
     """
+    if isinstance(data, ChunkedData):
+        return _weights_of_chunks(sample_weight, class_weight, data)
     by_row = check_sample_weight(sample_weight, len(data.X), members)
     if class_weight is None:
         weights = by_row
@@ -54,6 +57,31 @@ def check_weights(
     if weights is not None and not weights.any(axis=-1).all():
         raise DomainError("sample_weight: got only zeros, wanted a positive weight")
     return weights
+
+
+def _weights_of_chunks(
+    sample_weight: Any, class_weight: Any, data: ChunkedData
+) -> Callable[[Data], Weights] | None:
+    if sample_weight is not None:
+        raise DomainError(
+            f"sample_weight: got {type(sample_weight).__name__} with Chunks, wanted none; weights "
+            "by class are given as class_weight={class: weight}"
+        )
+    if class_weight is None:
+        return None
+    if isinstance(class_weight, str):
+        raise DomainError(
+            f"class_weight: got {class_weight!r} with Chunks, wanted a dict of weights: how many "
+            "rows a class has would be known after an epoch"
+        )
+    classes = data.outputs if data.labels else 2
+
+    def weigh(chunk: Data) -> Weights:
+        return class_weights(class_weight, chunk, classes)
+
+    if data.first is not None:
+        weigh(data.first)
+    return weigh
 
 
 def check_sample_weight(value: Any, rows: int, members: int | None = None) -> Weights | None:
@@ -113,11 +141,12 @@ def _check_sum(weights: Weights, argument: str, hint: str = RATIOS) -> None:
         )
 
 
-def class_weights(class_weight: Any, data: Data) -> Weights:
+def class_weights(class_weight: Any, data: Data, classes: int = 0) -> Weights:
     """Return the weight of each row's class.
 
     `class_weight` maps each class of the rows to its weight, or is "balanced". The weight of a
     class is then ``rows / (classes * rows of the class)``: every class has the same total weight.
+    `classes` are those that there are at least, also where these rows have fewer.
     """
     y = host_copy(data.y)
     if y.shape[1] != 1 or not (data.labels or np.isin(y, (0, 1)).all()):
@@ -126,7 +155,7 @@ def class_weights(class_weight: Any, data: Data) -> Weights:
             "class a row: labels, or one column of 0 and 1"
         )
     labels = y[:, 0].astype(np.int64)
-    counts = np.bincount(labels)
+    counts = np.bincount(labels, minlength=classes)
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise DomainError(

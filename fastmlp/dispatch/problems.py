@@ -1,11 +1,13 @@
 """The checked problem that the arguments of a model describe."""
 
+from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from fastmlp.arguments import check_integer
+from fastmlp.arguments import check_integer, check_number
 from fastmlp.device.machine import physical_memory
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, look_up
 from fastmlp.synonyms import answer, resolve
@@ -14,7 +16,13 @@ from fastmlp_kernels.problem import DTYPES, PRECISIONS, REDUCTIONS, Problem
 
 
 def make_problem(
-    sizes: Any, activations: Any, loss: Any, dtype: Any, reduction: Any, precision: Any = "float32"
+    sizes: Any,
+    activations: Any,
+    loss: Any,
+    dtype: Any,
+    reduction: Any,
+    precision: Any = "float32",
+    dropout: Any = (),
 ) -> Problem:
     """Return the problem that the arguments of a model describe, for one row."""
     units = _check_sizes(sizes)
@@ -42,6 +50,7 @@ def make_problem(
         reduction=check_name("reduction", reduction, REDUCTIONS),
         dtype=computed,
         precision=precision,
+        dropout=_check_dropout(dropout, len(units) - 2),
         batch_size=1,
         rows=1,
     )
@@ -93,6 +102,29 @@ def _check_activations(activations: Any, layers: int) -> list[Any]:
             f"activations: got {len(given)}, wanted {layers}, one per layer of weights{hint}"
         )
     return [look_up(f"activations[{i}]", ACTIVATIONS, each) for i, each in enumerate(given)]
+
+
+def _check_dropout(dropout: Any, hidden: int) -> tuple[float, ...]:
+    """Return the share of each hidden layer; nothing where none is left out."""
+    alone = isinstance(dropout, Real)
+    if isinstance(dropout, str) or not (alone or isinstance(dropout, Sequence | np.ndarray)):
+        raise DTypeError(
+            f"dropout: got {dropout!r}, wanted a number in [0, 1) or one for each hidden layer"
+        )
+    given = [dropout] if alone else list(dropout)
+    if not alone and given and len(given) != hidden:
+        raise ShapeError(
+            f"dropout: got {len(given)} numbers, wanted {hidden}, one for each hidden layer"
+        )
+    shares = []
+    for index, each in enumerate(given):
+        name = "dropout" if alone else f"dropout[{index}]"
+        number = check_number(each, name)
+        if number >= 1:
+            raise DomainError(f"{name}: got {each!r}, wanted a number in [0, 1)")
+        shares.append(number)
+    shares = shares * hidden if alone else shares
+    return tuple(shares) if any(shares) else ()
 
 
 def _check_dtype(dtype: Any) -> str:

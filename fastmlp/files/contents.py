@@ -26,6 +26,8 @@ Arrays = dict[str, Array]
 
 # Of a problem, what describes the network.
 DESCRIBED = ("sizes", "activations", "loss", "reduction", "dtype", "precision")
+# Written where it is not empty, and so read by what was there before it was.
+DROPOUT = "dropout"
 LARGEST_COUNT = 2**63 - 1
 
 
@@ -89,6 +91,8 @@ def describe(contents: Contents) -> tuple[Header, Arrays]:
     steps, epochs, rule, slots, _, _ = held["now"]
     parameters = held["parameters"]
     header: Header = {name: getattr(contents.template, name) for name in DESCRIBED}
+    if contents.template.dropout:
+        header[DROPOUT] = contents.template.dropout
     header.update(
         fastmlp=VERSION,
         members=contents.members,
@@ -193,7 +197,8 @@ def _template(given: _Given, members: int) -> Problem:
     def make() -> Problem:
         units = given.of(list, "sizes"), given.of(list, "activations")
         names = [given.of(str, key) for key in DESCRIBED[2:]]
-        problem = make_problem(*units, names[0], names[2], names[1], names[3])
+        dropout = given.of(list, DROPOUT) if given.has(DROPOUT) else ()
+        problem = make_problem(*units, names[0], names[2], names[1], names[3], dropout)
         return check_memory(replace(problem, members=members))
 
     template: Problem = given.checked(make)

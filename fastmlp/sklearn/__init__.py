@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastmlp.sklearn.callbacks import EpochEnd as EpochEnd
     from fastmlp.sklearn.estimators import MLPClassifier as MLPClassifier
     from fastmlp.sklearn.estimators import MLPRegressor as MLPRegressor
+    from fastmlp.sklearn.onnx_conversion import register_onnx as register_onnx
     from fastmlp.sklearn.patching import patch as patch
     from fastmlp.sklearn.patching import unpatch as unpatch
 
@@ -22,6 +23,7 @@ _MODULE_OF = {
     "MLPClassifier": "estimators",
     "MLPRegressor": "estimators",
     "EpochEnd": "callbacks",
+    "register_onnx": "onnx_conversion",
     "patch": "patching",
     "unpatch": "patching",
 }

@@ -34,13 +34,27 @@ from fastmlp_kernels.algebra import ACTIVATIONS
 Array = NDArray[Any]
 Callback = Callable[[EpochEnd], bool | None]
 
-ADDED_CONSTRAINTS: dict[str, list[Any]] = {
+ADDED_CONSTRAINTS: dict[str, Any] = {
     "activation": [StrOptions({*NAME_OF, *ACTIVATIONS.names}), list, tuple],
     "device": [StrOptions(set(DEVICES))],
     "threads": [Interval(Integral, 1, None, closed="left"), None],
-    "callbacks": [list, tuple, None],
+    # Here, in words that say what `Checkpoint` is for.
+    "callbacks": "no_validation",
     "optimizer": [Optimizer, None],
 }
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    others = (
+        "(set_callbacks takes scikit-learn's callbacks; Checkpoint is for fastmlp's own models)"
+    )
+    if not isinstance(callbacks, list | tuple | None):
+        wanted = "a list or tuple of callables of one argument, an EpochEnd"
+        raise DTypeError(f"callbacks: got {callbacks!r}, wanted {wanted} {others}")
+    for index, callback in enumerate(callbacks or ()):
+        if not callable(callback):
+            wanted = "a callable of one argument, an EpochEnd"
+            raise DTypeError(f"callbacks[{index}]: got {callback!r}, wanted {wanted} {others}")
 
 
 class Accelerated(CallbackSupportMixin):
@@ -85,13 +99,7 @@ class Accelerated(CallbackSupportMixin):
         beyond = beyond_scikit_learn(self)
         if self.solver == "lbfgs" and beyond is not None:
             raise DomainError(f"{beyond} with solver='lbfgs', wanted solver='adam' or 'sgd'")
-        for index, callback in enumerate(self.callbacks or ()):
-            if not callable(callback):
-                raise DTypeError(
-                    f"callbacks[{index}]: got {callback!r}, wanted a callable of one argument, "
-                    "an EpochEnd (set_callbacks takes scikit-learn's callbacks; Checkpoint is for "
-                    "fastmlp's own models)"
-                )
+        _check_callbacks(self.callbacks)
         missing = detect().cuda_missing if self.device == "cuda" else None
         if missing is not None:
             raise DeviceError(f"device: got 'cuda', wanted one that is here: {missing}")
@@ -185,7 +193,7 @@ class MLPClassifier(Accelerated, PlainClassifier):
     _kind = "MLPClassifier"
     _plain = PlainClassifier
     _additions = (*Accelerated._additions, "class_weight")
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: dict[str, Any] = {
         **PlainClassifier._parameter_constraints,
         **ADDED_CONSTRAINTS,
         "class_weight": [StrOptions({"balanced"}), dict, None],
@@ -289,7 +297,7 @@ class MLPRegressor(Accelerated, PlainRegressor):
 
     _kind = "MLPRegressor"
     _plain = PlainRegressor
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: dict[str, Any] = {
         **PlainRegressor._parameter_constraints,
         **ADDED_CONSTRAINTS,
     }

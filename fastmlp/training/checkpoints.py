@@ -1,6 +1,7 @@
 """Checkpoints of a fit: a model's file that also says how far the fit is."""
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -147,6 +148,8 @@ class CheckpointWriter:
         self._path = find_place(rule.path)
         if not os.access(self._path.parent, os.W_OK):
             raise PermissionError(f"path: got {rule.path}, wanted one in a folder to write in")
+        # The longest name of all.
+        find_place(_older(self._path, rule.keep - 1))
         self._failed: OSError | None = None
 
     def due(self, epoch: int) -> bool:
@@ -162,6 +165,7 @@ class CheckpointWriter:
         try:
             _turn(path, self._rule.keep)
             write(path, self._kind, contents, {"fit": self._settings}, kept)
+            _drop(path, self._rule.keep)
             self._failed = None
         except OSError as error:
             self._failed = error
@@ -191,6 +195,14 @@ def _turn(path: Path, keep: int) -> None:
             _older(path, age).replace(_older(path, age + 1))
     if keep > 1 and path.is_file():
         _keep_both(path, _older(path, 1))
+
+
+def _drop(path: Path, keep: int) -> None:
+    """Delete what an earlier fit kept that kept more."""
+    for age in itertools.count(keep):
+        if not _older(path, age).is_file():
+            return
+        _older(path, age).unlink()
 
 
 def _keep_both(path: Path, older: Path) -> None:

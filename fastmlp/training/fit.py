@@ -5,7 +5,7 @@ Numbers have an axis of networks, of which a model that is a single network has 
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.callbacks import Callback, Checkpoint, EarlyStopping, EpochEnd, Patience, check_answer
-from fastmlp.data.admission import Data
+from fastmlp.data.admission import ChunkedData, Data
 from fastmlp.data.arrays import host_copy
 from fastmlp.data.batches import combine_losses
 from fastmlp.data.shuffling import Orders
@@ -37,6 +37,7 @@ from fastmlp.training.checkpoints import (
     states_of,
     take_up,
 )
+from fastmlp.training.chunked_trainer import ChunkedOrders, ChunkedTrainer
 from fastmlp.training.inference import evaluate
 from fastmlp.training.trainer import Epoch, Trainer
 
@@ -53,7 +54,7 @@ class Options:
     optimizers: tuple[Optimizer, ...]
     metric: str
     shuffle: bool = True
-    weights: Weights | None = None
+    weights: Weights | Callable[[Data], Weights] | None = None
     l2: float = 0.0
     early_stopping: EarlyStopping | None = None
     callbacks: tuple[Callback, ...] = ()
@@ -74,7 +75,7 @@ class Fit:
     state : TrainingState
     together, alone : Programs
         That train all networks, and that evaluate one.
-    data : Data
+    data : Data or ChunkedData
     validation : Data or None
     options : Options
     members : int or None
@@ -87,14 +88,15 @@ class Fit:
         state: TrainingState,
         together: Programs,
         alone: Programs,
-        data: Data,
+        data: Data | ChunkedData,
         validation: Data | None,
         options: Options,
         members: int | None,
     ) -> None:
         self.model, self.state, self.alone, self.options = model, state, alone, options
         self.data, self.validation, self.members = data, validation, members
-        self.trainer = Trainer(
+        kind: Any = ChunkedTrainer if isinstance(data, ChunkedData) else Trainer
+        self.trainer = kind(
             state,
             together,
             data,
@@ -107,8 +109,9 @@ class Fit:
             epochs=options.epochs,
         )
         self.problem = self.trainer.plan.problem
-        chosen, rows = self.trainer.plan.kernel, len(data.X)
-        self.history = History(chosen.name, chosen.device, options.metric, rows, members)
+        chosen, rows = self.trainer.plan.kernel, data.rows
+        rows_of_all = rows * self.trainer.chunks
+        self.history = History(chosen.name, chosen.device, options.metric, rows_of_all, members)
         # The networks that are still trained.
         self._training = list(range(self.problem.members))
         # Added to the numbers of an epoch: NaN for each network that has stopped.
@@ -118,16 +121,8 @@ class Fit:
         self._plateaus = Plateaus(options.optimizers, validated)
         self.checkpoints: list[CheckpointWriter] = []
         if options.checkpoints or options.resume is not None:
-            self._begin_checkpoints(rows, validation)
-        epochs = state.epochs
-        self.orders = Orders(
-            [state.seed + member for member in range(self.problem.members)],
-            [epochs] if self.problem.members == 1 else epochs.tolist(),
-            rows,
-            options.epochs,
-            shuffle=options.shuffle,
-            threads=options.where.threads or machine_with(None).cores,
-        )
+            self._begin_checkpoints(validation)
+        self.orders = self._orders(rows)
         self._take_rates()
 
     def _take_rates(self) -> None:
@@ -139,17 +134,35 @@ class Fit:
         self._scheduled = [member for member, rate in enumerate(rates) if callable(rate)]
         self._rates = np.array([np.nan if callable(rate) else rate for rate in rates])
 
-    def _settings(self, rows: int, validation: Data | None) -> dict[str, str]:
+    def _orders(self, rows: int) -> Orders | ChunkedOrders:
+        state, members, options = self.state, self.problem.members, self.options
+        if isinstance(self.data, ChunkedData):
+            return ChunkedOrders(state, members, self.trainer.chunks, options.shuffle)
+        return Orders(
+            [state.seed + member for member in range(members)],
+            np.atleast_1d(state.epochs).tolist(),
+            rows,
+            options.epochs,
+            shuffle=options.shuffle,
+            threads=options.where.threads or machine_with(None).cores,
+        )
+
+    def _settings(self, validation: Data | None) -> dict[str, str]:
         """Return what decides the result of the fit, as texts."""
         options = self.options
+        data: Any = self.data
+        weights: Any = options.weights
+        if isinstance(data, ChunkedData):
+            # The first chunk stands for all of them.
+            data, weights = data.first, weights and weights(data.first)
         optimizers = repr([*dict.fromkeys(options.optimizers)])
         kept = keepers(options.callbacks)
         more = {"callbacks": _without_addresses(repr(kept))} if kept else {}
         return {
             **more,
             "model": repr(self.model),
-            "rows": str(rows),
-            "X, y or weights": digest(self.data.X, self.data.y, options.weights),
+            "rows": self.data.extent,
+            "X, y or weights": digest(data.X, data.y, weights),
             "batch_size": str(options.batch_size),
             "optimizer": _without_addresses(optimizers),
             "shuffle": str(options.shuffle),
@@ -159,10 +172,10 @@ class Fit:
             "validation_data": digest(*(validation or ())[:2]),
         }
 
-    def _begin_checkpoints(self, rows: int, validation: Data | None) -> None:
+    def _begin_checkpoints(self, validation: Data | None) -> None:
         """Go on from a checkpoint, if that is wanted and there is one."""
         options, kind = self.options, kind_of(self.model, "Checkpoint")
-        settings = self._settings(rows, validation)
+        settings = self._settings(validation)
         # What no file can hold is refused now.
         states_of(options.callbacks)
         self.checkpoints = [CheckpointWriter(each, kind, settings) for each in options.checkpoints]
@@ -182,7 +195,7 @@ class Fit:
         """Train; the history grows with every finished epoch."""
         self._started = time.perf_counter()
         self.state.lock.epoch(self.trainer.prepare)
-        options, batches = self.options, self.problem.batches
+        options, batches = self.options, self.problem.batches * self.trainer.chunks
         report = Report(options.epochs, batches, self.history, options.progress, options.verbose)
         try:
             while self._training and len(self.history) < options.epochs:
@@ -196,6 +209,8 @@ class Fit:
             report.close()
             # Also after an interrupt or an error.
             self._fetch()
+            if isinstance(self.trainer, ChunkedTrainer):
+                self.history.rows = self.trainer.rows
         self._end(self._training)
         if self.patience:
             best = [each.best_epoch for each in self.patience]
@@ -319,7 +334,7 @@ class Fit:
     def _refuse(self, epoch: Epoch) -> NoReturn:
         """Raise as some networks met a number that is not finite, and leave good parameters."""
         bad = np.flatnonzero((epoch.bad_batches > 0) | ~epoch.finite)
-        first, batches = int(bad[0]), epoch.losses.shape[1]
+        first, batches, unit = int(bad[0]), epoch.losses.shape[1], self.trainer.unit
         stopped, number = int(epoch.bad_batches[first]), len(self.history) + 1
         batch = stopped or batches
         good = epoch.losses[first, : stopped - 1 if stopped else batches]
@@ -327,10 +342,12 @@ class Fit:
         last = float(finite[-1]) if finite.size else None
         if last is None and len(self.history):
             last = float(np.atleast_1d(self.history.loss[-1])[first])
-        largest = largest_magnitude(host_copy(self.data.X))
+        largest = largest_magnitude(host_copy(self.trainer.data.X))
         if self.members is None:
             # An overflow of the parameters shows one batch later, too late to name a good one.
-            kept = "after the last good batch" if epoch.finite[first] else "from before this epoch"
+            kept = (
+                "after the last good batch" if epoch.finite[first] else f"from before this {unit}"
+            )
             where = f", batch {batch} of {batches}"
             what = f"last finite loss: {last}). The model's parameters are those {kept}"
             rate = "a smaller learning rate"
@@ -341,7 +358,7 @@ class Fit:
             )
             what = (
                 f"its last finite loss: {last}). Their parameters are the last good ones, and the "
-                "other networks have finished the epoch"
+                f"other networks have finished the {unit}"
             )
             rate = "smaller learning rates"
         error = NonFiniteTrainingError.at(

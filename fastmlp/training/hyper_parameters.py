@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fastmlp.optimizers import Optimizer
 from fastmlp.state.training_state import TrainingState
 from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
-from fastmlp_kernels.algebra.optimizers import WEIGHT_DECAY
+from fastmlp_kernels.algebra.dropout import step_keys
+from fastmlp_kernels.algebra.optimizers import DROPOUT_KEY, WEIGHT_DECAY
 from fastmlp_kernels.problem import Problem
 
 Array = NDArray[Any]
@@ -24,6 +25,13 @@ FIRST_STEPS_AHEAD, STEPS_AHEAD = 2**12, 2**17
 def layers_of(problem: Problem) -> int | None:
     """Return how many layers have hyper-parameters of their own; None where all share theirs."""
     return len(problem.activations) if problem.layer_rates else None
+
+
+def set_dropout_keys(problem: Problem, table: Array, seed: int, first: int) -> None:
+    """Write the keys of steps, the first numbered `first`, into their hyper-parameters."""
+    if problem.dropout:
+        keys = step_keys(seed, first, len(table))
+        table[:, DROPOUT_KEY], table[:, DROPOUT_KEY + 1] = keys.T
 
 
 class HyperParameters:
@@ -91,18 +99,20 @@ class HyperParameters:
             decays = [share * each.settings["weight_decay"] for each in optimizers]
             self._decays = np.array(decays)[:, None]
 
-        def numbers(optimizer: Optimizer, step: int) -> Array:
+        def numbers(optimizer: Optimizer, step: int, member: int) -> Array:
             rest = self._problem.dtype, penalties, layers
             table = optimizer.hyper(step + 1, epochs * batches, *rest)
+            set_dropout_keys(self._problem, table, state.seed + member, step + 1)
             return table.reshape(epochs, batches, columns)
 
         if members == 1:
-            return numbers(optimizers[0], state.steps)
+            return numbers(optimizers[0], state.steps, 0)
         tables = np.empty((epochs, members, batches, columns), dtype=self._problem.dtype)
-        made: dict[tuple[int, int], Array] = {}
+        made: dict[tuple[int, int, int], Array] = {}
         for member, given in enumerate(zip(optimizers, state.steps.tolist(), strict=True)):
-            key = id(given[0]), given[1]
+            # Only with dropout do two networks with one optimizer have numbers of their own.
+            key = id(given[0]), given[1], member if self._problem.dropout else 0
             if key not in made:
-                made[key] = numbers(*given)
+                made[key] = numbers(*given, member)
             tables[:, member] = made[key]
         return tables

@@ -17,7 +17,7 @@ from fastmlp.optimizers import Optimizer, Update
 from fastmlp.state.finite import all_finite, largest_magnitude
 from fastmlp.state.parameters import aligned
 from fastmlp.state.training_state import TrainingState, applied_batches, at_once
-from fastmlp.training.hyper_parameters import layers_of
+from fastmlp.training.hyper_parameters import layers_of, set_dropout_keys
 from fastmlp.training.interrupts import run_interruptibly
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, Problem
 
@@ -40,7 +40,7 @@ class StepNumbers:
 
     def __init__(self, problem: Problem) -> None:
         columns, dtype = problem.hyper_columns, problem.dtype
-        self._layers = layers_of(problem)
+        self._problem, self._layers = problem, layers_of(problem)
         # One array for all steps: a program need not look again where it lies.
         self._row = np.empty((1, columns), dtype=dtype)
         self._ahead = np.empty((0, columns), dtype=dtype)
@@ -50,15 +50,15 @@ class StepNumbers:
         # parameters: see `Step.take`.
         self._calm, self.unseen = False, 0
 
-    def of(self, optimizer: Optimizer, step: int) -> Array:
+    def of(self, optimizer: Optimizer, step: int, seed: int = 0) -> Array:
         """Return dtype[1, hyper_columns] for a step counted from 1; the next call overwrites it."""
         index = step - self._first
         if optimizer is not self._optimizer or not 0 <= index < self._count:
-            index = self._compute(optimizer, step)
+            index = self._compute(optimizer, step, seed)
         self._row[0] = self._ahead[index]
         return self._row
 
-    def _compute(self, optimizer: Optimizer, step: int) -> int:
+    def _compute(self, optimizer: Optimizer, step: int, seed: int) -> int:
         """Compute the numbers of some steps; return where those of the given one are."""
         same = optimizer == self._optimizer
         index = step - self._first
@@ -66,6 +66,7 @@ class StepNumbers:
             follows = same and index == self._count
             count = min(2 * self._count, STEPS_AHEAD) if follows else 1
             self._ahead = optimizer.hyper(step, count, self._row.dtype, 0.0, self._layers)
+            set_dropout_keys(self._problem, self._ahead, seed, step)
             self._first, self._count, index = step, count, 0
             self._calm = self._are_calm(optimizer, step, count)
         if not (same and self._calm):
@@ -127,7 +128,7 @@ class Step:
         steps, epochs, present, slots, _, _ = before
         if rule != present:
             steps, slots = 0, state.fresh_slots(self._slots)
-        hyper = numbers.of(optimizer, steps + 1)
+        hyper = numbers.of(optimizer, steps + 1, state.seed)
         factors = None if weights is None else batch_factors(self._problem, weights)
         # A finite gradient may still bring parameters to infinity, and a look at all of them is as
         # long as the step of a small network. It is taken where the loss or the rate is far from

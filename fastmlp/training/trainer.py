@@ -82,7 +82,12 @@ class Trainer:
         those calls `fetch` before.
     epochs : int, optional
         How often `run` will be called, at most, if that is known; then with the same optimizers.
+    whole : bool
+        Whether the state counts an epoch for each call of `run`.
     """
+
+    # What `run` goes through, and in how many parts.
+    unit, chunks = "epoch", 1
 
     def __init__(
         self,
@@ -97,6 +102,7 @@ class Trainer:
         l2: float = 0.0,
         lazy: bool = False,
         epochs: int | None = None,
+        whole: bool = True,
     ) -> None:
         self.state, self.data, self.weights, self.l2 = state, data, weights, l2
         # Of this fit alone, until `close` lets others have them.
@@ -104,6 +110,7 @@ class Trainer:
         shelf = programs.shelf(len(data.X), batch_size, where, labels=data.labels, update=update)
         self.plan, self.program = self._take(shelf)
         problem = self.plan.problem
+        self._counted = problem.batches if whole else 0
         self._programs, self._where, self._lazy = programs, where, lazy
         self._update = update
         self._hyper = HyperParameters(problem, epochs, l2 > 0, weights is not None)
@@ -302,7 +309,7 @@ class Trainer:
         with contextlib.nullcontext() if memory is None else self._on_device(memory):
             home.keep()
             state.backup = home.backup
-            state.watch(self._words, self.plan.problem.batches)
+            state.watch(self._words, self._counted)
             started = time.perf_counter()
             try:
                 if memory is None:

@@ -11,14 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastmlp_kernels.algebra import (
-    ACTIVATIONS,
-    HYPER_WIDTH,
-    LOSSES,
-    OPTIMIZERS,
-    loss_rules,
-    rule_name,
-)
+from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules, rule_name
+from fastmlp_kernels.algebra.optimizers import HYPER_WIDTH
 
 REDUCTIONS = ("mean", "sum", "batch_mean")
 DTYPES = ("float32", "float64")
@@ -74,6 +68,9 @@ class Problem:
     precision : str
         One of `PRECISIONS`: the coarsest rounding that a kernel may use in products of float32
         matrices. A permission: a kernel may be more exact, and float64 is never rounded.
+    dropout : tuple of float
+        The share of each hidden layer's outputs that a training step leaves out; none where empty.
+        `hyper` has the key of each step.
     clipping : str
         One of `CLIPPINGS`: whether the gradient's elements are limited, or its norm too; by how
         much, `hyper` says.
@@ -94,6 +91,7 @@ class Problem:
     batch_size: int = 32
     rows: int = 32
     precision: str = "float32"
+    dropout: tuple[float, ...] = ()
     clipping: str = "none"
     layer_rates: bool = False
     members: int = 1

@@ -4,16 +4,18 @@ It calls the algebra's plain functions uncompiled, one scalar at a time, so it i
 in float64 it is the oracle of every test. It shares no loop with the compiled kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, loss_rules
+from fastmlp_kernels.algebra.dropout import is_kept, row_key, threshold_of
 from fastmlp_kernels.algebra.optimizers import (
     BIAS_DECAY,
     CLIP_NORM,
     CLIP_VALUE,
+    DROPOUT_KEY,
     HYPER_WIDTH,
     RULE_START,
     WEIGHT_DECAY,
@@ -46,13 +48,32 @@ def elementwise(function: Callable, *arrays: np.ndarray) -> np.ndarray:
     return np.fromiter(values, dtype=first.dtype, count=first.size).reshape(first.shape)
 
 
-def forward_chain(problem: Problem, parameters: np.ndarray, X: np.ndarray) -> tuple[list, list]:
-    """Return every layer's pre-activation and activation; the activations begin with X."""
+def keep_masks(problem: Problem, hyper: np.ndarray, rows: int) -> list[np.ndarray]:
+    """Return what each hidden layer's activation is multiplied by in a step of so many rows."""
+    low, high = (int(number) for number in hyper[DROPOUT_KEY : DROPOUT_KEY + 2])
+    masks = []
+    for layer, rate in enumerate(problem.dropout):
+        keys = [row_key(low, high, layer, row) for row in range(rows)]
+        units, threshold = range(problem.sizes[layer + 1]), threshold_of(rate)
+        kept = [[is_kept(key, unit, threshold) for unit in units] for key in keys]
+        masks.append(np.array(kept) * np.array(1 / (1 - rate), problem.dtype))
+    return masks
+
+
+def forward_chain(
+    problem: Problem, parameters: np.ndarray, X: np.ndarray, masks: Sequence[np.ndarray] = ()
+) -> tuple[list, list]:
+    """Return every layer's pre-activation and activation; the activations begin with X.
+
+    `masks`, of `keep_masks`, are applied to what a layer reads, and not to what is returned.
+    """
     pre_activations, activations = [], [X]
     names = problem.training_activations
-    for layer, name in zip(parameter_layout(problem.sizes), names, strict=True):
+    for index, name in enumerate(names):
+        layer = parameter_layout(problem.sizes)[index]
         W = parameters[layer.weight].reshape(layer.fan_in, layer.fan_out)
-        Z = activations[-1] @ W + parameters[layer.bias]
+        below = activations[-1] * masks[index - 1] if masks and index else activations[-1]
+        Z = below @ W + parameters[layer.bias]
         pre_activations.append(Z)
         activations.append(elementwise(ACTIVATIONS[name].value, Z))
     return pre_activations, activations
@@ -82,6 +103,7 @@ def backward_chain(
     activations: list,
     dA: np.ndarray,
     names: tuple[str, ...],
+    masks: Sequence[np.ndarray] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the gradient by the flat parameters and by the inputs."""
     gradient = np.empty_like(parameters)
@@ -89,9 +111,10 @@ def backward_chain(
     for index in reversed(range(len(layout))):
         layer, slope = layout[index], ACTIVATIONS[names[index]].slope
         dZ = dA * elementwise(slope, pre_activations[index], activations[index + 1])
-        gradient[layer.weight] = (activations[index].T @ dZ).ravel()
+        keeps = masks[index - 1] if masks and index else 1
+        gradient[layer.weight] = ((activations[index] * keeps).T @ dZ).ravel()
         gradient[layer.bias] = dZ.sum(axis=0)
-        dA = dZ @ parameters[layer.weight].reshape(layer.fan_in, layer.fan_out).T
+        dA = dZ @ parameters[layer.weight].reshape(layer.fan_in, layer.fan_out).T * keeps
     return gradient, dA
 
 
@@ -116,6 +139,8 @@ class ReferenceProgram:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        # Of the step of an epoch; no other call leaves anything out.
+        self.masks: list[np.ndarray] = []
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
@@ -142,7 +167,9 @@ class ReferenceProgram:
                 return
             part = slice(batch * self.problem.batch_size, (batch + 1) * self.problem.batch_size)
             rows, own = order[part], None if factors is None else factors[part]
+            self.masks = keep_masks(self.problem, hyper[batch], len(rows))
             losses[batch] = self.value_and_gradient(parameters, X[rows], y[rows], gradient, own)
+            self.masks = []
             if squares is not None:
                 squares[batch] = sum(
                     np.square(parameters[layer.weight], dtype=np.float64).sum()
@@ -158,7 +185,7 @@ class ReferenceProgram:
     def forward(self, parameters, X, out):
         """See `Program.forward`."""
         with np.errstate(all="ignore"):
-            self.stored = forward_chain(self.problem, parameters, X)
+            self.stored = forward_chain(self.problem, parameters, X, self.masks)
             out[...] = self.stored[1][-1]
             if self.problem.fused_output:
                 out[...] = elementwise(ACTIVATIONS[self.problem.activations[-1]].value, out)
@@ -181,7 +208,7 @@ class ReferenceProgram:
             activations = [*activations[:-1], self.outputs]
         with np.errstate(all="ignore"):
             added, dX = backward_chain(
-                self.problem, parameters, pre_activations, activations, dA, names
+                self.problem, parameters, pre_activations, activations, dA, names, self.masks
             )
         gradient += added
         if len(input_gradient):

@@ -196,6 +196,29 @@ def test_the_newest_checkpoint_is_there_at_every_moment(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_who_keeps_fewer_deletes_the_older_ones(tmp_path):
+    path, model = tmp_path / "fit", MLP([4, 12, 1])
+    (tmp_path / "fit.7").write_text("of somebody else")
+    model.fit(X, Y, epochs=6, callbacks=Checkpoint(path, keep=5), **options())
+    assert {each.name for each in tmp_path.iterdir()} == {
+        "fit",
+        *(f"fit.{k}" for k in (1, 2, 3, 4, 7)),
+    }
+    model.fit(X, Y, epochs=8, callbacks=Checkpoint(path, keep=2), resume=True, **options())
+    assert {each.name for each in tmp_path.iterdir()} == {"fit", "fit.1", "fit.7"}
+    assert [load(tmp_path / each).epochs_trained for each in ("fit", "fit.1")] == [8, 7]
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    model, path = MLP([4, 12, 1]), tmp_path / ("é" * (longest // 2 - 1))
+    model.fit(X, Y, epochs=3, callbacks=Checkpoint(path), **options())
+    assert load(path).epochs_trained == 3 and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(OSError, match="too long"):
+        model.fit(X, Y, callbacks=Checkpoint(tmp_path / ("a" * longest)), **options())
+    assert model.epochs_trained == 3
+
+
 def test_where_files_cannot_have_two_names_they_are_moved(tmp_path, monkeypatch):
     def link(*_):
         raise OSError(1, "Operation not permitted")

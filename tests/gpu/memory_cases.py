@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numba import cuda
 
-from fastmlp import MLP, SGD, Adam, EarlyStopping
+from fastmlp import MLP, SGD, Adam, Chunks, EarlyStopping
 from fastmlp.data import device_arrays
 from fastmlp.data.admission import Data
 from fastmlp.device import mirrors
@@ -215,6 +215,20 @@ def test_a_fit_on_the_gpu_is_that_on_the_host():
     assert history.device == "cuda"
     np.testing.assert_allclose(there.parameters, here.parameters, rtol=0, atol=1e-5)
     np.testing.assert_allclose(history.validation_loss, expected.validation_loss, atol=1e-5)
+
+
+def test_data_in_chunks():
+    X, y = data()
+    arrays, alone, there, here = (network() for _ in range(4))
+    given = {"epochs": 2, "batch_size": 4, "optimizer": Adam(0.02), "validation_data": (X, y)}
+    arrays.fit(X, y, **given, **LAYERED)
+    history = alone.fit(Chunks([(X, y)]), **given, **LAYERED)
+    assert history.device == "cuda"
+    assert alone.parameters.tobytes() == arrays.parameters.tobytes()
+    there.fit(Chunks.from_arrays(X, y, 5), **given, **LAYERED)
+    here.fit(Chunks.from_arrays(X, y, 5), **given, device="cpu")
+    np.testing.assert_allclose(there.parameters, here.parameters, rtol=0, atol=1e-5)
+    assert there._state.steps == here._state.steps and there.epochs_trained == 2
 
 
 def test_an_epoch_is_undone_on_the_device():

@@ -51,11 +51,14 @@ def test_the_guide_runs_as_pasted(tmp_path):
     assert "cpu.fused" in printed
 
 
-def test_the_example_of_pytorch_runs(tmp_path):
-    """It is marked as `py`, since the guide must run without PyTorch."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+@pytest.mark.parametrize(
+    ("heading", "package"), [("To PyTorch and back", "torch"), ("To ONNX", "onnxruntime")]
+)
+def test_the_example_of_another_library_runs(heading, package, tmp_path):
+    """It is marked as `py`, since the guide must run without that library."""
+    pytest.importorskip(package, reason=f"{package} is not installed")
     text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
-    section = text.split("## To PyTorch and back")[1].split("\n## ")[0]
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"^```py\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     assert run(snippet, tmp_path).stdout == "True\n"
 

@@ -420,7 +420,6 @@ def test_what_only_kernels_have_is_refused_where_none_runs(recording):
         {"device": "tpu"},
         {"threads": 0},
         {"threads": 1.5},
-        {"callbacks": print},
         {"optimizer": "adamw"},
         {"activation": "rellu"},
         {"activation": 3},
@@ -438,6 +437,9 @@ def test_callbacks_must_be_callable():
     X, y = data("multiclass")
     with pytest.raises(TypeError, match=r"callbacks\[1\]: got 'print', wanted a callable"):
         MLPClassifier(callbacks=[print, "print"]).fit(X, y)
+    for alone in (print, fastmlp.Checkpoint("fit"), [fastmlp.Checkpoint("fit")]):
+        with pytest.raises(TypeError, match="callbacks.*: got .*Checkpoint is for fastmlp's own"):
+            MLPRegressor(callbacks=alone).fit(X, y)
 
 
 @pytest.mark.skipif(detect().cuda_missing is None, reason="there is a GPU")

@@ -25,8 +25,9 @@ from fastmlp_kernels.algebra.constants import CLIP_MARGIN_HIGH, CLIP_MARGIN_LOW,
 from fastmlp_kernels.algebra.tables import POSITIVE, Interval, Table
 
 # Columns of a table of hyper-parameters: both decays, the limits of the gradient's elements and of
-# its norm (infinity where there is none), then the rule's own numbers.
-WEIGHT_DECAY, BIAS_DECAY, CLIP_VALUE, CLIP_NORM, RULE_START = 0, 1, 2, 3, 4
+# its norm (infinity where there is none), the key of the step's dropout (two numbers), then the
+# rule's own numbers.
+WEIGHT_DECAY, BIAS_DECAY, CLIP_VALUE, CLIP_NORM, DROPOUT_KEY, RULE_START = 0, 1, 2, 3, 4, 6
 RULE_NUMBERS = 8
 HYPER_WIDTH = RULE_START + RULE_NUMBERS
 # What becomes of a gradient before the update: nothing, a limit of its elements, or (also) of its

@@ -74,7 +74,17 @@ CLIPS_NORM = CLIPPINGS.index("norm")
 
 
 @part
-def _backward(step, first, last):
+def _drop(step, index, first, last, hyper, source, out, leaf):
+    """Leave out some outputs of a layer, of a block of rows."""
+    layer, item, panel = layer_of(step, index), step.item, step.panel
+    for j in range(panels_of(step, layer.fan_out)):
+        offset = (j * step.panel_stride + first * panel) * item
+        place = (index, first, j * panel, layer.keep_threshold, layer.keep_scale)
+        call(leaf, (source + offset, out + offset, last - first, panel, hyper) + place)
+
+
+@part
+def _backward(step, first, last, hyper):
     """Bring the gradient by the outputs down to the first layer; return the largest magnitude."""
     columns, item = step.output_columns, step.item
     panel, stride = step.panel, step.panel_stride
@@ -90,6 +100,8 @@ def _backward(step, first, last):
         out, kept = below.delta, below.kept
         largest = linear_backward(step, layer, first, last, out, kept, slope, finish)
         seen = max(seen, largest)
+        if below.keep_threshold and step.stages & UPDATE:
+            _drop(step, index - 1, first, last, hyper, out, out, step.dropout_in_place)
     if step.stages & INPUT_GRADIENT:
         out, columns = step.input_delta, step.input_columns
         layer = layer_of(step, 0)
@@ -99,7 +111,22 @@ def _backward(step, first, last):
 
 
 @part
-def _rows(step, thread, start, scale, first, last):
+def _forward(step, thread, first, last, hyper):
+    """Bring a block of rows up to the outputs; return the largest magnitude met."""
+    shared, training, seen = step.columns, step.stages & UPDATE, 0
+    for index in range(shared, step.layers):
+        layer = layer_of(step, index)
+        left = layer.training_input if training else layer.input
+        if left != layer.input:
+            _drop(step, index - 1, first, last, hyper, layer.input, left, step.dropout_copy)
+        block = (first, last, 0, panels_of(step, layer.fan_out))
+        lists = column_lists(step, thread, index)
+        seen = max(seen, linear_forward(step, layer, left, block, lists))
+    return seen
+
+
+@part
+def _rows(step, thread, start, scale, first, last, hyper):
     """Do the first phase for a block of rows; return the largest magnitude met."""
     stages, shared = step.stages, step.columns
     seen = 0
@@ -109,11 +136,7 @@ def _rows(step, thread, start, scale, first, last):
         if stages & LOSS:
             gather_targets(step, start, first, last)
     if stages & FORWARD:
-        for index in range(shared, step.layers):
-            layer = layer_of(step, index)
-            block = (first, last, 0, panels_of(step, layer.fan_out))
-            lists = column_lists(step, thread, index)
-            seen = max(seen, linear_forward(step, layer, layer.input, block, lists))
+        seen = max(seen, _forward(step, thread, first, last, hyper))
     if stages & OUTPUT:
         write_outputs(step, start, first, last)
     if stages & LOSS:
@@ -121,7 +144,7 @@ def _rows(step, thread, start, scale, first, last):
     if stages & UPSTREAM:
         take_upstream(step, first, last)
     if stages & BACKWARD:
-        seen = max(seen, _backward(step, first, last))
+        seen = max(seen, _backward(step, first, last, hyper))
     return seen
 
 
@@ -149,7 +172,8 @@ def _units(step, thread, work, rows, hyper):
         if packing and not step.packed and layer.fan_out > 1:
             inputs = 1  # for the biases alone
         shared = index == 0 and step.columns != 0
-        left = own_inputs(step, thread) if shared else layer.input
+        inside = layer.training_input if stages & UPDATE else layer.input
+        left = own_inputs(step, thread) if shared else inside
         transposed = index > 0 or (stages & INPUT_GRADIENT) != 0
         for i in range(inputs):
             for j in range(outputs):
@@ -209,6 +233,7 @@ def _batch(step, thread, batch):
     start = batch * step.batch_size
     rows = min(step.batch_size, step.rows - start)
     scale = step.scales + (step.item if rows < step.batch_size else 0)
+    hyper = step.hyper + batch * step.hyper_stride
     # Shares of a full batch also for a smaller one: where nobody meets, a thread may be a batch
     # ahead of another, and must not touch its rows.
     begin = min(rows, step.batch_size * thread // threads)
@@ -224,7 +249,7 @@ def _batch(step, thread, batch):
             atomic_store(field_address(step, "abandoned"), 1)
             break
         last = min(first + step.row_block, end)
-        seen = max(seen, _rows(step, thread, start, scale, first, last))
+        seen = max(seen, _rows(step, thread, start, scale, first, last, hyper))
     if seen >= step.largest:
         atomic_store(control + STATUS * WORD_BYTES, batch + 1)
     if not stages & (LOSS | GRADIENT):

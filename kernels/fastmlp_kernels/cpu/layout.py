@@ -2,14 +2,15 @@
 
 from functools import partial
 from itertools import pairwise, product
-from typing import NamedTuple
 
 import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH
+from fastmlp_kernels.algebra.dropout import threshold_of
 from fastmlp_kernels.algebra.optimizers import CLIPPINGS
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.clipping import clip, clip_by_norm
+from fastmlp_kernels.cpu.dropout import dropout
 from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finishing_name
 from fastmlp_kernels.cpu.listed_tiles import (
     COLUMN_ENTRY_BYTES,
@@ -33,6 +34,7 @@ from fastmlp_kernels.cpu.tables import (
     address,
     finishing_tile,
 )
+from fastmlp_kernels.cpu.workspace import Copies, Workspace, most_tiles, padded, row_capacity
 from fastmlp_kernels.problem import Problem, parameter_layout
 
 # Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient.
@@ -47,62 +49,6 @@ SUM_BLOCK = 256
 # Panels a thread above which shares that differ by one panel are even enough.
 UNEVEN_SHARES = 4
 ALIGNMENT = 64
-
-
-class Workspace(NamedTuple):
-    """Every array that a step writes, beside parameters, state, losses and copies of weights."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    row_losses: np.ndarray
-    stored: np.ndarray
-    deltas: np.ndarray
-    input_delta: np.ndarray
-    predictions: np.ndarray
-    slopes: np.ndarray
-    upstream: np.ndarray
-    scratch: np.ndarray
-    unit_squares: np.ndarray
-    gradients: np.ndarray
-    gradient_squares: np.ndarray
-    column_lists: np.ndarray
-    row_lists: np.ndarray
-
-
-class Copies(NamedTuple):
-    """The parameters in panels. What lies beyond the last row or column is zero, and stays so."""
-
-    weights: np.ndarray
-    transposed: np.ndarray
-    biases: np.ndarray
-
-
-def _padded(count: int, panel: int) -> int:
-    return -(-count // panel) * panel
-
-
-def row_capacity(batch_size: int, target: InstructionSet) -> int:
-    """Return the rows that a panel has room for.
-
-    Panels of a power of two of rows would lie on top of each other in the sets of the caches. A
-    remainder of the tallest tile modulo 32 rows makes those of one tile follow each other.
-    """
-    tallest = target.row_tiles[0]
-    return tallest + -(-max(0, batch_size - tallest) // 32) * 32
-
-
-def most_tiles(rows: int, target: InstructionSet) -> int:
-    """Return the most tiles that any block of up to some rows takes."""
-
-    def tiles(count: int) -> int:
-        found = 0
-        for height in target.row_tiles:
-            found, count = found + count // height, count % height
-        return found
-
-    # One tallest tile less, and the most that the rest can take.
-    tallest = target.row_tiles[0]
-    return max(tiles(count) for count in range(max(0, rows - tallest), rows + 1))
 
 
 class Layout:
@@ -132,6 +78,7 @@ class Layout:
             "scales": self._zeros(2),
             "unused": np.zeros(1, dtype=np.float64),
             "one": np.ones(1, dtype=self.dtype),
+            "keep_scales": np.array([1 / (1 - rate) for rate in problem.dropout], dtype=self.dtype),
             "meeting": self._bytes(MEETING.itemsize).view(MEETING),
             "bells": self._bytes(self.threads * BELL.itemsize).view(BELL),
             "places": self._bytes((self.threads + 1) * MASK_BYTES).reshape(-1, MASK_BYTES),
@@ -161,8 +108,8 @@ class Layout:
         tile, lanes = self.target.feature_tile, self.target.lanes(self.problem.dtype)
         costs = []
         for layer in parameter_layout(self.problem.sizes):
-            rows = _padded(layer.fan_in, tile)
-            vectors = _padded(layer.fan_out, lanes) // lanes
+            rows = padded(layer.fan_in, tile)
+            vectors = padded(layer.fan_out, lanes) // lanes
             single = -(-layer.fan_in // self.panel)
             costs.append(single if layer.fan_out == 1 else rows * vectors)
         return costs
@@ -183,7 +130,7 @@ class Layout:
 
     def _panels(self, units: int) -> int:
         """Return the elements that a matrix of activations takes."""
-        return _padded(units, self.panel) * self.capacity
+        return padded(units, self.panel) * self.capacity
 
     def _tile_elements(self) -> int:
         """Return the elements of a tile of a gradient: a unit's weights, and a row of biases."""
@@ -192,18 +139,20 @@ class Layout:
     def _list_bytes(self) -> tuple[int, int, int, int]:
         """Return the bytes of a list and of all of a thread's: those of k, and those of rows."""
         problem = self.problem
-        one = HEADER_BYTES + _padded(problem.sizes[0], self.panel) * COLUMN_ENTRY_BYTES
+        one = HEADER_BYTES + padded(problem.sizes[0], self.panel) * COLUMN_ENTRY_BYTES
         # Pages of lists that no epoch writes take no memory. Where one thread is chosen to do it
         # all, it writes on into what would be the others'.
         share = problem.batch_size if self.columns else -(-problem.batch_size // self.threads)
         # In whole words, as the next one begins with a word.
-        rows = HEADER_BYTES + _padded(problem.batch_size * ROW_ENTRY_BYTES, HEADER_BYTES)
+        rows = HEADER_BYTES + padded(problem.batch_size * ROW_ENTRY_BYTES, HEADER_BYTES)
         tiles = self.panel // self.target.feature_tile
         return one, most_tiles(share, self.target) * one, rows, tiles * rows + HEADER_BYTES
 
     def _workspace(self) -> Workspace:
         problem, batch = self.problem, self.problem.batch_size
         kept = zip(problem.sizes[1:], problem.keeps_input, strict=True)
+        rates = zip(problem.sizes[1:-1], problem.dropout, strict=False)
+        dropped = [self._panels(units) for units, rate in rates if rate > 0]
         clipped = sum(self._units()) if problem.clipping == "norm" else 0
         return Workspace(
             inputs=self._zeros(
@@ -219,6 +168,7 @@ class Layout:
             upstream=self._zeros(batch, problem.sizes[-1]),
             scratch=self._zeros(self.threads, self._tile_elements()),
             unit_squares=np.zeros(sum(self._units()), dtype=np.float64),
+            dropped=self._zeros(sum(dropped)),
             gradients=self._zeros(clipped, self._tile_elements()),
             gradient_squares=np.zeros(2 * sum(self._units()), dtype=np.float64),
             column_lists=self._bytes(self.threads * self._list_bytes()[1]).view(self.dtype),
@@ -228,11 +178,11 @@ class Layout:
     def _copies(self) -> Copies:
         panel = self.panel
         layers = parameter_layout(self.problem.sizes)
-        count = sum(_padded(e.fan_in, panel) * _padded(e.fan_out, panel) for e in layers)
+        count = sum(padded(e.fan_in, panel) * padded(e.fan_out, panel) for e in layers)
         return Copies(
             weights=self._zeros(count),
             transposed=self._zeros(count),
-            biases=self._zeros(sum(_padded(each.fan_out, panel) for each in layers)),
+            biases=self._zeros(sum(padded(each.fan_out, panel) for each in layers)),
         )
 
     def _fill_sizes(self) -> None:
@@ -293,6 +243,8 @@ class Layout:
             "sum_squares": sum_losses("float64"),
             "clip": clip(dtype),
             "clip_scale": clip_by_norm(dtype),
+            "dropout_copy": dropout(dtype, False),
+            "dropout_in_place": dropout(dtype, True),
             "check": activation_forward("identity", dtype),
             "loss_rule": loss_and_gradient(problem.rule, dtype),
         }
@@ -312,8 +264,8 @@ class Layout:
         for row, layer, name in zip(self.chain, layers, problem.training_activations, strict=True):
             row["fan_in"], row["fan_out"] = layer.fan_in, layer.fan_out
             row["weight"], row["bias"] = layer.weight.start, layer.bias.start
-            row["W_stride"] = _padded(layer.fan_in, panel) * panel
-            row["transposed_stride"] = _padded(layer.fan_out, panel) * panel
+            row["W_stride"] = padded(layer.fan_in, panel) * panel
+            row["transposed_stride"] = padded(layer.fan_out, panel) * panel
             row["value"] = activation_forward(name, problem.dtype)
             row["slope"] = activation_backward(name, problem.dtype)
             if name in FINISHES:
@@ -367,7 +319,7 @@ class Layout:
             size = self._panels(layer.fan_out) * item
             Z = stored
             A = stored + size if keeps_input else stored
-            rows, columns = _padded(layer.fan_in, panel), _padded(layer.fan_out, panel)
+            rows, columns = padded(layer.fan_in, panel), padded(layer.fan_out, panel)
             row["W"], row["transposed"], row["B"] = weights, transposed, bias
             row["input"], row["Z"], row["A"] = below, Z, A
             row["kept"], row["delta"] = Z if keeps_input else A, delta
@@ -383,3 +335,17 @@ class Layout:
                 transposed + rows * columns * item,
             )
             bias += columns * item
+            row["training_input"] = row["input"]
+        self._connect_dropout()
+
+    def _connect_dropout(self) -> None:
+        """Write where what dropout leaves of a layer's activation is, and how it is done."""
+        start, scales = address(self.workspace.dropped), address(self.constants["keep_scales"])
+        units = self.problem.sizes[1:-1]
+        for index, rate in enumerate(self.problem.dropout):
+            if rate > 0:
+                row = self.chain[index]
+                row["keep_threshold"] = threshold_of(rate)
+                row["keep_scale"] = scales + index * self.dtype.itemsize
+                self.chain[index + 1]["training_input"] = start
+                start += self._panels(units[index]) * self.dtype.itemsize

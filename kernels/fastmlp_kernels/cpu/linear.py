@@ -67,10 +67,10 @@ def _finish(step, leaf, kept, data, block):
 
 
 @part
-def _dot_rows(step, layer, first, last):
+def _dot_rows(step, layer, left, first, last):
     """Compute Z of a layer with one output, inputs in the lanes: a panel has room for many."""
     item, panel = step.item, step.panel
-    left, out = (layer.input + first * panel * item), (layer.Z + first * panel * item)
+    left, out = (left + first * panel * item), (layer.Z + first * panel * item)
     panels = panels_of(step, layer.fan_in)
     right, stride = layer.transposed, layer.transposed_stride
     weights = (left, step.panel_stride, right, stride, panels)
@@ -78,19 +78,19 @@ def _dot_rows(step, layer, first, last):
 
 
 @part
-def _direct(step, layer, first, last):
+def _direct(step, layer, left, first, last):
     """Compute Z of a few rows from the weights as the caller has them."""
     item, panel, stride = step.item, step.panel, step.panel_stride
     columns = layer.fan_out
     weights = step.parameters + layer.weight * item
     width = DIRECT_VECTORS * step.lanes
     for here in range(first, last):
-        left = layer.input + here * panel * item
+        rows = left + here * panel * item
         out = layer.Z + here * panel * item
         for j in range(0, columns, width):
             right = (weights + j * item, columns, layer.fan_in, columns - j)
             into = (layer.B + j * item, out + j // panel * stride * item, stride)
-            call(step.direct, (left, stride) + right + into)
+            call(step.direct, (rows, stride) + right + into)
 
 
 @part
@@ -120,9 +120,9 @@ def linear_forward(step, layer, left, block, lists):
     """
     first, last, first_panel, last_panel = block
     if layer.fan_out == 1:
-        _dot_rows(step, layer, first, last)
+        _dot_rows(step, layer, left, first, last)
     elif not step.packed:
-        _direct(step, layer, first, last)
+        _direct(step, layer, left, first, last)
     elif lists:
         listed_product(step, layer, left, block, lists)
     else:

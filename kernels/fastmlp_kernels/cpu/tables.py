@@ -87,6 +87,8 @@ STEP_FIXED = table(
     "sum_squares",
     "clip",
     "clip_scale",
+    "dropout_copy",
+    "dropout_in_place",
     "check",
 )
 
@@ -168,6 +170,7 @@ LAYER_FIXED = table(
     "bias",
     "W_stride",  # between the panels of both copies of the weights
     "transposed_stride",
+    "keep_threshold",  # see `algebra.dropout`; 0 where all outputs are kept
     "value_tile",  # index in TILE of the tiles that apply value and slope to a product, or 0
     "slope_tile",
     # Functions.
@@ -181,6 +184,8 @@ LAYER_MEMORY = table(
     "transposed",
     "B",
     "input",  # panels of activations
+    "training_input",  # those that are left after dropout
+    "keep_scale",
     "Z",
     "A",
     "kept",

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from fastmlp_kernels.cuda.costs import copy_seconds, item_bytes
+from fastmlp_kernels.cuda.costs import copy_seconds, item_bytes, refusal
 from fastmlp_kernels.cuda.on_chip.cost import PHASE_MEETINGS, block_rate, busy, forms
 from fastmlp_kernels.cuda.on_chip.placement import Form, Placement, padded, place
 from fastmlp_kernels.problem import Machine, Problem
@@ -111,8 +111,9 @@ def blocks_of(problem: Problem, machine: Machine, placement: Placement) -> int:
 
 def supports(problem: Problem, machine: Machine) -> str | None:
     """Return why the kernel cannot run the problem, or None."""
-    if machine.cuda_missing:
-        return machine.cuda_missing
+    refused = refusal(problem, machine)
+    if refused:
+        return refused
     if problem.members > 1:
         return "it trains one network at a time"
     found = placement_of(problem, machine)

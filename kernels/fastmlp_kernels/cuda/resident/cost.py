@@ -1,6 +1,6 @@
 """What `cuda.resident` can run, in what form, and what an epoch would take: plain arithmetic."""
 
-from fastmlp_kernels.cuda.costs import copy_seconds
+from fastmlp_kernels.cuda.costs import copy_seconds, refusal
 from fastmlp_kernels.cuda.on_chip.cost import PHASE_MEETINGS, THREADS, block_rate, busy, forms
 from fastmlp_kernels.cuda.on_chip.placement import Placement, place
 from fastmlp_kernels.problem import Machine, Problem
@@ -26,8 +26,9 @@ def placement_of(problem: Problem, machine: Machine) -> Placement | str:
 
 def supports(problem: Problem, machine: Machine) -> str | None:
     """Return why the kernel cannot run the problem, or None."""
-    if machine.cuda_missing:
-        return machine.cuda_missing
+    refused = refusal(problem, machine)
+    if refused:
+        return refused
     found = placement_of(problem, machine)
     return found if isinstance(found, str) else None
 
