@@ -47,7 +47,7 @@ class ReduceOnPlateau(Schedule):
     ``ReduceLROnPlateau`` compares with the last one that was an improvement, so that many small
     steps together may count there as one.
 
-    `MLP.step` watches no loss, and refuses such a rate.
+    `MLP.step` and the estimators of `fastmlp.sklearn` watch no such loss, and refuse the rate.
 
     Examples
     --------
@@ -168,9 +168,9 @@ class Plateaus:
     def observe(self, known: Mapping[str, Any], members: Sequence[int]) -> bool:
         """Take note of an epoch of these networks; return whether any learning rate has fallen."""
         fallen = False
-        for member in members:
-            plateau = self._plateaus.get(member)
-            if plateau is not None:
+        # Nothing is done for each network where none has a rule.
+        for member, plateau in self._plateaus.items():
+            if member in members:
                 values = np.atleast_1d(plateau.patience.watched(known))
                 fallen |= plateau.observe(known["epoch"], float(values[member]))
         return fallen

@@ -184,10 +184,14 @@ def first_batches(problem: Problem, data: Sample, count: int) -> tuple[Problem, 
 
 
 def row_factors(problem: Problem, generator: np.random.Generator) -> np.ndarray:
-    """Return the reduction's factor times a weight for each row, a few of them 0 or below."""
+    """Return the reduction's factor times a weight for each row, a few of them 0.
+
+    Of a single batch some are below 0. Several such steps climb some losses, and may not end.
+    """
     weights = generator.uniform(0.2, 2, problem.rows)
     weights[generator.random(problem.rows) < 0.1] = 0
-    weights[generator.random(problem.rows) < 0.2] *= -1
+    if problem.batches == 1:
+        weights[generator.random(problem.rows) < 0.2] *= -1
     return (problem.scale(problem.batch_size) * weights).astype(problem.dtype)
 
 
