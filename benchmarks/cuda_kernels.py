@@ -91,6 +91,10 @@ def layered_signature(name: str, dtype: str) -> tuple[Any, ...]:
         ),
         "sum_squares": (vector, mask, vector, indices, vector, places),
         "clip_by_norm": (vector, matrix, indices, indices, vector, vector, places),
+        "dropout": (
+            *(matrix, matrix, number, matrix, indices),
+            *(number, number, vector, half_rows),
+        ),
         "gather_rows": (
             *(matrix, matrix, indices, indices, number, number),
             *(matrix, matrix, half_rows),

@@ -12,6 +12,8 @@ from fastmlp_kernels.algebra import (
     loss_rules,
     rules_of,
 )
+from fastmlp_kernels.algebra.dropout import step_keys
+from fastmlp_kernels.algebra.optimizers import DROPOUT_KEY
 from fastmlp_kernels.problem import CONTROL_WORDS, Problem, parameter_layout
 
 SETTINGS = {
@@ -140,7 +142,10 @@ def hyper_of(problem: Problem, learning_rate: float | None = None) -> np.ndarray
         rate = settings["learning_rate"] * (1 + index)
         own, rest = settings | {"learning_rate": rate}, (1, problem.batches, problem.dtype)
         tables.append(hyper_table(OPTIMIZERS[problem.optimizer], own, *rest, penalty=0.02))
-    return np.hstack(tables)
+    hyper = np.hstack(tables)
+    if problem.dropout:
+        hyper[:, DROPOUT_KEY : DROPOUT_KEY + 2] = step_keys(5, 1, problem.batches)
+    return hyper
 
 
 def sample(

@@ -27,7 +27,7 @@ from fastmlp_kernels.algebra.optimizers import (
     clip_scale,
 )
 from fastmlp_kernels.problem import Problem, parameter_layout
-from fastmlp_kernels.reference import elementwise
+from fastmlp_kernels.reference import elementwise, keep_masks
 
 # Roundings in one scalar rule (an activation, a slope, a loss): the elementary functions are
 # within 4 units of u by test_algebra, and no rule has more than a dozen operations.
@@ -158,16 +158,22 @@ class Forward:
     outputs: Bounded
 
 
-def forward(problem: Problem, parameters, X) -> Forward:
+def masked(precision: Precision, A: Bounded, masks, layer: int) -> Bounded:
+    """Return what dropout leaves of a hidden layer's activation, or of the derivative by it."""
+    return precision.times(A, Bounded.exact(masks[layer])) if masks and layer >= 0 else A
+
+
+def forward(problem: Problem, parameters, X, masks=()) -> Forward:
     """Return the forward pass; `outputs` are what `Program.forward` writes."""
     precision = Precision.of(problem)
     parameters = np.asarray(parameters, dtype=np.float64)
     pre_activations, activations = [], [Bounded.exact(X)]
     layout = parameter_layout(problem.sizes)
-    for layer, name in zip(layout, problem.training_activations, strict=True):
+    for index, name in enumerate(problem.training_activations):
+        layer = layout[index]
         W = Bounded.exact(parameters[layer.weight].reshape(layer.fan_in, layer.fan_out))
         b = parameters[layer.bias]
-        Z = precision.product(activations[-1], W)
+        Z = precision.product(masked(precision, activations[-1], masks, index - 1), W)
         more = precision.gamma(layer.fan_in + 2) * np.abs(b)
         Z = Bounded(Z.value + b, Z.error + more)
         pre_activations.append(Z)
@@ -264,7 +270,7 @@ def loss_and_gradient(problem: Problem, A: Bounded, y, factors=None) -> tuple[Bo
     return loss, precision.times(slopes, Bounded.exact(slopes.value * 0 + scale))
 
 
-def backward(problem: Problem, parameters, passed: Forward, dA: Bounded, names) -> tuple:
+def backward(problem: Problem, parameters, passed: Forward, dA: Bounded, names, masks=()) -> tuple:
     """Return the gradient by the flat parameters, and by the inputs."""
     precision = Precision.of(problem)
     parameters = np.asarray(parameters, dtype=np.float64)
@@ -276,11 +282,12 @@ def backward(problem: Problem, parameters, passed: Forward, dA: Bounded, names) 
             A = passed.outputs
         slope = slope_bound(ACTIVATIONS[names[index]], passed.pre_activations[index], A, precision)
         dZ = precision.times(dA, slope)
-        dW, db = precision.product(passed.activations[index].T, dZ), precision.sum_rows(dZ)
+        below = masked(precision, passed.activations[index], masks, index - 1)
+        dW, db = precision.product(below.T, dZ), precision.sum_rows(dZ)
         value[layer.weight], error[layer.weight] = dW.value.ravel(), dW.error.ravel()
         value[layer.bias], error[layer.bias] = db.value, db.error
         W = parameters[layer.weight].reshape(layer.fan_in, layer.fan_out)
-        dA = precision.product(dZ, Bounded.exact(W.T))
+        dA = masked(precision, precision.product(dZ, Bounded.exact(W.T)), masks, index - 1)
     return Bounded(value, error), dA
 
 
@@ -302,13 +309,17 @@ def squares(problem: Problem, parameters) -> Bounded:
     return Bounded(total, (W.size + RULE_ROUNDINGS) * Precision(problem.dtype).unit * total)
 
 
-def step(problem: Problem, parameters, X, y, factors=None) -> Step:
-    """Return the oracle of one batch, `Program.value_and_gradient` and more."""
+def step(problem: Problem, parameters, X, y, factors=None, hyper=None) -> Step:
+    """Return the oracle of one batch, `Program.value_and_gradient` and more.
+
+    With the `hyper` of a step, that of an epoch's batch, which leaves out some outputs.
+    """
+    masks = () if hyper is None else keep_masks(problem, hyper, len(X))
     with np.errstate(all="ignore"):
-        passed = forward(problem, parameters, X)
+        passed = forward(problem, parameters, X, masks)
         loss, dA = loss_and_gradient(problem, passed.activations[-1], y, factors)
         names = problem.training_activations
-        gradients = backward(problem, parameters, passed, dA, names)
+        gradients = backward(problem, parameters, passed, dA, names, masks)
     return Step(passed.outputs, loss, *gradients)
 
 

@@ -448,6 +448,7 @@ TWINS = {
     "loss": ["loss_and_gradient", "sum_losses", "predict_rows"],
     "update": ["update"],
     "clipping": ["clip_by_norm"],
+    "dropout": ["dropout"],
     "gather": ["gather_rows"],
 }
 # What surrounds a product of cuBLASLt, which the tiles of both sides have in themselves, and the

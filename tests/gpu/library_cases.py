@@ -134,7 +134,7 @@ def test_the_weights_of_the_next_batch_are_rounded_by_the_update(tiles):
     device, data = with_library(problem, tiles), sample(problem, seed=5)
     before = data.parameters.copy()
     device.epoch(data)
-    products, weights = device.program.products, device.program.biases.copy_to_host() == 0
+    products, weights = device.program.products, device.program.updating.biases.copy_to_host() == 0
     if products.places.size == 0:
         return
     places = products.places.copy_to_host()[weights]
@@ -407,7 +407,8 @@ def test_an_epoch_runs_on_one_stream_and_single_calls_on_the_default_one(tiles):
             return self.kernel[configuration]
 
     named = {name: Kernel(kernel) for name, kernel in program.kernels._asdict().items()}
-    program.kernels = program.products.kernels = program.kernels._replace(**named)
+    watched = program.kernels._replace(**named)
+    program.kernels = program.products.kernels = program.updating.kernels = watched
     if program.products.name != "cuBLASLt":
         return
     multiply, streams = program.products._multiply, []

@@ -12,7 +12,7 @@ import pytest
 
 from fastmlp_kernels import problem as contract
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cpu import activation, clipping, gather, linear, loss, update
+from fastmlp_kernels.cpu import activation, clipping, dropout, gather, linear, loss, update
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cuda import KERNELS
 from fastmlp_kernels.cuda.costs import layered_launches
@@ -37,7 +37,7 @@ def dtype(request):
     return request.param
 
 
-CPU_MODULES = (activation, clipping, gather, linear, loss, update)
+CPU_MODULES = (activation, clipping, dropout, gather, linear, loss, update)
 # On the CPU, whatever makes or copies numbers also looks for one that is not finite.
 ON_CUDA_ONLY = {"check_finite", "sum_squares"}
 # Nor does it call a library, or round.
@@ -77,9 +77,7 @@ class OnDevice:
 
     def __init__(self, problem, tiles, **choices):
         self.program = LayeredProgram(problem, tiles, **choices)
-        own = [
-            getattr(self.program, name) for name in ("losses", "one_loss", "squares", "square_sums")
-        ]
+        own = [getattr(self.program, name) for name in ("losses", "one_loss", "squares")]
         for array in (*self.program.workspace, *own, *arrays_of(self.program.products)):
             # As bfloat16, 0x7fc0 is a NaN.
             value = 0x7FC0 if array.dtype == np.uint16 else np.nan
@@ -136,6 +134,13 @@ def test_epoch(tiles, problem, plain):
     check_epoch(problem, lambda part: OnDevice(part, tiles), plain)
 
 
+@pytest.mark.parametrize("activations", [("gelu", "relu", "identity"), ("relu", "tanh", "silu")])
+def test_epoch_with_dropout(tiles, dtype, activations):
+    problem = Problem((3, 5, 6, 2), activations, "half_squared_error", "adam", dropout=(0.25, 0.4))
+    problem = dataclasses.replace(problem, dtype=dtype, batch_size=4, rows=7)
+    check_epoch(problem, lambda part: OnDevice(part, tiles), True)
+
+
 def check_epoch(problem, make, plain):
     """Each batch, the last one smaller, from the kernel's own parameters before it."""
     data = before = sample(problem, seed=1, weighted=not plain, penalized=not plain)
@@ -146,11 +151,12 @@ def check_epoch(problem, make, plain):
         assert after.control.tolist() == [0, batch + 1, 0]
         places = slice(4 * batch, 4 * batch + 4)
         rows, factors = data.order[places], None if plain else data.factors[places]
-        oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows], factors)
+        hyper = data.hyper[batch]
+        held = (before.parameters, data.X[rows], data.y[rows], factors, hyper)
+        oracle = tolerances.step(problem, *held)
         if not plain:
             expected = tolerances.squares(problem, before.parameters)
             compare(after.squares[batch : batch + 1], expected, "squares")
-        hyper = data.hyper[batch]
         parameters, state = tolerances.updated(
             problem, before.parameters, oracle.gradient, before.state, hyper
         )

@@ -16,7 +16,7 @@ def launches(kernel: str, problem: Problem, machine: Machine) -> int:
 def _supports(problem: Problem, machine: Machine) -> str | None:
     if problem.members > 1:
         return "it trains one network at a time"
-    return costs.refusal(problem, machine)
+    return machine.cuda_missing
 
 
 def _build(problem: Problem, machine: Machine) -> Program:

@@ -59,8 +59,8 @@ def copies(problem: Problem) -> Copies:
 
 
 def refusal(problem: Problem, machine: Machine) -> str | None:
-    """Return why no kernel of a GPU can run the problem, or None."""
-    return machine.cuda_missing or ("a GPU has no dropout" if problem.dropout else None)
+    """Return why no kernel that holds activations on the chip can run the problem, or None."""
+    return machine.cuda_missing or ("it has no dropout" if problem.dropout else None)
 
 
 def copy_seconds(problem: Problem, machine: Machine) -> float:
@@ -79,6 +79,8 @@ def layered_launches(problem: Problem, library: bool = False) -> int:
     # Gather, loss, the check, the update, and what it needs of the gradient's norm; backward-data
     # for all layers but the first.
     around, backward = 4 + (problem.clipping == "norm"), layers - 1
+    # A layer's outputs, and the derivatives by them.
+    around += 2 * sum(share > 0 for share in problem.dropout)
     if library:
         # A layer's product, bias and activation; slope and sums, weight gradient.
         return problem.batches * (around + 4 * layers + backward)

@@ -116,7 +116,13 @@ class FusedProgram(SingleCalls):
         arguments = (parameters, X, y, layered.order, own, *written, *shared)
         launch = (self.tile_gradients, self.blocks, self.threads)
         layered.launches.grid(*launch, *arguments, *table, int(factors is not None))
-        arguments = (parameters, self.partials, self.slice_losses, layered.biases, gradient)
+        arguments = (
+            parameters,
+            self.partials,
+            self.slice_losses,
+            layered.updating.biases,
+            gradient,
+        )
         # A block for the loss, and one for the squares.
         blocks = -(-count // self.sums.columns) + (2 if penalized else 1)
         launch = (self.sum_and_check, blocks, self.sums.threads)
@@ -124,4 +130,5 @@ class FusedProgram(SingleCalls):
         layered.launches.grid(*launch, *arguments, *table, int(penalized))
         # No product of this step reads weights that are rounded beforehand.
         nowhere = (self.no_places, self.no_rounded)
-        layered.enqueue_update(parameters, gradient, slots, layered.hyper, shared, nowhere)
+        vectors = (parameters, gradient, slots, layered.hyper)
+        layered.updating.update(*vectors, shared, layered.status, nowhere)

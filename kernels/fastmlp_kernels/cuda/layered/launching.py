@@ -18,6 +18,7 @@ from fastmlp_kernels.cuda.layered.activation import (
     bias_and_activation,
 )
 from fastmlp_kernels.cuda.layered.bfloat16 import round_rows
+from fastmlp_kernels.cuda.layered.dropout import dropout
 from fastmlp_kernels.cuda.layered.gather import gather_rows
 
 WARP = 32
@@ -95,6 +96,7 @@ class Kernels(NamedTuple):
     update: Any
     sum_squares: Any
     clip_by_norm: Any
+    dropout: Any
     gather_rows: Any
     round_rows: Any
 
@@ -124,6 +126,7 @@ def build(
         update=update.update,
         sum_squares=update.build(tiles.threads),
         clip_by_norm=clipping.build(tiles.threads),
+        dropout=dropout,
         gather_rows=gather_rows,
         round_rows=round_rows,
     )

@@ -41,6 +41,9 @@ class LayerProducts(Protocol):
     rounded_weights: Any
     places: Any
 
+    def handed_on(self, index: int) -> Any:
+        """Return where a layer's output goes as bfloat16, an empty array for nowhere."""
+
     def take_weights(self, weights: Sequence[Any]) -> None:
         """Note each layer's W: they have changed by other means than the update."""
 
@@ -70,6 +73,10 @@ class TileProducts:
         self.rounded_inputs = cuda.device_array((0, 0), np.uint16)
         self.rounded_weights = cuda.device_array(0, np.uint16)
         self.places = cuda.device_array(0, np.int32)
+
+    def handed_on(self, index: int) -> Any:
+        """Nowhere: outputs are read where they are."""
+        return self.rounded_inputs
 
     def take_weights(self, weights: Sequence[Any]) -> None:
         """Nothing to do: the weights are read where they are."""
@@ -273,8 +280,8 @@ class LibraryProducts:
             count = rows * X.shape[1]
             self.launches.over(self.kernels.round_rows, count, X, rows, self.rounded_inputs)
 
-    def _handed_on(self, index: int) -> Any:
-        """Return where a layer's output goes as bfloat16."""
+    def handed_on(self, index: int) -> Any:
+        """Return where a layer's output goes as bfloat16, an empty array for nowhere."""
         last = index == len(self.layers) - 1
         return self.nowhere if last or not self.roundings else self.roundings.activations[index + 1]
 
@@ -283,7 +290,7 @@ class LibraryProducts:
         layer, added = self.layers[index], self.epilogues[index] == "bias"
         call = self._forward_call(index, A, W, b, rows)
         self._multiply(call, bias=address(b) if added else 0)
-        rounded = self._handed_on(index)
+        rounded = self.handed_on(index)
         if added and layer.activation == IDENTITY and rounded.size == 0:
             return
         bias = self.no_bias if added else b

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS
+from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.algebra.dropout import threshold_of
 from fastmlp_kernels.contract import check_data, check_epoch, check_shape
 from fastmlp_kernels.cuda.device.memory import DeviceMemory
 from fastmlp_kernels.cuda.layered import matrix_products, workspace
@@ -23,6 +24,7 @@ from fastmlp_kernels.cuda.layered.launching import (
     build,
     default_tiles,
 )
+from fastmlp_kernels.cuda.layered.updating import Updating
 from fastmlp_kernels.cuda.layered.workspace import address, matrix
 from fastmlp_kernels.problem import (
     BATCHES,
@@ -83,19 +85,16 @@ class LayeredProgram:
             self.workspace.inputs,
             self._views(self.workspace.gradient),
         )
-        self.optimizer = OPTIMIZERS.code(problem.optimizer)
         self.output = ACTIVATIONS.code(problem.activations[-1])
         self.identity = ACTIVATIONS.code("identity")
         self.order = cuda.device_array(problem.rows, np.int64)
         self.hyper = self.empty(problem.batches, problem.hyper_columns)
         self.losses = self.empty(problem.batches)
         self.squares = self.empty(problem.batches)
-        self.square_sums = self.empty(self.tiles.sum_blocks(problem.parameter_count))
-        self.square_arrivals = cuda.to_device(np.zeros(1, np.int32))
-        clips = problem.clipping != "none"
-        self.clip_scale = cuda.to_device(np.ones(int(clips), self.dtype))
-        self.layer_numbers = cuda.to_device(workspace.layer_numbers(problem))
-        self.biases = cuda.to_device(workspace.bias_mask(problem))
+        self.updating = Updating(problem, self.launches, self.kernels)
+        scales = [1 / (1 - share) for share in problem.dropout]
+        self.keep_scales = cuda.to_device(np.array(scales, self.dtype))
+        self.nowhere = cuda.device_array((0, 0), np.uint16)
         self.scales: dict[int, Any] = {}
         self.epoch_factors: Any = None
         self.status = cuda.to_device(np.zeros(CONTROL_WORDS, np.int64))
@@ -161,27 +160,46 @@ class LayeredProgram:
         """Copy a device array, once all that was enqueued before is done."""
         self.memory.to_host(array, out)
 
-    def _forward_chain(self, parameters: Any, X: Any, rows: int) -> Any:
-        """Run every layer on `rows` rows of `X`, keeping what `_backward_chain` needs."""
+    def _drop(self, index: int, source: Any, out: Any, rows: int, rounded: Any) -> None:
+        """Enqueue the dropout of a layer, of its outputs or of the derivatives by them."""
+        threshold = threshold_of(self.problem.dropout[index])
+        arguments = (source, out, rows, self.hyper, self.counter, index, threshold)
+        count = rows * source.shape[1]
+        self._over(self.kernels.dropout, count, *arguments, self.keep_scales, rounded)
+
+    def _forward_chain(self, parameters: Any, X: Any, rows: int, training: bool = False) -> Any:
+        """Run every layer on `rows` rows of `X`, keeping what `_backward_chain` needs.
+
+        Where they are `training`, layers read what dropout leaves.
+        """
         A = X
         for index, (layer, (W, b)) in enumerate(
             zip(self.layers, self._views(parameters), strict=True)
         ):
             self.products.forward(index, A, W, b, rows)
             A = layer.A
+            if training and layer.dropped is not A:
+                A = layer.dropped
+                self._drop(index, layer.A, A, rows, self.products.handed_on(index))
         return A
 
-    def _backward_chain(self, parameters, X, rows, accumulate, gradient, input_gradient) -> None:
+    def _backward_chain(
+        self, parameters, X, rows, accumulate, gradient, input_gradient, training=False
+    ) -> None:
         """Turn the last layer's dZ, which holds dA, into the gradient of every parameter."""
         weights, slots = self._views(parameters), self._views(gradient)
         for index in range(len(self.layers) - 1, -1, -1):
             (W, _), (dW, db) = weights[index], slots[index]
-            below = X if index == 0 else self.layers[index - 1].A
+            lower = self.layers[index - 1] if index else None
+            drops = training and lower is not None and lower.dropped is not lower.A
+            below = X if lower is None else lower.dropped if drops else lower.A
             self.products.enter(index, rows, accumulate, db)
             self.products.weights(index, below, rows, accumulate, dW, db)
-            dA = input_gradient if index == 0 else self.layers[index - 1].dZ
+            dA = input_gradient if lower is None else lower.dZ
             if dA is not None:
                 self.products.inputs(index, W, rows, dA)
+            if drops:
+                self._drop(index - 1, dA, dA, rows, self.nowhere)
 
     def _take(self, parameters: Any, X: Any, rows: int) -> None:
         """Tell the products of weights and inputs that no step of an epoch has written."""
@@ -195,35 +213,20 @@ class LayeredProgram:
         arguments = (X, y, self.order, self.counter, size, rows, work.inputs, work.targets)
         elements = rows * (problem.sizes[0] + problem.target_columns)
         self._over(kernels.gather_rows, elements, *arguments, self.products.rounded_inputs)
-        A = self._forward_chain(parameters, work.inputs, rows)
+        A = self._forward_chain(parameters, work.inputs, rows, True)
         own = self.factors_of(rows, None) if factors is None else factors
         arguments = (A, work.targets, rows, own, self.counter, size, work.row_losses)
         self.launches.by_row(kernels.loss_and_gradient, rows, *arguments, self.layers[-1].dZ)
         gradient = work.gradient
-        self._backward_chain(parameters, work.inputs, rows, 0, gradient, None)
+        self._backward_chain(parameters, work.inputs, rows, 0, gradient, None, True)
         arguments = (gradient, work.row_losses, rows, self.losses, self.counter, self.status)
         self.launches.one_more(kernels.check_finite, count, *arguments)
         if penalized:
-            arguments = (parameters, self.biases, self.squares, self.counter)
-            arguments += (self.square_sums, self.square_arrivals)
-            self.launches.sum_of(kernels.sum_squares, count, *arguments)
+            self.updating.sum_squares(parameters, self.squares, self.counter)
         rounded = (self.products.places, self.products.rounded_weights)
         words = (self.counter, self.status)
-        self.enqueue_update(parameters, gradient, slots, self.hyper, words, rounded)
-
-    def enqueue_update(self, parameters, gradient, slots, hyper, words, rounded) -> None:
-        """Enqueue the update, and what comes before it where norms are clipped.
-
-        `words` are the counter and the status that the update reads.
-        """
-        kernels, count = self.kernels, self.problem.parameter_count
-        if self.problem.clipping == "norm":
-            sums = (self.square_sums, self.square_arrivals)
-            arguments = (gradient, hyper, words[0], self.status, self.clip_scale, *sums)
-            self.launches.sum_of(kernels.clip_by_norm, count, *arguments)
-        vectors = (parameters, gradient, *slots, self.biases, self.layer_numbers)
-        arguments = (self.optimizer, hyper, self.clip_scale, *words)
-        self._over(kernels.update, count, *vectors, *arguments, *rounded)
+        vectors = (parameters, gradient, slots, self.hyper)
+        self.updating.update(*vectors, words, self.status, rounded)
 
     def _full_batch(self, batch, parameters, slots, X, y, factors, penalized):
         """Return a full batch as `Steps` takes it: kind, key, and what enqueues it."""
@@ -381,7 +384,8 @@ class LayeredProgram:
         """See `Program.update`."""
         rounded = (self.products.places, self.products.rounded_weights)
         words, slots = (self.single_step, self.finite), self._state(state)
-        self.enqueue_update(parameters, gradient, slots, self.to_device(hyper), words, rounded)
+        vectors = (parameters, gradient, slots, self.to_device(hyper))
+        self.updating.update(*vectors, words, self.status, rounded)
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""

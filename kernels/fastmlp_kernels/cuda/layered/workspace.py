@@ -17,6 +17,7 @@ class Workspace(NamedTuple):
     targets: Any
     row_losses: Any
     stored: Any
+    dropped: Any
     delta: Any
     next_delta: Any
     gradient: Any
@@ -25,12 +26,16 @@ class Workspace(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One layer's place in the workspace; Z is A when the activation keeps its output."""
+    """One layer's place in the workspace; Z is A when the activation keeps its output.
+
+    `dropped` is what dropout leaves of A, or A itself.
+    """
 
     layout: LayerLayout
     activation: int
     Z: Any
     A: Any
+    dropped: Any
     dZ: Any
 
 
@@ -42,6 +47,12 @@ def matrix(flat: Any, start: int, rows: int, columns: int) -> Any:
 def address(array: Any) -> int:
     """Return where a device array lies, as a library takes it."""
     return array.ctypes.data if simulated() else array.device_ctypes_pointer.value
+
+
+def _dropped(problem: Problem) -> list[tuple[int, float]]:
+    """Return units and share of each hidden layer that has dropout."""
+    pairs = zip(problem.sizes[1:-1], problem.dropout, strict=False)
+    return [pair for pair in pairs if pair[1] > 0]
 
 
 def allocate(problem: Problem) -> Workspace:
@@ -58,6 +69,7 @@ def allocate(problem: Problem) -> Workspace:
         targets=empty(batch, problem.target_columns),
         row_losses=empty(batch),
         stored=empty(sum(batch * width * (2 if both else 1) for width, both in units)),
+        dropped=empty(batch * sum(units for units, _ in _dropped(problem))),
         delta=empty(batch * widest),
         next_delta=empty(batch * widest),
         gradient=empty(problem.parameter_count),
@@ -69,7 +81,7 @@ def allocate(problem: Problem) -> Workspace:
 def layers_of(problem: Problem, work: Workspace) -> list[Layer]:
     """Return each layer's place in the workspace."""
     layout, batch = parameter_layout(problem.sizes), problem.batch_size
-    layers, end = [], 0
+    layers, end, start = [], 0, 0
     names = zip(layout, problem.training_activations, problem.keeps_input, strict=True)
     for index, (layer, name, keeps_input) in enumerate(names):
         width = layer.fan_out
@@ -81,7 +93,11 @@ def layers_of(problem: Problem, work: Workspace) -> list[Layer]:
         # The last layer's is `delta`; the two take turns from there down.
         above = len(layout) - 1 - index
         dZ = matrix((work.delta, work.next_delta)[above % 2], 0, batch, width)
-        layers.append(Layer(layer, ACTIVATIONS.code(name), Z, A, dZ))
+        dropped = A
+        if index < len(problem.dropout) and problem.dropout[index] > 0:
+            dropped = matrix(work.dropped, start, batch, width)
+            start += batch * width
+        layers.append(Layer(layer, ACTIVATIONS.code(name), Z, A, dropped, dZ))
     return layers
 
 
