@@ -1,7 +1,7 @@
 """The networks that are measured, their data and their initial weights: the same for everybody.
 
 Every case is trained on half the squared error, averaged over all elements, with the identity at
-the output. Unless it is a variant: plain gradient descent, ReLU in the hidden layers, float32.
+the output. A case that is no variant has plain gradient descent, hidden ReLUs and float32.
 """
 
 from __future__ import annotations

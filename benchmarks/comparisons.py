@@ -148,8 +148,8 @@ class Comparison:
     def providers(self) -> list[Setting]:
         """Return the best setting of each provider and kernel, the fastest first.
 
-        fastmlp's kernel that is chosen is here as it is chosen, though another number of threads
-        were faster.
+        fastmlp's chosen kernel has its chosen number of threads here, even if another number was
+        faster.
         """
         found: dict[tuple[str, str], Setting] = {}
         chosen = {(item.provider, item.kernel) for item in self.settings if item.chosen}

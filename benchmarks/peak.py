@@ -1,8 +1,8 @@
 """The machine's own peak: fused multiply-adds on registers, and nothing else.
 
-The bound that every kernel is held against, measured in the same turns as the kernels. A loop of
-independent accumulators of the widest vectors that are here, as LLVM makes it from the intrinsic;
-each thread runs it on a processor of its own, without the interpreter's lock.
+This is the bound of every kernel, measured in the same turns as the kernels. LLVM makes a loop of
+independent accumulators from the intrinsic, in the widest vectors of this processor. Each thread
+runs the loop on a processor of its own, without the interpreter's lock.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ more to compute than ReLU. Here both are measured::
     python -m benchmarks.vanishing_gradient           # for the record: on a quiet machine
     python -m benchmarks.vanishing_gradient --quick   # does it work? writes to build/
 
-*Gradient norms*: square networks of 64 units in float64, each initialised as fastmlp initialises it
-(sigmoid: Glorot, ReLU: He), on standard-normal data; the Frobenius norm of the gradient of each
-layer's weights, the median over seeds. All layers have one shape, so their norms compare.
+*Gradient norms* are Frobenius norms of each layer's weight gradient: their medians over seeds. The
+networks have 64 units a layer, float64, fastmlp's first weights (sigmoid: Glorot, ReLU: He) and
+standard-normal data. All layers have one shape, so their norms can be compared.
 
-*Times*: the compiled CPU kernels that training uses, float32, one thread, on arrays that stay in
-the second-level cache; the activations take turns in a new order each round; medians and
-quartiles. The line of the identity is the cost of the loop and its memory traffic.
+*Times* are those of the CPU kernels that training uses, in float32 on one thread. Their arrays stay
+in the second-level cache. The activations take turns, in a new order each round. The tables show
+medians and quartiles. The identity's line is the cost of the loop and its memory traffic.
 
 Both are checked before they count: the gradients against back-propagation in NumPy, the kernels
 against the algebra's plain functions in float64.

@@ -2,10 +2,10 @@
 
 A fit is what a user of scikit-learn writes: ``MLPClassifier(random_state=0).fit(X, y)`` in float64,
 with one hidden layer of 100, Adam, mini-batches of 200, ``alpha=1e-4`` and the stopping rule that
-the class has. A quarter of the rows is held out for the score. The features are as a user would
-pass them: pixels from 0 to 1, measurements scaled by `StandardScaler` (once also raw, since many
-forget to), one column for each grade of a diamond; a regressor's targets have mean 0 and variance
-1, of a diamond those of the logarithm of its price, since the solver's rate suits no other size.
+the class has. A quarter of the rows is held out for the score. The features are what a user would
+pass: pixels from 0 to 1, measurements scaled by `StandardScaler` (once raw, since many forget to),
+and one column for each grade of a diamond. A regressor's targets have mean 0 and variance 1, since
+the solver's rate suits no other size. A diamond's target is the logarithm of its price.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from fastmlp_kernels.problem import (
 from fastmlp_kernels.registry import KERNELS
 
 DEVICES = ("auto", "cpu", "cuda")
-# More threads than processors pay for nothing, and are taken for tests of the bits alone.
+# More threads than processors gain nothing. Tests of equal bits use them, up to this number.
 MOST_THREADS = 64
 # The oracle is slow by design, whatever a roofline says of a network of three parameters.
 ONLY_BY_NAME = "reference"
@@ -196,7 +196,7 @@ class Shelf:
 
 
 def most_programs() -> int:
-    """Return how many programs of a kind there are, but for a caller that has waited long.
+    """Return the most programs of a kind. A caller that has waited long gets one more.
 
     More threads than processors gain nothing, and each program takes memory.
     """
@@ -288,7 +288,7 @@ def check_threads(threads: object) -> int | None:
 
 
 def machine_with(threads: int | None) -> Machine:
-    """Return this machine, of which a kernel may keep so many processors busy; None for all."""
+    """Return this machine, of which a kernel may use so many threads; None means all cores."""
     machine = detect()
     if threads is None:
         return machine

@@ -123,7 +123,7 @@ def restore_states(callbacks: Sequence[Any], states: Mapping[str, Array]) -> Non
 
 
 def digest(*arrays: Any) -> str:
-    """Return what tells other data from the same; arrays on a GPU are not looked at."""
+    """Return a hash that tells data apart; arrays on a GPU do not enter it."""
     found = hashlib.sha256()
     for array in arrays:
         if isinstance(array, np.ndarray):
@@ -200,7 +200,7 @@ def _turn(path: Path, keep: int) -> None:
 
 
 def _drop(path: Path, keep: int) -> None:
-    """Delete what an earlier fit kept that kept more."""
+    """Delete the checkpoints that an earlier fit kept beyond this number."""
     for age in itertools.count(keep):
         if not _older(path, age).is_file():
             return
@@ -226,12 +226,12 @@ def read_checkpoint(
     Parameters
     ----------
     path : path
-        Those before it have the same name, and a number.
+        That of the newest one. Older ones have the same name and a number.
     kind : str
         The class of the model.
     settings : dict
-        What decides the result of the fit, as texts, by name. A checkpoint of a fit with others is
-        refused, since its end would be that of neither fit.
+        What decides the result of the fit, as texts, by name. A checkpoint with other settings is
+        refused: a fit that went on from it would give neither fit's result.
 
     Raises
     ------

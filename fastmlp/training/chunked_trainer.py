@@ -42,13 +42,13 @@ class ChunkedTrainer:
     Attributes
     ----------
     plan : Plan
-        Of the first chunk. Its kernel trains all of them.
+        The plan of the first chunk. Its kernel trains all chunks.
     data : Data or ChunkedData
-        The chunk that was trained on last, or all before there is one.
+        The chunk that was trained on last; before the first one, all of the data.
     chunks : int
         How many there are.
     rows : int
-        Of an epoch; an estimate until one is over.
+        Rows of an epoch; an estimate until the first epoch is over.
     """
 
     unit = "chunk"
@@ -159,7 +159,7 @@ class ChunkedTrainer:
 
 
 def joined(parts: Sequence[Epoch]) -> Epoch:
-    """Return what an epoch gave whose parts these are."""
+    """Return the results of these parts as those of one epoch."""
     last = parts[-1]
     if len(parts) == 1:
         return last

@@ -391,5 +391,5 @@ class Fit:
 
 
 def _without_addresses(text: str) -> str:
-    """Return a text that is the same in every process: there, a function has another address."""
+    """Return a text without the addresses of functions, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", text)

@@ -17,8 +17,8 @@ from fastmlp_kernels.problem import Problem
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 
-# Steps of all networks that are computed together: a table costs as much as several steps of a
-# small network, whatever its length. At first, and at most (a few megabytes).
+# How many steps of all networks are computed together, at first and at most (a few megabytes). A
+# table of any length costs as much as several steps of a small network.
 FIRST_STEPS_AHEAD, STEPS_AHEAD = 2**12, 2**17
 
 
@@ -94,7 +94,7 @@ class HyperParameters:
         constant = self._penalized and not self._weighted
         penalties = np.tile(penalty[0], epochs) if constant else 0.0
         if self._penalized and self._weighted and new:
-            # Decays that belong to the gradient, and not to the rule: the penalty is beside them.
+            # Only a decay that belongs to the gradient counts here. The penalty is added to it.
             share = not OPTIMIZERS[self._problem.optimizer].decoupled
             decays = [share * each.settings["weight_decay"] for each in optimizers]
             self._decays = np.array(decays)[:, None]

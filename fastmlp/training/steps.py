@@ -25,8 +25,8 @@ Array = NDArray[Any]
 
 # Steps whose numbers are computed together: a table costs as much as a step, whatever its length.
 STEPS_AHEAD = 256
-# A loss below which no step of a calm learning rate overflows, in either dtype; steps until the
-# parameters are looked at again; and what they may then be: twice that, 64 times over, is finite.
+# Below CALM_LOSS no step of a calm learning rate overflows, in either dtype. CALM_STEPS steps go
+# unchecked: parameters of CALM_PARAMETERS that double in each of them are still finite.
 CALM_LOSS, CALM_STEPS, CALM_PARAMETERS = 1e8, 64, 1e15
 
 
@@ -102,7 +102,7 @@ class Step:
         self._shelf = programs.shelf(rows, rows, where, labels=labels, update=update)
         plan, self._program = self._pair = self._shelf.take()
         self._rule, self._slots, self._problem = update.rule, plan.problem.slots, plan.problem
-        # On the host its methods return what they are given, at half a microsecond a step.
+        # On the CPU the copying methods return their argument, at half a microsecond a step.
         self._device = plan.kernel.device
         self._copies = self._device != "cpu"
         dtype = np.dtype(plan.problem.dtype)
@@ -130,10 +130,10 @@ class Step:
             steps, slots = 0, state.fresh_slots(self._slots)
         hyper = numbers.of(optimizer, steps + 1, state.seed)
         factors = None if weights is None else batch_factors(self._problem, weights)
-        # A finite gradient may still bring parameters to infinity, and a look at all of them is as
-        # long as the step of a small network. It is taken where the loss or the rate is far from
-        # anything calm, and else before they could have grown from `CALM_PARAMETERS` to infinity.
-        # Losses of either sign may cancel each other, and a loss that is near zero is then no sign.
+        # A finite gradient may still bring parameters to infinity. Checking all of them takes as
+        # long as a step of a small network. So they are checked where the loss or the rate is not
+        # calm, and otherwise before they can grow from `CALM_PARAMETERS` to infinity. Losses of
+        # either sign may cancel each other. A loss near zero then proves nothing.
         careful = not numbers.unseen or (weights is not None and weights.of_losses)
         snapshot = state.snapshot() if careful else None
         if rule != present:

@@ -1,8 +1,8 @@
 """One epoch after another on one set of data: what every fit repeats, and no policy.
 
-One network is trained as several are. Arrays have an axis of networks, the first, but where a
-program is given them that trains a single one. Nothing is done once a network and epoch: orders and
-hyper-parameters are made ahead, and all else is one operation on the arrays of all networks.
+One network is trained as several are. The first axis of arrays is that of networks, except where a
+program that trains a single network is given them. An epoch does nothing network by network: orders
+and hyper-parameters are made ahead, and all else is one operation on the arrays of all networks.
 """
 
 import contextlib
@@ -35,17 +35,17 @@ class Epoch(NamedTuple):
     Attributes
     ----------
     losses, penalties : ndarray
-        float64[members, batches]: the reduced loss of each mini-batch, and its L2 penalty; of a
-        network that is left out, nothing that counts.
+        float64[members, batches]: the reduced loss of each mini-batch, and its L2 penalty. The
+        numbers of a network that is left out mean nothing.
     weights : ndarray
         float64[members or 1, batches]: what a mean over mini-batches weighs them by.
     seconds : float
     bad_batches : ndarray
-        int64[members]: 0, or the mini-batch, from 1, at which something was not finite: parameters
-        and state are then those after the one before.
+        int64[members]: 0, or the number (from 1) of the mini-batch in which something was not
+        finite. Parameters and state are then those after the mini-batch before it.
     finite : ndarray
-        bool[members]: whether the parameters and the optimizer's state were; if not, they are
-        those from before.
+        bool[members]: whether the parameters and the optimizer's state were finite. If not, they
+        are again those from before the epoch.
     failed : bool
         Whether something was not finite, in any network.
     """
@@ -133,7 +133,7 @@ class Trainer:
         # Networks that are trained no more, or None; and how many are.
         self._left_out: NDArray[np.bool_] | None = None
         self._trained = members
-        # What a fit goes back to that fails before its first step.
+        # A fit that fails before its first step goes back to this.
         self._at_first: Any = None
 
     def _of(self, array: Any) -> Any:
@@ -219,7 +219,7 @@ class Trainer:
 
     def upload(self) -> None:
         """Bring the parameters and the state to the device: the host has changed them."""
-        # The steps too, maybe.
+        # It may have changed the number of steps too.
         self._hyper.forget()
         with self._guarded():
             self._home.upload()
@@ -299,7 +299,7 @@ class Trainer:
         return Epoch(losses, penalties, weights, seconds, bad_batches, finite, failed)
 
     def _keep_the_other_optimizer(self) -> None:
-        """Go back to another optimizer's state, which is given up only for a step of this one."""
+        """Go back to the former optimizer's state, unless this one has taken a step."""
         if self._at_first is not None and not np.any(applied_batches(self._words)):
             self.state.now = self._at_first
 

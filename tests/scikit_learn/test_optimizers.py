@@ -14,7 +14,17 @@ from sklearn.model_selection import GridSearchCV
 
 import fastmlp
 from fastmlp import optimizers
-from fastmlp.schedules import CosineDecay, ExponentialDecay, InverseScaling, LinearWarmup, Schedule
+from fastmlp.schedules import (
+    CosineDecay,
+    ExponentialDecay,
+    InverseScaling,
+    LinearDecay,
+    LinearWarmup,
+    OneCycle,
+    PiecewiseConstant,
+    Schedule,
+    StepDecay,
+)
 from fastmlp.sklearn import MLPClassifier, MLPRegressor
 from tests.scikit_learn.cases import close, data
 
@@ -41,6 +51,10 @@ RATES = {
     "ExponentialDecay": ExponentialDecay(0.01, 0.9, every=3),
     "InverseScaling": InverseScaling(0.01),
     "CosineDecay": CosineDecay(1e-2, steps=10),
+    "LinearDecay": LinearDecay(1e-2, 10),
+    "OneCycle": OneCycle(1e-2, 10),
+    "StepDecay": StepDecay(1e-2, 0.5, every=3),
+    "PiecewiseConstant": PiecewiseConstant((3, 6), (1e-2, 1e-3, 1e-4)),
     "LinearWarmup": LinearWarmup(4, CosineDecay(1e-2, steps=10)),
     "a callable": stairs,
 }
@@ -53,7 +67,7 @@ def test_the_table_is_whole():
     ours = {each for each in optimizers.Optimizer.__subclasses__() if "fastmlp" in each.__module__}
     assert made == ours
     # Also other tests have schedules of their own.
-    own = {each for each in Schedule.__subclasses__() if each.__module__.startswith("fastmlp")}
+    own = {each for each in Schedule.__subclasses__() if each.__module__ == "fastmlp.schedules"}
     assert {type(rate) for rate in RATES.values()} >= own
 
 

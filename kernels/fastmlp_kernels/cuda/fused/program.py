@@ -131,4 +131,4 @@ class FusedProgram(SingleCalls):
         # No product of this step reads weights that are rounded beforehand.
         nowhere = (self.no_places, self.no_rounded)
         vectors = (parameters, gradient, slots, layered.hyper)
-        layered.updating.update(*vectors, shared, layered.status, nowhere)
+        layered.updating.enqueue(*vectors, shared, layered.status, nowhere)

@@ -222,11 +222,11 @@ class LayeredProgram:
         arguments = (gradient, work.row_losses, rows, self.losses, self.counter, self.status)
         self.launches.one_more(kernels.check_finite, count, *arguments)
         if penalized:
-            self.updating.sum_squares(parameters, self.squares, self.counter)
+            self.updating.enqueue_squares(parameters, self.squares, self.counter)
         rounded = (self.products.places, self.products.rounded_weights)
         words = (self.counter, self.status)
         vectors = (parameters, gradient, slots, self.hyper)
-        self.updating.update(*vectors, words, self.status, rounded)
+        self.updating.enqueue(*vectors, words, self.status, rounded)
 
     def _full_batch(self, batch, parameters, slots, X, y, factors, penalized):
         """Return a full batch as `Steps` takes it: kind, key, and what enqueues it."""
@@ -385,7 +385,7 @@ class LayeredProgram:
         rounded = (self.products.places, self.products.rounded_weights)
         words, slots = (self.single_step, self.finite), self._state(state)
         vectors = (parameters, gradient, slots, self.to_device(hyper))
-        self.updating.update(*vectors, words, self.status, rounded)
+        self.updating.enqueue(*vectors, words, self.status, rounded)
 
     def predict(self, parameters, X, out, link):
         """See `Program.predict`."""

@@ -30,13 +30,13 @@ class Updating:
         self.layers = cuda.to_device(workspace.layer_numbers(problem))
         self.biases = cuda.to_device(workspace.bias_mask(problem))
 
-    def sum_squares(self, parameters: Any, squares: Any, counter: Any) -> None:
+    def enqueue_squares(self, parameters: Any, squares: Any, counter: Any) -> None:
         """Enqueue the sum of the squares of all weights."""
         arguments = (parameters, self.biases, squares, counter, self.sums, self.arrivals)
         count = self.problem.parameter_count
         self.launches.sum_of(self.kernels.sum_squares, count, *arguments)
 
-    def update(
+    def enqueue(
         self,
         parameters: Any,
         gradient: Any,
