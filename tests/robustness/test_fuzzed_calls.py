@@ -129,7 +129,8 @@ def good_step(chance, kind, generator):
     rows = chance.choice([1, 5, ROWS])
     X, y = data(kind, generator, rows)
     rule = optimizers(chance)
-    return lambda model: model.step(X, y, rule)
+    signed = {"loss_weight": generator.normal(size=len(X))} if chance.random() < 0.3 else {}
+    return lambda model: model.step(X, y, rule, **signed)
 
 
 def good_parts(chance, kind, generator):
@@ -268,6 +269,7 @@ def refusals(chance, kind, generator):
         lambda model: model.step(X, bad_y, fastmlp.Adagrad(1e-3)),
         lambda model: model.step(X, y, rule(chance.choice(schedules))),
         lambda model: model.step(X, y, sample_weight=-np.ones(rows)),
+        lambda model: model.step(X, y, loss_weight=np.full(rows, np.nan)),
         lambda model: model.predict(bad_X),
         lambda model: model.predict(X, **(a_place or {"kernel": "none"})),
         lambda model: model.evaluate(X, bad_y),
