@@ -230,7 +230,7 @@ def first_process(tmp_path_factory):
 
 def test_a_second_process_compiles_nothing(first_process):
     folder, environment, first = first_process
-    assert {"run", "call_update"} <= set(first["compiled"])
+    assert {"run"} <= set(first["compiled"])
     assert len(first["objects"]) == 1 and len(first["files"]) > 10
     second = run(EPOCH, environment)
     assert second == {"loss": first["loss"], "compiled": [], "objects": [], "files": []}
@@ -281,7 +281,7 @@ def test_new_shapes_compile_nothing_and_a_new_name_its_own_leaf(tmp_path, child_
     found = run(NEW_SHAPES, {**child_environment, "NUMBA_CACHE_DIR": str(tmp_path)})
     nothing = {"compiled": [], "objects": [], "files": []}
     first = found["first"]
-    assert {"run", "call_update"} <= set(first["compiled"]) and len(first["objects"]) == 1
+    assert {"run"} <= set(first["compiled"]) and len(first["objects"]) == 1
     for step in ("shapes", "read-only", "all again"):
         assert found[step] == nothing, step
     panel = instruction_set().panel("float32")
@@ -293,10 +293,7 @@ def test_new_shapes_compile_nothing_and_a_new_name_its_own_leaf(tmp_path, child_
     rule = "loss_and_gradient-half_squared_error-float32"
     # The sigmoid was a part of the rule before; now it has a slope of its own.
     assert leaf_names(found["loss"]) in ({rule}, {rule, f"{backward}-sigmoid-float32"})
-    assert leaf_names(found["optimizer"]) == {
-        f"update-adam-tile{panel}-float32",
-        "update-adam-flat-float32",
-    }
+    assert leaf_names(found["optimizer"]) == {f"update-adam-tile{panel}-float32"}
     doubles = leaf_names(found["dtype"])
     narrow = [name.replace(f"tile{panel}", f"tile{panel // 2}") for name in leaf_names(first)]
     # Sums of squares are float64 in either dtype: that leaf is there already.
@@ -304,7 +301,7 @@ def test_new_shapes_compile_nothing_and_a_new_name_its_own_leaf(tmp_path, child_
     assert len(found["dtype"]["objects"]) == 1
     for step in ("activation", "loss", "optimizer", "dtype"):
         assert found[step]["compiled"]
-        assert not {"run", "call_update"} & set(found[step]["compiled"])
+        assert not {"run"} & set(found[step]["compiled"])
         assert not [name for name in found[step]["files"] if name.startswith("fused.")]
     for step in ("activation", "loss", "optimizer"):
         assert found[step]["objects"] == []
@@ -362,7 +359,7 @@ def test_where_nothing_can_be_kept_everything_is_compiled(first_process):
     folder, environment, first = first_process
     found = run(NOTHING_KEPT, environment)
     assert found["loss"] == first["loss"] and found["files"] == []
-    assert set(found["compiled"]) >= {"run", "call_update"} and len(found["objects"]) == 1
+    assert set(found["compiled"]) >= {"run"} and len(found["objects"]) == 1
 
 
 def test_the_stamp_is_the_same_in_every_process(child_environment):
@@ -397,7 +394,6 @@ def test_the_kernels_that_python_calls_are_cached():
         ("caller_arrays", "point_at"),
         ("caller_arrays", "point_at_data"),
         ("members", "train_in_turns"),
-        ("update", "call_update"),
     }
     for key, dispatcher in kernels.items():
         assert not dispatcher.py_func.__closure__, key

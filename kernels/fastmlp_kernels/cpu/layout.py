@@ -336,6 +336,7 @@ class Layout:
             )
             bias += columns * item
             row["training_input"] = row["input"]
+            row["keep_scale"] = address(self.constants["one"])
         self._connect_dropout()
 
     def _connect_dropout(self) -> None:
