@@ -265,20 +265,22 @@ def _batch(step, thread, batch):
 def _gradient(step, thread, batch, rows):
     """Compute the gradient and finish it; return False if its norm has to be finite and is not."""
     hyper = step.hyper + batch * step.hyper_stride
-    if step.clipping != CLIPS_NORM or step.stages & UPDATE == 0:
-        _units(step, thread, COMPUTING | FINISHING, rows, hyper)
-        return True
-    _units(step, thread, COMPUTING, rows, hyper)
-    meet(step.meeting, step.threads)
-    # All threads sum, as in `_sum`.
-    scale = step.scratch + thread * step.scratch_stride
-    limit = hyper + CLIP_NORM * step.item
-    norm = call(step.clip_scale, (step.gradient_squares, 2 * step.units, limit, scale))
-    if norm >= step.largest:
-        atomic_store(step.control + STATUS * WORD_BYTES, batch + 1)
-        return False
-    _units(step, thread, FINISHING, rows, hyper)
-    return True
+    by_norm = step.clipping == CLIPS_NORM and (step.stages & UPDATE) != 0
+    work = COMPUTING if by_norm else COMPUTING | FINISHING
+    # One place that calls it: each would be compiled with a copy of all that it calls.
+    while True:
+        _units(step, thread, work, rows, hyper)
+        if work != COMPUTING:
+            return True
+        meet(step.meeting, step.threads)
+        # All threads sum, as in `_sum`.
+        scale = step.scratch + thread * step.scratch_stride
+        limit = hyper + CLIP_NORM * step.item
+        norm = call(step.clip_scale, (step.gradient_squares, 2 * step.units, limit, scale))
+        if norm >= step.largest:
+            atomic_store(step.control + STATUS * WORD_BYTES, batch + 1)
+            return False
+        work = FINISHING
 
 
 @part
