@@ -190,9 +190,9 @@ LAYER_MEMORY = table(
     "A",
     "kept",
     "delta",
-    "squares",  # the first unit's sum
     "gradient",  # the first unit's tile, where norms are clipped
     "gradient_squares",  # the first unit's sums
+    "squares",  # the first unit's sum
 )
 
 LAYER = table(*LAYER_FIXED.names, *LAYER_MEMORY.names)

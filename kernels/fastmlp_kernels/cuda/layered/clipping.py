@@ -8,12 +8,12 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra.optimizers import CLIP_NORM, CLIP_VALUE, clip_scale
-from fastmlp_kernels.compile import cuda_kernel, cuda_part
+from fastmlp_kernels.compile import cuda_function, cuda_kernel
 from fastmlp_kernels.cuda.layered.gather import UPDATED
 from fastmlp_kernels.cuda.sums import block_sum, is_last
 from fastmlp_kernels.problem import STATUS
 
-scale_of = cuda_part(clip_scale)
+_scale_of = cuda_function(clip_scale)
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def build(threads: int) -> Any:
         block_sum(partial, t, threads)
         if t == 0:
             squares = partial[0]
-            scale[0] = scale_of(squares, hyper[batch, CLIP_NORM])
+            scale[0] = _scale_of(squares, hyper[batch, CLIP_NORM])
             if not math.isfinite(squares):
                 scale[0] = squares - squares
                 if status[STATUS] == 0:

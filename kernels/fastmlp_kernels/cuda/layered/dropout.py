@@ -5,13 +5,12 @@ from numba import cuda
 
 from fastmlp_kernels.algebra import dropout as algebra
 from fastmlp_kernels.algebra.optimizers import DROPOUT_KEY
-from fastmlp_kernels.compile import cuda_kernel, cuda_part
+from fastmlp_kernels.compile import cuda_function, cuda_kernel
 from fastmlp_kernels.cuda.layered.bfloat16 import bfloat16_bits
 from fastmlp_kernels.cuda.layered.gather import BATCH
 
-_mixed = cuda_part(algebra.mixed)
-_row_key = cuda_part(algebra.row_key)
-_is_kept = cuda_part(algebra.is_kept)
+_row_key = cuda_function(algebra.row_key)
+_is_kept = cuda_function(algebra.is_kept)
 
 
 @cuda_kernel

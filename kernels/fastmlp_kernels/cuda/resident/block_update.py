@@ -15,7 +15,7 @@ from fastmlp_kernels.algebra.optimizers import (
     WEIGHT_DECAY,
     clip_scale,
 )
-from fastmlp_kernels.compile import cuda_part, cuda_switch
+from fastmlp_kernels.compile import cuda_function, cuda_part, cuda_switch
 from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
 from fastmlp_kernels.cuda.sums import block_sum
 
@@ -102,7 +102,7 @@ def weight_squares(threads: int, mixed: bool) -> Any:
 
 def clipped_scale(threads: int) -> Any:
     """Return the sum over a gradient that clipping by its norm takes."""
-    scale_of = cuda_part(clip_scale)
+    scale_of = cuda_function(clip_scale)
 
     @cuda_part
     def clipped_scale(numbers, words, hyper, t):
