@@ -309,8 +309,11 @@ def test_processes_that_write_at_a_time_leave_whole_files(tmp_path, child_enviro
     try:
         for child in children:
             assert child.stdout.readline()
-        seen = 0
-        for name in itertools.islice(itertools.cycle("abc"), 150):
+        seen, deadline = 0, time.monotonic() + 30
+        for reads, name in enumerate(itertools.cycle("abc")):
+            # On a busy machine the writers may come late.
+            if reads >= 150 and (seen or time.monotonic() > deadline):
+                break
             found = folder.read(name, "identity")
             assert found is None or found == found[:2] * 200_000 and found[:1] == name.encode()
             seen += found is not None

@@ -264,7 +264,8 @@ def weight_gradient(step, layer, i, j, left, rows, tile, lists):
     rows : int
         Summed over, from the first.
     tile : int
-        Address of the unit's tile, which is written: a square of a panel's width, and a row.
+        Address of the unit's tile, which is written: a row for the biases, and a square of a
+        panel's width.
     lists : int
         Address of this thread's lists of rows, or 0 for a sum over all of them.
 
@@ -279,15 +280,16 @@ def weight_gradient(step, layer, i, j, left, rows, tile, lists):
     columns = min(panel, layer.fan_out - j * panel)
     left += i * step.panel_stride * item
     right = layer.delta + j * step.panel_stride * item
+    square = tile + panel * item
     if layer.fan_out == 1:
-        call(step.gradient_single, (right, left, rows, step.zeros, 0, tile))
+        call(step.gradient_single, (right, left, rows, step.zeros, 0, square))
     elif lists:
-        listed_sum(step, i, left, right, (rows, features, columns), tile, lists)
+        listed_sum(step, i, left, right, (rows, features, columns), square, lists)
     else:
         product = step.gradient_narrow if columns <= step.lanes else step.gradient_wide
-        _sum_unit(step, product, left, right, rows, features, tile)
+        _sum_unit(step, product, left, right, rows, features, square)
     if i == 0:
-        call(step.column_sum, (right, rows, tile + panel * panel * item))
+        call(step.column_sum, (right, rows, tile))
 
 
 @part
@@ -302,11 +304,11 @@ def load_unit(step, layer, i, j, tile):
     start = step.gradient + (layer.weight + i * panel * layer.fan_out + j * panel) * item
     rows = (1, features, features) if layer.fan_out == 1 else (features, columns, layer.fan_out)
     count, width, stride = rows
-    out = (panel, tile, panel, panel, 1)
+    out = (panel, tile + panel * item, panel, panel, 1)
     call(step.copy_rows, (start, step.identity, 0, count, width, stride, *out))
     if i == 0:
         start = step.gradient + (layer.bias + j * panel) * item
-        out = (panel, tile + panel * panel * item, panel, panel, 1)
+        out = (panel, tile, panel, panel, 1)
         call(step.copy_rows, (start, step.identity, 0, 1, columns, columns, *out))
 
 
@@ -323,10 +325,10 @@ def clip_unit(step, layer, i, j, tile, hyper, scale, squares):
     columns = min(panel, layer.fan_out - j * panel)
     limit = hyper + CLIP_VALUE * item
     rows, width = (1, features) if layer.fan_out == 1 else (features, columns)
-    call(step.clip, (tile, rows, width, panel, scale, limit, squares))
+    square = tile + panel * item
+    call(step.clip, (square, rows, width, panel, scale, limit, squares))
     if i == 0:
-        bias = tile + panel * panel * item
-        call(step.clip, (bias, 1, columns, panel, scale, limit, squares + WORD_BYTES))
+        call(step.clip, (tile, 1, columns, panel, scale, limit, squares + WORD_BYTES))
 
 
 @part
@@ -355,18 +357,17 @@ def finish_unit(step, layer, i, j, tile, hyper, transposed):
     squares = layer.squares + (i * panels_of(step, layer.fan_out) + j) * WORD_BYTES
     if layer.fan_out == 1:
         copy = layer.transposed + i * layer.transposed_stride * item
-        weights = (offset, tile, copy, 1, features, features)
+        weights = (offset, tile + panel * item, copy, 1, features, features)
         _apply(step, weights, hyper, weight_decay, squares)
     else:
         copy = layer.W + (j * layer.W_stride + i * panel * panel) * item
-        weights = (offset, tile, copy, features, columns, layer.fan_out)
+        weights = (offset, tile + panel * item, copy, features, columns, layer.fan_out)
         _apply(step, weights, hyper, weight_decay, squares)
         if transposed:
             _transpose_unit(step, layer, i, j, features, columns)
     if i == 0:
         offset = (layer.bias + j * panel) * item
-        sums = tile + panel * panel * item
-        biases = (offset, sums, layer.B + j * panel * item, 1, columns, columns)
+        biases = (offset, tile, layer.B + j * panel * item, 1, columns, columns)
         _apply(step, biases, hyper, hyper + BIAS_DECAY * item, step.unused)
 
 
