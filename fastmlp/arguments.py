@@ -2,8 +2,11 @@
 
 import math
 import secrets
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from fastmlp.errors import DomainError, DTypeError
 from fastmlp_kernels.algebra.tables import NON_NEGATIVE, POSITIVE, REAL, Interval
@@ -13,6 +16,10 @@ _WANTED = {
     NON_NEGATIVE: "a finite number >= 0",
     REAL: "a finite number",
 }
+
+# A sequence of the codes of its characters is never what is meant.
+TEXTS = (str, bytes, bytearray)
+LARGEST_SHOWN = 10**100
 
 
 def check_integer(
@@ -24,7 +31,7 @@ def check_integer(
         raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}{why}")
     number = int(value)
     if number < low or (high is not None and number > high):
-        raise DomainError(f"{argument}: got {number}, wanted {wanted}{why}")
+        raise DomainError(f"{argument}: got {_shown(number)}, wanted {wanted}{why}")
     return number
 
 
@@ -36,21 +43,46 @@ def check_seed(value: Any, argument: str, high: int, why: str = "") -> int:
 
 def check_within(value: Any, argument: str, allowed: Interval, other: str = "") -> float:
     """Return a finite number in an interval; `other` says what else the argument may be."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise DTypeError(f"{argument}: got {value!r}, wanted a number{other}")
-    number = float(value)
+    number = _as_float(value, argument, f"a number{other}")
     if not (math.isfinite(number) and allowed.contains(Interval(number, number, True, True))):
         wanted = _WANTED.get(allowed, f"a number in {allowed}")
-        raise DomainError(f"{argument}: got {value!r}, wanted {wanted}")
+        raise DomainError(f"{argument}: got {_shown(value)}, wanted {wanted}")
     return number
 
 
 def check_number(value: Any, argument: str, low: float = 0.0) -> float:
     """Return a finite number of at least `low`."""
     wanted = f"a finite number >= {low:g}"
+    number = _as_float(value, argument, wanted)
+    if not (math.isfinite(number) and number >= low):
+        raise DomainError(f"{argument}: got {_shown(value)}, wanted {wanted}")
+    return number
+
+
+def check_positive(value: Any, argument: str) -> float:
+    """Return a finite number above 0."""
+    return check_within(value, argument, POSITIVE)
+
+
+def is_sequence(value: Any) -> bool:
+    """Return whether a value is a sequence: neither text nor an array without an axis."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, TEXTS)
+
+
+def _as_float(value: Any, argument: str, wanted: str) -> float:
+    """Return a number as a float; what exceeds all floats is infinite."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}")
-    number = float(value)
-    if not (math.isfinite(number) and number >= low):
-        raise DomainError(f"{argument}: got {value!r}, wanted {wanted}")
-    return number
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _shown(value: Any) -> str:
+    """Return a number as a message shows it: Python itself refuses to write very long ones."""
+    if isinstance(value, Integral) and abs(int(value)) > LARGEST_SHOWN:
+        return f"a whole number of {int(value).bit_length()} bits"
+    return repr(value)

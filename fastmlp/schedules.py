@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_number
+from fastmlp.arguments import check_number, check_positive
 from fastmlp.errors import DomainError, DTypeError, ShapeError, known_keywords
 
 
@@ -37,7 +37,7 @@ class ExponentialDecay(Schedule):
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_number(self.initial, "initial")
-        _check_positive(self.decay, "decay")
+        check_positive(self.decay, "decay")
         check_number(self.every, "every", 1)
 
     def __call__(self, step: Any) -> Any:
@@ -179,8 +179,8 @@ class OneCycle(Schedule):
         check_number(self.steps, "steps", 1)
         if check_number(self.warmup, "warmup") >= 1:
             raise DomainError(f"warmup: got {self.warmup!r}, wanted a share of the steps, below 1")
-        _check_positive(self.initial_divisor, "initial_divisor")
-        _check_positive(self.final_divisor, "final_divisor")
+        check_positive(self.initial_divisor, "initial_divisor")
+        check_positive(self.final_divisor, "final_divisor")
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step."""
@@ -279,8 +279,3 @@ def _as_rates(given: Any, shape: tuple[int, ...], argument: str, at: str) -> NDA
             f"{argument}: got shape {rates.shape} from the schedule at {at}, wanted {wanted}"
         )
     return rates
-
-
-def _check_positive(value: Any, argument: str) -> None:
-    if check_number(value, argument) == 0:
-        raise DomainError(f"{argument}: got {value!r}, wanted a finite number > 0")
