@@ -268,7 +268,7 @@ class Patience:
 
     def __init__(self, rule: EarlyStopping, known: Mapping[str, bool | None]) -> None:
         self._rule = rule
-        self._monitor, self._higher = rule.watched(known)
+        self._monitor, self.higher_is_better = rule.watched(known)
         # How good the best epoch was, and the epochs since the last improvement.
         self.best = float("-inf")
         self.waited = 0
@@ -288,7 +288,7 @@ class Patience:
 
     def observe(self, epoch: int, value: float, parameters: Any) -> bool:
         """Take note of an epoch; return whether the fit has waited long enough."""
-        goodness = value if self._higher else -value
+        goodness = value if self.higher_is_better else -value
         improved = goodness > self.best + self._rule.margin(self.best)
         self.waited = 0 if improved else self.waited + 1
         if goodness > self.best:
