@@ -11,6 +11,7 @@ import numpy as np
 from fastmlp.errors import DomainError, DTypeError
 from fastmlp_kernels.algebra.tables import NON_NEGATIVE, POSITIVE, REAL, Interval
 
+BETWEEN = Interval(0.0, 1.0, False, False)
 _WANTED = {
     POSITIVE: "a finite number > 0",
     NON_NEGATIVE: "a finite number >= 0",
@@ -20,6 +21,8 @@ _WANTED = {
 # A sequence of the codes of its characters is never what is meant.
 TEXTS = (str, bytes, bytearray)
 LARGEST_SHOWN = 10**100
+# Of what is counted.
+LARGEST_INTEGER = 2**63 - 1
 
 
 def check_integer(
@@ -30,6 +33,8 @@ def check_integer(
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}{why}")
     number = int(value)
+    if high is None and number > LARGEST_INTEGER:
+        raise DomainError(f"{argument}: got {_shown(number)}, wanted {wanted} and < 2**63")
     if number < low or (high is not None and number > high):
         raise DomainError(f"{argument}: got {_shown(number)}, wanted {wanted}{why}")
     return number
@@ -78,7 +83,7 @@ def _as_float(value: Any, argument: str, wanted: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if math.floor(value) > 0 else -math.inf
 
 
 def _shown(value: Any) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_integer, check_number, check_positive
+from fastmlp.arguments import BETWEEN, check_integer, check_number, check_positive, check_within
 from fastmlp.callbacks import EarlyStopping, Patience
 from fastmlp.errors import CallOrderError, DomainError, DTypeError, known_keywords
 from fastmlp.optimizers import Optimizer
-from fastmlp.schedules import Schedule, rates_of
+from fastmlp.schedules import Schedule, check_schedule, rates_of
 
 Array = NDArray[Any]
 
@@ -76,14 +76,15 @@ class ReduceOnPlateau(Schedule):
                 "lowers one rate"
             )
         check_number(self.minimum, "minimum")
-        if not callable(self.initial):
+        if callable(self.initial):
+            check_schedule(self.initial, "initial")
+        else:
             check_positive(self.initial, "initial")
             if self.minimum > self.initial:
                 raise DomainError(
                     f"minimum: got {self.minimum!r}, wanted at most initial={self.initial!r}"
                 )
-        if not 0 < check_number(self.factor, "factor") < 1:
-            raise DomainError(f"factor: got {self.factor!r}, wanted a number between 0 and 1")
+        check_within(self.factor, "factor", BETWEEN)
         check_integer(self.cooldown, "cooldown", 0)
         # Another library's name of what is watched is stored as ours.
         object.__setattr__(self, "monitor", self.stopping().monitor)
