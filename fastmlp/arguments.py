@@ -78,12 +78,13 @@ def is_sequence(value: Any) -> bool:
 
 def _as_float(value: Any, argument: str, wanted: str) -> float:
     """Return a number as a float; what exceeds all floats is infinite."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real:
         raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}")
     try:
         return float(value)
     except OverflowError:
-        return math.inf if math.floor(value) > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf
 
 
 def _shown(value: Any) -> str:
