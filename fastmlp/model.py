@@ -57,7 +57,7 @@ class MLP(Network):
     dropout : float or sequence of float, optional
         The share of a hidden layer's outputs that each step of `fit` and `step` leaves out, and the
         others are divided by the rest; one for all hidden layers, or one for each. All other
-        methods use all outputs. The seed and the number of the step decide which.
+        methods use all outputs. The seed and the optimizer's count of steps decide which.
 
     Attributes
     ----------

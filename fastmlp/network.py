@@ -147,7 +147,7 @@ class Network(Described):
         callbacks, checkpoints = check_callbacks(given["callbacks"])
         options = Options(
             epochs=check_integer(given["epochs"], "epochs", 1),
-            batch_size=check_batch_size(given["batch_size"], data.rows),
+            batch_size=check_batch_size(given["batch_size"], data.batch_limit),
             optimizers=self._optimizers(given["optimizer"]),
             metrics=metrics,
             shuffle=bool(given["shuffle"]),

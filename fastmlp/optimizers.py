@@ -55,12 +55,13 @@ class Optimizer:
     clip_norm : float, optional
         The largest norm that a gradient may have, of all parameters together: a longer one is
         multiplied by ``clip_norm / (norm + 1e-6)``, as `torch.nn.utils.clip_grad_norm_` does.
-        Neither `l2` nor `weight_decay` is part of it.
+        Neither `l2` nor `weight_decay` is part of it. In float32 the sum of squares must be finite:
+        a norm above 1.8e19 is refused as infinite numbers are.
     clip_value : float, optional
         The largest magnitude of an element of a gradient, before the norm is taken.
     layer_rates : sequence of float, optional
         What the learning rate is multiplied by, for each layer from the input on. A layer of rate 0
-        is frozen: its parameters stay.
+        is frozen: its parameters stay. Its gradient still counts in the norm.
     """
 
     clip_norm: float | None = field(default=None, kw_only=True)
@@ -145,6 +146,9 @@ class Optimizer:
 
         def table(factor: float) -> NDArray[Any]:
             settings = {**self.settings, **limits, "learning_rate": factor * rates}
+            if factor == 0 and self.rule.endswith("velocity"):
+                # A velocity that sums steps would go on without a rate.
+                settings["momentum"] = 0.0
             return hyper_table(OPTIMIZERS[self.rule], settings, first, count, dtype, penalty)
 
         if layers is None:

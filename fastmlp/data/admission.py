@@ -47,6 +47,11 @@ class Data(NamedTuple):
         return len(self.X)
 
     @property
+    def batch_limit(self) -> int | None:
+        """How many rows a mini-batch may have."""
+        return len(self.X)
+
+    @property
     def extent(self) -> str:
         """How many rows there are, in words."""
         return str(len(self.X))
@@ -83,6 +88,11 @@ class ChunkedData:
     outputs: int
     columns: Columns | None
     first: Data | None
+
+    @property
+    def batch_limit(self) -> int | None:
+        """How many rows a mini-batch may have, if that is known: later chunks may be longer."""
+        return self.rows if self.chunks.count == 1 else None
 
     @property
     def extent(self) -> str:
@@ -124,11 +134,19 @@ def admit_chunks(
 
     def check(X: Any, y: Any, of: str) -> Data:
         check_columns(X, known, f"{of}X")
-        return _admit(X, y, False, False, sizes, loss, dtype, of)
+        data = _admit(X, y, False, False, sizes, loss, dtype, of)
+        return data if chunks.lasting else data._replace(X=_own(data.X, X), y=_own(data.y, y))
 
     first = check(X, targets, "chunk 0 ")
     rest = first.labels, first.vector, first.rows, sizes[-1], known, first
     return ChunkedData(chunks, check, *rest)
+
+
+def _own(checked: Array, given: Any) -> Array:
+    """Return checked data in memory that whoever gave it cannot write to."""
+    # Of other kinds nobody knows whose memory it is.
+    converted = type(given) is np.ndarray and not np.may_share_memory(checked, given)
+    return checked if converted else checked.copy()
 
 
 def admit(

@@ -13,11 +13,14 @@ DEFAULT_BATCH_ROWS = 32
 CHUNK_ROWS = 1024
 
 
-def check_batch_size(value: Any, rows: int) -> int:
-    """Return the rows of a mini-batch: by default 32, or all where there are fewer."""
+def check_batch_size(value: Any, limit: int | None) -> int:
+    """Return the rows of a mini-batch: by default 32, or all where there are fewer.
+
+    `limit` is how many it may have, if that is known.
+    """
     if value is None:
-        return min(DEFAULT_BATCH_ROWS, rows)
-    return check_integer(value, "batch_size", 1, rows, ", the rows of X")
+        return DEFAULT_BATCH_ROWS if limit is None else min(DEFAULT_BATCH_ROWS, limit)
+    return check_integer(value, "batch_size", 1, limit, "" if limit is None else ", the rows of X")
 
 
 def batch_rows(rows: int, batch_size: int) -> NDArray[np.int64]:

@@ -35,6 +35,8 @@ class Chunks:
     count : int
     columns : tuple of str or None
         The names of the columns of X, of chunks of tables.
+    lasting : bool
+        Whether the arrays of a chunk stay as they are when the next one is loaded. May be set.
 
     Notes
     -----
@@ -43,7 +45,16 @@ class Chunks:
     A memory map is opened anew for each turn and then closed, so that the pages that were read do
     not pile up.
 
-    A mini-batch holds rows of one chunk, so the last one of each chunk may be smaller. With
+    A function may fill the same arrays each time: `fit` copies them before the next call, unless
+    they are `lasting`. The memory holds three chunks meanwhile. The same goes for any sequence but
+    a list or a tuple. Arrays in those, and of `from_arrays`, are not copied: nobody may write to
+    them during the fit.
+
+    Ctrl-C ends the fit at once, but nothing can end a load that has begun. It goes on beside, and
+    a process that ends waits for it. No other fit may use the same function before.
+
+    A mini-batch holds rows of one chunk, so the last one of each chunk may be smaller, and a
+    chunk of fewer rows than ``batch_size`` is one mini-batch. With
     ``shuffle`` each epoch takes the chunks in an order of its own, and the rows of each chunk too.
     Both are functions of the model's seed and of the epoch's number. If rows lie in the file by
     class or by date, shuffle them once before: rows of different chunks never meet in a batch.
@@ -61,6 +72,8 @@ class Chunks:
         self, chunks: Sequence[Any] | Callable[[int], Any], *, count: int | None = None
     ) -> None:
         self.columns: tuple[str, ...] | None = None
+        # Any other sequence may make its items when they are asked for.
+        self.lasting = type(chunks) in (list, tuple)
         if callable(chunks):
             if count is None:
                 raise DomainError("count: got None with a function, wanted the number of chunks")
@@ -94,7 +107,9 @@ class Chunks:
             part = slice(number * step, (number + 1) * step)
             return _opened(X)[part], _opened(y)[part]
 
-        return cls(load, count=-(-found[0] // step))
+        chunks = cls(load, count=-(-found[0] // step))
+        chunks.lasting = True
+        return chunks
 
     @classmethod
     def from_tables(
@@ -140,7 +155,7 @@ class Chunks:
             return X, y[:, 0] if isinstance(target, str) else y
 
         chunks = cls(load, count=len(pieces))
-        chunks.columns = tuple(wanted)
+        chunks.columns, chunks.lasting = tuple(wanted), True
         return chunks
 
     def load(self, number: int) -> tuple[Any, Any]:

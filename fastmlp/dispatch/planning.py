@@ -160,10 +160,15 @@ class Shelf:
     A program holds a workspace and tables that describe one call, so it is used by one thread at a
     time. It is put back only after a call that ended well: one that an exception has left halfway
     is dropped, and never believed again.
+
+    Attributes
+    ----------
+    plan : Plan
+        Of all its programs.
     """
 
-    def __init__(self, build: Callable[[], tuple[Plan, Program]]) -> None:
-        self._build = build
+    def __init__(self, chosen: Plan, build: Callable[[], Program]) -> None:
+        self.plan, self._build = chosen, build
         # Both ends of a list are moved by one instruction: threads need no lock here.
         self._idle: list[tuple[Plan, Program]] = []
         self._made: weakref.WeakSet[Program] = weakref.WeakSet()
@@ -190,9 +195,9 @@ class Shelf:
             time.sleep(WAIT_SECONDS / 1000)
             with contextlib.suppress(IndexError):
                 return self._idle.pop()
-        pair = self._build()
-        self._made.add(pair[1])
-        return pair
+        program = self._build()
+        self._made.add(program)
+        return self.plan, program
 
 
 def most_programs() -> int:
@@ -248,11 +253,11 @@ class Programs:
         machine = machine_with(where.threads)
         chosen = plan(problem, where.device, where.kernel, machine)
 
-        def build() -> tuple[Plan, Program]:
+        def build() -> Program:
             with guarded(chosen.kernel.device, "device"):
-                return chosen, chosen.kernel.build(problem, machine)
+                return chosen.kernel.build(problem, machine)
 
-        found = self._kept.setdefault(key, Shelf(build))
+        found = self._kept.setdefault(key, Shelf(chosen, build))
         while len(self._kept) > PROGRAMS_KEPT:
             with contextlib.suppress(KeyError):
                 self._kept.popitem(last=False)

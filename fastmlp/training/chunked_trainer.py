@@ -42,7 +42,9 @@ class ChunkedTrainer:
     Attributes
     ----------
     plan : Plan
-        The plan of the first chunk. Its kernel trains all chunks.
+        The plan of the first chunk, if it had a whole mini-batch. Its kernel trains all chunks.
+    program : None
+        Each chunk has its own.
     data : Data or ChunkedData
         The chunk that was trained on last; before the first one, all of the data.
     chunks : int
@@ -69,9 +71,9 @@ class ChunkedTrainer:
     ) -> None:
         self._state, self._chunks, self._weights = state, data, weights
         self._programs, self._batch_size, self._update, self._l2 = programs, batch_size, update, l2
-        shelf = programs.shelf(data.rows, batch_size, where, labels=data.labels, update=update)
-        self.plan, self.program = pair = shelf.take()
-        shelf.put_back(pair)
+        rows = max(data.rows, batch_size)
+        shelf = programs.shelf(rows, batch_size, where, labels=data.labels, update=update)
+        self.plan, self.program = shelf.plan, None
         self._where = where._replace(kernel=self.plan.kernel.name)
         self.data: Any = data
         self.chunks = data.chunks.count
@@ -101,21 +103,36 @@ class ChunkedTrainer:
         waiting: Callable[[int], None] = lambda done: None,
     ) -> Epoch:
         """Train for an epoch, or up to the chunk in which something was not finite."""
+        loader, whole = ThreadPoolExecutor(1, thread_name_prefix="fastmlp-chunks"), False
+        try:
+            epoch = self._run(loader, order, optimizers, waiting)
+            whole = True
+        finally:
+            # Ctrl-C does not wait for a chunk that nobody will train on.
+            loader.shutdown(wait=whole, cancel_futures=True)
+        return epoch
+
+    def _run(
+        self,
+        loader: ThreadPoolExecutor,
+        order: ChunkedOrder,
+        optimizers: Sequence[Optimizer],
+        waiting: Callable[[int], None],
+    ) -> Epoch:
         parts: list[Epoch] = []
         batches = rows = 0
-        with ThreadPoolExecutor(1, thread_name_prefix="fastmlp-chunks") as loader:
-            coming = self._begin(loader, order.chunks[0])
-            for number, following in zip_longest(order.chunks, order.chunks[1:]):
-                # The chunk before this one is not held any more: the memory has room for two.
-                self.data = coming()
-                if following is not None:
-                    coming = self._begin(loader, following)
-                own = order.rows(number, self.data.rows)
-                part = self._train(own, optimizers, following is None, waiting, batches)
-                parts.append(part)
-                batches, rows = batches + part.losses.shape[1], rows + own.shape[1]
-                if part.failed:
-                    return joined(parts)
+        coming = self._begin(loader, order.chunks[0])
+        for number, following in zip_longest(order.chunks, order.chunks[1:]):
+            # The chunk before this one is not held any more: the memory has room for two.
+            self.data = coming()
+            if following is not None:
+                coming = self._begin(loader, following)
+            own = order.rows(number, self.data.rows)
+            part = self._train(own, optimizers, following is None, waiting, batches)
+            parts.append(part)
+            batches, rows = batches + part.losses.shape[1], rows + own.shape[1]
+            if part.failed:
+                return joined(parts)
         self.rows = rows
         return joined(parts)
 

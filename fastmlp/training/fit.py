@@ -268,7 +268,8 @@ class Fit:
 
     def _fetch(self) -> None:
         """Bring the parameters and the state to the host, if they are elsewhere."""
-        if self.trainer.program.memory is not None:
+        program = self.trainer.program
+        if program is not None and program.memory is not None:
             self.state.lock.epoch(self.trainer.fetch)
 
     def _own(self, numbers: Any) -> Any:

@@ -1,15 +1,17 @@
-"""Data in chunks: the bits of a fit on arrays, and no more memory than two chunks take."""
+"""Data in chunks: the bits of a fit on arrays, and no more memory than a few chunks take."""
 
+import os
+import signal
 import sys
 import threading
 import tracemalloc
-import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastmlp import MLP, Adam, Checkpoint, Chunks, EarlyStopping, Ensemble, FastMLPError, schedules
+from fastmlp.data.admission import admit_chunks
 from fastmlp.data.shuffling import Orders, chunked_order
 from fastmlp.errors import DomainError, DTypeError, MissingPackageError, ShapeError
 from fastmlp.training import chunked_trainer
@@ -130,18 +132,112 @@ def test_a_killed_fit_goes_on_to_the_same_bits(kind, tmp_path):
             resumed.fit(other, resume=True, callbacks=checkpoint, **options(epochs=7, **more))
 
 
-def test_memory_holds_two_chunks():
-    alive, most = [], []
+# Chunks of 2 MiB: while one is loaded another is trained on. A chunk is copied once: float64, which
+# takes twice as much, is converted instead.
+@pytest.mark.parametrize(
+    ("lasting", "dtype", "held"), [(True, "f4", 2), (False, "f4", 3), (False, "f8", 4)]
+)
+def test_memory_holds_two_chunks_and_a_copy(lasting, dtype, held):
+    y, model = np.zeros(2**12, np.float32), MLP([128, 1])
 
     def load(number):
-        most.append(sum(each() is not None for each in alive))
-        rows = X[PARTS[number % 3]] + number
-        alive.append(weakref.ref(rows))
-        return rows, Y[PARTS[number % 3]]
+        return np.full((2**12, 128), number, dtype), y
 
-    MLP([4, 8, 1]).fit(Chunks(load, count=5), **options())
-    # While one is loaded, another is trained on.
-    assert max(most) == 1 and len(most) >= 20
+    data = Chunks(load, count=5)
+    data.lasting = lasting
+    model.fit(data, epochs=1, batch_size=2**12)
+    tracemalloc.start()
+    model.fit(data, epochs=2, batch_size=2**12)
+    most = tracemalloc.get_traced_memory()[1] / 2**21
+    tracemalloc.stop()
+    assert most < held + 0.5
+
+
+class Refilled:
+    """A sequence whose items are the same arrays, filled anew."""
+
+    def __init__(self):
+        self.X, self.y = X[:30].copy(), Y[:30, None].copy()
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, number):
+        part = slice(30 * number, 30 * number + 30)
+        self.X[:], self.y[:, 0] = X[part], Y[part]
+        return self.X, self.y
+
+
+@pytest.mark.parametrize("as_function", [True, False])
+def test_the_same_arrays_may_be_filled_for_every_chunk(as_function):
+    plain, refilled = MLP([4, 8, 1]), MLP([4, 8, 1])
+    plain.fit(Chunks.from_arrays(X, Y[:, None], 30), **options())
+    made = Refilled()
+    refilled.fit(Chunks(made.__getitem__, count=3) if as_function else Chunks(made), **options())
+    assert_same_fit(plain, refilled)
+
+
+def test_only_what_may_be_overwritten_is_copied():
+    def admitted(data, y=Y):
+        rest = MLP([4, 8, 1])
+        found = admit_chunks(data, None, rest.sizes, rest._loss, rest.dtype).first
+        return np.may_share_memory(found.X, X), np.may_share_memory(found.y, y)
+
+    held = [(X, Y)]
+    assert admitted(Chunks(held)) == admitted(Chunks.from_arrays(X, Y, 90)) == (True, True)
+    assert admitted(Chunks(held.__getitem__, count=1)) == (False, False)
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_a_small_first_chunk_leaves_the_mini_batches_of_others(batch_size):
+    wanted = batch_size or 32
+    model, stepped = MLP([4, 8, 1]), MLP([4, 8, 1])
+    parts = [slice(0, 3), slice(3, 90)]
+    data = Chunks([(X[part], Y[part]) for part in parts])
+    model.fit(data, shuffle=False, **options(epochs=1, l2=0, batch_size=batch_size))
+    for part in parts:
+        rows, targets = X[part], Y[part]
+        for first in range(0, len(rows), wanted):
+            batch = slice(first, first + wanted)
+            stepped.step(rows[batch], targets[batch], options()["optimizer"])
+    assert model._state.steps == stepped._state.steps == 1 + -(-87 // wanted)
+    assert model.parameters.tobytes() == stepped.parameters.tobytes()
+
+
+def test_mini_batches_may_be_larger_than_any_chunk():
+    models = MLP([4, 8, 1]), MLP([4, 8, 1])
+    for model, batch_size in zip(models, (42, 2**70), strict=True):
+        model.fit(chunks(), **options(batch_size=batch_size))
+    assert_same_fit(*models)
+    assert models[1]._state.steps == 4 * 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself Ctrl-C")
+@pytest.mark.usefixtures("interrupts_heard")
+def test_an_interrupt_does_not_wait_for_a_chunk():
+    model = MLP([4, 8, 1])
+    begun, release, ended = (threading.Event() for _ in range(3))
+    calls = []
+
+    def load(number):
+        calls.append(number)
+        if len(calls) > 1:
+            begun.set()
+            os.kill(os.getpid(), signal.SIGINT)
+            release.wait(3)
+            ended.set()
+        return X, Y
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(Chunks(load, count=3), shuffle=False, **options())
+    assert begun.is_set() and not ended.is_set()
+    release.set()
+    for thread in threading.enumerate():
+        if "fastmlp-chunks" in thread.name:
+            thread.join()
+    assert ended.is_set() and len(calls) == 2
+    model.fit(chunks(), **options())
+    assert np.isfinite(model.parameters).all()
 
 
 def test_no_thread_stays_and_none_is_needed(monkeypatch):
@@ -293,7 +389,9 @@ def test_memory_stays_small_whatever_the_file(large):
         most.append(resident())
         return data.load(number)
 
-    model.fit(Chunks(load, count=data.count), epochs=2, batch_size=2**14)
+    watched = Chunks(load, count=data.count)
+    watched.lasting = True
+    model.fit(watched, epochs=2, batch_size=2**14)
     # Chunks of 4 MB, of a file of 48.
     assert max(most) - before < 16 * 2**20 < rows.nbytes / 2
 

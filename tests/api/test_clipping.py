@@ -94,6 +94,15 @@ def test_a_frozen_layer_keeps_its_parameters():
     assert not first.any() and second.all() and not third.any()
 
 
+def test_a_velocity_does_not_move_a_frozen_layer():
+    model, optimizer = network(), SGD(0.01, momentum=0.9, rate_in_velocity=True)
+    model.fit(X, Y, epochs=1, optimizer=optimizer)
+    before = model.weights[0].copy()
+    frozen = dataclasses.replace(optimizer, layer_rates=[0, 1, 1])
+    model.fit(X, Y, epochs=1, optimizer=frozen)
+    assert model.weights[0].tobytes() == before.tobytes()
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_number_of_threads_changes_no_bit(threads):
     optimizer = Adam(0.01, clip_norm=0.05, clip_value=0.01, layer_rates=[1, 0.5, 2])
