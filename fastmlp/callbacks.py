@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, know
 from fastmlp.synonyms import resolve
 
 MONITORS = ("loss", "validation_loss", "validation_score")
+STOPPING = "; a rule of early stopping is given as early_stopping="
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,22 @@ def check_callbacks(callbacks: Any) -> tuple[tuple[Callback, ...], tuple[Checkpo
     checkpoints = tuple(each for each in given if isinstance(each, Checkpoint))
     called = tuple(each for each in given if not isinstance(each, Checkpoint))
     for each in called:
-        if not callable(each) or each is Checkpoint:
-            stopping = "; a rule of early stopping is given as early_stopping="
+        # A class of a user's may do all its work as it is made.
+        if isinstance(each, type) and any(_is_ours(base) for base in each.__mro__):
+            raise DTypeError(
+                f"callbacks: got the class {each.__name__}, wanted an object; call it: "
+                f"{each.__name__}(...){'' if each is not EarlyStopping else STOPPING}"
+            )
+        if not callable(each):
             raise DTypeError(
                 f"callbacks: got {each!r}, wanted callables that take an EpochEnd and return True "
-                f"to stop{stopping if isinstance(each, EarlyStopping) else ''}"
+                f"to stop{STOPPING if isinstance(each, EarlyStopping) else ''}"
             )
     return called, checkpoints
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "fastmlp"
 
 
 def check_resume(resume: Any, checkpoints: Sequence[Checkpoint]) -> str | None:
@@ -136,6 +147,8 @@ def check_resume(resume: Any, checkpoints: Sequence[Checkpoint]) -> str | None:
         return fspath(checkpoints[0].path)
     if not isinstance(resume, str | PathLike):
         raise DTypeError(f"resume: got {resume!r}, wanted a path or True")
+    if not Path(resume).name:
+        raise DomainError(f"resume: got {resume!r}, wanted the path of a file, or True")
     return fspath(resume)
 
 
@@ -268,7 +281,7 @@ class Patience:
 
     def __init__(self, rule: EarlyStopping, known: Mapping[str, bool | None]) -> None:
         self._rule = rule
-        self._monitor, self._higher = rule.watched(known)
+        self._monitor, self.higher_is_better = rule.watched(known)
         # How good the best epoch was, and the epochs since the last improvement.
         self.best = float("-inf")
         self.waited = 0
@@ -288,7 +301,7 @@ class Patience:
 
     def observe(self, epoch: int, value: float, parameters: Any) -> bool:
         """Take note of an epoch; return whether the fit has waited long enough."""
-        goodness = value if self._higher else -value
+        goodness = value if self.higher_is_better else -value
         improved = goodness > self.best + self._rule.margin(self.best)
         self.waited = 0 if improved else self.waited + 1
         if goodness > self.best:

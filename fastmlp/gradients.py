@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_number
-from fastmlp.errors import DTypeError
+from fastmlp.errors import DTypeError, known_keywords
 from fastmlp.state.parameters import ParameterViews, check_values
 
 
@@ -62,6 +62,7 @@ class Gradients:
         return f"<Gradients of {self.flat.size:,} parameters in {len(self.weights)} layers>"
 
 
+@known_keywords
 def clip_gradients(
     gradients: Iterable[Gradients] | Gradients,
     *,
@@ -77,7 +78,7 @@ def clip_gradients(
     Parameters
     ----------
     gradients : Gradients, or several
-        ``model.gradients``, or of `MLP.value_and_grad`.
+        ``model.gradients``, or of `MLP.value_and_grad`. One that is given twice counts once.
     norm, value : float, optional
         The largest norm of all elements together, and the largest magnitude of each.
 
@@ -100,13 +101,17 @@ def clip_gradients(
     >>> critic.gradients.flat[:] = 4.0
     >>> before = clip_gradients([actor.gradients, critic.gradients], norm=0.5)
     """
-    several = [gradients] if isinstance(gradients, Gradients) else list(gradients)
+    wanted = "wanted Gradients, such as model.gradients"
+    if isinstance(gradients, Gradients):
+        gradients = [gradients]
+    elif not isinstance(gradients, Iterable):
+        raise DTypeError(f"gradients: got {type(gradients).__name__}, {wanted}, or several")
+    several = list(gradients)
     for index, each in enumerate(several):
         if not isinstance(each, Gradients):
-            raise DTypeError(
-                f"gradients[{index}]: got {type(each).__name__}, wanted Gradients, such as "
-                "model.gradients"
-            )
+            raise DTypeError(f"gradients[{index}]: got {type(each).__name__}, {wanted}")
+    # ``model.gradients`` is a new object each time, of the same numbers.
+    several = list({each.flat.ctypes.data: each for each in several}.values())
     limits = {"norm": norm, "value": value}
     checked = {
         name: None if limit is None else check_number(limit, name) for name, limit in limits.items()

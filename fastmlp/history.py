@@ -201,6 +201,8 @@ class History:
 
         Of an ensemble the mean over the networks, and the range.
         """
+        if not self._epochs:
+            return ["no epochs"]
         record = self._epochs[epoch]
         said = [f"loss {_said(record.loss, f'.{digits}g')}"]
         for (name, metric), value in (record.validation or {}).items():

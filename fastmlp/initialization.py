@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastmlp.arguments import check_number, check_seed
+from fastmlp.arguments import TEXTS, check_number, check_seed
 from fastmlp.dispatch.problems import check_memory, make_problem
 from fastmlp.errors import DTypeError, ShapeError, look_up
 from fastmlp.files.contents import Contents
@@ -68,7 +68,7 @@ def _check_initializers(given: Any, activations: Sequence[str]) -> list[Any]:
 def _check_gains(given: Any, layers: int) -> list[float]:
     if isinstance(given, Real):
         return [check_number(given, "gain")] * layers
-    if isinstance(given, str) or not np.iterable(given):
+    if isinstance(given, TEXTS) or not np.iterable(given):
         raise DTypeError(f"gain: got {given!r}, wanted a number or one per layer")
     each = _one_per_layer("gain", list(given), layers)
     return [check_number(one, f"gain[{i}]") for i, one in enumerate(each)]

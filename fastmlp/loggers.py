@@ -1,6 +1,7 @@
 """Callbacks that write a fit down while it runs: to a CSV file, or for TensorBoard."""
 
 import csv
+import secrets
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ class CSVLogger:
     def __call__(self, event: EpochEnd) -> None:
         """Write the last epoch."""
         history = event.model.history
-        if history is not self._history:
+        # A penalty that was 0 so far has no column yet.
+        untitled = "penalty" not in self._titles and np.nansum(event.penalty) != 0
+        if history is not self._history or untitled:
             history.to_csv(self.path)
             self._history, self._titles = history, history._titles()
             return
@@ -96,7 +99,9 @@ class TensorBoard:
         """Write the last epoch."""
         if self._writer is None:
             # Not before the first epoch: a refused fit leaves no folder.
-            self._writer = self._make(self.path, flush_secs=FLUSH_SECONDS)
+            # Names have the second alone, so a copy would write over a file of the same second.
+            own = f".{secrets.token_hex(4)}"
+            self._writer = self._make(self.path, flush_secs=FLUSH_SECONDS, filename_suffix=own)
         epochs = np.atleast_1d(event.model.epochs_trained)
         for name, numbers in event.values.items():
             if np.ndim(numbers) == 0:
@@ -104,6 +109,10 @@ class TensorBoard:
                 continue
             for member in np.flatnonzero(~np.isnan(numbers)).tolist():
                 self._writer.add_scalar(f"{name}/{member}", numbers[member], int(epochs[member]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy begins with: it opens a file of its own in the folder."""
+        return {**self.__dict__, "_writer": None}
 
     def close(self) -> None:
         """Write what is left, and close the file; the end of the process does it too."""

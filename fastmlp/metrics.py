@@ -271,6 +271,12 @@ def _row(given: Any) -> Metric:
     return _of_user(given)
 
 
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def _of_user(function: Any) -> Metric:
     """Return the row of a function ``f(y, prediction)``, maybe with a `sample_weight`."""
     name = getattr(function, "__name__", None)
@@ -293,8 +299,8 @@ def _of_user(function: Any) -> Metric:
         y = y[:, 0].astype(np.int64) if predicted.labels else y[:, 0] if predicted.vector else y
         prediction = prediction[:, 0] if predicted.vector else prediction
         weights = predicted.weights
-        more = {} if weights is None else {"sample_weight": weights}
-        found = function(y, prediction, **more)
+        more = {} if weights is None else {"sample_weight": _read_only(weights)}
+        found = function(_read_only(y), _read_only(prediction), **more)
         try:
             return float(found)
         except (TypeError, ValueError):

@@ -264,7 +264,8 @@ class Network(Described):
         metrics : str, callable or several, optional
             More of them: "mae", "rmse", "r2", "accuracy", "log_loss", "roc_auc", as scikit-learn
             defines them, or functions ``f(y, prediction) -> float``, which are given y as labels
-            or numbers, what `predict` returns, and ``sample_weight=`` where rows have weights.
+            or numbers, what `predict` returns, and ``sample_weight=`` where rows have weights: all
+            read-only.
         sample_weight : array-like (rows,), optional
             Of the rows in all means; of an ensemble also (members, rows).
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arguments import check_within
+from fastmlp.arguments import check_within, is_sequence
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, known_keywords
-from fastmlp.schedules import rates_of
+from fastmlp.schedules import check_schedule, rates_of
 from fastmlp_kernels.algebra import OPTIMIZERS, OptimizerRule, hyper_table
 from fastmlp_kernels.algebra.optimizers import CLIPPINGS, RANGES
 from fastmlp_kernels.algebra.tables import NON_NEGATIVE
@@ -76,9 +76,9 @@ class Optimizer:
                     raise DTypeError(f"{name}: got {value!r}, wanted True or False")
             elif name == _LAYER_RATES:
                 object.__setattr__(self, name, _check_layer_rates(value))
-            elif not (
-                (name == "learning_rate" and callable(value)) or (name in _LIMITS and value is None)
-            ):
+            elif name == "learning_rate" and callable(value):
+                check_schedule(value, name)
+            elif not (name in _LIMITS and value is None):
                 # A float, so that NumPy scalars and integers leave no trace in the settings.
                 object.__setattr__(self, name, _check_number(name, value))
 
@@ -174,7 +174,7 @@ def _check_layer_rates(given: Any) -> tuple[float, ...] | None:
     if given is None:
         return None
     wanted = "wanted a sequence of numbers, one for each layer of weights: (0, 0.1, 1)"
-    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+    if not is_sequence(given):
         raise DTypeError(f"layer_rates: got {given!r}, {wanted}")
     return tuple(_check_number(f"layer_rates[{k}]", each) for k, each in enumerate(given))
 

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_integer, check_number
+from fastmlp.arguments import BETWEEN, check_integer, check_number, check_positive, check_within
 from fastmlp.callbacks import EarlyStopping, Patience
-from fastmlp.errors import CallOrderError, DomainError, known_keywords
+from fastmlp.errors import CallOrderError, DomainError, DTypeError, known_keywords
 from fastmlp.optimizers import Optimizer
-from fastmlp.schedules import Schedule, rates_of
+from fastmlp.schedules import Schedule, check_schedule, rates_of
 
 Array = NDArray[Any]
+
+# The smallest normal number. Below it numbers lose digits.
+SMALLEST_RATE = float(np.finfo(np.float64).tiny)
 
 
 @known_keywords
@@ -39,7 +42,7 @@ class ReduceOnPlateau(Schedule):
     cooldown : int
         Epochs after a fall that are not counted, whatever the loss.
     minimum : float
-        The rate falls to this one at most.
+        The rate falls to this one at most, and in any case stays above 0.
 
     Notes
     -----
@@ -67,12 +70,22 @@ class ReduceOnPlateau(Schedule):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not callable(self.initial):
-            check_number(self.initial, "initial")
-        if not 0 < check_number(self.factor, "factor") < 1:
-            raise DomainError(f"factor: got {self.factor!r}, wanted a number between 0 and 1")
-        check_integer(self.cooldown, "cooldown", 0)
+        if isinstance(self.initial, ReduceOnPlateau):
+            raise DTypeError(
+                "initial: got a ReduceOnPlateau, wanted a number or a schedule of steps; one rule "
+                "lowers one rate"
+            )
         check_number(self.minimum, "minimum")
+        if callable(self.initial):
+            check_schedule(self.initial, "initial")
+        else:
+            check_positive(self.initial, "initial")
+            if self.minimum > self.initial:
+                raise DomainError(
+                    f"minimum: got {self.minimum!r}, wanted at most initial={self.initial!r}"
+                )
+        check_within(self.factor, "factor", BETWEEN)
+        check_integer(self.cooldown, "cooldown", 0)
         # Another library's name of what is watched is stored as ours.
         object.__setattr__(self, "monitor", self.stopping().monitor)
 
@@ -91,7 +104,9 @@ class ReduceOnPlateau(Schedule):
 
     def after(self, falls: int) -> Any:
         """Return the learning rate, a number or a schedule, after so many falls."""
-        reduced = _Reduced(self.initial, float(self.factor) ** falls, float(self.minimum))
+        # A long fit falls until the product is 0, which is no learning rate.
+        minimum = max(float(self.minimum), SMALLEST_RATE)
+        reduced = _Reduced(self.initial, float(self.factor) ** falls, minimum)
         return reduced if callable(self.initial) else float(reduced(0))
 
 

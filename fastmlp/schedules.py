@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_number
+from fastmlp.arguments import TEXTS, check_number, check_positive
 from fastmlp.errors import DomainError, DTypeError, ShapeError, known_keywords
 
 
@@ -37,7 +37,7 @@ class ExponentialDecay(Schedule):
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_number(self.initial, "initial")
-        _check_positive(self.decay, "decay")
+        check_positive(self.decay, "decay")
         check_number(self.every, "every", 1)
 
     def __call__(self, step: Any) -> Any:
@@ -81,7 +81,7 @@ class PiecewiseConstant(Schedule):
         """Check the numbers, and keep them as tuples, which can be compared."""
         for name in ("boundaries", "rates"):
             given = getattr(self, name)
-            if isinstance(given, str) or not np.iterable(given):
+            if isinstance(given, TEXTS) or not np.iterable(given):
                 raise DTypeError(f"{name}: got {given!r}, wanted a list of numbers")
             numbers = tuple(check_number(each, f"{name}[{i}]") for i, each in enumerate(given))
             object.__setattr__(self, name, numbers)
@@ -179,8 +179,8 @@ class OneCycle(Schedule):
         check_number(self.steps, "steps", 1)
         if check_number(self.warmup, "warmup") >= 1:
             raise DomainError(f"warmup: got {self.warmup!r}, wanted a share of the steps, below 1")
-        _check_positive(self.initial_divisor, "initial_divisor")
-        _check_positive(self.final_divisor, "final_divisor")
+        check_positive(self.initial_divisor, "initial_divisor")
+        check_positive(self.final_divisor, "final_divisor")
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step."""
@@ -207,8 +207,7 @@ class LinearWarmup(Schedule):
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_number(self.steps, "steps", 1)
-        if not callable(self.then):
-            check_number(self.then, "then")
+        check_rate(self.then, "then")
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step."""
@@ -220,6 +219,23 @@ class LinearWarmup(Schedule):
 def _cosine(first: float, last: float, along: Any) -> Any:
     """Return the number so far along half a cosine from `first` to `last`."""
     return last + (first - last) * 0.5 * (1 + np.cos(np.pi * along))
+
+
+def check_schedule(value: Any, argument: str) -> None:
+    """Refuse a class in the place of a schedule: it would be called with a step."""
+    if isinstance(value, type):
+        raise DTypeError(
+            f"{argument}: got the class {value.__name__}, wanted an object; call it: "
+            f"{value.__name__}(...)"
+        )
+
+
+def check_rate(value: Any, argument: str) -> None:
+    """Refuse what is neither a finite number of at least 0 nor a schedule."""
+    if callable(value):
+        check_schedule(value, argument)
+    else:
+        check_number(value, argument)
 
 
 def rates_of(rate: Any, steps: Any, argument: str) -> NDArray[np.float64]:
@@ -279,8 +295,3 @@ def _as_rates(given: Any, shape: tuple[int, ...], argument: str, at: str) -> NDA
             f"{argument}: got shape {rates.shape} from the schedule at {at}, wanted {wanted}"
         )
     return rates
-
-
-def _check_positive(value: Any, argument: str) -> None:
-    if check_number(value, argument) == 0:
-        raise DomainError(f"{argument}: got {value!r}, wanted a finite number > 0")

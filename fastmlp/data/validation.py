@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastmlp.arguments import BETWEEN, check_within
 from fastmlp.data.admission import Data
 from fastmlp.data.arrays import host_copy
 from fastmlp.data.weighting import Weights, check_any_weight, check_sample_weight
-from fastmlp.errors import DomainError, DTypeError, ShapeError
+from fastmlp.errors import DTypeError, ShapeError
 
 # Of the streams of a seed, the one that draws the rows to hold out.
 HELD_OUT = 1
@@ -86,11 +86,7 @@ def hold_out(
         Of the rows, as in scikit-learn: rounded up.
     """
     rows = len(data.X)
-    if isinstance(share, bool) or not isinstance(share, Real):
-        raise DTypeError(f"validation_split: got {share!r}, wanted a number between 0 and 1")
-    if not 0 < float(share) < 1:
-        raise DomainError(f"validation_split: got {share!r}, wanted a number between 0 and 1")
-    count = math.ceil(float(share) * rows)
+    count = math.ceil(check_within(share, "validation_split", BETWEEN) * rows)
     if count == rows:
         raise ShapeError(
             f"validation_split: got {share!r} of {rows} rows, wanted some left to train on"

@@ -1,7 +1,6 @@
 """Weights of rows: as users give them, by row or by class, and as the factors of kernels."""
 
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,8 +175,7 @@ def class_weights(class_weight: Any, data: Data, classes: int = 0) -> Weights:
         )
     table = np.full(len(counts), np.nan)
     for label, weight in class_weight.items():
-        whole = isinstance(label, Real) and float(label).is_integer()
-        if not whole or not 0 <= int(label) < len(table):
+        if label not in range(len(table)):
             raise DomainError(
                 f"class_weight: got a weight of class {label!r}, wanted classes from 0 to "
                 f"{len(table) - 1}, as in y"

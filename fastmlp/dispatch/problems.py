@@ -1,19 +1,22 @@
 """The checked problem that the arguments of a model describe."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from fastmlp.arguments import check_integer, check_number
+from fastmlp.arguments import check_integer, check_within, is_sequence
 from fastmlp.device.machine import physical_memory
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, look_up
 from fastmlp.losses import check_loss
 from fastmlp.synonyms import answer, resolve
 from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.algebra.tables import Interval
 from fastmlp_kernels.problem import DTYPES, PRECISIONS, REDUCTIONS, Problem
+
+# Of dropout: not all may be left out.
+SHARES = Interval(0.0, 1.0, True, False)
 
 
 def make_problem(
@@ -112,8 +115,10 @@ def _check_activations(activations: Any, layers: int) -> list[Any]:
 
 def _check_dropout(dropout: Any, hidden: int) -> tuple[float, ...]:
     """Return the share of each hidden layer; nothing where none is left out."""
+    # An array without an axis stands for its number.
+    dropout = dropout[()] if isinstance(dropout, np.ndarray) else dropout
     alone = isinstance(dropout, Real)
-    if isinstance(dropout, str) or not (alone or isinstance(dropout, Sequence | np.ndarray)):
+    if not (alone or is_sequence(dropout)):
         raise DTypeError(
             f"dropout: got {dropout!r}, wanted a number in [0, 1) or one for each hidden layer"
         )
@@ -125,10 +130,12 @@ def _check_dropout(dropout: Any, hidden: int) -> tuple[float, ...]:
     shares = []
     for index, each in enumerate(given):
         name = "dropout" if alone else f"dropout[{index}]"
-        number = check_number(each, name)
-        if number >= 1:
-            raise DomainError(f"{name}: got {each!r}, wanted a number in [0, 1)")
-        shares.append(number)
+        shares.append(check_within(each, name, SHARES))
+    if alone and not hidden and any(shares):
+        raise DomainError(
+            f"dropout: got {shares[0]} with no hidden layer, wanted 0, or one whose outputs are "
+            "left out: sizes of at least three numbers"
+        )
     shares = shares * hidden if alone else shares
     return tuple(shares) if any(shares) else ()
 

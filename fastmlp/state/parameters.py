@@ -33,13 +33,25 @@ def initialize(
     seed: int,
     gains: Sequence[float],
 ) -> None:
-    """Draw the weights of each layer by its initialiser, times its gain; set the biases to zero."""
+    """Draw the weights of each layer by its initialiser, times its gain; set the biases to zero.
+
+    Raises
+    ------
+    DomainError
+        If a gain is so large that weights are infinite.
+    """
     generator = np.random.Generator(np.random.PCG64(seed))
     vector[:] = 0
     for layer, initializer, gain in zip(layout, initializers, gains, strict=True):
         # Drawn in float64 for every dtype, so that a seed means the same network in both.
         weights = _draw(initializer, layer.fan_in, layer.fan_out, generator)
-        vector[layer.weight] = gain * weights.ravel()
+        with np.errstate(over="ignore"):
+            vector[layer.weight] = gain * weights.ravel()
+        if not all_finite(vector[layer.weight]):
+            raise DomainError(
+                f"gain: got {gain:g}, which makes infinite weights of {layer.fan_in} inputs and "
+                f"{layer.fan_out} outputs in {vector.dtype}, wanted a smaller one"
+            )
 
 
 def _draw(

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 # Settings that are digests, which say nothing to a reader.
 DIGESTS = ("X, y or weights", "validation_data")
 # What files of older versions do not say.
-ADDED = ("metrics",)
+ADDED = ("metrics", "higher_is_better")
 PROGRESS = ("best", "waited", "best_epoch", "trained")
 CALLBACKS = "callbacks."
 

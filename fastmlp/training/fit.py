@@ -166,7 +166,10 @@ class Fit:
         if isinstance(data, ChunkedData):
             # The first chunk stands for all of them.
             data, weights = data.first, weights and weights(data.first)
-        optimizers = repr([*dict.fromkeys(options.optimizers)])
+        rule = options.early_stopping
+        # Equal ones are written once, whatever their number.
+        alike = all(each == options.optimizers[0] for each in options.optimizers)
+        optimizers = repr([*options.optimizers[: 1 if alike else None]])
         kept = keepers(options.callbacks)
         more = {"callbacks": _without_addresses(repr(kept))} if kept else {}
         return {
@@ -178,7 +181,8 @@ class Fit:
             "optimizer": _without_addresses(optimizers),
             "shuffle": str(options.shuffle),
             "l2": str(options.l2),
-            "early_stopping": str(options.early_stopping),
+            "early_stopping": str(rule),
+            "higher_is_better": str(rule and self.patience[0].higher_is_better),
             "validation_rows": str(sum(len(data.X) for data, _ in validation.values())),
             "validation_data": digest(
                 *(each for data, weights in validation.values() for each in (*data[:2], weights))

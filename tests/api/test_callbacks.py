@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from fastmlp import MLP, SGD, Adam, EarlyStopping, EpochEnd
+from fastmlp import MLP, SGD, Adam, CSVLogger, EarlyStopping, EpochEnd, WeightAverage
 from fastmlp.callbacks import Patience
 from fastmlp.errors import DomainError, DTypeError, UnknownNameError
 from fastmlp.metrics import METRICS, monitors
@@ -193,6 +193,12 @@ BAD = [
     ({"callbacks": 3}, DTypeError, "callbacks: got 3"),
     ({"callbacks": [3]}, DTypeError, "callbacks: got 3"),
     ({"callbacks": EarlyStopping()}, DTypeError, "is given as early_stopping="),
+    ({"callbacks": EarlyStopping}, DTypeError, "the class .* is given as early_stopping="),
+    ({"callbacks": [CSVLogger]}, DTypeError, "got the class CSVLogger, .* call it: CSVLogger"),
+    ({"callbacks": WeightAverage}, DTypeError, "got the class WeightAverage, wanted an object"),
+    ({"callbacks": type("Own", (WeightAverage,), {})}, DTypeError, "got the class Own"),
+    ({"resume": ""}, DomainError, "resume: got '', wanted the path of a file"),
+    ({"resume": "."}, DomainError, "resume: got '.', wanted the path of a file"),
     ({"early_stopping": EarlyStopping}, DTypeError, "got the class EarlyStopping"),
     ({"early_stopping": 5}, DTypeError, "early_stopping: got 5"),
     (

@@ -152,6 +152,40 @@ def test_a_checkpoint_of_another_fit_is_refused_and_nothing_changes(tmp_path):
         MLP([4, 12, 1]).fit(X, Y, epochs=3, resume=path, **options())
 
 
+def test_the_optimizers_of_a_fit_that_goes_on_are_those_of_the_same_networks(tmp_path):
+    one, other = Adam(0.01), Adam(0.02)
+    for first, second in (([one, other, one], [one, other, other]), ([one] * 3, [one, one, other])):
+        rest = {"callbacks": Checkpoint(tmp_path / f"{first.count(one)}"), "resume": True}
+        Ensemble([4, 3, 1], 3).fit(X, Y, epochs=1, **options(optimizer=first, **rest))
+        with pytest.raises(ModelFileError, match="of a fit with optimizer="):
+            Ensemble([4, 3, 1], 3).fit(X, Y, epochs=2, **options(optimizer=second, **rest))
+        again = Ensemble([4, 3, 1], 3)
+        again.fit(X, Y, epochs=2, **options(optimizer=first, **rest))
+        assert again.epochs_trained.tolist() == [2] * 3
+
+
+def test_equal_optimizers_are_written_once(tmp_path):
+    """So did earlier versions, and their checkpoints can be resumed."""
+    equal, path = [Adam(0.01) for _ in range(3)], tmp_path / "fit"
+    Ensemble([4, 3, 1], 3).fit(X, Y, epochs=1, optimizer=equal, callbacks=Checkpoint(path))
+    assert path.read_bytes().count(b"Adam(learning_rate") == 1
+
+
+def test_a_direction_of_early_stopping_is_compared(tmp_path):
+    def bias(y, prediction):
+        return float(np.mean(prediction - y))
+
+    path = tmp_path / "fit"
+    rest = {"metrics": bias, "callbacks": Checkpoint(path), "resume": True}
+    up, down = (EarlyStopping(5, 0, "validation_bias", higher_is_better=k) for k in (True, False))
+    MLP([4, 3, 1]).fit(X, Y, epochs=1, **options(early_stopping=up, **rest))
+    with pytest.raises(ModelFileError, match="higher_is_better=True, wanted higher_is_better=Fals"):
+        MLP([4, 3, 1]).fit(X, Y, epochs=2, **options(early_stopping=down, **rest))
+    again = MLP([4, 3, 1])
+    again.fit(X, Y, epochs=2, **options(early_stopping=up, **rest))
+    assert again.epochs_trained == 2
+
+
 def test_other_data_is_refused(tmp_path):
     path = tmp_path / "fit"
     weights = np.linspace(0.5, 1.5, 96)

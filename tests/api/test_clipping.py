@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastmlp import MLP, SGD, Adam, AdamW, Ensemble, NonFiniteTrainingError, clip_gradients
-from fastmlp.errors import DomainError, DTypeError, ShapeError
+from fastmlp.errors import DomainError, DTypeError, ShapeError, UnknownKeywordError
 
 GENERATOR = np.random.default_rng(0)
 # Wider than a panel, rows that do not divide, a layer of one unit.
@@ -162,6 +162,9 @@ def test_bad_limits_and_rates_are_refused():
         SGD(clip_value="1")
     with pytest.raises(DTypeError, match="layer_rates: got 0.1, wanted a sequence"):
         SGD(layer_rates=0.1)
+    for bad in (np.array(0.5), np.ma.masked, b"x", bytearray(b"x")):
+        with pytest.raises(DTypeError, match="layer_rates: got .*, wanted a sequence"):
+            Adam(layer_rates=bad)
     with pytest.raises(DomainError, match=r"layer_rates\[1\]: got -1"):
         SGD(layer_rates=[1, -1])
     model = network()
@@ -198,3 +201,19 @@ def test_gradients_of_several_models_have_one_norm():
         clip_gradients([before], norm=1.0)
     with pytest.raises(DomainError, match="norm: got -1"):
         clip_gradients(one, norm=-1)
+    for bad, name in ((models[0], "MLP"), (None, "NoneType")):
+        with pytest.raises(DTypeError, match=rf"^gradients: got {name}, wanted Gradients"):
+            clip_gradients(bad, norm=0.5)
+    with pytest.raises(UnknownKeywordError, match="clip_gradients: got an unknown keyword 'max_n"):
+        clip_gradients(one, max_norm=0.5)
+
+
+def test_gradients_that_are_given_twice_count_once():
+    model, other = network(0), network(1)
+    for each in (model, other):
+        each.gradients.flat[:] = 1.0
+    several = [model.gradients, model.gradients, other.gradients]
+    assert clip_gradients(several, norm=0.5) == pytest.approx((2 * len(model.parameters)) ** 0.5)
+    assert model.gradients.flat.tobytes() == other.gradients.flat.tobytes()
+    both = np.concatenate([model.gradients.flat, other.gradients.flat])
+    assert np.linalg.norm(both) == pytest.approx(0.5, rel=1e-5)

@@ -131,7 +131,7 @@ def test_a_file_knows_the_shares(tmp_path):
 
 def test_bad_shares_are_refused():
     for bad in (1, -0.1, np.nan):
-        with pytest.raises(DomainError, match="dropout: got"):
+        with pytest.raises(DomainError, match=r"dropout: got .*, wanted a number in \[0, 1\)"):
             network(dropout=bad)
     with pytest.raises(DomainError, match=r"dropout\[2\]: got 2"):
         network(dropout=[0, 0, 2])
@@ -139,5 +139,13 @@ def test_bad_shares_are_refused():
         network(dropout=[0.1, 0.2])
     with pytest.raises(DTypeError, match="dropout"):
         network(dropout="half")
-    with pytest.raises(DTypeError, match="dropout"):
-        network(dropout=None)
+    for bad in (None, np.ma.masked, b"half"):
+        with pytest.raises(DTypeError, match=r"^dropout: got .* one for each hidden layer"):
+            network(dropout=bad)
+    for bad in (0.5, np.array(0.5)):
+        with pytest.raises(DomainError, match=r"^dropout: got 0.5 with no hidden layer, wanted 0,"):
+            MLP([4, 1], dropout=bad)
+
+
+def test_an_array_without_an_axis_is_a_number():
+    assert network(dropout=np.array(0.25)).dropout == network(dropout=0.25).dropout

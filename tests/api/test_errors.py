@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop
+from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, EarlyStopping, Huber, ReduceOnPlateau, RMSprop
 from fastmlp.errors import (
     DomainError,
     DTypeError,
@@ -15,6 +15,7 @@ from fastmlp.errors import (
     ShapeError,
     UnknownNameError,
 )
+from fastmlp.schedules import LinearWarmup, OneCycle
 from fastmlp_kernels import cpu
 
 CPU_KERNEL = cpu.KERNELS[0].name
@@ -305,10 +306,42 @@ def test_bad_models(arguments, error, argument, part):
         (lambda: AdamW(weight_decay=np.inf), "weight_decay"),
         (lambda: RMSprop(decay=1.5), "decay"),
         (lambda: Adagrad(learning_rate=None), "learning_rate"),
+        (lambda: SGD(OneCycle), "learning_rate"),
+        (lambda: SGD(LinearWarmup(5, OneCycle)), "then"),
+        (lambda: SGD(ReduceOnPlateau(OneCycle)), "initial"),
     ],
 )
 def test_bad_numbers_of_optimizers(make, argument):
     assert_refused(None, make, (ValueError, TypeError), argument + ":")
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda large: SGD(large), "learning_rate"),
+        (lambda large: SGD(momentum=-large), "momentum"),
+        (lambda large: Adam(clip_norm=large), "clip_norm"),
+        (lambda large: Adam(layer_rates=[1, large]), "layer_rates[1]"),
+        (lambda large: OneCycle(large, 10), "maximum"),
+        (lambda large: EarlyStopping(patience=large), "patience"),
+        (lambda large: EarlyStopping(tolerance=large), "tolerance"),
+        (lambda large: Huber(large), "delta"),
+        (lambda large: MLP([large, 1]), "sizes[0]"),
+        (lambda large: MLP([4, 1], seed=large), "seed"),
+        (lambda large: MLP([4, 1], gain=large), "gain"),
+        (lambda large: MLP([4, 1]).fit(X, Y, validation_split=large), "validation_split"),
+    ],
+)
+def test_a_number_beyond_all_floats_is_refused_in_few_words(make, argument, digits):
+    """Python itself turns no such number into a float, and writes none of 5000 digits."""
+    assert_refused(None, lambda: make(10**digits), DomainError, argument + ":", " bits, wanted ")
+
+
+def test_a_weight_of_a_class_beyond_all_floats(classifier):
+    weights = {10**400: 1.0}
+    with pytest.raises(DomainError, match=r"^class_weight: got a weight of class 10+, wanted"):
+        classifier.fit(X, LABELS, batch_size=4, class_weight=weights)
 
 
 def test_weights_that_are_not_finite_are_refused_before_training():

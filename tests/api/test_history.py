@@ -150,6 +150,11 @@ def test_a_plot_shows_itself_in_a_notebook_that_has_not_imported_pyplot(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_history_without_epochs_says_so():
+    history = History("cpu.fused", "cpu", "r2", 70)
+    assert history.line() == "no epochs" and repr(history) == "<History of 0 epochs on cpu.fused>"
+
+
 def test_a_plot_without_epochs_is_empty():
     pytest.importorskip("matplotlib")
     assert not History("cpu.fused", "cpu", "r2", 70).plot().axes[0].lines

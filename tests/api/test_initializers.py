@@ -96,3 +96,9 @@ def test_each_network_of_an_ensemble_draws_its_own():
 def test_what_is_no_initializer_or_gain_is_refused(more, error, part):
     with pytest.raises(error, match=part):
         MLP(SIZES, **more)
+
+
+@pytest.mark.parametrize(("dtype", "gain"), [("float32", 3e38), ("float64", [1.7e308, 1.0])])
+def test_a_gain_that_makes_infinite_weights_is_refused(dtype, gain):
+    with pytest.raises(DomainError, match=rf"^gain: got \d\S*, which .* in {dtype}, wanted a smal"):
+        MLP([1, 32, 1], gain=gain, dtype=dtype)

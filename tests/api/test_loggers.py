@@ -1,6 +1,8 @@
 """Callbacks that write a fit down, and errors that callbacks raise."""
 
+import copy
 import csv
+import pickle
 import sys
 
 import numpy as np
@@ -59,6 +61,18 @@ def test_one_csv_logger_serves_one_fit_after_another(tmp_path):
         assert (tmp_path / "fit.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+@pytest.mark.parametrize("members", [None, 2])
+def test_a_penalty_that_begins_at_zero_has_its_column(members, tmp_path):
+    model = MLP([4, 1]) if members is None else Ensemble([4, 1], members)
+    model.parameters = np.zeros_like(model.parameters)
+    rest = {"epochs": 4, "callbacks": CSVLogger(tmp_path / "fit.csv"), "l2": 0.1}
+    model.fit(X, Y, batch_size=len(X), **rest)
+    assert not np.any(model.history.penalty[0]) and np.all(model.history.penalty[-1])
+    model.history.to_csv(tmp_path / "whole.csv")
+    assert "penalty" in (tmp_path / "whole.csv").read_text().splitlines()[0]
+    assert (tmp_path / "fit.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
 def test_the_csv_file_of_a_resumed_fit_has_each_epoch_once(tmp_path):
     """The checkpoint may be older than the file."""
     path = tmp_path / "fit.csv"
@@ -78,8 +92,9 @@ def events(folder):
     """Return the curves that TensorBoard would show: numbers by step, by name."""
     from tensorboardX.proto.event_pb2 import Event
 
-    (path,) = folder.glob("events.*")
-    data, place, curves = path.read_bytes(), 0, {}
+    # Each file has the numbers of a writer.
+    data = b"".join(path.read_bytes() for path in folder.glob("events.*"))
+    place, curves = 0, {}
     while place < len(data):
         length = int.from_bytes(data[place : place + 8], "little")
         event = Event.FromString(data[place + 12 : place + 12 + length])
@@ -114,6 +129,19 @@ def test_tensorboard_shows_every_number_of_every_epoch(members, tmp_path):
             last = trained[member] if name != "seconds" else max(trained)
             assert max(found) == last + 2 and min(found) == 1
     board.close()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_tensorboard_that_has_written_can_be_copied(copied, tmp_path):
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    board, model = TensorBoard(tmp_path / "run"), fresh()
+    model.fit(X, Y, epochs=1, callbacks=board)
+    again = copied(board)
+    assert again.path == board.path
+    model.fit(X, Y, epochs=1, callbacks=again)
+    board.close()
+    again.close()
+    assert sorted(events(tmp_path / "run")["loss"]) == [1, 2]
 
 
 def test_without_tensorboardx_one_is_told_what_to_install(monkeypatch, tmp_path):

@@ -244,6 +244,24 @@ def test_log_loss_needs_targets_from_0_to_1():
     assert model.evaluate(X, BITS[:, 0], "log_loss").metric == "log_loss"
 
 
+@pytest.mark.parametrize("kind", networks())
+def test_a_function_can_change_no_rows(kind):
+    model, y = networks()[kind]
+    held = np.array(y, dtype=y.dtype if y.dtype.kind == "i" else "float64")
+    before, seen = held.copy(), []
+
+    def destroying(*rows, sample_weight):
+        for each in (*rows, sample_weight):
+            with pytest.raises(ValueError, match="read-only"):
+                each[:] = 0
+            seen.append(each)
+        return 0.0
+
+    asked = {"metrics": destroying, "sample_weight": WEIGHTS}
+    assert model.evaluate(X, held, **asked).metrics["destroying"] == 0.0
+    assert held.tobytes() == before.tobytes() and len(seen) == 3
+
+
 def test_what_a_function_returns_must_be_a_number():
     model, y = networks()["vector"]
 

@@ -161,8 +161,7 @@ def test_an_estimator_refuses_it_before_it_trains():
         sklearn.MLPRegressor(optimizer=Adam(RULE)).fit(X, Y[:, 0])
 
 
-def test_a_rate_below_the_minimum_is_not_raised():
-    assert ReduceOnPlateau(0.005, minimum=0.01).after(3) == 0.005
+def test_rates_of_a_schedule_below_the_minimum_are_not_raised():
     rising = ReduceOnPlateau(LinearWarmup(4, 0.1), 0.5, minimum=0.04).after(1)
     np.testing.assert_allclose(rising(np.arange(6)), [0.025, 0.04, 0.04, 0.05, 0.05, 0.05])
 
@@ -174,3 +173,24 @@ def test_a_tolerance_is_a_share_or_an_amount(relative, falls):
     for epoch, loss in enumerate([10.0, 9.8], start=1):
         plateau.observe(epoch, loss)
     assert plateau.falls == falls
+
+
+@pytest.mark.parametrize("initial", [1e-3, CosineDecay(1e-3, 10**6)])
+def test_a_rate_that_has_fallen_for_long_stays_above_zero(initial):
+    optimizer = Adam(ReduceOnPlateau(initial, 1e-9, patience=1))
+    history = MLP([3, 4, 1]).fit(
+        np.zeros((8, 3)), np.zeros(8), epochs=60, optimizer=optimizer, progress=False
+    )
+    rates = history.learning_rate
+    assert len(rates) == 60 and np.all(np.diff(rates) <= 0)
+    assert rates[-1] == rates[-2] == np.finfo(float).tiny
+
+
+def test_what_no_rate_can_fall_to_or_from_is_refused():
+    with pytest.raises(DomainError, match=r"^minimum: got 1.0, wanted at most initial=0.001"):
+        ReduceOnPlateau(1e-3, minimum=1.0)
+    with pytest.raises(DTypeError, match=r"^initial: got a ReduceOnPlateau, wanted a number"):
+        ReduceOnPlateau(ReduceOnPlateau(1e-3))
+    with pytest.raises(DomainError, match=r"^initial: got 0, wanted a finite number > 0"):
+        ReduceOnPlateau(0)
+    assert ReduceOnPlateau(1e-3, minimum=1e-3).after(5) == 1e-3

@@ -202,7 +202,7 @@ def test_a_plateau_is_one_of_any_metric(monitor, higher):
 
 
 REFUSED = [
-    ({"validation_split": 20}, DomainError, "validation_split: got 20, wanted a number between"),
+    ({"validation_split": 20}, DomainError, "validation_split: got 20, wanted a number in (0, 1)"),
     (
         {"X": Chunks([(X, Y)]), "y": None, "validation_split": 0.2},
         DomainError,
