@@ -21,8 +21,8 @@ _WANTED = {
 # A sequence of the codes of its characters is never what is meant.
 TEXTS = (str, bytes, bytearray)
 LARGEST_SHOWN = 10**100
-# Of what is counted.
-LARGEST_INTEGER = 2**63 - 1
+# Of what is counted: a float can hold it.
+LARGEST_INTEGER = 2**1000 - 1
 
 
 def check_integer(
@@ -34,7 +34,7 @@ def check_integer(
         raise DTypeError(f"{argument}: got {value!r}, wanted {wanted}{why}")
     number = int(value)
     if high is None and number > LARGEST_INTEGER:
-        raise DomainError(f"{argument}: got {_shown(number)}, wanted {wanted} and < 2**63")
+        raise DomainError(f"{argument}: got {_shown(number)}, wanted {wanted} and < 2**1000")
     if number < low or (high is not None and number > high):
         raise DomainError(f"{argument}: got {_shown(number)}, wanted {wanted}{why}")
     return number
