@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fastmlp.arguments import check_number
 from fastmlp.errors import DTypeError, known_keywords
 from fastmlp.state.parameters import ParameterViews, check_values
+from fastmlp_kernels.algebra.optimizers import clip_scale
 
 
 class Gradients:
@@ -120,9 +121,10 @@ def clip_gradients(
         for each in several:
             np.clip(each.flat, -checked["value"], checked["value"], out=each.flat)
     flats = [np.asarray(each.flat, dtype=np.float64) for each in several]
-    before = math.sqrt(sum(float(flat @ flat) for flat in flats))
+    squares = np.float64(sum(flat @ flat for flat in flats))
+    before = math.sqrt(squares)
     if checked["norm"] is not None and math.isfinite(before):
-        scale = min(1.0, checked["norm"] / (before + 1e-6))
+        scale = float(clip_scale(squares, checked["norm"]))
         for each in several:
             each.flat *= scale
     return before

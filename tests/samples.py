@@ -127,6 +127,18 @@ def weights(problem: Problem, generator: np.random.Generator) -> np.ndarray:
     return parameters.astype(problem.dtype)
 
 
+# A limit of the norm and rates by layer; a limit of the elements.
+CLIPPED = Problem(
+    (3, 4, 3, 2),
+    ("silu", "relu", "sigmoid"),
+    "binary_cross_entropy",
+    "momentum",
+    clipping="norm",
+    layer_rates=True,
+)
+LIMITED = Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum", clipping="value")
+
+
 def hyper_of(problem: Problem, learning_rate: float | None = None) -> np.ndarray:
     """Return the hyper-parameters of an epoch; limits that some of a gradient exceeds."""
     settings = SETTINGS[problem.optimizer]

@@ -18,7 +18,7 @@ from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, TILES
 from tests.gpu.recording_cublas import Recorder
-from tests.samples import first_batches, sample
+from tests.samples import CLIPPED, LIMITED, first_batches, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -108,15 +108,6 @@ def same(one, other):
 # Between them: every reduction, labels, fused and plain outputs, kept inputs inside and at the
 # end, one layer, three layers, every number of state vectors. Beside each the slices and blocks:
 # as many slices as tiles, fewer of them, one; more blocks than slices, as many, fewer.
-CLIPPED = Problem(
-    (3, 4, 3, 2),
-    ("silu", "relu", "sigmoid"),
-    "binary_cross_entropy",
-    "momentum",
-    clipping="norm",
-    layer_rates=True,
-)
-LIMITED = Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum", clipping="value")
 PROBLEMS = [
     (Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True), 3, 3),
     (CLIPPED, 2, 3),

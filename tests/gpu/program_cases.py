@@ -21,7 +21,7 @@ from fastmlp_kernels.cuda.layered.program import LayeredProgram
 from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, TILES, normal
-from tests.samples import first_batches, sample
+from tests.samples import CLIPPED, LIMITED, first_batches, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -103,15 +103,6 @@ class OnDevice:
 
 
 # Every kind of layer: kept output and kept input, fused and plain output, labels, one layer.
-CLIPPED = Problem(
-    (3, 4, 3, 2),
-    ("silu", "relu", "sigmoid"),
-    "binary_cross_entropy",
-    "momentum",
-    clipping="norm",
-    layer_rates=True,
-)
-LIMITED = Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum", clipping="value")
 PROGRAMS = [
     Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True),
     CLIPPED,

@@ -16,7 +16,7 @@ from fastmlp_kernels.cuda.resident.program import ResidentProgram
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, TILES
-from tests.samples import Sample, first_batches, hyper_of, sample
+from tests.samples import CLIPPED, LIMITED, Sample, first_batches, hyper_of, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -81,15 +81,6 @@ def run(program, data):
 
 # Between them: every reduction, labels, fused and plain outputs, kept inputs inside and at the
 # end, one layer, three layers, every number of state vectors; with the tiles of a batch.
-CLIPPED = Problem(
-    (3, 4, 3, 2),
-    ("silu", "relu", "sigmoid"),
-    "binary_cross_entropy",
-    "momentum",
-    clipping="norm",
-    layer_rates=True,
-)
-LIMITED = Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum", clipping="value")
 PROBLEMS = [
     (Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True), 1),
     (CLIPPED, 2),

@@ -24,6 +24,26 @@ def block_sum(partial, t, threads):
 
 
 @cuda_part
+def grid_sum(partial, sums, arrivals, flag, total, t, threads):
+    """Sum what each thread of a grid brings; return whether this block has it in ``partial[0]``.
+
+    A tree sums those of a block, and the last block to arrive those of all blocks, of which there
+    are at most `threads`. Which block that is changes no bit: error at most ``2 log2 threads``
+    roundings of the sum of magnitudes. `partial` and `flag` are in shared memory; see `is_last` for
+    `arrivals`.
+    """
+    partial[t] = total
+    block_sum(partial, t, threads)
+    if t == 0:
+        sums[cuda.blockIdx.x] = partial[0]
+    if not is_last(arrivals, 0, cuda.gridDim.x, flag, t):
+        return False
+    partial[t] = sums[t] if t < cuda.gridDim.x else total - total
+    block_sum(partial, t, threads)
+    return True
+
+
+@cuda_part
 def is_last(arrivals, place, blocks, flag, t):
     """Return to every thread of a block whether it is the last of so many to come here.
 

@@ -10,7 +10,7 @@ from numba import cuda
 from fastmlp_kernels.algebra.optimizers import CLIP_NORM, CLIP_VALUE, clip_scale
 from fastmlp_kernels.compile import cuda_function, cuda_kernel
 from fastmlp_kernels.cuda.layered.gather import UPDATED
-from fastmlp_kernels.cuda.sums import block_sum, is_last
+from fastmlp_kernels.cuda.sums import grid_sum
 from fastmlp_kernels.problem import STATUS
 
 _scale_of = cuda_function(clip_scale)
@@ -46,21 +46,13 @@ def build(threads: int) -> Any:
         """
         partial = cuda.shared.array(threads, gradient.dtype)
         flag = cuda.shared.array(1, np.int32)
-        t, blocks, batch = cuda.threadIdx.x, cuda.gridDim.x, counter[UPDATED]
+        t, batch = cuda.threadIdx.x, counter[UPDATED]
         limit = hyper[batch, CLIP_VALUE]
         total = gradient.dtype.type(0)
-        for i in range(cuda.grid(1), gradient.size, threads * blocks):
+        for i in range(cuda.grid(1), gradient.size, cuda.gridsize(1)):
             slope = min(max(gradient[i], -limit), limit)
             total += slope * slope
-        partial[t] = total
-        block_sum(partial, t, threads)
-        if t == 0:
-            sums[cuda.blockIdx.x] = partial[0]
-        if not is_last(arrivals, 0, blocks, flag, t):
-            return
-        partial[t] = sums[t] if t < blocks else gradient.dtype.type(0)
-        block_sum(partial, t, threads)
-        if t == 0:
+        if grid_sum(partial, sums, arrivals, flag, total, t, threads) and t == 0:
             squares = partial[0]
             scale[0] = _scale_of(squares, hyper[batch, CLIP_NORM])
             if not math.isfinite(squares):

@@ -17,7 +17,7 @@ from fastmlp_kernels.algebra.optimizers import (
 from fastmlp_kernels.compile import cuda_kernel, cuda_switch
 from fastmlp_kernels.cuda.layered.bfloat16 import bfloat16_bits
 from fastmlp_kernels.cuda.layered.gather import BATCH, UPDATED
-from fastmlp_kernels.cuda.sums import block_sum, is_last
+from fastmlp_kernels.cuda.sums import grid_sum
 from fastmlp_kernels.problem import STATUS
 
 _rule = cuda_switch([row.update for row in OPTIMIZERS])
@@ -135,20 +135,12 @@ def build(threads: int) -> Any:
         """
         partial = cuda.shared.array(threads, parameters.dtype)
         flag = cuda.shared.array(1, np.int32)
-        t, blocks = cuda.threadIdx.x, cuda.gridDim.x
+        t = cuda.threadIdx.x
         total = parameters.dtype.type(0)
-        for i in range(cuda.grid(1), parameters.size, threads * blocks):
+        for i in range(cuda.grid(1), parameters.size, cuda.gridsize(1)):
             if biases[i] == 0:
                 total += parameters[i] * parameters[i]
-        partial[t] = total
-        block_sum(partial, t, threads)
-        if t == 0:
-            sums[cuda.blockIdx.x] = partial[0]
-        if not is_last(arrivals, 0, blocks, flag, t):
-            return
-        partial[t] = sums[t] if t < blocks else parameters.dtype.type(0)
-        block_sum(partial, t, threads)
-        if t == 0:
+        if grid_sum(partial, sums, arrivals, flag, total, t, threads) and t == 0:
             squares[counter[BATCH]] = partial[0]
 
     return sum_squares
