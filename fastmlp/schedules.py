@@ -116,6 +116,12 @@ class InverseScaling(Schedule):
         return self.initial / (step + 1.0) ** self.power
 
 
+def _check_decay(initial: float, steps: float, final: float) -> None:
+    check_number(initial, "initial")
+    check_number(steps, "steps", 1)
+    check_number(final, "final")
+
+
 @known_keywords
 @dataclass(frozen=True)
 class LinearDecay(Schedule):
@@ -127,9 +133,7 @@ class LinearDecay(Schedule):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_number(self.initial, "initial")
-        check_number(self.steps, "steps", 1)
-        check_number(self.final, "final")
+        _check_decay(self.initial, self.steps, self.final)
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step."""
@@ -148,9 +152,7 @@ class CosineDecay(Schedule):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_number(self.initial, "initial")
-        check_number(self.steps, "steps", 1)
-        check_number(self.final, "final")
+        _check_decay(self.initial, self.steps, self.final)
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step."""
