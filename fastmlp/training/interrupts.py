@@ -43,7 +43,7 @@ def run_interruptibly(
         # Where the system starts no more threads, the work is done here, and Ctrl-C is not heard.
         start_thread(worker.run, "fastmlp-epoch", True, lambda error: worker.run())
         late = time.monotonic() + BEGIN_SECONDS
-        while not worker.done.wait(WAIT_SECONDS):
+        while not worker.wait():
             if time.monotonic() > late:
                 worker.run()
             waiting(int(control[..., BATCHES].sum()))
@@ -62,9 +62,12 @@ class _Worker:
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
         self._begun: dict[str, object] = {}
-        # Not Thread.is_alive: after an interrupted join it is False for a thread that still runs
-        # (CPython 3.11, Thread._wait_for_tstate_lock).
-        self.done = threading.Event()
+        # Neither Thread.join nor an Event. An interrupted join makes a thread that runs look
+        # finished (CPython 3.11). An interrupted Event.wait may raise "release unlocked lock" in
+        # place of the handler's exception. A lock is taken by one instruction, or not at all.
+        self._ended = False
+        self._working = threading.Lock()
+        self._working.acquire()
         self.result: Any = None
         self.failure: BaseException | None = None
 
@@ -78,7 +81,14 @@ class _Worker:
         except BaseException as failure:
             self.failure = failure
         finally:
-            self.done.set()
+            self._ended = True
+            self._working.release()
+
+    def wait(self) -> bool:
+        """Wait a moment for the end of the work; return whether it has come."""
+        if not self._ended:
+            self._working.acquire(timeout=WAIT_SECONDS)
+        return self._ended
 
     def end(self) -> None:
         """Wait until the work has ended, or make sure that it never begins.
@@ -90,8 +100,8 @@ class _Worker:
             try:
                 if self._begun.setdefault("by", self) is self:
                     return
-                while not self.done.is_set():
-                    self.done.wait(WAIT_SECONDS)
+                while not self.wait():
+                    pass
                 return
             except BaseException:  # noqa: PERF203  whatever it is, the first one is raised
                 continue

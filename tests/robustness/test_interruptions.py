@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import fastmlp
+from fastmlp.training.interrupts import run_interruptibly
 from tests.robustness.attacks import (
     Tally,
     assert_withstood,
@@ -390,6 +391,32 @@ def test_interrupts_wherever_signals_are_heard(operation, threads):
     limit = 2.0 * tries(1)
     found = run_attack(attack_at_every_place, operation, threads, limit)
     assert_withstood(found, at_least=3)
+
+
+def attack_the_wait():
+    """Interrupt the wait for a worker at each of its places: that exception comes out, no other."""
+    stepper, tally, caught = Stepper(), Tally(), []
+
+    def work():
+        time.sleep(0.02)
+
+    def waits():
+        try:
+            run_interruptibly(work, np.zeros((1, 8), np.int64), 1.0)
+        except BaseException as failure:
+            caught.append(type(failure))
+            raise
+
+    for place in itertools.count():
+        caught.clear()
+        if not stepper.call(waits, OfAHandler, place):
+            break
+        tally.check("the exception", caught in ([], [OfAHandler]), f"{caught} at {stepper.where}")
+    return tally
+
+
+def test_what_a_handler_raises_leaves_the_wait_as_it_is():
+    assert_withstood(run_attack(attack_the_wait), at_least=5)
 
 
 def attack_by_two_signals(ensemble, rounds, times):
