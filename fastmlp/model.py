@@ -1,17 +1,19 @@
 """The multilayer perceptron as users see it."""
 
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fastmlp.arguments import check_integer
 from fastmlp.data.admission import Data, admit
 from fastmlp.data.arrays import check_matrix, check_targets
 from fastmlp.data.frames import check_columns
 from fastmlp.data.weighting import BatchWeights, check_batch_weights
 from fastmlp.dispatch.planning import Where
-from fastmlp.errors import CallOrderError, NonFiniteTrainingError, known_keywords
+from fastmlp.errors import CallOrderError, DomainError, NonFiniteTrainingError, known_keywords
 from fastmlp.files.contents import Contents
 from fastmlp.gradients import Gradients
 from fastmlp.initialization import new_network
@@ -20,6 +22,10 @@ from fastmlp.optimizers import Optimizer
 from fastmlp.pytorch import check_state, make_module, state_names
 from fastmlp.state.parameters import ParameterViews, aligned_zeros, bias_views, weight_views
 from fastmlp.training import steps
+from fastmlp_kernels.shield import shield
+
+if TYPE_CHECKING:
+    from fastmlp.compiled import CompiledMLP
 
 Array = NDArray[Any]
 
@@ -227,6 +233,51 @@ class MLP(Network):
         rest = (self._programs, data, flat, where, weights)
         loss = self._state.read("value_and_grad", steps.value_and_gradient, *rest)
         return loss, self._gradients_of(flat)
+
+    def compiled(
+        self,
+        *,
+        batch_size: int = 32,
+        optimizer: Optimizer | str | None = None,
+        max_steps: int | None = None,
+        labels: bool | None = None,
+    ) -> "CompiledMLP":
+        """Return a handle of this network, which functions compiled by Numba call: `CompiledMLP`.
+
+        It begins with a copy of the parameters, the optimizer's state and the count of steps.
+        ``push()`` gives the model what it has learnt, as the end of ``with model.compiled()`` does.
+
+        Parameters
+        ----------
+        batch_size : int
+            The most rows of a call; predictions take any number.
+        optimizer : Optimizer or str, optional
+            As in `fit`.
+        max_steps : int, optional
+            How many steps there will be at most: needed for a learning rate that is a schedule, and
+            with dropout, as the numbers of all steps are computed ahead.
+        labels : bool, optional
+            Whether targets are class labels; by default if the loss takes them.
+
+        Examples
+        --------
+        >>> @numba.njit
+        ... def train(net, X, y):
+        ...     for k in range(1000):
+        ...         net.step(X[k : k + 1], y[k : k + 1])
+        >>> with model.compiled(optimizer=Adam(1e-3)) as net:
+        ...     train(net, X, y)
+        ... # doctest: +SKIP
+        """
+        # Numba is loaded where it is needed, and an interrupt must not leave that half done.
+        module: Any = shield(lambda: importlib.import_module("fastmlp.compiled"))
+        takes = self._loss.label_rule is not None
+        chosen = takes if labels is None else bool(labels)
+        if chosen and not takes:
+            raise DomainError(f"labels: got True with {self.loss_name}, which takes no labels")
+        asked = self._optimizer(optimizer), check_integer(batch_size, "batch_size", 1)
+        ahead = None if max_steps is None else check_integer(max_steps, "max_steps", 1)
+        return module.handle_of(self._state, self.template, *asked, ahead, chosen)
 
     def forward(self, X: Any) -> Array:
         """Return the outputs (rows, outputs) of a batch; keep what `backward` needs.

@@ -1,12 +1,13 @@
 """The hyper-parameters of epochs, computed before they are needed."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.errors import DomainError
 from fastmlp.optimizers import Optimizer
 from fastmlp.state.training_state import TrainingState
 from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
@@ -20,6 +21,11 @@ Numbers = NDArray[np.float64]
 # How many steps of all networks are computed together, at first and at most (a few megabytes). A
 # table of any length costs as much as several steps of a small network.
 FIRST_STEPS_AHEAD, STEPS_AHEAD = 2**12, 2**17
+# Steps of a handle whose numbers are computed ahead, if they become the same for ever within so many: that
+# is the case for Adam with beta2 up to 0.9997 (a dtype of 64 bits), or 0.9998 (of 32).
+MOST_STEPS = 2**17
+# A step that no run comes to: what the numbers of a rule approach.
+FURTHEST = 50
 
 
 def layers_of(problem: Problem) -> int | None:
@@ -116,3 +122,58 @@ class HyperParameters:
                 made[key] = numbers(*given, member)
             tables[:, member] = made[key]
         return tables
+
+
+def numbers_of_steps(
+    optimizer: Optimizer, problem: Problem, first: int, steps: int | None, seed: int
+) -> tuple[Array, bool]:
+    """Return the numbers of the steps from `first` on, and whether the last ones hold for ever.
+
+    They come from the same function as those of a fit, so the bits are the same.
+
+    Raises
+    ------
+    DomainError
+        If they change for ever, as those of a schedule may, and `steps` is None.
+    """
+    layers = layers_of(problem)
+
+    def table(start: int, count: int) -> Array:
+        return optimizer.hyper(start, count, problem.dtype, 0.0, layers)
+
+    reason = ""
+    if callable(optimizer.settings["learning_rate"]):
+        reason = "a schedule"
+    elif problem.dropout:
+        reason = "dropout"
+    else:
+        count = _steps_until_they_last(table, first)
+        if count <= MOST_STEPS:
+            return table(first, count), True
+        reason = f"an optimizer whose numbers change for {count:,} steps"
+    if steps is None:
+        raise DomainError(
+            f"max_steps: got None with {reason}, wanted how many steps there will be at most: their "
+            "numbers are computed ahead"
+        )
+    found = table(first, steps)
+    set_dropout_keys(problem, found, seed, first)
+    return found, False
+
+
+def _steps_until_they_last(table: Callable[[int, int], Array], first: int) -> int:
+    """Return after how many steps the numbers stay as they are."""
+    last = table(first + 2**FURTHEST, 1)
+
+    def lasts(count: int) -> bool:
+        return bool(np.array_equal(table(first + count - 1, 1), last))
+
+    # All later ones are looked at, and not the first that is equal.
+    power = FURTHEST
+    while power > 0 and lasts(2 ** (power - 1)):
+        power -= 1
+    low, high = (2**power) // 2, 2**power
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if lasts(middle) else (middle, high)
+    return high

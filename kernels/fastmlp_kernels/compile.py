@@ -266,6 +266,14 @@ def leaf(function: Callable, name: str, signature: Any) -> CFunc:
     return _announced(compile_whole)
 
 
+def address_of(dispatcher: Any, arguments: tuple) -> int:
+    """Return the address of a `kernel` for arguments of some types, as a C function."""
+    dispatcher.compile(arguments)
+    compiled = dispatcher.overloads[arguments]
+    name = compiled.fndesc.llvm_cfunc_wrapper_name
+    return compiled.library.get_pointer_to_function(name)
+
+
 def simulated() -> bool:
     """Return whether CUDA kernels run in Numba's simulator (NUMBA_ENABLE_CUDASIM=1)."""
     return bool(numba.config.ENABLE_CUDASIM)

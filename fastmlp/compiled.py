@@ -1,0 +1,398 @@
+"""A network that a user's own compiled code calls: handles, see `MLP.compiled`.
+
+A handle works on a copy of the model's parameters and of the optimizer's state. So nothing that
+compiled code does beside Python can tear what other threads read of the model. `pull` and `push`
+move them, all at once.
+"""
+
+import ctypes
+from dataclasses import replace
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.data.arrays import check_labels
+from fastmlp.data.weighting import batch_factors, check_batch_weights
+from fastmlp.dispatch.planning import machine_with, updated_by
+from fastmlp.errors import (
+    BusyError,
+    CallOrderError,
+    DomainError,
+    DTypeError,
+    NonFiniteTrainingError,
+    ShapeError,
+)
+from fastmlp.optimizers import Optimizer
+from fastmlp.state.finite import all_finite
+from fastmlp.state.parameters import aligned, aligned_zeros, check_finite_values
+from fastmlp.state.training_state import TrainingState, at_once
+from fastmlp.training.hyper_parameters import numbers_of_steps
+from fastmlp_kernels.cpu.handle import Handle
+from fastmlp_kernels.cpu.handle_calls import (
+    BUSY,
+    DONE,
+    NO_FORWARD,
+    NO_NUMBERS,
+    NOT_FINITE,
+)
+from fastmlp_kernels.problem import Problem
+
+Array = NDArray[Any]
+
+
+def handle_of(
+    state: TrainingState,
+    template: Problem,
+    optimizer: Optimizer,
+    batch_size: int,
+    max_steps: int | None,
+    labels: bool,
+) -> "CompiledMLP":
+    """Return a handle: see `MLP.compiled`."""
+    shape = replace(template, rows=batch_size, batch_size=batch_size, labels=labels)
+    return CompiledMLP(state, updated_by(shape, optimizer.update), optimizer, max_steps)
+
+class CompiledMLP(Handle):
+    """A handle of a network, which `MLP.compiled` makes: see there.
+
+    Each method may be called from Python, and from functions that Numba compiles, which take the
+    handle as an argument. X is (rows, inputs), or (inputs,) for one row, and other arrays likewise.
+    All are of the network's dtype and lie row after row without gaps, but for targets and weights,
+    which are converted. In compiled code errors are built-in ones with a fixed text, and no value
+    is checked but a label.
+
+    One thread at a time may use a handle. A call that finds another thread at work raises an error
+    (a RuntimeError) and changes nothing.
+
+    Attributes
+    ----------
+    inputs, outputs, parameter_count : int
+        Also in compiled code.
+    """
+
+    def __init__(
+        self, state: TrainingState, problem: Problem, optimizer: Optimizer, steps: int | None
+    ) -> None:
+        self._model, self._optimizer, self._ahead = state, optimizer, steps
+        self.inputs, self.outputs = problem.sizes[0], problem.sizes[-1]
+        self.parameter_count = problem.parameter_count
+        shapes: Any = ((self.parameter_count,), (problem.slots, self.parameter_count))
+        held = [aligned_zeros(shape, problem.dtype) for shape in shapes]
+        super().__init__(problem, machine_with(1), *held)
+        self._before = 0
+        # Changes that the model has, or has been overwritten with.
+        self._known = 0
+        self.pull()
+
+    @property
+    def steps(self) -> int:
+        """Steps taken with the optimizer's state, those of the model before included."""
+        return self._before + self._checked(self._read())[2]
+
+    def pull(self) -> None:
+        """Take the model's parameters, optimizer state and count of steps, as they are now.
+
+        Raises
+        ------
+        BusyError
+            If another thread uses the handle.
+        """
+        lock = self._model.lock
+        parameters, slots, steps, now = lock.copied("pull", self._copy_of_model)
+        rest = self._optimizer, self.problem, steps + 1, self._ahead, self._model.seed
+        hyper, lasting = numbers_of_steps(*rest)
+        if self._write(parameters, slots, hyper, lasting) == BUSY:
+            self._refuse("pull", BUSY)
+        self._before, self._seen = steps, now
+        self._known = self._checked(self._read())[3]
+
+    def _copy_of_model(self) -> tuple[Array, Array, int, Any]:
+        state, rule = self._model, self._optimizer.rule
+        steps, _, present, slots, _, _ = state.settled()
+        if rule != present:
+            steps, slots = 0, state.fresh_slots(self.problem.slots)
+        return state.parameters.copy(), slots.copy(), int(steps), state.now
+
+    def push(self, *, overwrite: bool = False) -> None:
+        """Give the model the handle's parameters, optimizer state and count of steps, all at once.
+
+        A handle that has changed nothing since `pull` leaves the model as it is.
+
+        Parameters
+        ----------
+        overwrite : bool
+            Whether changes that the model has had since `pull` are given up.
+
+        Raises
+        ------
+        CallOrderError
+            If the model has changed since `pull`, by a fit or another handle.
+        NonFiniteTrainingError
+            If a parameter is infinite or NaN; the model stays as it is.
+        BusyError
+            If a fit is training the model, or another thread uses the handle.
+        """
+        parameters, slots, taken, changes = self._checked(self._read())
+        if changes == self._known:
+            return
+        if not (all_finite(parameters) and all_finite(slots)):
+            raise NonFiniteTrainingError(
+                "push: got parameters that are not finite, wanted finite numbers. The model is as "
+                "it was; pull() takes its parameters"
+            )
+        updated = aligned(parameters), aligned(slots)
+        self._model.lock.change("push", self._give, *updated, taken, overwrite)
+        self._known = changes
+
+    def _give(self, parameters: Array, slots: Array, taken: int, overwrite: bool) -> None:
+        state, rule = self._model, self._optimizer.rule
+        if state.now is not self._seen and not overwrite:
+            raise CallOrderError(
+                "push: got a model that has changed since pull, wanted the model as it was then; "
+                "push(overwrite=True) gives up its changes, and pull() those of the handle"
+            )
+        if state.rule != rule:
+            state.tell_of_change(rule)
+        # Before the change too, for a reader that has begun.
+        state.touch()
+        now = (self._before + taken, state.epochs, rule, slots, None, 0)
+        at_once((np.copyto, state.parameters, parameters), (setattr, state, "now", now))
+        self._seen = now
+
+    def __enter__(self) -> Self:
+        """Return the handle."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the model what the handle has learnt, also after an error: see `push`."""
+        self.push()
+
+    def predict(self, x: Array, out: Array) -> None:
+        """Write the outputs of any number of rows to `out`: those of `MLP.predict`."""
+        rows = self._check(x, "x", self.inputs)
+        self._check(out, "out", self.outputs, rows, written=True)
+        if rows:
+            self._call("predict", _place(x), _place(out), rows)
+
+    def forward(self, X: Array, out: Array) -> None:
+        """Write the outputs of a batch to `out`, and keep what `backward` needs.
+
+        They are those of `MLP.forward`: logits for a softmax loss.
+        """
+        rows = self._check(X, "X", self.inputs)
+        self._check_batch(rows)
+        self._check(out, "out", self.outputs, rows, written=True)
+        self._call("forward", _place(X), _place(out), rows)
+
+    def backward(self, dyhat: Array, gradient: Array, dX: Array | None = None) -> None:
+        """Add to `gradient` that of anything whose derivative by the outputs is `dyhat`.
+
+        Parameters
+        ----------
+        dyhat : ndarray (rows, outputs)
+            By the outputs of the `forward` right before. No other call may be in between.
+        gradient : ndarray (parameters,)
+            In the order of `MLP.parameters`.
+        dX : ndarray (rows, inputs), optional
+            The derivative by the inputs is written to it.
+        """
+        rows = self._check(dyhat, "dyhat", self.outputs)
+        self._check(gradient, "gradient", self.parameter_count, 1, written=True)
+        if dX is not None:
+            self._check(dX, "dX", self.inputs, rows, written=True)
+        into = 0 if dX is None else _place(dX)
+        self._call("backward", _place(dyhat), _place(gradient), into, rows)
+
+    def value_and_grad(self, X: Array, y: Any, gradient: Array, loss_weight: Any = None) -> float:
+        """Return the loss of a batch, and write its gradient to `gradient`.
+
+        The numbers are those of `MLP.value_and_grad`.
+        """
+        rows = self._check(X, "X", self.inputs)
+        self._check_batch(rows)
+        self._check(gradient, "gradient", self.parameter_count, 1, written=True)
+        targets, factors = self._targets(y, rows), self._factors(loss_weight, rows)
+        places = _place(X), _place(targets), rows, 0 if factors is None else _place(factors)
+        self._call("gradient", *places, _place(gradient))
+        return self._loss()
+
+    def step(self, X: Array, y: Any, loss_weight: Any = None) -> float:
+        """Take one training step on a batch; return the loss before it.
+
+        The numbers are those of `MLP.step`, with the optimizer that the handle was made with.
+        Parameters that a step has brought to infinity are noticed at the next one, and by `push`.
+
+        Parameters
+        ----------
+        X : ndarray (rows, inputs)
+        y : array of numbers (rows, outputs), or (rows,) of one output or of class labels
+        loss_weight : array of numbers (rows,), optional
+
+        Raises
+        ------
+        NonFiniteTrainingError
+            If a loss or a gradient is infinite or NaN (a FloatingPointError in compiled code);
+            nothing has changed.
+        """
+        rows = self._check(X, "X", self.inputs)
+        self._check_batch(rows)
+        targets, factors = self._targets(y, rows), self._factors(loss_weight, rows)
+        places = _place(X), _place(targets), rows, 0 if factors is None else _place(factors)
+        self._call("step", *places)
+        return self._loss()
+
+    def apply(self, gradient: Array) -> None:
+        """Take one step of the optimizer along a gradient, as `MLP.apply` does."""
+        self._check(gradient, "gradient", self.parameter_count, 1)
+        if not np.isfinite(gradient).all():
+            self._refuse("apply", NOT_FINITE)
+        self._call("apply", _place(gradient))
+
+    def get_parameters(self, out: Array) -> None:
+        """Write all parameters to `out`, a vector in the order of `MLP.parameters`."""
+        self._check(out, "out", self.parameter_count, 1, written=True)
+        out[...] = self._checked(self._read())[0].reshape(out.shape)
+
+    def set_parameters(self, values: Array) -> None:
+        """Set all parameters, in the order of `MLP.parameters`; they have to be finite."""
+        self._check(values, "values", self.parameter_count, 1)
+        check_finite_values("values", values)
+        self._call("set_parameters", _place(values))
+
+    @property
+    def address(self) -> int:
+        """The address of ``int map(const T *x, T *out)``: see `c_function`."""
+        return ctypes.cast(self.c_function, ctypes.c_void_p).value or 0
+
+    @property
+    def c_function(self) -> Any:
+        """A function of ctypes, ``int map(const T *x, T *out)``, that predicts one row.
+
+        It returns 0, or 1 if another thread uses the handle; nothing is written then. It keeps the
+        handle alive. The bare address does not: keep the handle for as long as it may be called.
+        """
+        return self._kept_alive_by(self.functions.map)
+
+    @property
+    def integrand(self) -> Any:
+        """A function of ctypes, ``double integrand(int n, double *x)``, for SciPy's integrals.
+
+        ``scipy.LowLevelCallable(net.integrand)`` keeps the handle alive. It gives NaN for another
+        number n than there are inputs, or if another thread uses the handle.
+
+        Raises
+        ------
+        DTypeError, ShapeError
+            If the network is not of float64 or has several outputs.
+        """
+        if self.functions.integrand is None:
+            if self.outputs > 1:
+                raise ShapeError(f"integrand: got {self.outputs} outputs, wanted a network with 1")
+            raise DTypeError("integrand: got a network in float32, wanted dtype='float64'")
+        return self._kept_alive_by(self.functions.integrand)
+
+    def _kept_alive_by(self, function: Any) -> Any:
+        function = type(function)(ctypes.cast(function, ctypes.c_void_p).value)
+        function.handle = self
+        return function
+
+    def __reduce__(self) -> NoReturn:
+        raise DTypeError(
+            "pickle: got a compiled handle, which holds addresses of this process; wanted the "
+            "model: push() to it, and copy or pickle that"
+        )
+
+    def __repr__(self) -> str:
+        sizes = list(self.problem.sizes)
+        return f"<CompiledMLP {sizes}, dtype={self.problem.dtype!r}, {self._optimizer!r}>"
+
+    def _call(self, entry: str, *words: int) -> None:
+        answer = self._enter(entry, *words)
+        if answer != DONE:
+            self._refuse(entry, answer)
+
+    def _checked(self, read: tuple[Any, ...]) -> tuple[Any, ...]:
+        answer, *rest = read
+        if answer == BUSY:
+            self._refuse("handle", BUSY)
+        return tuple(rest)
+
+    def _refuse(self, method: str, answer: int) -> NoReturn:
+        """Raise what an entry's answer means."""
+        if answer == BUSY:
+            raise BusyError(
+                f"{method}: got a call while another thread uses the handle, wanted a handle of "
+                "its own for each thread: model.compiled()"
+            )
+        if answer == NO_NUMBERS:
+            raise DomainError(
+                f"{method}: got more steps than compiled(max_steps={self._ahead}) has rates for, "
+                "wanted a handle for more of them"
+            )
+        if answer == NO_FORWARD:
+            raise CallOrderError(
+                "backward: got no forward pass of as many rows, wanted forward(X, out) right before"
+            )
+        raise NonFiniteTrainingError(
+            f"{method}: got a loss or a gradient that is not finite, wanted finite numbers. "
+            "Nothing was changed; try a smaller learning rate"
+        )
+
+    def _check(
+        self,
+        array: Any,
+        argument: str,
+        columns: int,
+        rows: int | None = None,
+        written: bool = False,
+    ) -> int:
+        """Refuse what is no array as compiled code wants it; return its rows."""
+        dtype = self.problem.dtype
+        if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise DTypeError(f"{argument}: got {got}, wanted a NumPy array of {dtype}")
+        count = (len(array) if array.ndim == 2 else 1) if rows is None else rows
+        shapes = [(count, columns)]
+        if count == 1 or (columns == 1 and rows is not None):
+            shapes.append((count * columns,))
+        if array.shape not in shapes:
+            wanted = f"({'rows' if rows is None else rows}, {columns})"
+            raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}")
+        if not array.flags.c_contiguous:
+            raise ShapeError(
+                f"{argument}: got strides {array.strides}, wanted rows without gaps: "
+                f"np.ascontiguousarray({argument})"
+            )
+        if written and not array.flags.writeable:
+            raise DTypeError(f"{argument}: got a read-only array, wanted one to write to")
+        return count
+
+    def _check_batch(self, rows: int) -> None:
+        most = self.problem.batch_size
+        if not 1 <= rows <= most:
+            raise ShapeError(
+                f"X: got {rows} rows, wanted 1 to {most}, as compiled(batch_size={most}) has it"
+            )
+
+    def _targets(self, y: Any, rows: int) -> Array:
+        """Return targets, or labels, as kernels take them."""
+        array, columns = np.asarray(y), self.problem.target_columns
+        shapes = [(rows, columns), (rows * columns,)]
+        if array.dtype.kind not in "biuf" or array.shape not in shapes[: 1 + (1 in shapes[0])]:
+            what = "labels" if self.problem.labels else "targets"
+            raise ShapeError(
+                f"y: got shape {array.shape} of {array.dtype}, wanted ({rows}, {columns}) {what}"
+            )
+        if self.problem.labels:
+            checked = check_labels(array.reshape(rows), self.outputs, np.dtype(self.problem.dtype), "y")
+        else:
+            checked = np.ascontiguousarray(array, dtype=self.problem.dtype)
+        return checked
+
+    def _factors(self, weights: Any, rows: int) -> Array | None:
+        return batch_factors(self.problem, check_batch_weights(None, weights, rows))
+
+
+def _place(array: Array) -> int:
+    return array.ctypes.data

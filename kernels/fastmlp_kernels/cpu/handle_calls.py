@@ -1,0 +1,350 @@
+"""Calls of a handle, compiled: what a user's own compiled code enters by address.
+
+A handle is a record of words, `HANDLE`. It has a settled table (`tables.STEP`) for each kind of
+call. A call here sets the few words in which two calls of a kind differ, and runs the table on one
+thread. Who calls has checked all shapes, and has claimed the handle: `claim` and `release`.
+"""
+
+import functools
+from typing import NamedTuple
+
+from numba.core import types
+
+from fastmlp_kernels.compile import address_of, kernel, leaf, part
+from fastmlp_kernels.cpu.fused import run
+from fastmlp_kernels.cpu.gather import collect_rows, spread_rows
+from fastmlp_kernels.cpu.intrinsics import (
+    atomic_store,
+    call,
+    compare_and_swap,
+    field_address,
+    former_arithmetic,
+    record_at,
+    set_word,
+    standard_arithmetic,
+    word,
+)
+from fastmlp_kernels.cpu.linear import layer_of, linear_forward, panels_of
+from fastmlp_kernels.cpu.outputs import write_outputs
+from fastmlp_kernels.cpu.tables import INPUT_GRADIENT, PACK, STEP, WORD_BYTES
+from fastmlp_kernels.cpu.team import CALLER
+from fastmlp_kernels.problem import CONTROL_WORDS, STATUS
+from fastmlp_kernels.records import table
+
+# The kinds of calls, each with a table of its own.
+CALLS = (
+    "predict",
+    "forward",
+    "backward",
+    "gradient",
+    "weighted_gradient",
+    "step",
+    "weighted_step",
+    "apply",
+)
+
+HANDLE = table(
+    "busy",  # 1 while a call works with the handle
+    "run",  # function: `fused.run`
+    *(f"{name}_table" for name in CALLS),
+    *(f"enter_{name}" for name in ("predict", "forward", "backward", "gradient", "step", "apply")),
+    "inputs",
+    "outputs",
+    "target_columns",
+    "parameter_count",
+    "labels",  # 1: targets are class labels
+    "batch_size",  # the most rows of any call but a prediction
+    "item",
+    "slots",  # of the optimizer's state
+    "largest",  # magnitudes from here on are not finite
+    "parameters",
+    "state",  # of the optimizer
+    "control",
+    "loss",  # of the last step or gradient
+    "targets",  # room for targets that have to be converted
+    "factors",  # room for a factor of each row's loss
+    "factor",  # float64: the factor of a batch of each number of rows, from 0 on
+    "scales",  # the same, rounded to the dtype
+    "hyper",  # rows of numbers of the optimizer, of one step after another
+    "hyper_stride",
+    "hyper_rows",
+    "lasting",  # 1: the last of those rows holds for all steps that follow
+    "taken",  # steps since those rows were set
+    "changes",  # steps and other changes of the parameters, ever
+    "copies",  # which copies of the weights are up to date: see below
+    "rows",  # of the last forward pass, if a backward pass may follow; else 0
+)
+# No copies are up to date; all are but the first layer's transposed one, which only the gradient of
+# the inputs needs; all are.
+STALE, FOR_TRAINING, ALL = range(3)
+
+# What a call answers.
+DONE, BUSY, NOT_FINITE, NO_NUMBERS, NO_FORWARD, NO_CLASS = range(6)
+
+
+@part
+def claim(handle):
+    """Claim a handle for one call; return whether nobody else has it."""
+    return compare_and_swap(field_address(handle, "busy"), 0, 1)
+
+
+@part
+def release(handle):
+    """Let others have a handle."""
+    atomic_store(field_address(handle, "busy"), 0)
+
+
+@part
+def _run(handle, place, copies):
+    """Run a table, on one thread, with so many of the copies of the weights brought up to date."""
+    step, control = record_at(place, STEP, 0), handle.control
+    stages = step.stages
+    if handle.copies < copies:
+        step.stages = stages | PACK
+    for index in range(CONTROL_WORDS):
+        set_word(control, index, 0)
+    call(handle.run, (place, CALLER))
+    step.stages = stages
+    handle.copies = max(handle.copies, copies)
+    return word(control, STATUS)
+
+
+@part
+def _set_batch(handle, step, X, rows):
+    """Point a table at a batch, and at the reduction's factor of so many rows."""
+    step.X, step.rows = X, rows
+    # A smaller batch than the full one reads the second of two factors.
+    smaller = 1 if rows < handle.batch_size else 0
+    step.scales = handle.scales + (rows - smaller) * handle.item
+
+
+@part
+def _predict_row(step, X):
+    """Bring one row through all layers, without the stages of a batch."""
+    first = layer_of(step, 0)
+    left = X
+    if step.input_columns > step.panel or first.fan_out == 1:
+        left = step.inputs
+        spread_rows(step, X, 0, 1, step.input_columns, left)
+    for index in range(step.layers):
+        layer = layer_of(step, index)
+        linear_forward(step, layer, left, (0, 1, 0, panels_of(step, layer.fan_out)), 0)
+        left = layer.A
+    write_outputs(step, 0, 0, 1)
+
+
+def _predict(address, X, out, rows, unused, unused_too):
+    """Write the outputs of any number of rows, through the loss's link."""
+    handle = record_at(address, HANDLE, 0)
+    step = record_at(handle.predict_table, STEP, 0)
+    handle.rows = 0
+    step.out = out
+    if rows == 1 and handle.copies != STALE:
+        former = standard_arithmetic()
+        _predict_row(step, X)
+        former_arithmetic(former)
+        return DONE
+    step.X, step.rows = X, rows
+    step.batches = (rows + handle.batch_size - 1) // handle.batch_size
+    _run(handle, handle.predict_table, FOR_TRAINING)
+    return DONE
+
+
+def _forward(address, X, out, rows, unused, unused_too):
+    """Write the outputs of a batch, without the link, and keep what `_backward` needs."""
+    handle = record_at(address, HANDLE, 0)
+    step = record_at(handle.forward_table, STEP, 0)
+    step.X, step.out, step.rows = X, out, rows
+    _run(handle, handle.forward_table, FOR_TRAINING)
+    handle.rows = rows
+    return DONE
+
+
+def _backward(address, upstream, gradient, input_gradient, rows, unused):
+    """Add to a gradient, for any derivative by the outputs; write the inputs' if it has a place."""
+    handle = record_at(address, HANDLE, 0)
+    step = record_at(handle.backward_table, STEP, 0)
+    if handle.rows == 0 or handle.rows != rows:
+        return NO_FORWARD
+    step.upstream_rows, step.target, step.rows = upstream, gradient, rows
+    step.input_gradient_rows = input_gradient
+    if input_gradient:
+        step.stages |= INPUT_GRADIENT
+    else:
+        step.stages &= ~INPUT_GRADIENT
+    _run(handle, handle.backward_table, ALL if input_gradient else FOR_TRAINING)
+    return DONE
+
+
+def _gradient(address, X, targets, rows, factors, gradient):
+    """Compute the loss of a batch and its gradient."""
+    handle = record_at(address, HANDLE, 0)
+    place = handle.weighted_gradient_table if factors else handle.gradient_table
+    step = record_at(place, STEP, 0)
+    _set_batch(handle, step, X, rows)
+    step.Y, step.factors, step.target = targets, factors, gradient
+    handle.rows = 0
+    _run(handle, place, FOR_TRAINING)
+    return DONE
+
+
+@part
+def _set_numbers(handle, step):
+    """Point a table at the optimizer's numbers of the next step; return whether there are any."""
+    index = handle.taken
+    if index >= handle.hyper_rows:
+        if handle.lasting == 0:
+            return False
+        index = handle.hyper_rows - 1
+    step.hyper = handle.hyper + index * handle.hyper_stride
+    return True
+
+
+@part
+def _has_updated(handle):
+    """Count a step, which has left all copies of the weights up to date but one."""
+    handle.copies = FOR_TRAINING
+    handle.taken += 1
+    handle.changes += 1
+    return DONE
+
+
+def _step(address, X, targets, rows, factors, unused):
+    """Take a step of training, or change nothing."""
+    handle = record_at(address, HANDLE, 0)
+    place = handle.weighted_step_table if factors else handle.step_table
+    step = record_at(place, STEP, 0)
+    if not _set_numbers(handle, step):
+        return NO_NUMBERS
+    _set_batch(handle, step, X, rows)
+    step.Y, step.factors = targets, factors
+    handle.rows = 0
+    if _run(handle, place, FOR_TRAINING):
+        return NOT_FINITE
+    return _has_updated(handle)
+
+
+def _apply(address, gradient, unused, unused_too, neither, nor_this):
+    """Take a step along a gradient, or change nothing."""
+    handle = record_at(address, HANDLE, 0)
+    step = record_at(handle.apply_table, STEP, 0)
+    if not _set_numbers(handle, step):
+        return NO_NUMBERS
+    step.gradient = gradient
+    handle.rows = 0
+    # The update itself writes all copies.
+    if _run(handle, handle.apply_table, STALE):
+        return NOT_FINITE
+    return _has_updated(handle)
+
+
+@part
+def _copy(handle, source, out, count):
+    """Copy so many numbers."""
+    step = record_at(handle.step_table, STEP, 0)
+    panel = step.panel
+    rows = (source, step.identity, 0, 1, count, count, panel)
+    call(step.copy_rows, rows + (out, count, panel, 0))
+
+
+def _read(address, parameters, state, counts, unused, unused_too):
+    """Copy parameters and the optimizer's state out, and how many steps and changes there were."""
+    handle = record_at(address, HANDLE, 0)
+    count = handle.parameter_count
+    _copy(handle, handle.parameters, parameters, count)
+    _copy(handle, handle.state, state, handle.slots * count)
+    set_word(counts, 0, handle.taken)
+    set_word(counts, 1, handle.changes)
+    return DONE
+
+
+def _write(address, parameters, state, hyper, rows, lasting):
+    """Copy parameters and the optimizer's state in; take the numbers of the steps from there on."""
+    handle = record_at(address, HANDLE, 0)
+    count = handle.parameter_count
+    _copy(handle, parameters, handle.parameters, count)
+    _copy(handle, state, handle.state, handle.slots * count)
+    handle.hyper, handle.hyper_rows, handle.lasting = hyper, rows, lasting
+    handle.taken = handle.rows = 0
+    handle.copies = STALE
+    return DONE
+
+
+@part
+def written(handle):
+    """Have the next call see parameters that somebody has written."""
+    handle.copies = STALE
+    handle.rows = 0
+    handle.changes += 1
+
+
+def _set_parameters(address, values, unused, unused_too, neither, nor_this):
+    """Copy parameters in."""
+    handle = record_at(address, HANDLE, 0)
+    _copy(handle, values, handle.parameters, handle.parameter_count)
+    written(handle)
+    return DONE
+
+
+def _predict_alone(handle, X, out, rows, unused, unused_too):
+    """Claim a handle, predict, and release it: what C code calls."""
+    record = record_at(handle, HANDLE, 0)
+    if not claim(record):
+        return BUSY
+    call(record.enter_predict, (handle, X, out, rows, 0, 0))
+    release(record)
+    return DONE
+
+
+class Entries(NamedTuple):
+    """The addresses of compiled calls, each of six words; see the functions above."""
+
+    predict: int
+    forward: int
+    backward: int
+    gradient: int
+    step: int
+    apply: int
+    set_parameters: int
+    read: int
+    write: int
+    predict_alone: int
+    run: int
+
+
+@functools.cache
+def entries() -> Entries:
+    """Compile the calls, or load them, and return their addresses."""
+    whole = types.int64
+    training = _predict, _forward, _backward, _gradient, _step, _apply
+    signature = whole(*[whole] * 6)
+    leaves = [
+        leaf(each, f"handle{each.__name__}", signature).address
+        for each in (*training, _set_parameters, _read, _write, _predict_alone)
+    ]
+    return Entries(*leaves, address_of(run, (whole, whole)))
+
+
+@kernel
+def enter(entry, handle, a, b, c, d, e):
+    """Claim a handle and call one of its entries; return what it answers: for Python.
+
+    Parameters
+    ----------
+    entry : int
+        Of `entries`.
+    handle : int
+        Address of the HANDLE.
+    a, b, c, d, e : int
+        The other words.
+
+    Notes
+    -----
+    Cost: two atomic words beside the entry's own.
+    """
+    record = record_at(handle, HANDLE, 0)
+    if not claim(record):
+        return BUSY
+    answer = call(entry, (handle, a, b, c, d, e))
+    release(record)
+    return answer
