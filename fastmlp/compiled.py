@@ -53,6 +53,7 @@ def handle_of(
     shape = replace(template, rows=batch_size, batch_size=batch_size, labels=labels)
     return CompiledMLP(state, updated_by(shape, optimizer.update), optimizer, max_steps)
 
+
 class CompiledMLP(Handle):
     """A handle of a network, which `MLP.compiled` makes: see there.
 
@@ -353,7 +354,7 @@ class CompiledMLP(Handle):
             got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise DTypeError(f"{argument}: got {got}, wanted a NumPy array of {dtype}")
         count = (len(array) if array.ndim == 2 else 1) if rows is None else rows
-        shapes = [(count, columns)]
+        shapes: list[tuple[int, ...]] = [(count, columns)]
         if count == 1 or (columns == 1 and rows is not None):
             shapes.append((count * columns,))
         if array.shape not in shapes:
@@ -385,10 +386,9 @@ class CompiledMLP(Handle):
                 f"y: got shape {array.shape} of {array.dtype}, wanted ({rows}, {columns}) {what}"
             )
         if self.problem.labels:
-            checked = check_labels(array.reshape(rows), self.outputs, np.dtype(self.problem.dtype), "y")
-        else:
-            checked = np.ascontiguousarray(array, dtype=self.problem.dtype)
-        return checked
+            dtype = np.dtype(self.problem.dtype)
+            return check_labels(array.reshape(rows), self.outputs, dtype, "y")
+        return np.ascontiguousarray(array, dtype=self.problem.dtype)
 
     def _factors(self, weights: Any, rows: int) -> Array | None:
         return batch_factors(self.problem, check_batch_weights(None, weights, rows))

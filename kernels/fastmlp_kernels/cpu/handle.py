@@ -85,7 +85,7 @@ class Handle:
             "parameters": parameters,
             "state": state,
         }
-        # Rows of the optimizer's numbers: those that the record points to, whatever was interrupted.
+        # Of the optimizer, also those that an interrupted call has left the record pointing to.
         self._hyper: list[np.ndarray] = []
         self._tables, self._entries = tables, entries()
         self._record = np.zeros(1, dtype=HANDLE)
@@ -99,6 +99,7 @@ class Handle:
             "batch_size": rows,
             "item": dtype.itemsize,
             "slots": problem.slots,
+            "row_tile": address(program.tiles[-1:]),
             "largest": tables["largest"][0],
             "hyper_stride": tables["hyper_stride"][0],
             **{name: address(array) for name, array in self._kept.items()},

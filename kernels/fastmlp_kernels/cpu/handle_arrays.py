@@ -41,15 +41,17 @@ def check_numbers(argument, kind, dimensions):
     good = isinstance(kind, types.Array) and isinstance(kind.dtype, real)
     if not good or kind.ndim not in dimensions:
         rank = " or ".join(map(str, dimensions))
-        raise TypingError(f"{argument}: got {kind}, wanted an array of numbers of {rank} dimensions")
+        raise TypingError(f"{argument}: got {kind}, wanted numbers, an array of {rank} dimensions")
 
 
 def is_given(kind):
+    """Return whether an optional argument, of some type, is there."""
     return not (kind is None or isinstance(kind, types.NoneType | types.Omitted))
 
 
 @register_jitable
 def record_of(net):
+    """Return a handle's record."""
     return record_at(handle_address(net), HANDLE, 0)
 
 
@@ -100,6 +102,7 @@ def _overload_has_shape(array, rows, columns):
 
 @register_jitable
 def fits(array, rows, columns):
+    """Return whether an array has so many rows and columns, row after row without gaps."""
     return _has_shape(array, rows, columns) and _is_dense(array)
 
 
@@ -127,6 +130,7 @@ def _overload_optional_fits(array, rows, columns):
 
 @register_jitable
 def check_batch(handle, X, rows):
+    """Refuse an X that is no batch."""
     if not fits(X, rows, handle.inputs):
         raise ValueError("X: wanted as many columns as the network has inputs, without gaps")
     if rows < 1 or rows > handle.batch_size:
@@ -135,18 +139,21 @@ def check_batch(handle, X, rows):
 
 @register_jitable
 def check_targets(handle, y, rows):
+    """Refuse targets of another shape."""
     if not _has_shape(y, rows, handle.target_columns):
         raise ValueError("y: wanted a target for each row of X and each output, or a label")
 
 
 @register_jitable
 def check_flat(handle, array):
+    """Refuse what is not as long as the parameters."""
     if not fits(array, 1, handle.parameter_count):
         raise ValueError("gradient: wanted a vector as long as the parameters, without gaps")
 
 
 @register_jitable
 def claim_alone(handle):
+    """Claim a handle, or refuse the call."""
     if not claim(handle):
         raise RuntimeError(
             "handle: got a call while another thread uses it, wanted a handle for each thread"
@@ -161,7 +168,7 @@ def refuse(answer):
             "step: got a loss or a gradient that is not finite; nothing has changed"
         )
     if answer == NO_NUMBERS:
-        raise ValueError("step: got more steps than there are rates, wanted compiled(max_steps=) more")
+        raise ValueError("step: got more steps than compiled(max_steps=) has rates for")
     if answer == NO_FORWARD:
         raise ValueError("backward: wanted forward(X, out) of as many rows right before it")
     if answer == NO_CLASS:
@@ -240,12 +247,14 @@ def _overload_factors(net, handle, weights, rows):
 
 @register_jitable
 def check_weights(weights, rows):
+    """Refuse weights of another shape."""
     if not optional_fits(weights, rows, 1):
         raise ValueError("loss_weight: wanted a vector with a weight for each row of X")
 
 
 @register_jitable
 def all_finite(handle, array):
+    """Return whether all elements of a vector are finite."""
     seen = magnitude(array[0])
     for i in range(1, array.shape[0]):
         seen = max(seen, magnitude(array[i]))

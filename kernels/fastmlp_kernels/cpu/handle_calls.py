@@ -12,21 +12,23 @@ from numba.core import types
 
 from fastmlp_kernels.compile import address_of, kernel, leaf, part
 from fastmlp_kernels.cpu.fused import run
-from fastmlp_kernels.cpu.gather import collect_rows, spread_rows
+from fastmlp_kernels.cpu.gather import spread_rows
 from fastmlp_kernels.cpu.intrinsics import (
     atomic_store,
     call,
     compare_and_swap,
+    copy_bytes,
     field_address,
+    field_word,
     former_arithmetic,
     record_at,
     set_word,
     standard_arithmetic,
     word,
 )
-from fastmlp_kernels.cpu.linear import layer_of, linear_forward, panels_of
+from fastmlp_kernels.cpu.linear import dot_rows, layer_of, panels_of
 from fastmlp_kernels.cpu.outputs import write_outputs
-from fastmlp_kernels.cpu.tables import INPUT_GRADIENT, PACK, STEP, WORD_BYTES
+from fastmlp_kernels.cpu.tables import INPUT_GRADIENT, PACK, PLAIN_TILE, STEP, TILE
 from fastmlp_kernels.cpu.team import CALLER
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS
 from fastmlp_kernels.records import table
@@ -69,6 +71,7 @@ HANDLE = table(
     "hyper_stride",
     "hyper_rows",
     "lasting",  # 1: the last of those rows holds for all steps that follow
+    "row_tile",  # the TILE of one row
     "taken",  # steps since those rows were set
     "changes",  # steps and other changes of the parameters, ever
     "copies",  # which copies of the weights are up to date: see below
@@ -119,18 +122,52 @@ def _set_batch(handle, step, X, rows):
 
 
 @part
-def _predict_row(step, X):
+def _row_of_layer(step, tile, layer, left):
+    """Compute f(Z) of the first row of a layer, as `linear_forward` does; return where A is.
+
+    Parameters
+    ----------
+    step, tile, layer : record
+        `tile` is of one row.
+    left : int
+        Address of the row in the first panel of the layer's inputs.
+    """
+    item, panel, stride = step.item, step.panel, step.panel_stride
+    finish = layer.value_tile
+    if layer.fan_out == 1:
+        dot_rows(step, layer, left, 0, 1)
+        finish = 0
+    else:
+        index = finish if finish else PLAIN_TILE
+        for j in range(panels_of(step, layer.fan_out)):
+            wide = 0 if layer.fan_out - j * panel <= step.lanes else 1
+            right, bias = layer.W + j * layer.W_stride * item, layer.B + j * panel * item
+            out = layer.Z + j * stride * item
+            call(
+                field_word(tile, index + wide),
+                (left, stride, right, layer.fan_in, bias, 0, out, 0),
+            )
+    if not finish and layer.value != step.check:
+        for j in range(panels_of(step, layer.fan_out)):
+            offset = j * stride * item
+            call(layer.value, (layer.Z + offset, layer.A + offset, panel))
+    return layer.A
+
+
+@part
+def _predict_row(handle, step, X):
     """Bring one row through all layers, without the stages of a batch."""
-    first = layer_of(step, 0)
-    left = X
+    tile, first = record_at(handle.row_tile, TILE, 0), layer_of(step, 0)
+    left, columns = X, step.output_columns
     if step.input_columns > step.panel or first.fan_out == 1:
         left = step.inputs
         spread_rows(step, X, 0, 1, step.input_columns, left)
     for index in range(step.layers):
-        layer = layer_of(step, index)
-        linear_forward(step, layer, left, (0, 1, 0, panels_of(step, layer.fan_out)), 0)
-        left = layer.A
-    write_outputs(step, 0, 0, 1)
+        left = _row_of_layer(step, tile, layer_of(step, index), left)
+    if step.output_value or step.link or columns > step.panel:
+        write_outputs(step, 0, 0, 1)
+    else:
+        copy_bytes(step.out, left, columns * step.item)
 
 
 def _predict(address, X, out, rows, unused, unused_too):
@@ -141,7 +178,7 @@ def _predict(address, X, out, rows, unused, unused_too):
     step.out = out
     if rows == 1 and handle.copies != STALE:
         former = standard_arithmetic()
-        _predict_row(step, X)
+        _predict_row(handle, step, X)
         former_arithmetic(former)
         return DONE
     step.X, step.rows = X, rows

@@ -94,6 +94,18 @@ def set_word(typing_context, words, index, value):
     return types.void(types.int64, types.int64, types.int64), generate
 
 
+@intrinsic
+def copy_bytes(typing_context, out, source, count):
+    """Copy bytes from one address to another; they do not overlap."""
+
+    def generate(context, builder, signature, values):
+        places = [builder.inttoptr(each, cgutils.voidptr_t) for each in values[:2]]
+        cgutils.raw_memcpy(builder, *places, values[2], ir.Constant(WORD, 1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
 def _scopes(builder, stream):
     """Return LLVM's alias scopes: this stream, and all the others of a leaf."""
     module = builder.module
@@ -272,6 +284,9 @@ def give_way(typing_context):
 
 # No trap, rounding to nearest, subnormal numbers as they are.
 STANDARD_ARITHMETIC = 0x1F80
+CONTROL = ir.IntType(32)
+# The word's bits but for the six that only tell what has happened.
+SETTINGS = 0xFFC0
 
 
 def _is_x86(builder):
@@ -289,19 +304,24 @@ def standard_arithmetic(typing_context):
     """Compute as IEEE 754 has it from here on; return what `former_arithmetic` goes back to.
 
     Some libraries have a thread flush subnormal numbers to zero and do not take it back: the same
-    fit would then end in other bits. Only on x86: elsewhere the word stays as it is.
+    fit would then end in other bits. Only on x86: elsewhere the word stays as it is. So it does,
+    and 0 is returned, where it is the standard one: to set it takes as long as a tiny layer.
     """
 
     def generate(context, builder, signature, values):
         if not _is_x86(builder):
             return ir.Constant(WORD, 0)
-        word = cgutils.alloca_once(builder, ir.IntType(32))
+        word = cgutils.alloca_once(builder, CONTROL)
+        result = cgutils.alloca_once_value(builder, ir.Constant(WORD, 0))
         place = builder.bitcast(word, ir.IntType(8).as_pointer())
         _control_word(builder, "llvm.x86.sse.stmxcsr", place)
-        former = builder.load(word)
-        builder.store(ir.Constant(ir.IntType(32), STANDARD_ARITHMETIC), word)
-        _control_word(builder, "llvm.x86.sse.ldmxcsr", place)
-        return builder.zext(former, WORD)
+        former, standard = builder.load(word), ir.Constant(CONTROL, STANDARD_ARITHMETIC)
+        settings = builder.and_(former, ir.Constant(CONTROL, SETTINGS))
+        with builder.if_then(builder.icmp_unsigned("!=", settings, standard), likely=False):
+            builder.store(standard, word)
+            _control_word(builder, "llvm.x86.sse.ldmxcsr", place)
+            builder.store(builder.zext(former, WORD), result)
+        return builder.load(result)
 
     return types.int64(), generate
 
@@ -312,10 +332,12 @@ def former_arithmetic(typing_context, former):
 
     def generate(context, builder, signature, values):
         if _is_x86(builder):
-            word = cgutils.alloca_once(builder, ir.IntType(32))
-            builder.store(builder.trunc(values[0], ir.IntType(32)), word)
-            place = builder.bitcast(word, ir.IntType(8).as_pointer())
-            _control_word(builder, "llvm.x86.sse.ldmxcsr", place)
+            changed = builder.icmp_unsigned("!=", values[0], ir.Constant(WORD, 0))
+            with builder.if_then(changed, likely=False):
+                word = cgutils.alloca_once(builder, CONTROL)
+                builder.store(builder.trunc(values[0], CONTROL), word)
+                place = builder.bitcast(word, ir.IntType(8).as_pointer())
+                _control_word(builder, "llvm.x86.sse.ldmxcsr", place)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

@@ -67,7 +67,7 @@ def _finish(step, leaf, kept, data, block):
 
 
 @part
-def _dot_rows(step, layer, left, first, last):
+def dot_rows(step, layer, left, first, last):
     """Compute Z of a layer with one output, inputs in the lanes: a panel has room for many."""
     item, panel = step.item, step.panel
     left, out = (left + first * panel * item), (layer.Z + first * panel * item)
@@ -120,7 +120,7 @@ def linear_forward(step, layer, left, block, lists):
     """
     first, last, first_panel, last_panel = block
     if layer.fan_out == 1:
-        _dot_rows(step, layer, left, first, last)
+        dot_rows(step, layer, left, first, last)
     elif not step.packed:
         _direct(step, layer, left, first, last)
     elif lists:
