@@ -37,7 +37,6 @@ class PartLibrary(JITCodeLibrary):
         """Return this part's code with that of all that it calls. Only a kernel asks for it."""
         if self._shared_module is None:
             for library in self._reached():
-                self._reload_init.update(library._reload_init)
                 whole = isinstance(library, PartLibrary) and library._shared_module is None
                 module = library._final_module if whole else library._get_module_for_linking()
                 self._final_module.link_in(module, preserve=True)

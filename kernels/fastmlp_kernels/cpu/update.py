@@ -132,9 +132,9 @@ def write_gradient(dtype: str, accumulate: bool) -> int:
 
     Notes
     -----
-    p is the flat gradient; first, second, copy, hyper, decay, scale and total are not used. Cost: one read
-    and one or two accesses an element. Source: the derivation sheet's separate calls of a training
-    step.
+    p is the flat gradient; first, second, copy, hyper, decay, scale and total are not used. Cost:
+    one read and one or two accesses an element. Source: the derivation sheet's separate calls of a
+    training step.
     """
 
     def keep(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, scale, total):
