@@ -7,7 +7,7 @@
     python3 dev.py gpu     check and measure everything that needs an NVIDIA GPU (see docs/gpu.md)
     python3 dev.py lint    ruff, mypy and import-linter
     python3 dev.py write   write anew what follows from the code: tables of pages, messages.txt
-    python3 dev.py oldest  the tests of fastmlp.sklearn beside the oldest scikit-learn it supports
+    python3 dev.py oldest  the tests of fastmlp.sklearn beside the oldest scikit-learn and Numba
     python3 dev.py setup   install everything the commands above need, and nothing more
 
 Options:

@@ -30,6 +30,7 @@ from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.elementary import FORMS, plus
 from fastmlp_kernels.announcing import compile_always, compile_or_load
 from fastmlp_kernels.disk_cache import CacheFolder, warn_once
+from fastmlp_kernels.part_compiler import PartCompiler
 from fastmlp_kernels.shield import shield
 from fastmlp_kernels.stamped_cache import StampedCache
 
@@ -76,9 +77,11 @@ def _make_callable(function: types.FunctionType) -> None:
         def choose(z: Any) -> Callable:
             return double if z == numba_types.float64 else single
 
-        overload(function, jit_options=RULE_FLAGS, strict=False)(choose)
+        options = {**RULE_FLAGS, "pipeline_class": PartCompiler}
+        overload(function, jit_options=options, strict=False)(choose)
         return
-    register_jitable(**(SUM_FLAGS if function is plus else RULE_FLAGS))(function)
+    flags = SUM_FLAGS if function is plus else RULE_FLAGS
+    register_jitable(**flags, pipeline_class=PartCompiler)(function)
     for callee in (*_callees(function), *_closed_over(function)):
         _make_callable(callee)
 
@@ -232,7 +235,9 @@ def part(function: Callable, **flags: Any) -> Any:
             "NUMBA_DISABLE_JIT: got 1, wanted 0: kernels work on addresses and run compiled alone. "
             "Unset it, or name kernel='reference', which is NumPy"
         )
-    dispatcher = numba.njit(**(flags or PART_FLAGS))(function)
+    if not flags:
+        flags = {**PART_FLAGS, "pipeline_class": PartCompiler}
+    dispatcher = numba.njit(**flags)(function)
     resolve = dispatcher.get_call_template
     dispatcher.get_call_template = lambda arguments, keywords: resolve(
         tuple(_word(each) for each in arguments), keywords

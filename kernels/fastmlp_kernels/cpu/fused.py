@@ -207,13 +207,10 @@ def _unit(step, thread, layer, unit, work, left, rows, hyper, transposed):
             weight_gradient(step, layer, i, j, left, rows, tile, lists)
         if step.clipping and step.stages & UPDATE:
             squares = layer.gradient_squares + 2 * place * WORD_BYTES
-            clip_unit(step, layer, i, j, tile, hyper, step.one, squares)
+            clip_unit(step, layer, i, j, tile, hyper, squares)
     if work & FINISHING:
-        if by_norm:
-            # Nobody reads these squares again: the scratch holds the scale, and room beside it.
-            unread = scratch + WORD_BYTES
-            clip_unit(step, layer, i, j, tile, hyper, scratch, unread)
-        finish_unit(step, layer, i, j, tile, hyper, transposed)
+        # Where a norm is limited, the scratch holds the scale.
+        finish_unit(step, layer, i, j, tile, hyper, scratch, transposed)
 
 
 @part

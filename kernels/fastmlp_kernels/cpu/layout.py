@@ -241,13 +241,15 @@ class Layout:
             "listed_gradient_wide": code[listed_gradient_name(2)],
             "sum_losses": sum_losses(dtype),
             "sum_squares": sum_losses("float64"),
-            "clip": clip(dtype),
-            "clip_scale": clip_by_norm(dtype),
-            "dropout_copy": dropout(dtype, False),
-            "dropout_in_place": dropout(dtype, True),
             "check": activation_forward("identity", dtype),
             "loss_rule": loss_and_gradient(problem.rule, dtype),
         }
+        # A leaf takes a second to compile, or a part of one. Few problems call these.
+        if problem.clipping != "none":
+            functions |= {"clip": clip(dtype), "clip_scale": clip_by_norm(dtype)}
+        if any(problem.dropout):
+            copy, in_place = dropout(dtype, False), dropout(dtype, True)
+            functions |= {"dropout_copy": copy, "dropout_in_place": in_place}
         self._fill(functions)
         finishing = list(product(FINISHES, (FORWARD, BACKWARD)))
         names = [partial(finishing_name, way, activation) for activation, way in finishing]

@@ -156,7 +156,7 @@ class FusedProgram(Layout):
         Epochs then skip zeros where that pays for this X. They may be given any other.
         """
         self.skips = choose_skips(self.problem, self.target, X)
-        update(self.problem.optimizer, self.problem.dtype, self.panel, penalized)
+        self._update(penalized)
         loss_and_gradient(self.problem.rule, self.problem.dtype, weighted)
         self._point(at.X, X, len(X), self.problem.sizes[0])
         self._point(at.Y, y, len(X), self.problem.target_columns)
@@ -213,9 +213,15 @@ class FusedProgram(Layout):
         self._settle(stages, threads, (problem.rows, self._batches))
         words[at.loss_rule] = loss_and_gradient(problem.rule, problem.dtype, weighted)
         words[at.factors] = 0
-        words[at.finish] = update(problem.optimizer, problem.dtype, self.panel, penalized)
+        words[at.finish] = self._update(penalized)
         words[at.target] = words[at.parameters]
         self._settled = kind
+
+    def _update(self, penalized: bool) -> int:
+        """Return the address of the update of this problem's tiles."""
+        problem = self.problem
+        clipped = problem.clipping == "norm"
+        return update(problem.optimizer, problem.dtype, self.panel, penalized, clipped)
 
     def take_skips(self, skips: int) -> None:
         """Have epochs skip what another program has chosen for the same X."""
@@ -331,7 +337,7 @@ class FusedProgram(Layout):
         self._settle(GRADIENT | UPDATE, 1, (0, 1))
         self._point_vector(at.gradient, gradient, self._count)
         self._point(at.hyper, hyper, 1, problem.hyper_columns)
-        words[at.finish] = update(problem.optimizer, problem.dtype, self.panel)
+        words[at.finish] = self._update(False)
         words[at.target] = words[at.parameters]
         self._run()
         if self.control.item(STATUS):

@@ -20,11 +20,13 @@ PARAMETERS, FIRST, SECOND, GRADIENT, COPY = range(5)
 def _signature(dtype):
     pointer = types.CPointer(NUMBERS[dtype])
     total = types.CPointer(types.float64)
-    return WORD(*[pointer] * 5, WORD, WORD, WORD, WORD, pointer, pointer, total)
+    return WORD(*[pointer] * 5, WORD, WORD, WORD, WORD, pointer, pointer, pointer, total)
 
 
 @functools.cache
-def update(name: str, dtype: str, panel: int, penalized: bool = False) -> int:
+def update(
+    name: str, dtype: str, panel: int, penalized: bool = False, clipped: bool = False
+) -> int:
     """Return the address of the leaf that applies an optimizer's step to a tile.
 
     Parameters
@@ -36,23 +38,25 @@ def update(name: str, dtype: str, panel: int, penalized: bool = False) -> int:
         Columns of a panel: the new parameters are also written to a tile of panels.
     penalized : bool
         Whether the squares of the old parameters are summed, for an L2 penalty.
+    clipped : bool
+        Whether the gradient is multiplied by `scale`, as where its norm is limited.
 
     Notes
     -----
-    The leaf is ``(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, total)``:
-    `rows` runs of `columns` elements, `stride` apart in the flat vectors p, first and second (the
-    parameters and the optimizer's state: those that the rule does not use are not touched) and
-    `width` apart in the tiles g and copy. `hyper` is the step's row, `decay` the one of its two
-    decays that holds here; the sum of squares goes to `total` (float64, summed in `dtype`). None of
-    the arrays overlap. Cost: about 12 flops and 3 to 8 memory accesses a parameter. Source:
-    `algebra.optimizers`.
+    The leaf is ``(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, scale,
+    total)``: `rows` runs of `columns` elements, `stride` apart in the flat vectors p, first and
+    second (the parameters and the optimizer's state: those that the rule does not use are not
+    touched) and `width` apart in the tiles g and copy. `hyper` is the step's row, `decay` the one
+    of its two decays that holds here; the sum of squares goes to `total` (float64, summed in
+    `dtype`). None of the arrays overlap. Cost: about 12 flops and 3 to 8 memory accesses a
+    parameter. Source: `algebra.optimizers`.
     """
-    element = _element(OPTIMIZERS[name].update, OPTIMIZERS[name].slots)
+    element = _element(OPTIMIZERS[name].update, OPTIMIZERS[name].slots, clipped)
     # Closed over, as `leaf` compiles what a function closes over.
     numbers, add = _numbers, plus
 
-    def step(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, total):
-        h = numbers(hyper, decay)
+    def step(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, scale, total):
+        h = numbers(hyper, decay, scale)
         squares = decay[0] - decay[0]
         if columns == panel:
             # A whole row of a panel, of a length known here, is a few vectors and no loop.
@@ -71,14 +75,15 @@ def update(name: str, dtype: str, panel: int, penalized: bool = False) -> int:
             total[0] = squares
         return 0
 
-    kind = f"tile{panel}" + ("-penalized" if penalized else "")
+    kind = f"tile{panel}" + ("-penalized" if penalized else "") + ("-clipped" if clipped else "")
     return leaf(step, f"update-{name}-{kind}-{dtype}", _signature(dtype)).address
 
 
-def _numbers(hyper, decay):
-    """Return the decay, and the numbers of the rule."""
+def _numbers(hyper, decay, scale):
+    """Return the decay, what the gradient is multiplied by, and the numbers of the rule."""
     return (
         decay[0],
+        scale[0],
         (
             hyper[RULE_START],
             hyper[RULE_START + 1],
@@ -92,13 +97,15 @@ def _numbers(hyper, decay):
     )
 
 
-def _element(rule: Callable, slots: int) -> Callable:
+def _element(rule: Callable, slots: int, clipped: bool) -> Callable:
     """Return the update of element k of the flat vectors, `there` in the tiles."""
 
     def element(p, first, second, g, copy, k, there, numbers):
-        decay, h = numbers
+        decay, scale, h = numbers
         old = read(p, k, PARAMETERS)
-        slope = read(g, there, GRADIENT) + decay * old
+        slope = read(g, there, GRADIENT)
+        # The decay's product is the one that is fused: a scale of 1 then changes no bit.
+        slope = decay * old + (slope * scale if clipped else slope)
         m = read(first, k, FIRST) if slots > 0 else slope
         v = read(second, k, SECOND) if slots > 1 else slope
         new, m, v = rule(old, slope, m, v, h)
@@ -125,12 +132,12 @@ def write_gradient(dtype: str, accumulate: bool) -> int:
 
     Notes
     -----
-    p is the flat gradient; first, second, copy, hyper, decay and total are not used. Cost: one read
-    and one or two accesses an element. Source: the derivation sheet's separate calls of a training
-    step.
+    p is the flat gradient; first, second, copy, hyper, decay, scale and total are not used. Cost:
+    one read and one or two accesses an element. Source: the derivation sheet's separate calls of a
+    training step.
     """
 
-    def keep(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, total):
+    def keep(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, scale, total):
         for r in range(rows):
             for j in range(columns):
                 k = r * stride + j

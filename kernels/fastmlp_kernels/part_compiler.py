@@ -1,0 +1,64 @@
+"""How a part of a kernel is compiled: to LLVM's code, which the kernel takes in, and no further.
+
+Numba optimises each function that it compiles, together with all that it calls, and makes machine
+code of it. For a part that is called by parts that are called by a kernel, all of that is thrown
+away, as many times as calls are nested. Here only the kernel is optimised, once, as a whole.
+"""
+
+from typing import Any
+
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+
+
+class PartLibrary(JITCodeLibrary):
+    """The code of a part, and what it calls. It is never run but within a kernel."""
+
+    def finalize(self) -> None:
+        """Close the library; nothing is optimised, and no machine code made."""
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def _reached(self) -> list[JITCodeLibrary]:
+        """Return the libraries of everything that this part calls, each once."""
+        found, left = {self}, list(self._linking_libraries)
+        reached = []
+        while left:
+            library = left.pop()
+            if library in found:
+                continue
+            found.add(library)
+            reached.append(library)
+            if isinstance(library, PartLibrary):
+                left += library._linking_libraries
+        return reached
+
+    def _get_module_for_linking(self) -> Any:
+        """Return this part's code with that of all that it calls. Only a kernel asks for it."""
+        if self._shared_module is None:
+            for library in self._reached():
+                whole = isinstance(library, PartLibrary) and library._shared_module is None
+                module = library._final_module if whole else library._get_module_for_linking()
+                self._final_module.link_in(module, preserve=True)
+        return super()._get_module_for_linking()
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Return 0, which says that there is no machine code."""
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        """What Numba tells of the environment of a function. A part has none, and ignores it."""
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Do nothing: Numba would write to a variable that only machine code has."""
+
+
+class PartCompiler(Compiler):
+    """Numba's compiler, for parts of kernels."""
+
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        super().__init__(typing, target, library, *rest)
+        if library is None:
+            self.state.library = PartLibrary(target.codegen(), "part")
