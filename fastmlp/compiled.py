@@ -12,8 +12,10 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import check_labels
+from fastmlp.arguments import check_integer
+from fastmlp.data.arrays import check_in_place, check_labels
 from fastmlp.data.weighting import batch_factors, check_batch_weights
+from fastmlp.device.machine import physical_memory
 from fastmlp.dispatch.planning import machine_with, updated_by
 from fastmlp.errors import (
     BusyError,
@@ -28,6 +30,7 @@ from fastmlp.state.finite import all_finite
 from fastmlp.state.parameters import aligned, aligned_zeros, check_finite_values
 from fastmlp.state.training_state import TrainingState, at_once
 from fastmlp.training.hyper_parameters import numbers_of_steps
+from fastmlp_kernels.algebra.optimizers import HYPER_WIDTH
 from fastmlp_kernels.cpu.handle import Handle
 from fastmlp_kernels.cpu.handle_calls import (
     BUSY,
@@ -45,13 +48,23 @@ def handle_of(
     state: TrainingState,
     template: Problem,
     optimizer: Optimizer,
-    batch_size: int,
-    max_steps: int | None,
+    batch_size: Any,
+    max_steps: Any,
     labels: bool,
 ) -> "CompiledMLP":
     """Return a handle: see `MLP.compiled`."""
+    row = 4 * np.dtype(template.dtype).itemsize * sum(template.sizes)
+    _check_room("batch_size", batch_size, row)
+    if max_steps is not None:
+        _check_room("max_steps", max_steps, 8 * HYPER_WIDTH * len(template.activations))
     shape = replace(template, rows=batch_size, batch_size=batch_size, labels=labels)
     return CompiledMLP(state, updated_by(shape, optimizer.update), optimizer, max_steps)
+
+
+def _check_room(argument: str, value: Any, each: int) -> None:
+    """Refuse what is no whole number, or more than the memory has room for at `each` bytes."""
+    most = max(1, physical_memory() // each)
+    check_integer(value, argument, 1, most, ", which is what the memory has room for")
 
 
 class CompiledMLP(Handle):
@@ -340,34 +353,8 @@ class CompiledMLP(Handle):
             "Nothing was changed; try a smaller learning rate"
         )
 
-    def _check(
-        self,
-        array: Any,
-        argument: str,
-        columns: int,
-        rows: int | None = None,
-        written: bool = False,
-    ) -> int:
-        """Refuse what is no array as compiled code wants it; return its rows."""
-        dtype = self.problem.dtype
-        if not isinstance(array, np.ndarray) or array.dtype != dtype:
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise DTypeError(f"{argument}: got {got}, wanted a NumPy array of {dtype}")
-        count = (len(array) if array.ndim == 2 else 1) if rows is None else rows
-        shapes: list[tuple[int, ...]] = [(count, columns)]
-        if count == 1 or (columns == 1 and rows is not None):
-            shapes.append((count * columns,))
-        if array.shape not in shapes:
-            wanted = f"({'rows' if rows is None else rows}, {columns})"
-            raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}")
-        if not array.flags.c_contiguous:
-            raise ShapeError(
-                f"{argument}: got strides {array.strides}, wanted rows without gaps: "
-                f"np.ascontiguousarray({argument})"
-            )
-        if written and not array.flags.writeable:
-            raise DTypeError(f"{argument}: got a read-only array, wanted one to write to")
-        return count
+    def _check(self, array: Any, argument: str, columns: int, *rest: Any, **kind: Any) -> int:
+        return check_in_place(array, argument, self.problem.dtype, columns, *rest, **kind)
 
     def _check_batch(self, rows: int) -> None:
         most = self.problem.batch_size

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arguments import check_integer
 from fastmlp.data.admission import Data, admit
 from fastmlp.data.arrays import check_matrix, check_targets
 from fastmlp.data.frames import check_columns
@@ -275,9 +274,8 @@ class MLP(Network):
         chosen = takes if labels is None else bool(labels)
         if chosen and not takes:
             raise DomainError(f"labels: got True with {self.loss_name}, which takes no labels")
-        asked = self._optimizer(optimizer), check_integer(batch_size, "batch_size", 1)
-        ahead = None if max_steps is None else check_integer(max_steps, "max_steps", 1)
-        return module.handle_of(self._state, self.template, *asked, ahead, chosen)
+        rest = self._optimizer(optimizer), batch_size, max_steps, chosen
+        return module.handle_of(self._state, self.template, *rest)
 
     def forward(self, X: Any) -> Array:
         """Return the outputs (rows, outputs) of a batch; keep what `backward` needs.

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fastmlp.data import remedies
 from fastmlp.data.frames import numbers_of
@@ -57,6 +57,38 @@ def check_matrix(
         name = called(argument)
         hint = remedies.of_missing(value, array, name) or remedies.of_overflow(array, dtype, name)
         raise DomainError(f"{error}{hint}") from None
+
+
+def check_in_place(
+    array: Any,
+    argument: str,
+    dtype: DTypeLike,
+    columns: int,
+    rows: int | None = None,
+    written: bool = False,
+) -> int:
+    """Return the rows of an array that is used where it lies, whatever is in it; refuse any other.
+
+    One row may be a vector, and so may one column where the number of rows is known.
+    """
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise DTypeError(f"{argument}: got {got}, wanted a NumPy array of {dtype}")
+    count = (len(array) if array.ndim == 2 else 1) if rows is None else rows
+    shapes: list[tuple[int, ...]] = [(count, columns)]
+    if count == 1 or (columns == 1 and rows is not None):
+        shapes.append((count * columns,))
+    if array.shape not in shapes:
+        wanted = f"({'rows' if rows is None else rows}, {columns})"
+        raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}")
+    if not array.flags.c_contiguous:
+        raise ShapeError(
+            f"{argument}: got strides {array.strides}, wanted rows without gaps: "
+            f"np.ascontiguousarray({argument})"
+        )
+    if written and not array.flags.writeable:
+        raise DTypeError(f"{argument}: got a read-only array, wanted one to write to")
+    return count
 
 
 def called(argument: str) -> str:

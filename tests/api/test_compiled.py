@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import gc
+import importlib
 import pickle
 import subprocess
 import sys
@@ -34,7 +35,9 @@ from fastmlp import (
 )
 from fastmlp.schedules import CosineDecay
 from fastmlp.training.hyper_parameters import numbers_of_steps
+from fastmlp_kernels.problem import Machine
 from tests import ROOT
+from tests.machines import HOST
 
 # Rows of the batches of a run: odd to tiles and blocks, a full one, and one row; 59 in all.
 BATCHES = (7, 32, 1, 19)
@@ -154,6 +157,25 @@ def test_compiled_functions_have_the_bits_of_the_methods(shape, rest, optimizer,
     assert net.steps == model._state.steps
     predict_rows(net, X, out)
     assert out.tobytes() == model.predict(X).tobytes()
+
+
+@pytest.mark.parametrize("name", HOST)
+@pytest.mark.parametrize("sizes", [[4, 8, 1], [70, 40, 3], [40, 1, 35]], ids=str)
+def test_a_row_has_the_same_bits_on_every_instruction_set(monkeypatch, name, sizes):
+    machine = Machine(cores=1, instruction_set=name)
+    for module in ("fastmlp.compiled", "fastmlp.dispatch.planning"):
+        importlib.import_module(module)
+        monkeypatch.setattr(f"{module}.machine_with", lambda threads: machine)
+    for activation in ("relu", "gelu"):
+        model = MLP(sizes, activation, seed=1)
+        X, y = sample(model)
+        net, out = model.compiled(), np.zeros((len(X), sizes[-1]), "f4")
+        assert net.step(X[:32], y[:32]) == model.step(X[:32], y[:32])
+        for part in (out[:0], out):
+            net.predict(X[: len(part)], part)
+        assert out.tobytes() == model.predict(X).tobytes()
+        predict_rows(net, X, out)
+        assert out.tobytes() == model.predict(X).tobytes()
 
 
 @cases
@@ -464,7 +486,10 @@ def test_a_busy_handle_refuses_every_call():
     assert np.isnan(integrand(4, places[0]))
     assert (out == 5.0).all() and not gradient.any()
     net._record["busy"] = 0
+    gc.collect()
     assert function(*places) == 0
+    model.step(X, y)
+    assert net.step(X, y) == model.step(X, y), "with the rates from before the pull"
 
 
 WRONG = {
@@ -799,11 +824,13 @@ def test_a_users_function_is_cached_on_disk(tmp_path):
 
 def test_wrong_arguments_are_named():
     model = MLP([4, 8, 1])
-    with pytest.raises(DomainError, match="batch_size: got 0"):
-        model.compiled(batch_size=0)
     with pytest.raises(DomainError, match="labels: got True with half_squared_error"):
         model.compiled(labels=True)
-    with pytest.raises(DomainError, match="max_steps: got 0"):
-        model.compiled(max_steps=0)
+    for name in ("batch_size", "max_steps"):
+        for wrong in (0, -1, 2**70):
+            with pytest.raises(DomainError, match=f"{name}: got {wrong}"):
+                model.compiled(**{name: wrong})
+        with pytest.raises(DTypeError, match=f"{name}: got 1.5"):
+            model.compiled(**{name: 1.5})
     with pytest.raises(ShapeError, match="layer_rates: got 1, wanted 2"):
         model.compiled(optimizer=Adam(layer_rates=[1]))

@@ -1,6 +1,7 @@
 """Handles: a network of its own, with all that calls from compiled code need, made once."""
 
 from dataclasses import replace
+from threading import RLock
 
 import numpy as np
 
@@ -85,8 +86,9 @@ class Handle:
             "parameters": parameters,
             "state": state,
         }
-        # Of the optimizer, also those that an interrupted call has left the record pointing to.
+        # Of the optimizer: what the record points to, whatever was interrupted.
         self._hyper: list[np.ndarray] = []
+        self._writing = RLock()
         self._tables, self._entries = tables, entries()
         self._record = np.zeros(1, dtype=HANDLE)
         numbers = {
@@ -132,10 +134,13 @@ class Handle:
 
         `hyper` is dtype[steps, hyper_columns]; with `lasting`, its last row holds for ever.
         """
-        self._hyper.append(hyper)
         arrays = address(parameters), address(state), address(hyper)
-        answer = self._enter("write", *arrays, len(hyper), lasting)
-        self._hyper = self._hyper[-1:]
+        with self._writing:
+            self._hyper.append(hyper)
+            answer = self._enter("write", *arrays, len(hyper), lasting)
+            # A handle that was busy goes on with the old ones.
+            held = self._record["hyper"].item()
+            self._hyper = [each for each in (*self._hyper, hyper) if address(each) == held]
         return answer
 
     def _loss(self) -> float:
