@@ -250,6 +250,23 @@ def test_the_methods_do_the_same_from_python(dtype):
     assert outs[0][0].tobytes() != outs[0][1].tobytes()
 
 
+@pytest.mark.parametrize("jit", [numba.njit, lambda function: function], ids=["compiled", "Python"])
+def test_parameters_that_are_set_are_those_of_the_next_call(jit):
+    model, other = (MLP([6, 33, 2], "tanh", seed=seed) for seed in (1, 2))
+    X, y = sample(model, 32)
+    net, out = model.compiled(), np.zeros((32, 2), "f4")
+    set_parameters = jit(lambda net, values: net.set_parameters(values))
+    net.step(X, y)
+    set_parameters(net, other.parameters)
+    net.predict(X, out)
+    assert out.tobytes() == other.predict(X).tobytes()
+    set_parameters(net, model.parameters)
+    net.predict(X[0], out[0])
+    assert out[0].tobytes() == model.predict(X[:1]).tobytes()
+    net.push()
+    assert net.step(X, y) == model.step(X, y)
+
+
 def test_a_row_is_a_vector_or_a_matrix_of_one_row():
     model = MLP([4, 8, 1], seed=1)
     X, y = sample(model, 5)
@@ -486,7 +503,7 @@ def test_a_busy_handle_refuses_every_call():
     assert np.isnan(integrand(4, places[0]))
     assert (out == 5.0).all() and not gradient.any()
     net._record["busy"] = 0
-    gc.collect()
+    assert [each.ctypes.data for each in net._hyper] == [net._record["hyper"].item()]
     assert function(*places) == 0
     model.step(X, y)
     assert net.step(X, y) == model.step(X, y), "with the rates from before the pull"

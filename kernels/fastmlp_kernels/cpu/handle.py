@@ -139,8 +139,8 @@ class Handle:
             self._hyper.append(hyper)
             answer = self._enter("write", *arrays, len(hyper), lasting)
             # A handle that was busy goes on with the old ones.
-            held = self._record["hyper"].item()
-            self._hyper = [each for each in (*self._hyper, hyper) if address(each) == held]
+            known = {address(each): each for each in (*self._hyper, hyper)}
+            self._hyper = [known[self._record["hyper"].item()]]
         return answer
 
     def _loss(self) -> float:
