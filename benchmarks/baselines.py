@@ -69,7 +69,7 @@ class Baseline:
     packages: tuple[str, ...] = ()
     role = "peer"
     devices: tuple[str, ...] = ("cpu", "cuda")
-    suites: tuple[str, ...] = ("training", "overhead")
+    suites: tuple[str, ...] = ("training", "prediction", "overhead")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -267,6 +267,7 @@ def compiler_missing(device: str) -> str | None:
 class TorchGraph(Torch):
     """PyTorch with an epoch captured as one CUDA graph: no launch cost is left on the host."""
 
+    suites = ("training", "overhead")
     devices = ("cuda",)
 
     def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 # These decide themselves how many of the threads they use.
-DECIDE_THEMSELVES = ("fastmlp.fit", "fastmlp.step", "fastmlp.sklearn")
+DECIDE_THEMSELVES = ("fastmlp.fit", "fastmlp.step", "fastmlp.predict", "fastmlp.sklearn")
 
 
 @dataclass(frozen=True)

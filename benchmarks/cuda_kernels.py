@@ -103,12 +103,14 @@ def layered_signature(name: str, dtype: str) -> tuple[Any, ...]:
     }[name]
 
 
-# Dtype and precision.
+# Dtype, precision, and the share that is left out of each hidden layer.
 VARIANTS = {
-    "float32": ("float32", "float32"),
-    "tf32": ("float32", "tf32"),
-    "bfloat16": ("float32", "bfloat16"),
-    "float64": ("float64", "float32"),
+    "float32": ("float32", "float32", 0.0),
+    "tf32": ("float32", "tf32", 0.0),
+    "bfloat16": ("float32", "bfloat16", 0.0),
+    "float64": ("float64", "float32", 0.0),
+    "float32, dropout": ("float32", "float32", 0.25),
+    "bfloat16, dropout": ("float32", "bfloat16", 0.25),
 }
 HOPPER = Machine(gpu_capability=(9, 0), gpu_processors=132, gpu_shared_bytes=227 * 1024)
 
@@ -120,7 +122,7 @@ def resident() -> Iterator[Compiled]:
     from fastmlp_kernels.cuda.resident import kernel as kernels
     from fastmlp_kernels.cuda.resident.cost import THREADS, placement_of
 
-    for variant, (dtype, precision) in VARIANTS.items():
+    for variant, (dtype, precision, dropout) in VARIANTS.items():
         problem = Problem(
             sizes=(64, 64, 10),
             activations=("relu", "identity"),
@@ -129,6 +131,7 @@ def resident() -> Iterator[Compiled]:
             optimizer="adam",
             dtype=dtype,
             precision=precision,
+            dropout=(dropout,) if dropout else (),
             batch_size=64,
             rows=64,
         )
@@ -160,13 +163,14 @@ def fused() -> Iterator[Compiled]:
     from fastmlp_kernels.cuda.fused.cost import THREADS, placement_of, plan_of
     from fastmlp_kernels.cuda.on_chip.chain import rows_in_use
 
-    for variant, (dtype, precision) in VARIANTS.items():
+    for variant, (dtype, precision, dropout) in VARIANTS.items():
         problem = Problem(
             sizes=(64, 64, 64, 64, 64, 16),
             activations=("relu", "relu", "relu", "relu", "identity"),
             loss="half_squared_error",
             dtype=dtype,
             precision=precision,
+            dropout=(dropout,) * 4 if dropout else (),
             batch_size=16384,
             rows=16384,
         )

@@ -19,17 +19,21 @@ from benchmarks.estimators import (
 )
 from benchmarks.ours import Fastmlp, FastmlpFit, FastmlpStep, choices
 from benchmarks.peak import Peak
+from benchmarks.prediction import FastmlpPredict, NumPy, OnnxRuntime
 from benchmarks.whole_fits import WholeFit
 
 BASELINES: dict[str, type[Baseline]] = {
     "fastmlp": Fastmlp,
     "fastmlp.fit": FastmlpFit,
     "fastmlp.step": FastmlpStep,
+    "fastmlp.predict": FastmlpPredict,
     "PyTorch": Torch,
     "PyTorch compile": TorchCompiled,
     "PyTorch graph": TorchGraph,
     "JAX": Jax,
     "scikit-learn": ScikitLearn,
+    "NumPy": NumPy,
+    "onnxruntime": OnnxRuntime,
     "FMA peak": Peak,
     "fastmlp.sklearn": AcceleratedEstimator,
     "sklearn.neural_network": Estimator,
@@ -57,6 +61,8 @@ def settings_of(name: str, case: Case | WholeFit, device: str, threads: list[int
         return settings_of_estimators(name, case, device, threads, name == "fastmlp.sklearn")
     # On a GPU one host thread submits the work.
     counts = threads if device == "cpu" else [1]
+    if name == "fastmlp.predict":
+        return [Entry(name, device, max(counts))]
     if name in ("fastmlp.fit", "fastmlp.step"):
         # As many as it likes of those that it may use: it decides itself.
         (way,) = [way for way in choices(case, device, threads) if way.chosen]

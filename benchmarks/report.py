@@ -87,6 +87,12 @@ def device_cells(item: Comparison | None, device: str) -> list[str]:
     return cells
 
 
+def predictions_table(found: list[Comparison]) -> str:
+    """Return the predictions of the CPU, one row each."""
+    rows = [[item.case, *device_cells(item, "cpu")[:-1]] for item in found]
+    return table(["network, rows", "fastmlp", "best peer", "ratio", "target", "GFLOP/s"], rows)
+
+
 def threads_of(setting: Setting) -> str:
     """Return the number of threads before a time where it is not one."""
     return f"{setting.threads} threads: " if setting.threads > 1 else ""
@@ -278,9 +284,18 @@ def sections(document: dict[str, Any]) -> list[str]:
     training = [item for item in found if item.suite == "training"]
     variants = [item for item in found if item.suite.startswith("variants")]
     fits = [item for item in found if whole_fits_report.belongs(item)]
-    apart = [*training, *variants, *fits]
+    predictions = [item for item in found if item.suite == "prediction"]
+    apart = [*training, *predictions, *variants, *fits]
     small = [item for item in found if item not in apart]
     parts = training_sections(training) if training else []
+    if predictions:
+        parts += [
+            "## Predictions",
+            "Calls with rows and outputs in NumPy arrays. Outputs agreed with float64 before.",
+            predictions_table(predictions),
+            "## Every provider, predictions",
+            everybody(predictions),
+        ]
     if variants:
         parts += [
             "## Other optimizers, activations and dtypes",

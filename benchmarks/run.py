@@ -24,13 +24,14 @@ from types import FrameType
 
 from benchmarks import cases, record, report, results_csv, whole_fits
 from benchmarks.baselines import Entry
+from benchmarks.prediction import NETWORKS
 from benchmarks.workers import Failed, Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK = {"passes": "2", "turn-seconds": "0", "steps": "3", "threads": "1"}
 FITS = ("fits", "first_fits")
-SUITES = ("training", "variants", "overhead", *FITS)
+SUITES = ("training", "prediction", "variants", "overhead", *FITS)
 
 
 class Listener:
@@ -132,6 +133,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
     ]
     found = {
         "training": [Part("training", (("cases", name),)) for name in names],
+        "prediction": [Part("prediction", (("cases", n),)) for n in NETWORKS if n in names],
         "variants": [
             Part("variants", (("kinds", kind), ("cases", ",".join(names)))) for kind in kinds
         ],
@@ -179,6 +181,7 @@ def compile_ahead(options: argparse.Namespace) -> None:
         "fastmlp",
         "fastmlp.fit",
         "fastmlp.step",
+        "fastmlp.predict",
     }:
         return
     for dtype in ("float32", "float64"):

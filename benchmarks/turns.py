@@ -84,7 +84,7 @@ def in_turns(settings: Settings, suite: str = "training") -> list[Measurement]:
     found = []
     for case in settings.cases:
         everyone = tuple((case, entry) for entry in settings.entries(case, suite))
-        goal = case.target if suite in ("training", "fits") else 0.0
+        goal = case.target if suite in ("training", "prediction", "fits") else 0.0
         found += [
             Measurement(*competitor, number, everyone, goal)
             for competitor, number in round_robin(everyone, case.passes(settings.passes))

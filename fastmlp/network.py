@@ -22,9 +22,11 @@ from fastmlp.data.admission import (
     admit_inputs,
     admit_validation,
 )
+from fastmlp.data.arrays import check_matrix
 from fastmlp.data.batches import check_batch_size
 from fastmlp.data.chunks import Chunks
 from fastmlp.data.frames import Columns, column_names
+from fastmlp.data.inputs import check_out
 from fastmlp.data.validation import Validation, check_validation, hold_out, validation_of
 from fastmlp.data.weighting import check_weights
 from fastmlp.description import Described
@@ -36,7 +38,7 @@ from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.progress import shows_progress
 from fastmlp.state.parameters import check_finite_values
 from fastmlp.training.fit import Fit, Options
-from fastmlp.training.inference import evaluate, predict
+from fastmlp.training.inference import evaluate, predict, predict_array
 
 Array = NDArray[Any]
 
@@ -220,6 +222,7 @@ class Network(Described):
         self,
         X: Any,
         *,
+        out: Array | None = None,
         device: str = "auto",
         kernel: str | None = None,
         threads: int | None = None,
@@ -229,18 +232,63 @@ class Network(Described):
         A network with one output that was last trained on a vector of targets predicts a vector
         (rows,), so that ``y - model.predict(X)`` is one. No rows give an array of no rows. Of an
         ensemble (members, rows, outputs) or (members, rows).
+
+        Parameters
+        ----------
+        X : array-like (rows, inputs)
+            Read where it is if it is C-contiguous and of the model's dtype; of anything else a
+            block of rows at a time is converted.
+        out : ndarray, optional
+            Where the outputs go, which is then returned: C-contiguous, of the result's shape and
+            the model's dtype, in memory that neither X nor the model lies in. If X is refused for
+            a number that is not finite, a part of it may have been written.
+        device, kernel, threads
+            As in `fit`.
+
+        Raises
+        ------
+        DomainError
+            If X or `out` does not suit.
+        DTypeError, ShapeError
+            If the kind or the shape of one of them does not.
+
+        Examples
+        --------
+        >>> out = np.empty((len(X), 10), "float32")
+        >>> model.predict(X, out=out) is out
+        True
+        ... # doctest: +SKIP
         """
         sizes, where = self.template.sizes, self._asked(device, kernel, threads)
+        if type(X) is np.ndarray and out is None and self._members is None:
+            found = predict_array(self._state, self._alone, X, sizes, where)
+            if found is not None:
+                return found[:, 0] if self._vector else found
         inputs, where = admit_inputs(X, sizes[0], self.dtype, where, self._columns)
-        if len(inputs):
-            rest = (self._alone, inputs, sizes[-1], where)
+        rows, into = len(inputs), None
+        if out is not None:
+            shape = self._shape_of_predictions(rows)
+            into = check_out(out, shape, self.dtype, inputs, self._state.parameters)
+            into = into.reshape(*self._state.parameters.shape[:-1], rows, sizes[-1])
+        if rows:
+            rest = (self._alone, inputs, sizes[-1], where, into)
             outputs = self._state.read("predict", predict, *rest)
+            if outputs is None:
+                # A copy: what was not finite may have been changed since.
+                copied = np.array(check_matrix(X, sizes[0], self.dtype, "X"))
+                return self.predict(copied, out=out, device=device, kernel=kernel, threads=threads)
         else:
             outputs = np.empty((self.template.members, 0, sizes[-1]), self.dtype)
             outputs = outputs[0] if self._members is None else outputs
+        if out is not None:
+            return out
         if self._members is not None:
             outputs = outputs.reshape(self._members, *outputs.shape[-2:])
         return outputs[..., 0] if self._vector else outputs
+
+    def _shape_of_predictions(self, rows: int) -> tuple[int, ...]:
+        members = () if self._members is None else (self._members,)
+        return (*members, rows) if self._vector else (*members, rows, self.template.sizes[-1])
 
     @known_keywords
     def evaluate(

@@ -144,7 +144,8 @@ class Optimizer:
         rates = self.rates(first - 1, count)
         limits = {name: getattr(self, name) for name in _LIMITS}
 
-        def table(factor: float) -> NDArray[Any]:
+        # A string, as the others of functions are: this one would be looked up in each fit.
+        def table(factor: float) -> "NDArray[Any]":
             settings = {**self.settings, **limits, "learning_rate": factor * rates}
             if factor == 0 and self.rule.endswith("velocity"):
                 # A velocity that sums steps would go on without a rate.

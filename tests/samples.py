@@ -15,6 +15,7 @@ from fastmlp_kernels.algebra import (
 from fastmlp_kernels.algebra.dropout import step_keys
 from fastmlp_kernels.algebra.optimizers import DROPOUT_KEY
 from fastmlp_kernels.problem import CONTROL_WORDS, Problem, parameter_layout
+from fastmlp_kernels.reference import keep_masks
 
 SETTINGS = {
     "sgd": {"learning_rate": 0.05, "weight_decay": 0.01},
@@ -136,10 +137,29 @@ CLIPPED = Problem(
     clipping="norm",
     layer_rates=True,
 )
+# Slopes that read z and slopes that read f(z), of layers with dropout and of one without.
+DROPPED = Problem(
+    (3, 5, 6, 2),
+    ("gelu", "relu", "identity"),
+    "half_squared_error",
+    "adam",
+    dropout=(0.25, 0.4),
+)
+DROPPED_AND_CLIPPED = Problem(
+    (3, 5, 6, 4, 2),
+    ("tanh", "silu", "sigmoid", "silu"),
+    "half_squared_error",
+    "momentum",
+    clipping="norm",
+    layer_rates=True,
+    dropout=(0.4, 0.25, 0.0),
+)
 LIMITED = Problem((2, 4, 3), ("gelu", "softplus"), "poisson", "sgd", "sum", clipping="value")
 
 
-def hyper_of(problem: Problem, learning_rate: float | None = None) -> np.ndarray:
+def hyper_of(
+    problem: Problem, learning_rate: float | None = None, dropout_seed: int = 5
+) -> np.ndarray:
     """Return the hyper-parameters of an epoch; limits that some of a gradient exceeds."""
     settings = SETTINGS[problem.optimizer]
     if learning_rate is not None:
@@ -156,7 +176,7 @@ def hyper_of(problem: Problem, learning_rate: float | None = None) -> np.ndarray
         tables.append(hyper_table(OPTIMIZERS[problem.optimizer], own, *rest, penalty=0.02))
     hyper = np.hstack(tables)
     if problem.dropout:
-        hyper[:, DROPOUT_KEY : DROPOUT_KEY + 2] = step_keys(5, 1, problem.batches)
+        hyper[:, DROPOUT_KEY : DROPOUT_KEY + 2] = step_keys(dropout_seed, 1, problem.batches)
     return hyper
 
 
@@ -182,6 +202,21 @@ def sample(
         factors=row_factors(problem, generator) if weighted else None,
         squares=np.full(problem.batches, np.nan) if penalized else None,
     )
+
+
+def overflowing() -> tuple[Problem, Sample]:
+    """Return a problem and a batch of it: one activation is too large, and dropout leaves it out.
+
+    Nothing else is infinite: neither the loss nor an element of the gradient.
+    """
+    problem = Problem((2, 3, 1), ("relu", "identity"), "squared_error", dropout=(0.5,))
+    problem = replace(problem, batch_size=4, rows=4)
+    data = sample(problem)
+    row, unit = np.argwhere(keep_masks(problem, data.hyper[0], 4)[0] == 0)[-1]
+    data.X[data.order[row]] = [1e30, 0]
+    data.parameters[:3] = 0
+    data.parameters[unit] = 1e10
+    return problem, data
 
 
 def first_batches(problem: Problem, data: Sample, count: int) -> tuple[Problem, Sample]:

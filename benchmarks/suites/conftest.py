@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import cases, whole_fits
+from benchmarks.prediction import predictions
 from benchmarks.providers import BASELINES
 from benchmarks.turns import Measurement, Settings, in_turns, variants_in_turns
 from benchmarks.validation import Disagreement
@@ -90,6 +91,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             few = [cases.find(SMALL_CALLS).with_steps(1)]
             turns = max(1, settings.passes // 3)
             settings = replace(settings, cases=few, threads=[1], passes=turns)
+        elif suite == "prediction":
+            names = [case.name for case in settings.cases]
+            settings = replace(settings, cases=predictions(names))
         elif suite == "fits":
             settings = replace(settings, cases=read_fits(metafunc.config))
         elif suite == "first_fits":

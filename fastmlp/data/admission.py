@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from fastmlp.data.arrays import (
     DType,
     check_inputs,
-    check_matrix,
     check_targets,
     is_vector,
     lies_on_gpu,
@@ -21,6 +20,7 @@ from fastmlp.data.arrays import (
 from fastmlp.data.chunks import Chunks
 from fastmlp.data.device_arrays import follow, matrix_there, stays, targets_there
 from fastmlp.data.frames import Columns, check_columns, column_names
+from fastmlp.data.inputs import Inputs, straight
 from fastmlp.device.mirrors import guarded
 from fastmlp.dispatch.planning import Where
 from fastmlp.errors import DomainError, DTypeError, ShapeError
@@ -192,8 +192,11 @@ def admit_validation(
 
 def admit_inputs(
     X: Any, inputs: int, dtype: DType, where: Where, columns: Columns | None = None
-) -> tuple[Array, Where]:
-    """Return checked inputs, which may have no rows, and where the call runs: see `admit`."""
+) -> tuple[Any, Where]:
+    """Return rows to predict, which may be none, and where the call runs: see `admit`.
+
+    What lies on the host has the right shape, and its numbers are not looked at: see `Inputs`.
+    """
     if type(X) is not np.ndarray:
         check_columns(X, columns, "X")
         on_gpu = lies_on_gpu(X)
@@ -201,7 +204,9 @@ def admit_inputs(
         there = _inputs_there(X, inputs, dtype, "X") if on_gpu and stays(where) else None
         if there is not None:
             return there, where
-    return check_matrix(X, inputs, dtype, "X", least=0), where
+    elif straight(X, inputs, dtype):
+        return X, where
+    return Inputs(X, inputs, dtype), where
 
 
 def _inputs_there(X: Any, inputs: int, dtype: DType, argument: str) -> Any | None:

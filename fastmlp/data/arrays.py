@@ -46,11 +46,7 @@ def check_matrix(
     value: Any, columns: int, dtype: DType, argument: str, rows: int | None = None, least: int = 1
 ) -> Array:
     """Return a finite, C-contiguous dtype[rows, columns] of at least so many rows."""
-    array = host_array(value, argument, least)
-    if array.ndim != 2 or array.shape[1] != columns or rows not in (None, len(array)):
-        wanted = f"({'rows' if rows is None else rows}, {columns})"
-        hint = remedies.of_matrix(array.shape, columns, rows, called(argument))
-        raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}{hint}")
+    array = matrix_of(value, columns, argument, rows, least)
     try:
         return convert(array, dtype, argument)
     except DomainError as error:
@@ -89,6 +85,18 @@ def check_in_place(
     if written and not array.flags.writeable:
         raise DTypeError(f"{argument}: got a read-only array, wanted one to write to")
     return count
+
+
+def matrix_of(
+    value: Any, columns: int, argument: str, rows: int | None = None, least: int = 1
+) -> Array:
+    """Return real numbers[rows, columns] of at least so many rows; the numbers may be any."""
+    array = host_array(value, argument, least)
+    if array.ndim != 2 or array.shape[1] != columns or rows not in (None, len(array)):
+        wanted = f"({'rows' if rows is None else rows}, {columns})"
+        hint = remedies.of_matrix(array.shape, columns, rows, called(argument))
+        raise ShapeError(f"{argument}: got shape {array.shape}, wanted {wanted}{hint}")
+    return array
 
 
 def called(argument: str) -> str:

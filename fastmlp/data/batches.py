@@ -9,8 +9,6 @@ from fastmlp.arguments import check_integer
 
 # Rows of a mini-batch where the user names none.
 DEFAULT_BATCH_ROWS = 32
-# Rows of a chunk where no gradient is wanted. They fill any kernel and take little memory.
-CHUNK_ROWS = 1024
 
 
 def check_batch_size(value: Any, limit: int | None) -> int:

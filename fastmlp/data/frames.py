@@ -20,6 +20,13 @@ CLASS_NAMES = (
 )
 
 
+def is_table(value: Any) -> bool:
+    """Return whether a value is a table whose rows can be sliced."""
+    if type(value) is np.ndarray or not (hasattr(value, "columns") and hasattr(value, "dtypes")):
+        return False
+    return len(getattr(value, "shape", ())) == 2 and (hasattr(value, "iloc") or _is_polars(value))
+
+
 def column_names(value: Any) -> Columns | None:
     """Return the names of a table's columns; None for anything else, or if a name is not text."""
     if type(value) is np.ndarray or not (hasattr(value, "columns") and hasattr(value, "dtypes")):

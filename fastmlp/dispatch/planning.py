@@ -33,6 +33,8 @@ ONLY_BY_NAME = "reference"
 PROGRAMS_KEPT = 8
 # Programs of a kind that there may be on a machine of few processors.
 FEWEST_PROGRAMS = 4
+# Rows of a chunk where no gradient is wanted. They fill any kernel and take little memory.
+CHUNK_ROWS = 1024
 # How long a thread waits for another's program before it has one of its own made.
 WAIT_SECONDS = 0.2
 
@@ -186,6 +188,10 @@ class Shelf:
         if len(self._idle) < self._most:
             self._idle.append(pair)
 
+    def busy(self) -> int:
+        """Return how many programs are in use, at least one."""
+        return max(1, len(self._made) - len(self._idle))
+
     def _wait_or_build(self) -> tuple[Plan, Program]:
         if self._process != os.getpid():
             # Those that the parent's other threads have taken never come back to a forked child.
@@ -217,6 +223,8 @@ class Programs:
     def __init__(self, template: Problem) -> None:
         self._template = template
         self._kept: OrderedDict[tuple[Any, ...], Shelf] = OrderedDict()
+        # Of those, what predicts: to make a key takes a part of the time of a row.
+        self._predicting: dict[int, tuple[Where, Shelf]] = {}
 
     def shelf(
         self,
@@ -238,6 +246,17 @@ class Programs:
             # Unknown, or dropped by another thread between the two.
             return self._add(key, rows, batch_size, where, labels, update)
         return found
+
+    def predicting(self, rows: int, where: Where) -> Shelf:
+        """Return the programs for predictions of about so many rows."""
+        # Up to the next power of two: predictions of every length then share a few programs.
+        bits = (rows - 1).bit_length()
+        found = self._predicting.get(bits)
+        if found is not None and found[0] == where:
+            return found[1]
+        shelf = self.shelf(1 << bits, min(1 << bits, CHUNK_ROWS), where)
+        self._predicting[bits] = where, shelf
+        return shelf
 
     def _add(
         self,
@@ -261,6 +280,7 @@ class Programs:
         while len(self._kept) > PROGRAMS_KEPT:
             with contextlib.suppress(KeyError):
                 self._kept.popitem(last=False)
+                self._predicting = {}
         return found
 
     def taken(self, rows: int, batch_size: int, *where: Any, **kind: Any) -> "Taken":

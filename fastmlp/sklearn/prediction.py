@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import writable
+from fastmlp.data.inputs import Inputs, straight
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.dispatch.problems import make_problem
 from fastmlp.errors import DomainError
@@ -101,8 +101,11 @@ class Copy:
         ]
         self._programs = Programs(problem)
 
-    def predict(self, parameters: list[Array], X: Array, where: Where) -> Array:
-        """Return the outputs (rows, outputs) for these parameters, coefficients first."""
+    def predict(self, parameters: list[Array], X: Any, where: Where) -> Array | None:
+        """Return the outputs (rows, outputs) for these parameters, coefficients first.
+
+        None says that X is not finite. It is an array that kernels read as it is, or `Inputs`.
+        """
         for view, values in zip(self._views, parameters, strict=True):
             view[...] = values
         return inference.predict(self._parameters, self._programs, X, len(parameters[-1]), where)
@@ -124,7 +127,7 @@ def predict(estimator: Any, X: Any) -> Array | None:
     reason = prediction_refusal(estimator, X, coefs, intercepts)
     if reason is None:
         result = _compute(estimator, X, coefs, intercepts)
-        if not own or np.isfinite(result).all():
+        if result is not None and (not own or np.isfinite(result).all()):
             return result
         # scikit-learn's own numbers and warnings.
         reason = "a prediction is not finite"
@@ -135,12 +138,9 @@ def predict(estimator: Any, X: Any) -> Array | None:
     return None
 
 
-def _compute(estimator: Any, X: Array, coefs: list[Array], intercepts: list[Array]) -> Array:
+def _compute(estimator: Any, X: Array, coefs: list[Array], intercepts: list[Array]) -> Array | None:
     dtype = np.result_type(X, *coefs)
-    if X.dtype != dtype or not X.flags.carray:
-        # Compiled code would see read-only inputs as another type.
-        X = np.require(X, dtype, ["C", "A"])
-        X = X if X.flags.writeable else writable(X)
+    rows = X if straight(X, X.shape[1], dtype) else Inputs(X, X.shape[1], dtype)
     network = vars(estimator).get("_network")
     if network is None:
         # The parameters were put into an estimator that was never fitted.
@@ -152,6 +152,6 @@ def _compute(estimator: Any, X: Array, coefs: list[Array], intercepts: list[Arra
     made_for = (sizes, activation, estimator.out_activation_, dtype)
     copy = network.predicting.take(made_for, lambda: Copy(*made_for))
     where = Where(device=estimator.device, threads=threads_of(estimator))
-    result = copy.predict([*coefs, *intercepts], X, where)
+    result = copy.predict([*coefs, *intercepts], rows, where)
     network.predicting.give(made_for, copy)
     return result

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.data.arrays import host_copy
-from fastmlp.data.batches import CHUNK_ROWS, batch_rows, combine_losses
+from fastmlp.data.batches import batch_rows, combine_losses
+from fastmlp.data.inputs import Inputs, straight
 from fastmlp.data.validation import Validation
 from fastmlp.data.weighting import row_factors
 from fastmlp.device.mirrors import blank, guarded, resident
-from fastmlp.dispatch.planning import Programs, Where
+from fastmlp.dispatch.planning import CHUNK_ROWS, Programs, Where
 from fastmlp.metrics import Evaluation, Metric, Predicted
+from fastmlp.state.training_state import TrainingState
 from fastmlp_kernels.algebra import LOSSES
 from fastmlp_kernels.problem import DeviceMemory, Problem, Program
 
@@ -24,27 +26,83 @@ Array = NDArray[Any]
 
 # Where the batches of a call of one batch begin.
 FIRST = np.zeros(1, dtype=np.int64)
+# Rows up to which nobody asks who else predicts.
+ALONE_ROWS = 8
 
 
-def predict(parameters: Array, programs: Programs, X: Array, outputs: int, where: Where) -> Array:
-    """Return the outputs of any number of rows, through the link of the loss."""
-    # The next power of two: predictions of every length then share a few programs.
+def predict(
+    parameters: Array,
+    programs: Programs,
+    X: Any,
+    outputs: int,
+    where: Where,
+    out: Array | None = None,
+) -> Array | None:
+    """Return the outputs of rows, through the link of the loss; None if X is not finite.
+
+    `X` is an array that kernels read as it is, or `Inputs`. The outputs are written to `out` if
+    there is one, to a part of them too where X is not finite.
+    """
     rows = len(X)
-    capacity = 1 << (rows - 1).bit_length()
-    shelf = programs.shelf(capacity, min(capacity, CHUNK_ROWS), where)
+    shelf = programs.predicting(rows, where)
+    on_host = shelf.plan.kernel.device == "cpu"
+    if not on_host and isinstance(X, Inputs):
+        X = X.checked()
+    if out is None:
+        out = np.empty((*parameters.shape[:-1], rows, outputs), dtype=parameters.dtype)
     plan, program = pair = shelf.take()
-    if program.memory is None and parameters.ndim == 1:
-        result = np.empty((rows, outputs), dtype=X.dtype)
-        program.predict(parameters, X, result, True)
+    if on_host:
+        found = _predict_here(parameters, program, X, out, shelf.busy())
     else:
-        result = np.empty((*parameters.shape[:-1], rows, outputs), dtype=parameters.dtype)
         with guarded(plan.kernel.device, "predict"):
-            _predict_in_pieces(parameters, program, X, result)
+            found = _predict_in_pieces(parameters, program, X, out)
     shelf.put_back(pair)
+    return found
+
+
+def predict_array(
+    state: TrainingState, programs: Programs, X: Array, sizes: tuple[int, ...], where: Where
+) -> Array | None:
+    """Return what `predict` does of an array that the host's kernels read as it is.
+
+    None says that `predict` has to look at it, or at who changes the parameters. Short, as it is
+    seen in the time of one row.
+    """
+    before, parameters = state.now, state.parameters
+    if state.lock.active or not straight(X, sizes[0], parameters.dtype):
+        return None
+    rows = len(X)
+    shelf = programs.predicting(rows, where)
+    if shelf.plan.kernel.device != "cpu":
+        return None
+    out = np.empty((rows, sizes[-1]), parameters.dtype)
+    pair = shelf.take()
+    program = pair[1]
+    share = shelf.busy() if rows > ALONE_ROWS else 1
+    finite = program.predict(resident(program, parameters), X, out, True, share)
+    shelf.put_back(pair)
+    return out if finite and state.now is before else None
+
+
+def _predict_here(
+    parameters: Array, program: Program, X: Any, result: Array, share: int
+) -> Array | None:
+    """Predict on the host, a block of rows at a time where they have to be converted."""
+    held = resident(program, parameters)
+    if held.ndim == 1 and type(X) is np.ndarray:
+        return result if program.predict(held, X, result, True, share) else None
+    several = list(_networks(held, result))
+    blocks = X.blocks() if isinstance(X, Inputs) else [(slice(0, len(X)), X)]
+    unchanged = False
+    for part, rows in blocks:
+        for own, into in several:
+            if not program.predict(own, rows, into[part], True, share, unchanged):
+                return None
+        unchanged = len(several) == 1
     return result
 
 
-def _predict_in_pieces(parameters: Array, program: Program, X: Any, result: Array) -> None:
+def _predict_in_pieces(parameters: Array, program: Program, X: Any, result: Array) -> Array:
     """Predict as many rows at once as fit where the program computes."""
     rows = len(X)
     piece = rows if program.memory is None else rows_that_fit(program.memory, X, result)
@@ -56,6 +114,7 @@ def _predict_in_pieces(parameters: Array, program: Program, X: Any, result: Arra
             out = blank(program, into[part])
             program.predict(own, given, out, True)
             program.to_host(out, into[part])
+    return result
 
 
 def _networks(held: Any, results: Array) -> Iterator[tuple[Any, Array]]:

@@ -214,6 +214,8 @@ def uncollected() -> Iterator[None]:
 
 
 def _word(argument: Any) -> Any:
+    if isinstance(argument, numba_types.BaseAnonymousTuple):
+        return numba_types.Tuple([_word(each) for each in argument])
     whole = isinstance(argument, numba_types.Integer | numba_types.IntegerLiteral)
     truth = isinstance(argument, numba_types.Boolean | numba_types.BooleanLiteral)
     return numba_types.int64 if whole or truth else argument
@@ -222,8 +224,8 @@ def _word(argument: Any) -> Any:
 def part(function: Callable, **flags: Any) -> Any:
     """Compile a part of CPU kernels: every number that it is given is a word.
 
-    Numba would compile it once more for each constant that a caller passes, and wrap it for
-    Python each time.
+    Numba would compile it once more for each constant that a caller passes, also within a tuple,
+    and wrap it for Python each time.
 
     Raises
     ------

@@ -365,8 +365,14 @@ class Program(Protocol):
     def update(self, parameters: Any, gradient: Any, state: Any, hyper: Any) -> None:
         """Apply one step with `hyper` dtype[1, problem.hyper_columns]."""
 
-    def predict(self, parameters: Any, X: Any, out: Any, link: bool) -> None:
-        """Write the outputs of any number of rows to `out`, through the loss's link if asked."""
+    def predict(
+        self, parameters: Any, X: Any, out: Any, link: bool, share: int = 1, unchanged: bool = False
+    ) -> bool:
+        """Write the outputs of any number of rows to `out`, through the loss's link if asked.
+
+        Return whether all of X is finite: a host's program looks, others say True. `share` calls
+        predict now. `unchanged` says that parameters are those of the last call.
+        """
 
 
 @dataclass(frozen=True)

@@ -237,13 +237,14 @@ class ReferenceProgram:
                 for target, column in zip((p, m, v), zip(*updated, strict=True), strict=True):
                     target[...] = column
 
-    def predict(self, parameters, X, out, link):
+    def predict(self, parameters, X, out, link, share=1, unchanged=False):
         """See `Program.predict`."""
         self.forward(parameters, X, out)
         loss = LOSSES[self.problem.loss]
         if link and loss.link is not None:
             for i in range(len(out)):
                 loss.link(out, i)
+        return bool(np.isfinite(X).all())
 
 
 def _supports(problem: Problem, machine: Machine) -> str | None:

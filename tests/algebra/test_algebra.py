@@ -148,6 +148,10 @@ class TestActivation:
             for function in functions:
                 assert not called_by(function) & {each.__name__ for each in elementary.FORMS}
                 assert " / " not in inspect.getsource(function)
+        a = elementwise(row.value, POINTS)
+        kept = elementwise(row.slope, 1.5 * a, 1.5 * a)
+        same = np.array_equal(kept, elementwise(row.slope, a, a))
+        assert row.sign_only == (row.keeps == "output" and same)
 
     def test_dtype_is_kept(self, row):
         assert_single_precision(row.value, 1)

@@ -129,6 +129,15 @@ def test_a_file_knows_the_shares(tmp_path):
     assert again.parameters.tobytes() == model.parameters.tobytes()
 
 
+def test_a_share_just_below_1_keeps_next_to_nothing():
+    nearly = np.nextafter(1, 0)
+    assert threshold_of(nearly) == 1
+    model, oracle = (network(dropout=[nearly, 0, 0]) for _ in range(2))
+    model.fit(X, Y, epochs=1, optimizer=Adam(0.01))
+    oracle.fit(X, Y, epochs=1, optimizer=Adam(0.01), kernel="reference")
+    np.testing.assert_allclose(model.parameters, oracle.parameters, rtol=1e-9, atol=1e-12)
+
+
 def test_bad_shares_are_refused():
     for bad in (1, -0.1, np.nan):
         with pytest.raises(DomainError, match=r"dropout: got .*, wanted a number in \[0, 1\)"):

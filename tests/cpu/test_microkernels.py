@@ -9,6 +9,7 @@ import pytest
 
 from fastmlp_kernels.cpu import machine_code
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
+from fastmlp_kernels.cpu.direct_tiles import direct_name
 from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finishing_name
 from fastmlp_kernels.cpu.listed_tiles import (
     emit_listed_product,
@@ -16,7 +17,6 @@ from fastmlp_kernels.cpu.listed_tiles import (
     listed_product_name,
 )
 from fastmlp_kernels.cpu.microkernels import (
-    DIRECT_VECTORS,
     emit_product,
     gradient_name,
     product_name,
@@ -257,8 +257,8 @@ def test_a_single_output_is_exact(code):
 def test_direct_products_have_the_bits_of_packed_ones(code):
     if not code.target.masks:
         pytest.skip("only where a part of a vector can be loaded")
-    width = DIRECT_VECTORS * code.lanes
-    for depth, columns in itertools.product(DEPTHS, (1, 2, code.lanes, code.panel + 1, width)):
+    widths = 1, 2, code.lanes, code.lanes + 1, code.panel, code.panel + 1, 3 * code.panel
+    for depth, columns in itertools.product(DEPTHS, widths):
         A = code.random.normal(0, 1, (1, depth)).astype(code.dtype)
         B = code.random.normal(0, 1, (depth, columns)).astype(code.dtype)
         bias = code.random.normal(0, 1, (1, columns)).astype(code.dtype)
@@ -269,13 +269,33 @@ def test_direct_products_have_the_bits_of_packed_ones(code):
         for j, (panel, start) in enumerate(zip(right, initial, strict=True)):
             arguments = (left, code.panel, panel, depth, start, 0, packed[j])
             code.call(product_name(1, 2), *arguments)
-        beside, _ = code.filled((depth, columns + 3), np.nan)
-        beside[:, :columns] = B
+        # What follows the weights is not read.
+        followed, _ = code.filled((depth, columns), np.nan)
+        followed[...] = B
         out, memory = code.filled((len(right), 2, code.panel), CANARY)
-        arguments = (beside, columns + 3, depth, columns, initial, out, 2 * code.panel)
-        code.call("direct", left, code.panel, *arguments)
+        arguments = (followed, columns, depth, initial, out, 2 * code.panel)
+        code.call("direct_row", left, code.panel, *arguments)
         assert out[:, 0].tobytes() == packed.tobytes(), (depth, columns)
         assert np.all(out[:, 1] == CANARY) and untouched(memory, out), (depth, columns)
+
+
+@pytest.mark.parametrize("side", ["one row", "all rows"])
+def test_direct_tiles_have_the_bits_of_packed_ones(code, side):
+    heights = [1] if side == "one row" else code.target.row_tiles
+    for rows, depth in itertools.product(heights, DEPTHS):
+        A = code.random.normal(0, 1, (rows, depth)).astype(code.dtype)
+        bias = code.random.normal(0, 1, (1, code.panel)).astype(code.dtype)
+        # Nothing beside a panel's columns is read.
+        B, _ = code.filled((depth, code.panel + 3), np.nan)
+        B[:, : code.panel] = code.random.normal(0, 1, (depth, code.panel))
+        left, right = code.panels(A), code.panels(B[:, : code.panel])
+        packed = np.empty((rows, code.panel), code.dtype)
+        operands = left, rows * code.panel
+        code.call(product_name(rows, 2), *operands, right, depth, bias, 0, packed)
+        out, memory = code.filled((rows, code.panel), CANARY)
+        code.call(direct_name(rows), *operands, B, code.panel + 3, depth, bias, out)
+        assert out.tobytes() == packed.tobytes(), (rows, depth)
+        assert untouched(memory, out), (rows, depth)
 
 
 def test_sums_of_columns_are_exact(code):
@@ -537,6 +557,8 @@ def test_no_function_is_left_out(code):
         *([test_direct_products_have_the_bits_of_packed_ones] if code.target.masks else []),
     ):
         test(code)
+    for side in ("one row", "all rows"):
+        test_direct_tiles_have_the_bits_of_packed_ones(code, side)
     test_products_are_exact(code, "one row")
     test_weight_gradients_are_exact(code, "one row")
     test_listed_products_are_exact(code, "one row", "random")
@@ -550,7 +572,7 @@ def test_no_function_is_left_out(code):
 # A vector register that is written to the stack: a frame pointer is never made, so a spill is
 # relative to the stack pointer. AArch64 also saves d8 to d15, which belong to the caller.
 STACK_STORES = {
-    "x86_64": re.compile(r"^\s*v?mov\w+\s+%[xyz]mm\d+, [^,]*\(%rsp[,)]", re.MULTILINE),
+    "x86_64": re.compile(r"^\s*v?mov\w+\s+%[xyz]mm\d+, [^,\n]*\(%rsp[,)]", re.MULTILINE),
     "aarch64": re.compile(r"^\s*st\w+\s+q\d+[^\n]*\[sp", re.MULTILINE),
 }
 STACK_LOADS = {

@@ -16,13 +16,14 @@ from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, simulated
 from fastmlp_kernels.cuda.on_chip import block_linear, chain
 from fastmlp_kernels.cuda.on_chip.block_epilogues import Rows, in_passes
+from fastmlp_kernels.cuda.on_chip.dropout import tile_dropout
 from fastmlp_kernels.cuda.on_chip.offsets import tile_of
 from fastmlp_kernels.cuda.on_chip.placement import float_form, padded, place, row_stride
 from fastmlp_kernels.cuda.on_chip.products import Epilogues
 from fastmlp_kernels.problem import DTYPES, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, normal
-from tests.samples import sample
+from tests.samples import DROPPED, DROPPED_AND_CLIPPED, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -191,7 +192,7 @@ def test_weight_gradient_product(dtype, sizes, shape):
 
 
 # Between them: labels, fused and plain outputs, kept inputs inside and at the end, one layer,
-# weights of rows; the second has a tile for all of its batch, the others several.
+# weights of rows, dropout; the second has a tile for all of its batch, the others several.
 PROBLEMS = [
     Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", labels=True),
     Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy"),
@@ -199,6 +200,8 @@ PROBLEMS = [
     Problem((3, 2), ("tanh",), "huber(delta=0.7)", reduction="batch_mean"),
     Problem((2, 5, 2, 1), ("softplus", "exp", "silu"), "squared_error"),
     Problem((3, 4, 4), ("tanh", "identity"), "gaussian_nll(epsilon=0.01)"),
+    DROPPED,
+    DROPPED_AND_CLIPPED,
 ]
 SPARE = 5
 
@@ -211,7 +214,20 @@ def tile_kernel(form, threads, rows):
     nothing, adds_losses = np.float32(np.nan), chain.loss_thread(threads)
 
     @cuda_kernel
-    def kernel(parameters, X, y, order, factors, weighted, losses, gradient, words, count):
+    def kernel(
+        parameters,
+        X,
+        y,
+        order,
+        factors,
+        hyper,
+        keep_scales,
+        weighted,
+        losses,
+        gradient,
+        words,
+        count,
+    ):
         numbers = cuda.shared.array(0, kind)
         t, tile = cuda.threadIdx.x, tile_of(words).rows
         for k in range(t, tile_of(words).numbers_used, threads):
@@ -224,11 +240,12 @@ def tile_kernel(form, threads, rows):
             rows = (size + row_pad - 1) // row_pad * row_pad
             parts.gather(numbers, numbers, words, X, y, order, start, size, rows, t)
             cuda.syncthreads()
-            parts.forward(numbers, numbers, words, rows, t)
+            dropping = tile_dropout(hyper, 0, start, keep_scales)
+            parts.forward(numbers, numbers, words, dropping, rows, t)
             parts.loss(numbers, numbers, words, factors, start * weighted, weighted, size, rows, t)
             cuda.syncthreads()
             total = parts.add_losses(numbers, words, rows, total, t)
-            parts.backward(numbers, numbers, words, gradient, SPARE, rows, t)
+            parts.backward(numbers, numbers, words, dropping, gradient, SPARE, rows, t)
             cuda.syncthreads()
         if t == adds_losses:
             losses[0] = total
@@ -242,6 +259,8 @@ def test_tiles_of_a_batch(index, weighted, sizes):
     dtype, batch = DTYPES[(index + weighted) % 2], max(8, 2 * sizes[1])
     count = batch - 1
     problem = dataclasses.replace(PROBLEMS[index], dtype=dtype, batch_size=batch, rows=batch)
+    # Without a state, which would leave shared memory before any row did.
+    problem = dataclasses.replace(problem, optimizer="sgd")
     data = sample(problem, seed=index, weighted=weighted)
     form = float_form(dtype, *sizes[1:])
     whole = place(problem, form, sizes[0], 1 << 20, gradient_shared=False)
@@ -255,17 +274,18 @@ def test_tiles_of_a_batch(index, weighted, sizes):
     before = normal(data.parameters.shape, dtype, 9, 0.01)
     gradient = np.concatenate([around, before, around])
     losses = np.zeros(1, dtype)
-    arrays = (data.X, data.y, data.order, factors)
+    scales = np.array([1 / (1 - share) for share in problem.dropout], dtype)
+    arrays = (data.X, data.y, data.order, factors, data.hyper[0], scales)
     held = [cuda.to_device(array) for array in (parameters, *arrays, losses, gradient)]
     kernel = tile_kernel(form, sizes[0], chain.rows_in_use(problem))
     words = cuda.to_device(half.table(problem))
-    kernel[1, sizes[0], 0, half.shared_bytes](*held[:5], int(weighted), *held[5:], words, count)
+    kernel[1, sizes[0], 0, half.shared_bytes](*held[:7], int(weighted), *held[7:], words, count)
     rows = data.order[:count]
-    oracle = tolerances.step(
-        problem, data.parameters, data.X[rows], data.y[rows], factors[:count] if weighted else None
-    )
-    compare(held[5].copy_to_host(), oracle.loss, "loss")
-    actual, value = held[6].copy_to_host(), oracle.gradient.value + before
+    own = factors[:count] if weighted else None
+    batch = (data.parameters, data.X[rows], data.y[rows], own, data.hyper[0])
+    oracle = tolerances.step(problem, *batch)
+    compare(held[7].copy_to_host(), oracle.loss, "loss")
+    actual, value = held[8].copy_to_host(), oracle.gradient.value + before
     assert np.isnan(actual[:SPARE]).all() and np.isnan(actual[-SPARE:]).all()
     error = oracle.gradient.error + 3 * Precision(dtype).unit * (np.abs(value) + np.abs(before))
     compare(actual[SPARE:-SPARE], Bounded(value, error), "gradient")

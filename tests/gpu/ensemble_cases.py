@@ -65,10 +65,15 @@ def copies(monkeypatch):
 
 
 @pytest.mark.parametrize("members", [1, 3])
-@pytest.mark.parametrize("more", [{}, {"sample_weight": WEIGHTS, "l2": 0.2}])
-def test_members_are_the_networks_that_they_would_be_alone(copies, members, more):
+@pytest.mark.parametrize(
+    ("more", "dropout"),
+    [({}, 0.0), ({"sample_weight": WEIGHTS, "l2": 0.2}, 0.0), ({}, 0.4)],
+    ids=["plain", "weighted", "dropout"],
+)
+def test_members_are_the_networks_that_they_would_be_alone(copies, members, more, dropout):
     optimizers = [Adam(0.01 * (1 + member)) for member in range(members)]
-    ensemble, on_cpu = (Ensemble(CHAIN[0], members, CHAIN[1], seed=3) for _ in range(2))
+    given = {"seed": 3, "dropout": dropout}
+    ensemble, on_cpu = (Ensemble(CHAIN[0], members, CHAIN[1], **given) for _ in range(2))
     history = ensemble.fit(X, Y, epochs=3, optimizer=optimizers, **HERE, **more)
     assert history.kernel == "cuda.resident" and history.device == "cuda"
     # Parameters and state, when the fit is over.
@@ -78,7 +83,7 @@ def test_members_are_the_networks_that_they_would_be_alone(copies, members, more
     np.testing.assert_allclose(ensemble.parameters, on_cpu.parameters, **close)
     np.testing.assert_allclose(history.loss, expected.loss, **close)
     np.testing.assert_allclose(history.penalty, expected.penalty, **close)
-    model = MLP(*CHAIN, seed=3 + members - 1)
+    model = MLP(*CHAIN, seed=3 + members - 1, dropout=dropout)
     model.fit(X, Y, epochs=3, optimizer=optimizers[-1], **HERE, **more)
     np.testing.assert_array_equal(ensemble[-1].parameters, model.parameters)
     np.testing.assert_array_equal(ensemble[-1]._state.slots, model._state.slots)

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastmlp_kernels.algebra.optimizers import RULE_START
+from fastmlp_kernels.algebra.optimizers import DROPOUT_KEY, RULE_START
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.fused.program import FusedProgram
 from fastmlp_kernels.cuda.fused.step import Sums
@@ -18,7 +18,15 @@ from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, TILES
 from tests.gpu.recording_cublas import Recorder
-from tests.samples import CLIPPED, LIMITED, first_batches, sample
+from tests.samples import (
+    CLIPPED,
+    DROPPED,
+    DROPPED_AND_CLIPPED,
+    LIMITED,
+    first_batches,
+    overflowing,
+    sample,
+)
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -106,8 +114,8 @@ def same(one, other):
 
 
 # Between them: every reduction, labels, fused and plain outputs, kept inputs inside and at the
-# end, one layer, three layers, every number of state vectors. Beside each the slices and blocks:
-# as many slices as tiles, fewer of them, one; more blocks than slices, as many, fewer.
+# end, one layer, three layers, every number of state vectors, dropout. Beside each the slices and
+# blocks: as many slices as tiles, fewer of them, one; more blocks than slices, as many, fewer.
 PROBLEMS = [
     (Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True), 3, 3),
     (CLIPPED, 2, 3),
@@ -116,6 +124,8 @@ PROBLEMS = [
     (Problem((2, 3, 1), ("tanh", "exp"), "poisson", "adamw"), 5, 2),
     (Problem((2, 5, 2, 1), ("softplus", "exp", "silu"), "squared_error", "adam"), 2, 2),
     (Problem((3, 4, 4), ("tanh", "identity"), "gaussian_nll(epsilon=0.01)", "adam"), 3, 2),
+    (DROPPED, 2, 1),
+    (DROPPED_AND_CLIPPED, 3, 2),
 ]
 # Three tiles of 4 rows and, in the last batch, one that is not full.
 ROWS = {"batch_size": 10, "rows": 13}
@@ -131,7 +141,8 @@ def follow(problem, make, data):
         places = slice(size * batch, size * batch + size)
         rows = data.order[places]
         factors = None if data.factors is None else data.factors[places]
-        oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows], factors)
+        held = (before.parameters, data.X[rows], data.y[rows], factors, data.hyper[batch])
+        oracle = tolerances.step(problem, *held)
         if data.squares is not None:
             expected = tolerances.squares(problem, before.parameters)
             compare(after.squares[batch : batch + 1], expected, "squares")
@@ -155,15 +166,18 @@ def test_epoch(sizes, index, plain):
     follow(problem, lambda part: build(part, sizes, shared, slices=slices, blocks=blocks), data)
 
 
+@pytest.mark.parametrize("dropout", [(), (0.4, 0.25)], ids=["whole", "dropout"])
 @pytest.mark.parametrize(("precision", "slices"), [("bfloat16", 1), ("tf32", 2)])
-def test_epoch_on_tensor_cores(precision, slices):
+def test_epoch_on_tensor_cores(precision, slices, dropout):
     """Two tiles, one of them not full: of one slice, or a slice each."""
     problem = Problem((3, 4, 2), ("tanh", "gelu"), "squared_error")
+    if dropout:
+        problem = Problem((3, 6, 8, 2), ("tanh", "gelu", "silu"), "squared_error", dropout=dropout)
     problem = dataclasses.replace(problem, precision=precision, batch_size=40, rows=45)
     data = sample(problem, seed=2, weighted=True)
     # A step of plain descent shows the gradient; of few rows, of either tile, as the terms of many
     # cancel, and their bounds do not.
-    data.hyper[:, :RULE_START], data.hyper[:, RULE_START] = 0, 1
+    data.hyper[:, :DROPOUT_KEY], data.hyper[:, RULE_START] = 0, 1
     data.factors[2:37] = 0
     problem, data = first_batches(problem, data, 1)
     program = build(problem, Sizes(32, 32, 32, Sums(4, 3)), slices=slices, blocks=1)
@@ -171,8 +185,8 @@ def test_epoch_on_tensor_cores(precision, slices):
     before, rows = data.copy(), data.order[:40]
     run(program, data)
     assert data.control.tolist() == [0, 1, 0]
-    factors = data.factors[:40]
-    oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows], factors)
+    held = (before.parameters, data.X[rows], data.y[rows], data.factors[:40], data.hyper[0])
+    oracle = tolerances.step(problem, *held)
     compare(data.losses, oracle.loss, "loss")
     moved = before.parameters.astype(np.float64) - data.parameters
     sizes = np.abs(before.parameters) + np.abs(moved)
@@ -180,9 +194,10 @@ def test_epoch_on_tensor_cores(precision, slices):
     compare(moved, Bounded(oracle.gradient.value, error), "gradient")
 
 
-def test_neither_blocks_nor_the_place_of_gradients_change_a_bit(sizes):
+@pytest.mark.parametrize("base", [CLIPPED, DROPPED], ids=["clipped", "dropped"])
+def test_neither_blocks_nor_the_place_of_gradients_change_a_bit(sizes, base):
     """Nor does a second run; slices do."""
-    problem = dataclasses.replace(PROBLEMS[1][0], batch_size=18, rows=22)
+    problem = dataclasses.replace(base, batch_size=18, rows=22)
     data = sample(problem, penalized=True)
     first = run(build(problem, sizes, slices=3, blocks=3), data.copy())
     for blocks, shared in ((1, True), (2, True), (7, True), (3, False), (1, False)):
@@ -256,6 +271,14 @@ def test_a_loss_that_is_not_finite_ends_training_though_the_gradient_is(sizes):
     before = data.parameters.copy()
     run(build(problem, sizes, slices=2, blocks=2), data)
     assert np.isinf(data.losses[0])
+    assert data.control.tolist() == [0, 0, 1]
+    assert data.parameters.tobytes() == before.tobytes()
+
+
+def test_what_is_left_out_and_not_finite_is_noticed(sizes):
+    problem, data = overflowing()
+    before = data.parameters.copy()
+    run(build(problem, sizes, slices=2, blocks=1), data)
     assert data.control.tolist() == [0, 0, 1]
     assert data.parameters.tobytes() == before.tobytes()
 

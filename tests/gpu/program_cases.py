@@ -21,7 +21,15 @@ from fastmlp_kernels.cuda.layered.program import LayeredProgram
 from fastmlp_kernels.problem import BATCHES, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, TILES, normal
-from tests.samples import CLIPPED, LIMITED, first_batches, sample
+from tests.samples import (
+    CLIPPED,
+    DROPPED,
+    DROPPED_AND_CLIPPED,
+    LIMITED,
+    first_batches,
+    overflowing,
+    sample,
+)
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -125,11 +133,18 @@ def test_epoch(tiles, problem, plain):
     check_epoch(problem, lambda part: OnDevice(part, tiles), plain)
 
 
-@pytest.mark.parametrize("activations", [("gelu", "relu", "identity"), ("relu", "tanh", "silu")])
-def test_epoch_with_dropout(tiles, dtype, activations):
-    problem = Problem((3, 5, 6, 2), activations, "half_squared_error", "adam", dropout=(0.25, 0.4))
-    problem = dataclasses.replace(problem, dtype=dtype, batch_size=4, rows=7)
+@pytest.mark.parametrize("dropped", [DROPPED, DROPPED_AND_CLIPPED], ids=["adam", "clipped"])
+def test_epoch_with_dropout(tiles, dtype, dropped):
+    problem = dataclasses.replace(dropped, dtype=dtype, batch_size=4, rows=7)
     check_epoch(problem, lambda part: OnDevice(part, tiles), True)
+
+
+def test_what_is_left_out_and_not_finite_is_noticed(tiles):
+    problem, data = overflowing()
+    before = data.parameters.copy()
+    OnDevice(problem, tiles).epoch(data)
+    assert data.control.tolist() == [0, 0, 1]
+    assert data.parameters.tobytes() == before.tobytes()
 
 
 def check_epoch(problem, make, plain):

@@ -9,14 +9,24 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastmlp_kernels.algebra.optimizers import RULE_START
+from fastmlp_kernels.algebra.optimizers import DROPOUT_KEY, RULE_START
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.on_chip.placement import TENSOR_FORMS, float_form, place
 from fastmlp_kernels.cuda.resident.program import ResidentProgram
 from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, DTYPES, STATUS, STOP, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, TILES
-from tests.samples import CLIPPED, LIMITED, Sample, first_batches, hyper_of, sample
+from tests.samples import (
+    CLIPPED,
+    DROPPED,
+    DROPPED_AND_CLIPPED,
+    LIMITED,
+    Sample,
+    first_batches,
+    hyper_of,
+    overflowing,
+    sample,
+)
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -80,7 +90,7 @@ def run(program, data):
 
 
 # Between them: every reduction, labels, fused and plain outputs, kept inputs inside and at the
-# end, one layer, three layers, every number of state vectors; with the tiles of a batch.
+# end, one layer, three layers, every number of state vectors, dropout; with the tiles of a batch.
 PROBLEMS = [
     (Problem((4, 5, 3), ("tanh", "identity"), "softmax_cross_entropy", "adam", labels=True), 1),
     (CLIPPED, 2),
@@ -89,6 +99,8 @@ PROBLEMS = [
     (Problem((2, 3, 1), ("tanh", "exp"), "poisson", "adamw"), 1),
     (Problem((2, 5, 2, 1), ("softplus", "exp", "silu"), "squared_error", "adam"), 2),
     (Problem((3, 4, 4), ("tanh", "identity"), "gaussian_nll(epsilon=0.01)", "adam"), 2),
+    (DROPPED, 2),
+    (DROPPED_AND_CLIPPED, 1),
 ]
 
 
@@ -106,7 +118,8 @@ def test_epoch(sizes, index, plain):
         assert after.control.tolist() == [0, batch + 1, 0]
         places = slice(5 * batch, 5 * batch + 5)
         rows, factors = data.order[places], None if plain else data.factors[places]
-        oracle = tolerances.step(problem, before.parameters, data.X[rows], data.y[rows], factors)
+        held = (before.parameters, data.X[rows], data.y[rows], factors, data.hyper[batch])
+        oracle = tolerances.step(problem, *held)
         if not plain:
             expected = tolerances.squares(problem, before.parameters)
             compare(after.squares[batch : batch + 1], expected, "squares")
@@ -120,11 +133,12 @@ def test_epoch(sizes, index, plain):
         before = after
 
 
-# Kept outputs and inputs, also of the last layer; the second in two tiles.
+# Kept outputs and inputs, also of the last layer; the second and the last in two tiles.
 TENSOR_PROBLEMS = [
     Problem((4, 5, 3), ("tanh", "identity"), "squared_error"),
     Problem((3, 4, 3, 2), ("silu", "relu", "sigmoid"), "binary_cross_entropy"),
     Problem((5, 2), ("gelu",), "squared_error"),
+    Problem((3, 6, 4, 2), ("tanh", "gelu", "identity"), "squared_error", dropout=(0.4, 0.25)),
 ]
 
 
@@ -136,12 +150,12 @@ def test_batches_on_tensor_cores(precision, index):
     problem = dataclasses.replace(problem, precision=precision, batch_size=40, rows=44)
     threads = 32
     data = sample(problem, seed=1, weighted=True, penalized=True)
-    data.hyper[:, :RULE_START], data.hyper[:, RULE_START] = 0, 1
+    data.hyper[:, :DROPOUT_KEY], data.hyper[:, RULE_START] = 0, 1
     # Of few rows, of either tile: the terms of many cancel, and their bounds do not.
     data.factors[2:37] = 0
     form = TENSOR_FORMS[precision]
     found = place(problem, form, threads, 1 << 20)
-    if index == 1:
+    if index in (1, 3):
         found = place(problem, form, threads, found.shared_bytes - 1)
         assert found.rows == 32
     program = ResidentProgram(problem, tiles=TILES[0], placement=found, threads=threads)
@@ -150,9 +164,8 @@ def test_batches_on_tensor_cores(precision, index):
     run(ResidentProgram(part, tiles=TILES[0], placement=found, threads=threads), data)
     assert data.control.tolist() == [0, 1, 0]
     rows = data.order[:40]
-    oracle = tolerances.step(
-        problem, before.parameters, data.X[rows], data.y[rows], data.factors[:40]
-    )
+    held = (before.parameters, data.X[rows], data.y[rows], data.factors[:40], data.hyper[0])
+    oracle = tolerances.step(problem, *held)
     compare(data.losses, oracle.loss, "loss")
     compare(data.squares[:1], tolerances.squares(problem, before.parameters), "squares")
     moved = before.parameters.astype(np.float64) - data.parameters
@@ -161,9 +174,8 @@ def test_batches_on_tensor_cores(precision, index):
     compare(moved, Bounded(oracle.gradient.value, error), "gradient")
     # The second batch multiplies by what the first one has made of the weights.
     both, rows = run(program, before.copy()), before.order[40:]
-    oracle = tolerances.step(
-        problem, data.parameters, data.X[rows], data.y[rows], before.factors[40:]
-    )
+    held = (data.parameters, data.X[rows], data.y[rows], before.factors[40:], before.hyper[1])
+    oracle = tolerances.step(problem, *held)
     compare(both.losses[1:], oracle.loss, "loss of the second batch")
 
 
@@ -179,15 +191,19 @@ def stack(samples):
     return Sample(**together)
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_members_are_as_if_each_were_alone(sizes, plain):
-    """Each with its own parameters, order, rates and weights, bit for bit; one of them fails."""
-    problem, tiles = PROBLEMS[0] if plain else PROBLEMS[1]
+@pytest.mark.parametrize(
+    ("index", "plain"),
+    [(0, True), (1, False), (7, True)],
+    ids=["plain", "weighted", "dropout"],
+)
+def test_members_are_as_if_each_were_alone(sizes, index, plain):
+    """Each with its own parameters, order, rates, weights and dropout, bit for bit; one fails."""
+    problem, tiles = PROBLEMS[index]
     problem = dataclasses.replace(problem, batch_size=3, rows=7)
     samples = [sample(problem, seed, 3, not plain, not plain) for seed in range(4)]
     for index, each in enumerate(samples):
         each.X, each.y = samples[0].X, samples[0].y
-        each.hyper = hyper_of(problem, 0.01 * (index + 1))
+        each.hyper = hyper_of(problem, 0.01 * (index + 1), dropout_seed=index)
     # Not in the other orders: 7 of 10 rows are visited.
     bad = next(r for r in samples[2].order if r not in samples[0].order)
     samples[0].X[bad] = np.nan
@@ -234,6 +250,14 @@ def test_either_of_loss_and_gradient_that_is_not_finite_ends_training(sizes, wha
     before = data.parameters.copy()
     run(build(problem, sizes), data)
     assert np.isfinite(data.losses[0]) == (what == "gradient")
+    assert data.control.tolist() == [0, 0, 1]
+    assert data.parameters.tobytes() == before.tobytes()
+
+
+def test_what_is_left_out_and_not_finite_is_noticed(sizes):
+    problem, data = overflowing()
+    before = data.parameters.copy()
+    run(build(problem, sizes, tiles=2), data)
     assert data.control.tolist() == [0, 0, 1]
     assert data.parameters.tobytes() == before.tobytes()
 

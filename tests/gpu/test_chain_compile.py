@@ -39,21 +39,26 @@ CHOICES = {
     ("float64", 4): (EVERY, "huber", "adamw", False, True),
     ("bfloat16", 32): (EVERY, LABELS, "adam", False, True),
     ("tf32", 32): (("tanh", "identity"), LABELS, "sgd", True, False),
+    ("float32 dropout", 8): (("relu", "tanh", "gelu", "identity"), LABELS, "adam", True, True),
+    ("float64 dropout", 4): (EVERY, "huber", "adamw", False, True),
+    ("bfloat16 dropout", 32): (EVERY, LABELS, "adam", False, True),
+    ("tf32 dropout", 32): (("tanh", "gelu", "identity"), LABELS, "sgd", True, False),
 }
 # All of them on Hopper, those without tensor cores on Turing, one of each on Ampere and Blackwell.
 CASES = [(*key, (9, 0)) for key in CHOICES]
-CASES += [(*key, (7, 5)) for key in CHOICES if key[0] not in TENSOR_FORMS]
+CASES += [(*key, (7, 5)) for key in CHOICES if key[0].split()[0] not in TENSOR_FORMS]
 CASES += [("float32", 8, (8, 0)), ("float32", 8, (10, 0)), ("tf32", 32, (8, 0))]
 CASES += [("bfloat16", 32, (10, 0))]
 # A multiprocessor has 65536, so that a block of 256 threads may have 256 of each; two blocks, which
-# shared memory seldom has room for, 128.
-MOST_REGISTERS = 208
+# shared memory seldom has room for, 128. Dropout takes some more.
+MOST_REGISTERS, MOST_WITH_DROPOUT = 208, 232
 
 
 def choice_of(name, tile_rows):
     activations, rule, *others = CHOICES[name, tile_rows]
-    form = TENSOR_FORMS.get(name) or float_form(name, tile_rows)
-    return resident.Choice(form, THREADS, Rows(activations, rule), *others)
+    precision, drops = name.split()[0], name.endswith("dropout")
+    form = TENSOR_FORMS.get(precision) or float_form(precision, tile_rows)
+    return resident.Choice(form, THREADS, Rows(activations, rule, drops), *others)
 
 
 def compiled_kernels():
@@ -99,7 +104,7 @@ def test_resident_compiles_without_spills(compiled, case, tmp_path):
     assert re.search(rf"^\.target sm_{major}{minor}\b", ptx, re.MULTILINE)
     # Everything is one function: a part that was called would take its arrays through memory.
     assert ptx.count(".visible .entry") == 1 and ".func" not in ptx
-    assert (double_precision(ptx) == []) == (name != "float64")
+    assert (double_precision(ptx) == []) == (not name.startswith("float64"))
     assert "__local_depot" not in ptx and "ld.local" not in ptx and "st.local" not in ptx
     # Memory that begins at a multiple of 16 bytes, as its loads do.
     assert re.search(r"\.extern \.shared \.align 16 ", ptx)
@@ -108,15 +113,15 @@ def test_resident_compiles_without_spills(compiled, case, tmp_path):
         pytest.skip("nvdisasm is not installed: pip install --group cuda-compile")
     code = machine_code(ptx, capability, tmp_path)
     assert "EXIT" in code and not re.search(r"\b(LDL|STL)\b", code)
-    assert registers(code) <= MOST_REGISTERS
-    if name in TENSOR_FORMS:
+    assert registers(code) <= (MOST_WITH_DROPOUT if "dropout" in name else MOST_REGISTERS)
+    if name.split()[0] in TENSOR_FORMS:
         assert "HMMA" in code
         return
     # Of 4 terms at a time: each row of both operands in one load, in each of the products.
     wide = len(re.findall(r"\bLDS(?:\.U)?\.128\b", code))
     rows = min(tile_rows, 4)
     loads = 2 * (tile_rows + 4) + (2 * rows if rows == 4 else rows)
-    assert wide >= loads * (2 if name == "float64" else 1), wide
+    assert wide >= loads * (2 if name.startswith("float64") else 1), wide
 
 
 @pytest.mark.parametrize("shared_bytes", [48 * 1024, 48 * 1024 + 16])

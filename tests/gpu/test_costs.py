@@ -57,6 +57,21 @@ def test_many_networks_side_by_side_are_a_block_each():
     assert 1.5 < again / once < 2.5
 
 
+def test_every_kernel_takes_dropout():
+    dropped = problem(64, 64, 64, 8, batch=256, dropout=(0.25, 0.5))
+    assert [kernel.supports(dropped, H100) for kernel in KERNELS] == [None] * len(KERNELS)
+    large = problem(64, 128, 128, 8, batch=8192)
+    large = dataclasses.replace(large, activations=("tanh", "relu", "identity"))
+    kernels = {kernel.name: kernel for kernel in KERNELS}
+    needed = [
+        kernels["cuda.fused"].supports(each, dataclasses.replace(H100, gpu_shared_bytes=1024))
+        for each in (large, dataclasses.replace(large, dropout=(0.25, 0.5)))
+    ]
+    # The whole activation of a tile of 32 rows; of ReLU's the sign is enough.
+    more = int(needed[1].split()[1]) - int(needed[0].split()[1])
+    assert more in (math.floor(32 * 132 * 4 / 1024), math.ceil(32 * 132 * 4 / 1024))
+
+
 def test_what_is_too_large_for_a_block_is_refused_with_numbers():
     large = plan(problem(1024, 1024, 8, batch=64), device="cuda", machine=H100)
     reason = dict(large.rejected)["cuda.resident"]
@@ -73,6 +88,7 @@ def test_each_cost_grows_with_each_kind_of_work(kernel):
         dataclasses.replace(base, sizes=(64, 64, 64, 64, 8), activations=("relu",) * 4),
         dataclasses.replace(base, batch_size=128),
         dataclasses.replace(base, optimizer="adam"),
+        dataclasses.replace(base, dropout=(0.5, 0.0)),
     ]
     for each in more:
         assert kernel.cost(each, H100) > seconds, each

@@ -39,6 +39,8 @@ TILES = {
     "float64": (("tanh", "silu", "identity"), "huber", False, False),
     "bfloat16": (("relu", "tanh", "gelu", "identity"), LABELS, True, True),
     "tf32": (("silu", "identity"), FUSED, False, False),
+    "float32 dropout": (("relu", "tanh", "gelu", "identity"), LABELS, True, True),
+    "bfloat16 dropout": (EVERY, LABELS, False, False),
 }
 # Turing, Ampere, Hopper, Blackwell.
 CAPABILITIES = [(7, 5), (8, 0), (9, 0), (10, 0)]
@@ -55,7 +57,7 @@ def form_of(name):
 def compiled_kernels():
     """Yield (name, Python function, signature, threads, dynamic shared bytes) of each kernel."""
     for name, (activations, rule, accumulate, gradient_shared) in TILES.items():
-        form, rows = form_of(name), Rows(activations, rule)
+        form, rows = form_of(name), Rows(activations, rule, name.endswith("dropout"))
         kernel = fused.build(fused.Choice(form, THREADS, rows, accumulate, gradient_shared))
         yield f"tile_gradients {name}", kernel.py_func, fused.signature(form), THREADS, 64 * 1024
     for dtype in DTYPES:
@@ -124,7 +126,7 @@ def test_a_kernel_compiles_without_spills(compiled, case, tmp_path):
     assert 8 <= max(taken) <= most_registers(name)
     # A division of 64-bit numbers, where 32 or none would do.
     assert not re.search(r"__cuda_sm\w*div_[us]64", code)
-    precision = name.split()[-1]
+    precision = name.split()[1]
     if precision in TENSOR_FORMS:
         found = re.findall(rf"\b{re.escape(INSTRUCTION[precision])}(?![.\w])", code)
         assert len(found) >= MULTIPLICATIONS

@@ -22,6 +22,7 @@ from fastmlp_kernels.cuda.on_chip.placement import (
 from fastmlp_kernels.cuda.on_chip.tables import EPOCH, LAYER, TILE, whole
 from fastmlp_kernels.cuda.resident import cost as resident_cost
 from fastmlp_kernels.problem import Machine, Problem, parameter_layout
+from tests.samples import DROPPED, DROPPED_AND_CLIPPED
 
 KB = 1024
 FORMS = [float_form("float32"), float_form("float64"), *TENSOR_FORMS.values()]
@@ -30,6 +31,8 @@ PROBLEMS = [
     Problem((5, 9, 3), ("silu", "identity"), "softmax_cross_entropy", "sgd", labels=True),
     Problem((7, 2), ("softplus",), "poisson", "momentum", batch_size=5),
     Problem((3, 40, 33, 2), ("gelu", "exp", "gelu"), "squared_error", "adam", batch_size=50),
+    dataclasses.replace(DROPPED, batch_size=50),
+    dataclasses.replace(DROPPED_AND_CLIPPED, clipping="none", layer_rates=False, batch_size=50),
 ]
 
 
@@ -89,6 +92,8 @@ def spans(problem, form, found):
         matrix(f"out {index}", layer["out"], rows, layer["out_stride"], out[1], out[0])
         if problem.keeps_input[index]:
             matrix(f"Z {index}", layer["kept"], rows, layer["kept_stride"], width, number)
+        elif layer["keep_threshold"] and problem.activations[index] == "tanh":
+            matrix(f"A {index}", layer["kept"], rows, layer["kept_stride"], width, operand)
         else:
             assert layer["kept"] == layer["out"]
             assert layer["kept_stride"] == layer["out_stride"]
@@ -152,6 +157,24 @@ def test_the_fields_of_layers(problem, form):
             before = found.layers[index - 1]
             assert (layer["A"], layer["A_stride"]) == (before["out"], before["out_stride"])
     assert found.layers[0]["A"] == found.tile["X"]
+
+
+def test_dropout_takes_a_matrix_where_a_slope_reads_the_whole_activation(form):
+    """Beside z there is none, nor without dropout; of the sign, what is kept says enough."""
+    chain = ("gelu", "tanh", "relu", "identity")
+    plain = Problem((3, 40, 40, 40, 2), chain, "squared_error", batch_size=50)
+
+    def found(*dropout):
+        return place(dataclasses.replace(plain, dropout=dropout), form, 256, 400 * KB)
+
+    without, other, both = found(), found(0.25, 0.0, 0.25), found(0.25, 0.5, 0.25)
+    assert other.regions == without.regions
+    names = {region.name for region in both.regions} - {region.name for region in without.regions}
+    assert names == {"whole A 1"}
+    size = both.rows * row_stride(40, form) * np.dtype(form.operand).itemsize
+    assert both.shared_bytes - without.shared_bytes == size
+    thresholds = [[layer["keep_threshold"] for layer in each.layers] for each in (without, both)]
+    assert thresholds == [[0, 0, 0, 0], [3 * 2**30, 2**31, 3 * 2**30, 0]]
 
 
 def test_neighbouring_rows_of_operands_begin_in_different_banks(form):

@@ -56,6 +56,9 @@ class Activation:
     clamp : (float, float), optional
         The two ends, where the activation is z kept between two ends (finite or not), and its slope
         1 strictly between them and 0 elsewhere: CPU tiles then apply it in registers.
+    sign_only : bool
+        Whether `slope` reads no more of the activation than its sign, so that what dropout keeps
+        will do.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Activation:
     kinks: tuple[float, ...] = ()
     short: bool = False
     clamp: tuple[float, float] | None = None
+    sign_only: bool = False
 
 
 def identity(z):
@@ -220,6 +224,7 @@ ACTIVATIONS = Table(
             "glorot_uniform",
             "z",
             short=True,
+            sign_only=True,
         ),
         Activation(
             "relu",
@@ -232,6 +237,7 @@ ACTIVATIONS = Table(
             (0.0,),
             short=True,
             clamp=(0.0, math.inf),
+            sign_only=True,
         ),
         Activation(
             "leaky_relu",
@@ -243,6 +249,7 @@ ACTIVATIONS = Table(
             "z if z > 0 else 0.01 * z",
             (0.0,),
             short=True,
+            sign_only=True,
         ),
         Activation(
             "elu",

@@ -39,8 +39,14 @@ def is_kept(key, unit, threshold):
 
 
 def threshold_of(rate: float) -> int:
-    """Return the number below which 32 bits lie with a probability of ``1 - rate``."""
-    return round((1.0 - rate) * 2**32)
+    """Return the number below which 32 bits lie with a probability of ``1 - rate``; 1 or more."""
+    return max(1, round((1.0 - rate) * 2**32))
+
+
+def keep_thresholds(rates: tuple[float, ...], layers: int) -> list[int]:
+    """Return each layer's `threshold_of`, and 0 where all outputs are kept; of no rates too."""
+    thresholds = [threshold_of(rate) if rate > 0 else 0 for rate in rates]
+    return thresholds + [0] * (layers - len(rates))
 
 
 def step_keys(seed: int, first: int, count: int) -> np.ndarray:

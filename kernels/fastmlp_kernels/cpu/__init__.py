@@ -1,6 +1,7 @@
 """CPU kernels. Importing this package imports no Numba: `build` does, when a program is made."""
 
 import importlib
+import math
 from dataclasses import replace
 
 from fastmlp_kernels.cpu.thread_choice import CLOSE
@@ -10,6 +11,8 @@ from fastmlp_kernels.shield import shield
 # What starting a thread costs, in wake-ups of one that stays: 0.2 ms here. Three times that, as
 # most of these calls are predictions, a third of the work of the epoch whose time is predicted.
 STARTING = 60
+# What calling one that waits costs a prediction, in the same unit.
+CALLING = 0.3
 
 
 def _supports(problem: Problem, machine: Machine) -> str | None:
@@ -72,6 +75,23 @@ def call_threads(problem: Problem, machine: Machine) -> int:
     """Return the number of threads of a call that none like it need follow: they are started."""
     started = replace(machine, cpu_thread_seconds=STARTING * machine.cpu_thread_seconds)
     return best_threads(problem, started)
+
+
+def team_rows(problem: Problem, machine: Machine) -> tuple[float, float]:
+    """Return how many rows take as long to predict as calling a thread, and as starting one."""
+    item = 8 if problem.dtype == "float64" else 4
+    row = 2.0 * problem.parameter_count / (machine.cpu_flops * 4 / item)
+    row += 2.0 * item * sum(problem.sizes) / machine.cpu_bytes
+    return tuple(cost * machine.cpu_thread_seconds / row for cost in (CALLING, STARTING / 3))
+
+
+def prediction_threads(rows: int, called: float, most: int) -> int:
+    """Return on how many threads so many rows are predicted.
+
+    `called` are the rows that calling a thread costs. Shares and calls of t threads take rows / t
+    and called * t: their sum is least at the square root of rows / called.
+    """
+    return most if rows >= called * most * most else max(1, round(math.sqrt(rows / called)))
 
 
 def _cost(problem: Problem, machine: Machine) -> float:

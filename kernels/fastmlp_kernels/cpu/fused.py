@@ -37,6 +37,7 @@ from fastmlp_kernels.cpu.linear import (
     weight_gradient,
 )
 from fastmlp_kernels.cpu.outputs import take_upstream, top_layer, write_losses, write_outputs
+from fastmlp_kernels.cpu.prediction import predict_claims
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
 from fastmlp_kernels.cpu.skipping import column_lists, forget_row_lists, row_lists
 from fastmlp_kernels.cpu.tables import (
@@ -49,6 +50,7 @@ from fastmlp_kernels.cpu.tables import (
     OUTPUT,
     PACK,
     STEP,
+    UNPACKED,
     UPDATE,
     UPSTREAM,
     WORD_BYTES,
@@ -169,7 +171,7 @@ def _units(step, thread, work, rows, hyper):
     for index in range(step.layers):
         layer = layer_of(step, index)
         inputs, outputs = panels_of(step, layer.fan_in), panels_of(step, layer.fan_out)
-        if packing and not step.packed and layer.fan_out > 1:
+        if packing and step.packed == UNPACKED and layer.fan_out > 1:
             inputs = 1  # for the biases alone
         shared = index == 0 and step.columns != 0
         inside = layer.training_input if stages & UPDATE else layer.input
@@ -320,8 +322,7 @@ def run(table, thread):
     step = record_at(table, STEP, 0)
     threads, bells = step.threads, step.bells
     if thread == CALLER:
-        step.halt = 0
-        step.abandoned = 0
+        step.halt = step.abandoned = 0
     if thread == CALLER and threads == 1:
         _stages(step, 0)
         return True
@@ -351,6 +352,9 @@ def _stages(step, thread):
 
 @part
 def _all_stages(step, thread):
+    if step.claims:
+        predict_claims(step, thread)
+        return
     if step.stages & PACK:
         _units(step, thread, PACKING, 0, 0)
         meet(step.meeting, step.threads)

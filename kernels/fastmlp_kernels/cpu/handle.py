@@ -21,6 +21,11 @@ class SettledProgram(FusedProgram):
     def _run(self) -> None:
         pass
 
+    def _predict_in_batches(self, parameters: np.ndarray, X: np.ndarray, out: np.ndarray) -> None:
+        """Describe predictions of one batch after another: a handle has no team to share them."""
+        self.forward(parameters, X, out)
+        self._set_outputs(True)
+
     def settled(self, parameters: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Return a table of each kind of call, of STEP, in the order of `CALLS`."""
         problem, found = self.problem, []
@@ -33,7 +38,7 @@ class SettledProgram(FusedProgram):
         batch = parameters, X, y, gradient
         step = parameters, state, X, y, order, hyper, self.one_loss, self.control
         for method, *arguments in (
-            (self.predict, parameters, X, out, True),
+            (self._predict_in_batches, parameters, X, out),
             (self.forward, parameters, X, out),
             (self.backward, parameters, out, gradient, X),
             (self.value_and_gradient, *batch),

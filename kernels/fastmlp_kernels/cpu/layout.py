@@ -10,6 +10,7 @@ from fastmlp_kernels.algebra.dropout import threshold_of
 from fastmlp_kernels.algebra.optimizers import CLIPPINGS
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.clipping import clip, clip_by_norm
+from fastmlp_kernels.cpu.direct_tiles import direct_name
 from fastmlp_kernels.cpu.dropout import dropout
 from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finishing_name
 from fastmlp_kernels.cpu.listed_tiles import (
@@ -194,7 +195,7 @@ class Layout:
             "panel": self.panel,
             "lanes": target.lanes(problem.dtype),
             "feature_tile": target.feature_tile,
-            "panel_stride": self.capacity * self.panel,
+            "capacity": self.capacity,
             "row_block": ROW_BLOCK_TILES * target.row_tiles[0],
             "depth_block": DEPTH_BLOCK,
             "sum_block": SUM_BLOCK,
@@ -230,7 +231,7 @@ class Layout:
             "copy_rows": code["copy_rows"],
             "transpose": code["transpose"],
             "dot_rows": code["dot_rows"],
-            "direct": code.get("direct", 0),
+            "direct_row": code.get("direct_row", 0),
             "gradient_single": code[gradient_name(1, 2)],
             "gradient_narrow": code[gradient_name(tile, 1)],
             "gradient_wide": code[gradient_name(tile, 2)],
@@ -253,9 +254,14 @@ class Layout:
         self._fill(functions)
         finishing = list(product(FINISHES, (FORWARD, BACKWARD)))
         names = [partial(finishing_name, way, activation) for activation, way in finishing]
-        names = [product_name, *names, listed_product_name]
+        names = [product_name, *names]
         rows = [
-            (height, *(code[name(height, v)] for name in names for v in (1, 2)))
+            (
+                height,
+                *(code[name(height, v)] for name in names for v in (1, 2)),
+                code[direct_name(height)],
+                *(code[listed_product_name(height, v)] for v in (1, 2)),
+            )
             for height in self.target.row_tiles
         ]
         self.tiles = np.array(rows, dtype=TILE)

@@ -2,10 +2,10 @@
 
 from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, CLIP_VALUE, WEIGHT_DECAY
 from fastmlp_kernels.compile import part
+from fastmlp_kernels.cpu.direct import direct_panels, direct_rows
 from fastmlp_kernels.cpu.intrinsics import call, field_word, next_record, record_at
-from fastmlp_kernels.cpu.microkernels import DIRECT_VECTORS
 from fastmlp_kernels.cpu.skipping import listed_product, listed_sum
-from fastmlp_kernels.cpu.tables import LAYER, PLAIN_TILE, TILE, WORD_BYTES
+from fastmlp_kernels.cpu.tables import EDGES, LAYER, PACKED, PLAIN_TILE, TILE, UNPACKED, WORD_BYTES
 
 
 @part
@@ -78,22 +78,6 @@ def dot_rows(step, layer, left, first, last):
 
 
 @part
-def _direct(step, layer, left, first, last):
-    """Compute Z of a few rows from the weights as the caller has them."""
-    item, panel, stride = step.item, step.panel, step.panel_stride
-    columns = layer.fan_out
-    weights = step.parameters + layer.weight * item
-    width = DIRECT_VECTORS * step.lanes
-    for here in range(first, last):
-        rows = left + here * panel * item
-        out = layer.Z + here * panel * item
-        for j in range(0, columns, width):
-            right = (weights + j * item, columns, layer.fan_in, columns - j)
-            into = (layer.B + j * item, out + j // panel * stride * item, stride)
-            call(step.direct, (rows, stride) + right + into)
-
-
-@part
 def linear_forward(step, layer, left, block, lists):
     """Compute ``Z = A W + b`` and ``f(Z)`` of a block of rows; return the largest |Z| as bits.
 
@@ -119,14 +103,17 @@ def linear_forward(step, layer, left, block, lists):
     ``(fan_in + 1) u (|A| |W| + |b|)``. Source: the derivation sheet, ``z = W x + b``.
     """
     first, last, first_panel, last_panel = block
+    seen = 0
     if layer.fan_out == 1:
         dot_rows(step, layer, left, first, last)
-    elif not step.packed:
-        _direct(step, layer, left, first, last)
+    elif step.packed == UNPACKED:
+        direct_rows(step, layer, left, first, last)
     elif lists:
         listed_product(step, layer, left, block, lists)
     else:
-        depth, finish, seen = layer.fan_in, layer.value_tile, 0
+        depth, finish = layer.fan_in, layer.value_tile
+        if step.packed == EDGES:
+            first_panel, finish = direct_panels(step, layer, left, first, last), 0
         weights = layer.W, layer.W_stride, layer.fan_out
         bias = layer.B, step.panel
         for start in range(0, depth, step.depth_block):
@@ -136,6 +123,9 @@ def linear_forward(step, layer, left, block, lists):
             seen = _product(step, left, weights, bias, layer.Z, ending, here)
         if finish:
             return seen
+    if step.claims and layer.value == step.check:
+        # Nobody asks how large predictions are.
+        return seen
     return _finish(step, layer.value, layer.Z, layer.A, block)
 
 
@@ -194,6 +184,8 @@ def _transpose_unit(step, layer, i, j, features, columns):
 def pack_unit(step, layer, i, j, transposed):
     """Copy a unit of weights, panel i of its rows and j of its columns, into panels.
 
+    Where ``step.packed`` says so, of some units the biases alone are copied.
+
     Parameters
     ----------
     step : record
@@ -218,7 +210,7 @@ def pack_unit(step, layer, i, j, transposed):
         out = layer.transposed + i * layer.transposed_stride * item
         rows = (start, order, 0, 1, features, features, panel)
         call(step.copy_rows, rows + (out, panel, panel, 1))
-    elif step.packed:
+    elif step.packed == PACKED or (step.packed == EDGES and columns < panel):
         rows = (start, order, 0, features, columns, layer.fan_out, panel)
         call(step.copy_rows, rows + (out, panel, panel, 1))
         if transposed:

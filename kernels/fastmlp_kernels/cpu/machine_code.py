@@ -6,7 +6,7 @@ import llvmlite.binding as llvm
 
 from fastmlp_kernels.announcing import compile_always
 from fastmlp_kernels.compile import CPU_KERNELS, cache_folder, how_often, stamp, uncollected
-from fastmlp_kernels.cpu import finishing_tiles, listed_tiles
+from fastmlp_kernels.cpu import direct_tiles, finishing_tiles, listed_tiles
 from fastmlp_kernels.cpu import microkernels as dense
 from fastmlp_kernels.cpu.simd import (
     VECTORS_PER_PANEL,
@@ -32,8 +32,10 @@ def emit_all(target: InstructionSet, dtype: str) -> Emitter:
         listed_tiles.emit_listed_gradient(e, vectors)
     dense.emit_gradient(e, 1, VECTORS_PER_PANEL)
     dense.emit_dot_rows(e)
+    for rows in target.row_tiles:
+        direct_tiles.emit_direct(e, rows)
     if target.masks:
-        dense.emit_direct(e)
+        direct_tiles.emit_direct_row(e)
     dense.emit_column_sum(e)
     dense.emit_transpose(e)
     dense.emit_copy_rows(e)

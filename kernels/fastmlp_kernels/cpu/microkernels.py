@@ -18,8 +18,6 @@ from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
 # Iterations of the sum in one pass of its loop: hides the loop's own instructions.
 UNROLL = 4
-# Columns of a direct product: enough independent sums to hide the latency of a multiply-add.
-DIRECT_VECTORS = 4
 
 
 def product_name(rows: int, vectors: int) -> str:
@@ -135,56 +133,6 @@ def product_totals(
         e.put(left_slot, e.address(start, panel_stride))
         e.put(rest, e.builder.sub(e.get(rest), here))
     return totals
-
-
-def emit_direct(e: Emitter) -> None:
-    """Emit ``direct``: a forward product of one row with weights that are not in panels.
-
-    Parameters of the function (all words)
-    --------------------------------------
-    left, panel_stride : address of the row in the first panel; elements between panels
-    right, right_row : address of the first of `DIRECT_VECTORS` vectors of columns of row-major
-        weights; elements to the next row
-    count : k
-    columns : that the weights have from there on, more or fewer
-    initial : address of the initial values, a bias in panels
-    out, out_stride : address of the row in the first panel that is written; elements to the next
-
-    Notes
-    -----
-    For a few rows: copying the weights into panels would cost more than the product. Cost:
-    ``2 * columns * count`` flops. Accuracy: the chain of `emit_product`, bit for bit.
-    """
-    arguments = e.begin("direct", 9)
-    left, panel_stride, right, right_row, count, columns, initial, out, out_stride = arguments
-    builder, panel = e.builder, e.word(e.panel)
-    starts = [v * e.lanes for v in range(DIRECT_VECTORS)]
-    masks = [e.mask(builder.sub(columns, e.word(start))) for start in starts]
-    totals = [
-        e.variable(e.load_masked(initial, start, mask))
-        for start, mask in zip(starts, masks, strict=True)
-    ]
-    panel_left, weights, rest = e.variable(left), e.variable(right), e.variable(count)
-    panels = builder.udiv(builder.add(count, e.word(e.panel - 1)), panel)
-    with e.repeat(panels):
-        here = e.smaller(e.get(rest), panel)
-        element = e.variable(e.get(panel_left))
-        with e.repeat(here):
-            factor = e.broadcast(e.get(element), 0)
-            for start, mask, slot in zip(starts, masks, totals, strict=True):
-                value = e.load_masked(e.get(weights), start, mask)
-                e.put(slot, e.multiply_add(factor, value, e.get(slot, e.vector)))
-            e.advance(element, 1)
-            e.advance(weights, right_row)
-        e.advance(panel_left, panel_stride)
-        e.put(rest, builder.sub(e.get(rest), here))
-    target = e.variable(out)
-    for v in range(0, DIRECT_VECTORS, VECTORS_PER_PANEL):
-        with builder.if_then(builder.icmp_signed(">", columns, e.word(v * e.lanes))):
-            for k in range(VECTORS_PER_PANEL):
-                e.store(e.get(totals[v + k], e.vector), e.get(target), k * e.lanes)
-        e.advance(target, out_stride)
-    e.end()
 
 
 def emit_gradient(e: Emitter, rows: int, vectors: int) -> None:

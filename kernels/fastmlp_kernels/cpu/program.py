@@ -4,12 +4,15 @@ import time
 
 import numpy as np
 
-from fastmlp_kernels.cpu import call_threads, close_threads
+from fastmlp_kernels.cpu import call_threads, close_threads, prediction_threads, team_rows
 from fastmlp_kernels.cpu.activation import activation_backward, activation_forward
 from fastmlp_kernels.cpu.caller_arrays import point_at, point_at_data
 from fastmlp_kernels.cpu.fused import run
 from fastmlp_kernels.cpu.layout import Layout
-from fastmlp_kernels.cpu.loss import loss_and_gradient, predict_rows
+from fastmlp_kernels.cpu.loss import loss_and_gradient
+from fastmlp_kernels.cpu.loss import predict_rows as link_rows
+from fastmlp_kernels.cpu.prediction import FINITE, TOGETHER
+from fastmlp_kernels.cpu.prediction import predict as predict_rows
 from fastmlp_kernels.cpu.simd import instruction_set
 from fastmlp_kernels.cpu.skip_choice import choose_skips
 from fastmlp_kernels.cpu.tables import (
@@ -21,6 +24,8 @@ from fastmlp_kernels.cpu.tables import (
     LOSS,
     OUTPUT,
     PACK,
+    PACKED,
+    UNPACKED,
     UPDATE,
     UPSTREAM,
     address,
@@ -31,8 +36,11 @@ from fastmlp_kernels.cpu.thread_choice import ThreadChoice
 from fastmlp_kernels.cpu.update import update, write_gradient
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, STOP, Machine, Problem
 
-# Rows up to which a forward pass reads the weights where they are.
-DIRECT_ROWS = 4
+# Rows up to which a prediction reads the weights where they are, and a forward pass.
+DIRECT_ROWS, FEW_ROWS = 32, 4
+# Calls that a team was missing in are frequent if they come so fast, in seconds: it is then sent
+# for, and there for the next ones.
+FREQUENT = 1e-3
 # Multiply-adds of a prediction between two looks at signals: some hundredths of a second.
 PIECE = 10**9
 # Words of the optimizer's state, slot by slot.
@@ -48,7 +56,9 @@ class FusedProgram(Layout):
         machine = Machine() if machine is None else machine
         target = instruction_set(machine.instruction_set)
         candidates = close_threads(problem, machine)
-        super().__init__(problem, target, max(candidates))
+        self._team_rows = team_rows(problem, machine)
+        predicting = prediction_threads(problem.rows, self._team_rows[0], machine.cores)
+        super().__init__(problem, target, max(*candidates, predicting))
         self._thread_choice = ThreadChoice(candidates)
         self._call_threads = min(call_threads(problem, machine), self.threads)
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
@@ -59,6 +69,7 @@ class FusedProgram(Layout):
         self._count, self._batches = problem.parameter_count, problem.batches
         # In whole batches.
         self._piece = problem.batch_size * -(-PIECE // (self._count * problem.batch_size))
+        self._alone = -FREQUENT
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
         self._team: Team | None = None
@@ -117,7 +128,9 @@ class FusedProgram(Layout):
         words[at.unit_cost] = max(1, sum(self._costs[columns:]))
         words[at.rows], words[at.batches] = sizes
         words[at.sequential] = stages & UPDATE == 0
-        words[at.packed] = 1
+        words[at.panel_stride] = self.capacity * self.panel
+        words[at.claims] = 0
+        words[at.packed] = PACKED
         words[at.squares_out] = words[at.gradient] = 0
         words[at.output_gradient] = words[at.slopes]
         words[at.targets] = words[at.own_targets]
@@ -237,51 +250,90 @@ class FusedProgram(Layout):
         self.control.fill(0)
         self._settle(stages, self._call_threads, (rows, 1))
 
-    def predict(self, parameters, X, out, link):
+    def predict(self, parameters, X, out, link, share=1, unchanged=False):
         """See `Program.predict`."""
-        if len(X) <= self._piece:
-            self._predict(parameters, X, out, link, PACK)
-            return
-        # Ctrl-C is heard between two pieces.
-        for start in range(0, len(X), self._piece):
-            part = slice(start, start + self._piece)
-            self._predict(parameters, X[part], out[part], link, 0 if start else PACK)
-
-    def _predict(self, parameters, X, out, link, pack):
-        kept, rows = self._kept, len(X)
+        kept, rows, piece = self._kept, len(X), self._piece
         # Looked up here, as in `set_epoch`.
         if kept.get(at.parameters) is not parameters:
+            self._settled, unchanged = (), False
             self._keep(at.parameters, parameters, self._count)
-        if kept.get(at.control) is not self.control:
-            self._keep(at.control, self.control, CONTROL_WORDS)
-        kind = ("predict", rows, link, pack)
+        threads = 1
+        if rows > FEW_ROWS and self.threads > 1:
+            # No two threads share a tile, or a row of the panels.
+            tiles = -(-rows // self.target.row_tiles[0])
+            most = max(1, min(self.threads // share, tiles, self.problem.batch_size))
+            threads = prediction_threads(rows, self._team_rows[0], most)
+        if rows <= piece:
+            return self._predict(X, out, link, threads, unchanged)
+        good = True
+        # Ctrl-C is heard between two pieces.
+        for start in range(0, rows, piece):
+            part = slice(start, start + piece)
+            good = self._predict(X[part], out[part], link, threads, unchanged) and good
+            unchanged = True
+        return good
+
+    def _predict(self, X, out, link, threads, unchanged):
+        # The weights are in panels already, unless the last rows were so few.
+        kind = ("predict", link, not (unchanged and self.words.item(at.packed) == PACKED))
         if kind != self._settled:
             self._settle_prediction(kind)
-        self._point(at.X, X, rows, self.problem.sizes[0])
-        self._point(at.out, out, rows, self.problem.sizes[-1])
-        self._run()
+        if threads > 1:
+            self._prepare_team(threads, len(X))
+        found = predict_rows(self.table, id(X), id(out), threads)
+        if not found:
+            self._point(at.X, X, len(X), self.problem.sizes[0])
+            self._point(at.out, out, len(X), self.problem.sizes[-1])
+        if threads > 1 and not found & TOGETHER:
+            now = time.monotonic()
+            if now - self._alone < FREQUENT:
+                self._send_for(threads)
+            self._alone = now
+        return found & FINITE != 0
+
+    def _prepare_team(self, threads, rows):
+        """Send for the threads that are not there where so many rows are left for them."""
+        if self._team is not None:
+            self._team.renew()
+        if rows >= 2 * self._team_rows[1]:
+            self._send_for(threads)
+
+    def _send_for(self, threads):
+        team = self._team = self._team or Team(self.constants["bells"])
+        team.invite(self._take_part, threads, self._choose_places)
 
     def _settle_prediction(self, kind: tuple) -> None:
         """Set what all predictions of a kind have in common."""
-        _, rows, link, pack = kind
+        _, link, packs = kind
+        self._keep(at.control, self.control, CONTROL_WORDS)
+        words, packed = self.words, self.words.item(at.packed)
+        self._settle((PACK if packs else 0) | GATHER | FORWARD | OUTPUT, 1, (0, 0))
+        words[at.claims], words[at.packed] = 1, packed
+        words[at.direct_rows] = DIRECT_ROWS if packs else 0
+        words[at.few_rows] = packs and self.target.masks
+        self._set_outputs(link)
+        self._settled = kind
+
+    def _set_outputs(self, link: bool) -> None:
+        """Set what becomes of the last layer's outputs."""
         problem, words = self.problem, self.words
-        direct = pack and rows <= DIRECT_ROWS and self.target.masks
-        threads = 1 if direct else self._call_threads
-        sizes = (rows, -(-rows // problem.batch_size))
-        self._settle(pack | GATHER | FORWARD | OUTPUT, threads, sizes)
-        words[at.packed] = not direct
-        words[at.link] = predict_rows(problem.loss, problem.dtype) if link else 0
+        words[at.link] = link_rows(problem.loss, problem.dtype) if link else 0
         output = problem.activations[-1]
         value = activation_forward(output, problem.dtype) if problem.fused_output else 0
         words[at.output_value] = value
-        self._settled = kind
 
     def forward(self, parameters, X, out):
         """See `Program.forward`."""
         if len(X) > self.problem.batch_size:
             raise ValueError(f"a kernel was given {len(X)} rows at once, for {self.problem}")
         self.rows = len(X)
-        self.predict(parameters, X, out, False)
+        self._once(parameters, PACK | GATHER | FORWARD | OUTPUT, self.rows)
+        few = self.rows <= FEW_ROWS and self.target.masks
+        self.words[at.packed] = UNPACKED if few else PACKED
+        self._set_outputs(False)
+        self._point(at.X, X, self.rows, self.problem.sizes[0])
+        self._point(at.out, out, self.rows, self.problem.sizes[-1])
+        self._run()
 
     def loss(self, y, factors=None):
         """See `Program.loss`."""

@@ -25,6 +25,10 @@ PACK, GATHER, FORWARD, OUTPUT, LOSS, UPSTREAM, BACKWARD, INPUT_GRADIENT, GRADIEN
 # over lists of rows.
 SKIPS_COLUMNS, SKIPS_ROWS = 1, 2
 
+# What ``step.packed`` holds. Biases and single columns are in panels always; of other weights,
+# none, all, or those in columns that do not fill a panel.
+UNPACKED, PACKED, EDGES = range(3)
+
 WORD_BYTES = 8
 CACHE_LINE = 64
 
@@ -49,7 +53,7 @@ STEP_FIXED = table(
     "panel",  # columns of a panel
     "lanes",  # elements of a vector
     "feature_tile",  # rows of a weight-gradient tile
-    "panel_stride",  # from a panel of activations to the next
+    "capacity",  # rows that a panel has room for
     "row_block",  # rows that go through all layers together
     "depth_block",  # k of a product before the next column panel, a multiple of a panel
     "sum_block",  # rows of a weight gradient before the next tile
@@ -74,7 +78,7 @@ STEP_FIXED = table(
     "copy_rows",
     "transpose",
     "dot_rows",
-    "direct",
+    "direct_row",  # or 0 where the instruction set has no masks
     "gradient_single",
     "gradient_narrow",
     "gradient_wide",
@@ -127,8 +131,16 @@ STEP_CALL = table(
     "batches",
     "columns",  # 1: the team shares the columns of the first layer, each with its own X in panels
     "skips",  # lists that the first layer's products walk: bits above
-    "packed",  # 0: only biases and single columns are in panels
+    "packed",  # what of the weights is in panels: see below
     "sequential",  # 1: rows in their own order, X and out advancing by whole batches
+    "panel_stride",  # from a panel of activations to the next
+    "claims",  # 1: threads take blocks of rows, one after another, that nobody has taken
+    "claim_rows",  # that a thread takes at once
+    "own_rows",  # of them, those that go through all layers together
+    "direct_rows",  # a prediction of up to so many reads the weights where the caller has them
+    "few_rows",  # and of up to so many one row after another
+    "not_finite",  # set by any thread: X of a prediction holds a number that is not
+    "called",  # threads that were called to a prediction
     "unit_cost",  # of all units of weights together
     # The caller's arrays.
     "X",
@@ -213,6 +225,7 @@ TILE = table(
             FINISHES, (finishing_tiles.FORWARD, finishing_tiles.BACKWARD), ("narrow", "wide")
         )
     ),
+    "direct",
     "listed_narrow",
     "listed_wide",
 )
@@ -224,10 +237,10 @@ PLAIN_TILE = TILE_INDICES.narrow
 # A team's meeting place: words in cache lines of their own.
 MEETING = np.dtype(
     {
-        "names": ["arrived", "generation"],
-        "formats": [np.int64, np.int64],
-        "offsets": [0, CACHE_LINE],
-        "itemsize": 2 * CACHE_LINE,
+        "names": ["arrived", "generation", "taken_weights", "copied_weights", "taken_rows"],
+        "formats": [np.int64] * 5,
+        "offsets": [CACHE_LINE * k for k in range(5)],
+        "itemsize": 5 * CACHE_LINE,
     },
     align=True,
 )

@@ -25,8 +25,8 @@ from fastmlp_kernels.cpu.tables import BELL, MASK_BYTES, MEETING
 from fastmlp_kernels.shield import start_thread
 
 # What a thread's bell holds. Nobody is there (as in memory that is zero); a thread has been asked
-# to come; it waits for a call; the caller counts on it; it is called.
-GONE, COMING, LISTENING, CLAIMED, CALLED = range(5)
+# to come; it waits for a call; the caller counts on it; it is called; it works.
+GONE, COMING, LISTENING, CLAIMED, CALLED, BUSY = range(6)
 # How long a thread waits for its first call, before which others may still have to be started, and
 # for each next one. The next epoch of a fit usually comes within 0.3 ms.
 FIRST_NANOSECONDS = 100_000_000
@@ -93,16 +93,46 @@ def call_team(bells, others):
 
 
 @part
-def wait_for_team(bells, others):
-    """Wait until the other threads have done their work, and forget that they have."""
-    done, patience = _bell(bells, CALLER), PATIENCE
-    while atomic_load(done) < others:
+def wait_for(place, count):
+    """Wait until the word at an address is at least `count`."""
+    patience = PATIENCE
+    while atomic_load(place) < count:
         if patience > 0:
             patience -= 1
             pause()
         else:
             give_way()
+
+
+@part
+def wait_for_team(bells, others):
+    """Wait until the other threads have done their work, and forget that they have."""
+    done = _bell(bells, CALLER)
+    wait_for(done, others)
     atomic_store(done, 0)
+
+
+@part
+def call_present(bells, others):
+    """Call those of threads 0 to `others` - 1 that wait for a call; return how many they were."""
+    called = 0
+    for thread in range(others):
+        if compare_and_swap(_bell(bells, thread), LISTENING, CALLED):
+            called += 1
+    return called
+
+
+@part
+def withdraw(bells, others):
+    """Take back the calls that no thread has heard yet; return how many they were.
+
+    A thread that has no processor then keeps nobody waiting.
+    """
+    taken = 0
+    for thread in range(others):
+        if compare_and_swap(_bell(bells, thread), CALLED, LISTENING):
+            taken += 1
+    return taken
 
 
 @part
@@ -115,7 +145,7 @@ def arrives(bells, thread):
 def is_called(bells, thread, loyalty):
     """Wait so many nanoseconds to be called; return whether the thread was."""
     bell, patience, since = _bell(bells, thread), PATIENCE, nanoseconds()
-    while atomic_load(bell) != CALLED:
+    while not (atomic_load(bell) == CALLED and compare_and_swap(bell, CALLED, BUSY)):
         if patience > 0:
             patience -= 1
             pause()
@@ -219,9 +249,7 @@ class Team:
         RuntimeError
             If the system starts no more threads; nothing has been computed then.
         """
-        if self._process != os.getpid():
-            self._states[:] = 0
-            self._process = os.getpid()
+        self.renew()
         # When each thread was last asked to come.
         begun = time.monotonic()
         asked = dict.fromkeys(range(threads - 1), begun)
@@ -243,6 +271,20 @@ class Team:
             for thread in missing:
                 asked[thread] = time.monotonic()
                 self._start(work, thread, failures)
+
+    def renew(self) -> None:
+        """Forget the threads of a parent process."""
+        if self._process != os.getpid():
+            self._states[:] = 0
+            self._process = os.getpid()
+
+    def invite(self, work: Callable[[int], bool], threads: int, before_start: Callable) -> None:
+        """Have the threads started that are not there, and wait for none: see `run`."""
+        missing = [thread for thread in range(threads - 1) if self._states[thread + 1] == GONE]
+        if missing:
+            before_start()
+        for thread in missing:
+            self._start(work, thread, [])
 
     def _is_missing(self, thread: int, asked: float) -> bool:
         state = self._states[thread + 1]

@@ -58,11 +58,6 @@ def copies(problem: Problem) -> Copies:
     return Copies(fit, fit_bytes, 5, members * order)
 
 
-def refusal(problem: Problem, machine: Machine) -> str | None:
-    """Return why no kernel that holds activations on the chip can run the problem, or None."""
-    return machine.cuda_missing or ("it has no dropout" if problem.dropout else None)
-
-
 def copy_seconds(problem: Problem, machine: Machine) -> float:
     """Return the seconds of all copies of a fit of one epoch."""
     found = copies(problem)

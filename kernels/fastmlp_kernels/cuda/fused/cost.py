@@ -3,8 +3,14 @@
 import dataclasses
 from typing import NamedTuple
 
-from fastmlp_kernels.cuda.costs import copy_seconds, item_bytes, refusal
-from fastmlp_kernels.cuda.on_chip.cost import PHASE_MEETINGS, block_rate, busy, forms
+from fastmlp_kernels.cuda.costs import copy_seconds, item_bytes
+from fastmlp_kernels.cuda.on_chip.cost import (
+    PHASE_MEETINGS,
+    block_rate,
+    busy,
+    dropout_seconds,
+    forms,
+)
 from fastmlp_kernels.cuda.on_chip.placement import Form, Placement, padded, place
 from fastmlp_kernels.problem import Machine, Problem
 
@@ -111,9 +117,8 @@ def blocks_of(problem: Problem, machine: Machine, placement: Placement) -> int:
 
 def supports(problem: Problem, machine: Machine) -> str | None:
     """Return why the kernel cannot run the problem, or None."""
-    refused = refusal(problem, machine)
-    if refused:
-        return refused
+    if machine.cuda_missing:
+        return machine.cuda_missing
     if problem.members > 1:
         return "it trains one network at a time"
     found = placement_of(problem, machine)
@@ -135,6 +140,7 @@ def batch_seconds(problem: Problem, machine: Machine) -> float:
     phases = 2 * layers + 4
     tile = flops / block_rate(found.form, problem, machine)
     tile += phases * PHASE_MEETINGS * machine.gpu_meeting_seconds
+    tile += dropout_seconds(problem, machine, found.rows)
     # Weights once a block; partial gradients written and read; the update's vectors.
     blocks = blocks_of(problem, machine, found)
     numbers = (blocks + 2 * plan.slices + 4 + 2 * problem.slots) * problem.parameter_count

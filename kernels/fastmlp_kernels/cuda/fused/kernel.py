@@ -18,6 +18,7 @@ from fastmlp_kernels.cuda.fused.step import filled_slices, rows_of_batch
 from fastmlp_kernels.cuda.layered.gather import BATCH
 from fastmlp_kernels.cuda.on_chip import block_copies, chain
 from fastmlp_kernels.cuda.on_chip.chain import Chain, Rows
+from fastmlp_kernels.cuda.on_chip.dropout import tile_dropout
 from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, epoch_of, tile_of
 from fastmlp_kernels.cuda.on_chip.placement import Form
 from fastmlp_kernels.problem import STATUS
@@ -42,7 +43,7 @@ def signature(form: Form) -> tuple:
     """Return the types of the kernel's arguments."""
     real, word = getattr(numba, form.number), numba.int64
     vector, matrix, indices = real[::1], real[:, ::1], word[::1]
-    arrays = (vector, matrix, matrix, indices, vector, vector, vector)
+    arrays = (vector, matrix, matrix, indices, matrix, vector, vector, vector, vector)
     return (*arrays, indices, indices, indices, word, word)
 
 
@@ -62,6 +63,8 @@ def build(choice: Choice) -> Any:
         X,
         y,
         order,
+        hyper,
+        keep_scales,
         factors,
         partials,
         slice_losses,
@@ -79,6 +82,8 @@ def build(choice: Choice) -> Any:
         X : dtype[n, inputs], y : dtype[n, target_columns], read
         order : int64[rows], read
             Indices into X, checked before.
+        hyper : dtype[batches, hyper_columns], keep_scales : dtype[layers], read
+            Of dropout: the key is in the batch's row; what is kept of a layer is multiplied.
         factors : dtype[rows] or dtype[1], read
             Of the rows in the order of the epoch; or of all rows of this batch.
         partials : dtype[slices * P], written
@@ -91,9 +96,8 @@ def build(choice: Choice) -> Any:
             Nothing is written when ``status[STATUS]`` is not 0.
         words : int64[:], read
             The table of `tables`.
-        slices : int
-        weighted : int
-            1 where every row has a factor of its own.
+        slices, weighted : int
+            `weighted` is 1 where every row has a factor of its own.
 
         Notes
         -----
@@ -101,8 +105,7 @@ def build(choice: Choice) -> Any:
         b computes slices b, b + blocks, ... Aliasing: none of the arrays overlap. Cost: ``6 rows
         P`` flops less those of the first layer's inputs, a read of P numbers a block and a write of
         as many a slice; 2 L + 4 barriers a tile. Accuracy: sums in one order, that of rows and
-        tiles, whatever the number of blocks. Source: `reference`; the order of sums as in a
-        data-parallel step of so many workers.
+        tiles, whatever the number of blocks. Source: `reference`.
         """
         numbers = cuda.shared.array(0, number, SHARED_ALIGNMENT)
         operands = cuda.shared.array(0, operand, SHARED_ALIGNMENT) if mixed else numbers
@@ -111,15 +114,14 @@ def build(choice: Choice) -> Any:
         if status[STATUS] != 0:
             return
         load(operands, numbers, words, parameters, 0, t)
-        start = batch * epoch_of(words).batch_size
-        size = rows_of_batch(words, batch)
+        start, size = batch * epoch_of(words).batch_size, rows_of_batch(words, batch)
         filled = filled_slices(words, size, slices)
         s = cuda.blockIdx.x
         # Numba counts the rounds of a `range` beforehand, by a division of 64 bits.
         while s < filled:
             total = gradients(
-                *(operands, numbers, words, X, y, order, factors, partials),
-                *(start, size, s, slices, weighted, t),
+                *(operands, numbers, words, X, y, order, hyper[batch], keep_scales, factors),
+                *(partials, start, size, s, slices, weighted, t),
             )
             if t == adds_losses:
                 slice_losses[s] = total
@@ -143,6 +145,8 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
         X,
         y,
         order,
+        hyper,
+        keep_scales,
         factors,
         partials,
         start,
@@ -173,16 +177,17 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             cuda.syncthreads()
             gather(operands, numbers, words, X, y, order, start + first, held, rows, t)
             cuda.syncthreads()
-            forward(operands, numbers, words, rows, t)
+            dropping = tile_dropout(hyper, 0, first, keep_scales)
+            forward(operands, numbers, words, dropping, rows, t)
             factor = (start + first) * weighted
             loss(operands, numbers, words, factors, factor, weighted, held, rows, t)
             # Between the last layer's dZ, and the row losses, and what reads them.
             cuda.syncthreads()
             total = add_losses(numbers, words, rows, total, t)
             if shared:
-                backward(operands, numbers, words, numbers, tile.gradient, rows, t)
+                backward(operands, numbers, words, dropping, numbers, tile.gradient, rows, t)
             else:
-                backward(operands, numbers, words, partials, base, rows, t)
+                backward(operands, numbers, words, dropping, partials, base, rows, t)
             first += slices * tile_rows
         if shared:
             place = tile.gradient

@@ -113,7 +113,8 @@ class FusedProgram(SingleCalls):
         shared = (layered.counter, layered.status)
         table = (self.words, self.plan.slices)
         written = (self.partials, self.slice_losses)
-        arguments = (parameters, X, y, layered.order, own, *written, *shared)
+        dropout = (layered.hyper, layered.keep_scales)
+        arguments = (parameters, X, y, layered.order, *dropout, own, *written, *shared)
         launch = (self.tile_gradients, self.blocks, self.threads)
         layered.launches.grid(*launch, *arguments, *table, int(factors is not None))
         arguments = (

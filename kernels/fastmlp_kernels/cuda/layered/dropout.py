@@ -39,16 +39,17 @@ def dropout(source, out, rows, hyper, counter, layer, threshold, scales, rounded
     Notes
     -----
     Launch: a thread an element. Cost: about 25 integer operations, a read and a write an element.
-    Accuracy: one rounding. Source: `algebra.dropout`.
+    Accuracy: one rounding; what is left out is 0, or NaN if it was not finite, so that a check of
+    the gradient sees it. Source: `algebra.dropout`.
     """
     k, units = cuda.grid(1), source.shape[1]
     if k >= rows * units:
         return
     i, j, batch = k // units, k % units, counter[BATCH]
     low, high = np.int64(hyper[batch, DROPOUT_KEY]), np.int64(hyper[batch, DROPOUT_KEY + 1])
-    value = source[i, j] * scales[layer]
-    if not _is_kept(_row_key(low, high, layer, i), j, threshold):
-        value = scales[layer] - scales[layer]
+    value = source[i, j]
+    kept = _is_kept(_row_key(low, high, layer, i), j, threshold)
+    value = value * scales[layer] if kept else value - value
     out[i, j] = value
     if rounded.size > 0:
         rounded[i, j] = bfloat16_bits(value)

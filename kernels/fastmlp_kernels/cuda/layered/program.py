@@ -387,7 +387,7 @@ class LayeredProgram:
         vectors = (parameters, gradient, slots, self.to_device(hyper))
         self.updating.enqueue(*vectors, words, self.status, rounded)
 
-    def predict(self, parameters, X, out, link):
+    def predict(self, parameters, X, out, link, share=1, unchanged=False):
         """See `Program.predict`."""
         batch = self.problem.batch_size
         for start in range(0, len(X), batch):
@@ -395,3 +395,4 @@ class LayeredProgram:
             self.forward(parameters, X[start : start + batch], part)
             if link:
                 self.launches.by_row(self.kernels.predict_rows, len(part), part, len(part))
+        return True

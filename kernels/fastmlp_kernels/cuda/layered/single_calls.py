@@ -46,6 +46,6 @@ class SingleCalls:
         """See `Program.update`."""
         self.layered.update(parameters, gradient, state, hyper)
 
-    def predict(self, parameters, X, out, link):
+    def predict(self, parameters, X, out, link, share=1, unchanged=False):
         """See `Program.predict`."""
-        self.layered.predict(parameters, X, out, link)
+        return self.layered.predict(parameters, X, out, link)

@@ -8,15 +8,20 @@ from typing import Any, NamedTuple
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import cuda_part, cuda_switch
+from fastmlp_kernels.cuda.on_chip import dropout
 from fastmlp_kernels.cuda.on_chip.block_linear import SecondPass
 from fastmlp_kernels.cuda.on_chip.products import Epilogues
 
 
 class Rows(NamedTuple):
-    """The rows of the algebra that a network uses: activations in the order of their codes."""
+    """What a network uses of the algebra: rows, activations in the order of their codes; dropout.
+
+    `drops` says whether any layer has dropout.
+    """
 
     activations: tuple[str, ...]
     rule: str
+    drops: bool = False
 
 
 class Activated(NamedTuple):
@@ -28,6 +33,7 @@ class Activated(NamedTuple):
     kept: int
     kept_stride: int
     keeps_input: int
+    dropout: Any
 
 
 class Sloped(NamedTuple):
@@ -39,6 +45,7 @@ class Sloped(NamedTuple):
     keeps_input: int
     dZ: int
     dZ_stride: int
+    dropout: Any
 
 
 def at_once(
@@ -55,9 +62,9 @@ def at_once(
 def in_passes(rows: Rows, accumulate: bool, exact: Any) -> tuple[Epilogues, SecondPass]:
     """Return epilogues for operands that are numbers, and what they leave to a second pass."""
     used = [ACTIVATIONS[name] for name in rows.activations]
-    short = all(row.short for row in used)
+    short = all(row.short for row in used) and not rows.drops
     # Slopes that read the activation are as short for every row of the table.
-    short_slopes = all(row.short or row.keeps == "output" for row in used)
+    short_slopes = all(row.short or row.keeps == "output" for row in used) and not rows.drops
     forward, backward, gradient = at_once(rows, accumulate, exact, exact, False)
     activate = multiply = None
     if not short:
@@ -78,14 +85,18 @@ def slopes(rows: Rows) -> Any:
 
 
 def _forward(rows: Rows, to_operand: Any, mixed: bool) -> Any:
-    value = values(rows)
+    value, drops, leave_out = values(rows), rows.drops, dropout.build(rows.drops).leave_out
 
     @cuda_part
     def forward(operands, numbers, words, last, i, j, z):
-        """Write f(z), and z where the slope will read it; the last layer's as numbers."""
+        """Write what dropout leaves of f(z), and what the slope will read; the last as numbers."""
         if words.keeps_input != 0:
             numbers[words.kept + i * words.kept_stride + j] = z
         a = value(words.activation, z)
+        if drops:
+            if words.keeps_input == 0 and last == 0:
+                operands[words.kept + i * words.kept_stride + j] = to_operand(a)
+            a = leave_out(words.dropout, i, j, a)
         if mixed and last == 0:
             operands[words.out + i * words.out_stride + j] = to_operand(a)
         else:
@@ -95,17 +106,17 @@ def _forward(rows: Rows, to_operand: Any, mixed: bool) -> Any:
 
 
 def _backward(rows: Rows, to_operand: Any, to_number: Any, mixed: bool) -> Any:
-    slope = slopes(rows)
+    slope, leave_out = slopes(rows), dropout.build(rows.drops).leave_out
 
     @cuda_part
     def backward(operands, numbers, words, layer, i, j, da):
-        """Write ``dZ = dA f'(Z)``."""
+        """Write ``dZ = dA f'(Z)``, of what dropout leaves of dA."""
         if mixed and words.keeps_input == 0:
             x = to_number(operands[words.kept + i * words.kept_stride + j])
         else:
             x = numbers[words.kept + i * words.kept_stride + j]
         # Each slope reads the one that its row keeps.
-        dz = da * slope(words.activation, x, x)
+        dz = leave_out(words.dropout, i, j, da) * slope(words.activation, x, x)
         operands[words.dZ + i * words.dZ_stride + j] = to_operand(dz)
 
     return backward
@@ -123,24 +134,27 @@ def _gradient(accumulate: bool) -> Any:
 
 
 def _two_passes_forward(rows: Rows) -> tuple[Any, Any]:
-    value = values(rows)
+    value, drops, leave_out = values(rows), rows.drops, dropout.build(rows.drops).leave_out
 
     @cuda_part
     def store(operands, numbers, words, layer, i, j, z):
-        """Write z to where the slope will read it, or to the place of f(z)."""
+        """Write z to where the slope will read it, or f(z)."""
         numbers[words.kept + i * words.kept_stride + j] = z
 
     @cuda_part
     def activate(operands, numbers, words, layer, i, j):
-        """Write f(z)."""
+        """Write what dropout leaves of f(z), and f(z) where the slope will read it."""
         z = numbers[words.kept + i * words.kept_stride + j]
-        numbers[words.out + i * words.out_stride + j] = value(words.activation, z)
+        a = value(words.activation, z)
+        if drops and words.keeps_input == 0:
+            numbers[words.kept + i * words.kept_stride + j] = a
+        numbers[words.out + i * words.out_stride + j] = leave_out(words.dropout, i, j, a)
 
     return store, activate
 
 
 def _two_passes_backward(rows: Rows) -> tuple[Any, Any]:
-    slope = slopes(rows)
+    slope, leave_out = slopes(rows), dropout.build(rows.drops).leave_out
 
     @cuda_part
     def store(operands, numbers, words, layer, i, j, da):
@@ -149,8 +163,10 @@ def _two_passes_backward(rows: Rows) -> tuple[Any, Any]:
 
     @cuda_part
     def multiply(operands, numbers, words, layer, i, j):
-        """Multiply it by the slope."""
+        """Multiply what dropout leaves of it by the slope."""
         x = numbers[words.kept + i * words.kept_stride + j]
-        operands[words.dZ + i * words.dZ_stride + j] *= slope(words.activation, x, x)
+        place = words.dZ + i * words.dZ_stride + j
+        da = leave_out(words.dropout, i, j, operands[place])
+        operands[place] = da * slope(words.activation, x, x)
 
     return store, multiply

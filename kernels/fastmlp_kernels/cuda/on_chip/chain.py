@@ -16,7 +16,7 @@ from numba import cuda
 
 from fastmlp_kernels.algebra import loss_rule
 from fastmlp_kernels.compile import cuda_function, cuda_part
-from fastmlp_kernels.cuda.on_chip import block_copies, block_epilogues, block_linear
+from fastmlp_kernels.cuda.on_chip import block_copies, block_epilogues, block_linear, dropout
 from fastmlp_kernels.cuda.on_chip.block_epilogues import Activated, Rows, Sloped, slopes
 from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
 from fastmlp_kernels.cuda.on_chip.placement import Form, activations_in_use
@@ -36,7 +36,8 @@ class Chain(NamedTuple):
     """The parts of a training step on a tile of rows, as device functions, and its products.
 
     `words` is the table, `t` the thread's number, `rows` the tile's, a multiple of
-    ``products.row_pad``, of which the first `count` are the batch's.
+    ``products.row_pad``, of which the first `count` are the batch's; `dropping` is the tile's
+    `dropout.TileDropout`.
     """
 
     load: Any
@@ -49,8 +50,8 @@ class Chain(NamedTuple):
 
 
 def rows_in_use(problem: Problem) -> Rows:
-    """Return the rows of the algebra that training on a problem uses."""
-    return Rows(activations_in_use(problem), problem.rule)
+    """Return what training on a problem uses of the algebra."""
+    return Rows(activations_in_use(problem), problem.rule, any(problem.dropout))
 
 
 @functools.cache
@@ -72,10 +73,10 @@ def build(form: Form, threads: int, rows: Rows, accumulate: bool, tile_columns: 
     return Chain(
         load=block_copies.load(threads, products.to_operand, form.mixed),
         gather=block_copies.gather(threads, products.to_operand),
-        forward=_forward(products),
+        forward=_forward(products, rows),
         loss=_loss(threads, products, rows),
         add_losses=_add_losses(threads, min(products.row_pad, ROWS_AT_A_TIME)),
-        backward=_backward(threads, products, accumulate),
+        backward=_backward(threads, products, rows, accumulate),
         products=products,
     )
 
@@ -96,17 +97,18 @@ def _products(
     return tensor_linear.build(threads, form.name, epilogues)
 
 
-def _forward(products: BlockProducts) -> Any:
-    product = products.forward
+def _forward(products: BlockProducts, rows_in_use: Rows) -> Any:
+    product, layer_dropout = products.forward, dropout.build(rows_in_use.drops).of_layer
 
     @cuda_part
-    def forward(operands, numbers, words, rows, t):
+    def forward(operands, numbers, words, dropping, rows, t):
         """Run every layer on the tile: afterwards the last one's activation is in `numbers`.
 
         Parameters
         ----------
         operands, numbers : dtype[:], shared memory, read and written
         words : int64[:]
+        dropping : TileDropout
         rows, t : int
 
         Notes
@@ -124,6 +126,7 @@ def _forward(products: BlockProducts) -> Any:
                 layer.kept,
                 layer.kept_stride,
                 layer.keeps_input,
+                layer_dropout(words, dropping, index),
             )
             last = 1 if index == layers - 1 else 0
             product(
@@ -238,18 +241,20 @@ def _add_losses(threads: int, step: int) -> Any:
     return add_losses
 
 
-def _backward(threads: int, products: BlockProducts, accumulate: bool) -> Any:
+def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumulate: bool) -> Any:
     product, weight_gradient = products.backward, products.weight_gradient
     bias_gradient = _bias_gradient(threads, products, accumulate)
+    layer_dropout = dropout.build(rows_in_use.drops).of_layer
 
     @cuda_part
-    def backward(operands, numbers, words, gradient, base, rows, t):
+    def backward(operands, numbers, words, dropping, gradient, base, rows, t):
         """Add the tile's gradient by every parameter to `gradient`, or overwrite it.
 
         Parameters
         ----------
         operands, numbers : dtype[:], shared memory, read and written
         words : int64[:]
+        dropping : TileDropout
         gradient : dtype[:], shared or global memory
             Parameter p's is ``gradient[base + p]``.
         base, rows, t : int
@@ -286,6 +291,7 @@ def _backward(threads: int, products: BlockProducts, accumulate: bool) -> Any:
                     below.keeps_input,
                     below.dZ,
                     below.dZ_stride,
+                    layer_dropout(words, dropping, index - 1),
                 )
                 product(
                     *(operands, numbers, after, index - 1),

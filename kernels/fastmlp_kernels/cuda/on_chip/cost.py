@@ -19,6 +19,10 @@ TENSOR_EFFICIENCY = 0.15
 # What the work between two barriers takes at least, in barriers: each waits for shared memory some
 # ten times in a row, of which two warps a scheduler hide little. An estimate too.
 PHASE_MEETINGS = 20
+# Of an output that dropout is asked about, forward and backward. Each time it takes some 35
+# instructions (sm_90), most on integers. A multiprocessor issues half as many of those as
+# multiply-adds, so that one takes as long as four flops.
+DROPOUT_FLOPS = 2 * 35 * 4
 
 
 def forms(problem: Problem, machine: Machine) -> list[Form]:
@@ -48,3 +52,11 @@ def block_rate(form: Form, problem: Problem, machine: Machine) -> float:
     # Where tensor cores are allowed and not there, products are float32's.
     kind = problem if form.mixed else replace(problem, precision="float32")
     return product_rate(kind, machine) * share / machine.gpu_processors
+
+
+def dropout_seconds(problem: Problem, machine: Machine, rows: int) -> float:
+    """Return what dropout takes a block that computes so many rows."""
+    pairs = zip(problem.sizes[1:], problem.dropout, strict=False)
+    units = sum(width for width, share in pairs if share > 0)
+    share = FLOAT_EFFICIENCY / machine.gpu_processors
+    return rows * units * DROPOUT_FLOPS / (machine.gpu_flops * share)

@@ -47,5 +47,11 @@ def layer_of(words, index):
     return record_at(words, LAYER, LAYERS_PLACE + index * LAYER_WORDS, SMALL)
 
 
+@cuda_part
+def keep_threshold_of(words, index):
+    """Return a layer's `keep_threshold`, its one number that may not be small."""
+    return record_at(words, LAYER, LAYERS_PLACE + index * LAYER_WORDS, ANY).keep_threshold
+
+
 # Of dynamic shared memory, where a load of 16 bytes may begin; the simulator has nothing to align.
 SHARED_ALIGNMENT = None if simulated() else 16

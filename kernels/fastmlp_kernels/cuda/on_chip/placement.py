@@ -2,8 +2,8 @@
 
 Plain arithmetic, without Numba: `supports` asks it, and the kernels read its table. A tile of rows
 goes through all layers there, so for each layer it holds the weights, the activation, the
-pre-activation where it is kept, and beside them two matrices in turn for the derivatives by the
-pre-activations.
+pre-activation where it is kept, the whole activation where dropout leaves less than the slope
+reads, and beside them two matrices in turn for the derivatives by the pre-activations.
 """
 
 import bisect
@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastmlp_kernels.algebra import ACTIVATIONS
+from fastmlp_kernels.algebra.dropout import keep_thresholds
 from fastmlp_kernels.cuda.on_chip import tables
 from fastmlp_kernels.problem import LayerLayout, Problem, parameter_layout
 
@@ -155,11 +157,14 @@ def _place_rows(problem: Problem, form: Form, rows: int, memory: _Memory) -> _Ro
         turn = (last - index) % 2
         turns[turn] = max(turns[turn], rows * row_stride(width, form))
     buffers = [memory.take(f"dZ {k}", size, form.operand) for k, size in enumerate(turns)]
+    drops = [threshold > 0 for threshold in keep_thresholds(problem.dropout, last + 1)]
     for index, width in enumerate(problem.sizes[1:]):
         stride = row_stride(width, form)
         kept.append(inputs[index + 1])
         if problem.keeps_input[index]:
             kept[index] = memory.take(f"Z {index}", rows * stride, form.number), stride
+        elif drops[index] and not ACTIVATIONS[problem.training_activations[index]].sign_only:
+            kept[index] = memory.take(f"whole A {index}", rows * stride, form.operand), stride
         deltas.append((buffers[(last - index) % 2], stride))
     gradient = deltas[last]
     if form.mixed:
@@ -183,6 +188,7 @@ def _layer(
         # Padded, as products may read on; what they make of it is not used.
         "b": memory.take(f"b {index}", padded(fan_out, form.pad), form.number),
         "keeps_input": int(problem.keeps_input[index]),
+        "keep_threshold": keep_thresholds(problem.dropout, len(problem.activations))[index],
         "start": layer.weight.start,
         "activation": codes.index(problem.training_activations[index]),
         "down": threads // fan_out,

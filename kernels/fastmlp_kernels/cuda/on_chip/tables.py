@@ -57,9 +57,12 @@ LAYER = table(
     "A_stride",
     "out",  # its activation: the last layer's is in `numbers`
     "out_stride",
-    "kept",  # what its slope reads: Z in `numbers` where `keeps_input` is 1, else `out`
+    # What its slope reads: Z in `numbers` where `keeps_input` is 1, else the whole activation, or
+    # `out`: where all outputs are kept, or the slope reads no more than the sign.
+    "kept",
     "kept_stride",
     "keeps_input",
+    "keep_threshold",  # see `algebra.dropout`; 0 where all outputs are kept
     "dZ",
     "dZ_stride",
     "start",  # of its parameters in the flat vector

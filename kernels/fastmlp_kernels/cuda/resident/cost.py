@@ -1,7 +1,14 @@
 """What `cuda.resident` can run, in what form, and what an epoch would take: plain arithmetic."""
 
-from fastmlp_kernels.cuda.costs import copy_seconds, refusal
-from fastmlp_kernels.cuda.on_chip.cost import PHASE_MEETINGS, THREADS, block_rate, busy, forms
+from fastmlp_kernels.cuda.costs import copy_seconds
+from fastmlp_kernels.cuda.on_chip.cost import (
+    PHASE_MEETINGS,
+    THREADS,
+    block_rate,
+    busy,
+    dropout_seconds,
+    forms,
+)
 from fastmlp_kernels.cuda.on_chip.placement import Placement, place
 from fastmlp_kernels.problem import Machine, Problem
 
@@ -26,9 +33,8 @@ def placement_of(problem: Problem, machine: Machine) -> Placement | str:
 
 def supports(problem: Problem, machine: Machine) -> str | None:
     """Return why the kernel cannot run the problem, or None."""
-    refused = refusal(problem, machine)
-    if refused:
-        return refused
+    if machine.cuda_missing:
+        return machine.cuda_missing
     found = placement_of(problem, machine)
     return found if isinstance(found, str) else None
 
@@ -43,8 +49,9 @@ def batch_seconds(problem: Problem, machine: Machine) -> float:
     # Of each tile the rows, each layer forward and backward, the loss; the check, the update.
     phases = tiles * (2 * layers + 2) + 1
     flops = problem.flops / (problem.members * problem.rows) * problem.batch_size
-    rate = block_rate(found.form, problem, machine)
-    return flops / rate + phases * PHASE_MEETINGS * machine.gpu_meeting_seconds
+    seconds = flops / block_rate(found.form, problem, machine)
+    seconds += dropout_seconds(problem, machine, problem.batch_size)
+    return seconds + phases * PHASE_MEETINGS * machine.gpu_meeting_seconds
 
 
 def batches_a_launch(problem: Problem, machine: Machine) -> int:

@@ -16,6 +16,7 @@ from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part
 from fastmlp_kernels.cuda.on_chip import block_copies, chain
 from fastmlp_kernels.cuda.on_chip.chain import Chain, Rows
+from fastmlp_kernels.cuda.on_chip.dropout import tile_dropout
 from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, epoch_of, tile_of
 from fastmlp_kernels.cuda.on_chip.placement import Form
 from fastmlp_kernels.cuda.resident import block_update
@@ -46,7 +47,7 @@ def signature(form: Form) -> tuple:
     """Return the types of the kernel's arguments."""
     real, word = getattr(numba, form.number), numba.int64
     vector, matrix, indices = real[::1], real[:, ::1], word[::1]
-    arrays = (vector, vector, matrix, matrix, indices, vector, vector, vector, vector)
+    arrays = (vector, vector, matrix, matrix, indices, *[vector] * 5)
     return (*arrays, indices, indices, word, word, word, word, word)
 
 
@@ -66,6 +67,7 @@ def build(choice: Choice) -> Any:
         y,
         order,
         hyper,
+        keep_scales,
         factors,
         losses,
         squares,
@@ -86,6 +88,8 @@ def build(choice: Choice) -> Any:
         order : int64[members * rows], read
             Indices into X, checked before.
         hyper : dtype[members * batches * hyper_columns], read
+        keep_scales : dtype[layers], read
+            What dropout keeps of a layer is multiplied by its scale.
         factors : dtype[members * rows] or dtype[2], read
             Of the rows in the order of the epoch; or of a full batch, and of the last one.
         losses, squares : dtype[members * batches], written
@@ -114,8 +118,8 @@ def build(choice: Choice) -> Any:
         if control[mine + STOP] == 0 and control[mine + STATUS] == 0:
             begin(operands, numbers, words, parameters, state, member, t)
             done = train(
-                *(operands, numbers, words, state, X, y, order, hyper, factors, losses, squares),
-                *(control, member, first, last, batches, weighted, penalized, t),
+                *(operands, numbers, words, state, X, y, order, hyper, keep_scales, factors),
+                *(losses, squares, control, member, first, last, batches, weighted, penalized, t),
             )
             # Between the last updates and the copy of what they wrote.
             cuda.syncthreads()
@@ -190,6 +194,7 @@ def _train(choice: Choice, parts: Chain) -> Any:
         y,
         order,
         hyper,
+        keep_scales,
         factors,
         losses,
         squares,
@@ -209,14 +214,15 @@ def _train(choice: Choice, parts: Chain) -> Any:
         while done < last:
             # Between what the fetch and the update before wrote, and all that reads it.
             cuda.syncthreads()
+            place = tile.hyper + (done & 1) * hyper_width(tile)
             total = gradients(
-                *(operands, numbers, words, X, y, order, factors, member, done, weighted, t)
+                *(operands, numbers, words, X, y, order, place, keep_scales, factors),
+                *(member, done, weighted, t),
             )
             # Between the gradient's elements and the threads that look at them and apply them.
             cuda.syncthreads()
             if t == adds_losses:
                 losses[mine + done] = total
-            place = tile.hyper + (done & 1) * hyper_width(tile)
             scale = judge(numbers, words, total, place, t)
             if not math.isfinite(scale):
                 if t == 0:
@@ -299,10 +305,25 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
     loss, add_losses = parts.loss, parts.add_losses
 
     @cuda_part
-    def gradients(operands, numbers, words, X, y, order, factors, member, batch, weighted, t):
+    def gradients(
+        operands,
+        numbers,
+        words,
+        X,
+        y,
+        order,
+        hyper,
+        keep_scales,
+        factors,
+        member,
+        batch,
+        weighted,
+        t,
+    ):
         """Compute a batch's gradient; return its loss to `loss_thread`.
 
-        The first tile's rows are there. The caller waits before it reads a gradient.
+        `hyper` is where in `numbers` the batch's hyper-parameters begin. The first tile's rows are
+        there. The caller waits before it reads a gradient.
         """
         tile, epoch = tile_of(words), epoch_of(words)
         begin = batch * epoch.batch_size
@@ -321,13 +342,14 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
                 cuda.syncthreads()
                 gather(operands, numbers, words, X, y, order, place + start, count, rows, t)
                 cuda.syncthreads()
-            forward(operands, numbers, words, rows, t)
+            dropping = tile_dropout(numbers, hyper, start, keep_scales)
+            forward(operands, numbers, words, dropping, rows, t)
             factor = place + start if weighted != 0 else shared_factor
             loss(operands, numbers, words, factors, factor, weighted, count, rows, t)
             # Between the last layer's dZ, and the row losses, and what reads them.
             cuda.syncthreads()
             total = add_losses(numbers, words, rows, total, t)
-            backward(operands, numbers, words, numbers, tile.gradient, rows, t)
+            backward(operands, numbers, words, dropping, numbers, tile.gradient, rows, t)
             start += count
         return total
 

@@ -107,6 +107,7 @@ class ResidentProgram(SingleCalls):
         known = np.zeros_like(words)
         arguments = (
             *(self._flat(parameters), self._flat(state), X, y, self.all_orders, self.all_hypers),
+            self.layered.keep_scales,
             self.scale_pair if factors is None else self.all_factors,
             *(self.all_losses, self.all_squares, self.all_controls, self.words),
         )
