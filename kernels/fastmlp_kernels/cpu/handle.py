@@ -11,7 +11,7 @@ from fastmlp_kernels.cpu.c_functions import CFunctions
 from fastmlp_kernels.cpu.handle_calls import CALLS, HANDLE, enter, entries
 from fastmlp_kernels.cpu.handle_type import handle_type
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.tables import PACK, address
+from fastmlp_kernels.cpu.tables import PACK, PACKED, address
 from fastmlp_kernels.problem import Machine, Problem
 
 
@@ -52,7 +52,7 @@ class SettledProgram(FusedProgram):
         tables = np.concatenate(found)
         # Rows are taken in their own order, and weights from the panels. A call brings those up to
         # date where that is needed.
-        tables["sequential"] = tables["packed"] = 1
+        tables["sequential"], tables["packed"] = 1, PACKED
         tables["stages"] &= ~PACK
         return tables
 
