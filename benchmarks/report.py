@@ -112,7 +112,9 @@ def everybody(found: list[Comparison]) -> str:
             if item.suite == "training":
                 row.append(show_share(item.share(setting)))
             else:
-                goal = item.goal if setting is ours else 0.0
+                # Of predictions the goal is a ratio, which has a table of its own.
+                held = setting is ours and item.suite != "prediction"
+                goal = item.goal if held else 0.0
                 unit, factor = unit_of(goal)
                 row.append(at_most(goal, setting.seconds.median, f" {unit}", factor))
             rows.append(row)

@@ -8,7 +8,7 @@ from benchmarks.comparisons import Comparison, Setting, Spread, ratio
 from benchmarks.tables import NONE, at_least, show_ratio, show_time, table
 
 FIT = "whole fits"
-PREDICT = "predict"
+PREDICT = "predict,"
 FIRST = "first fit"
 
 
