@@ -77,11 +77,11 @@ def _make_callable(function: types.FunctionType) -> None:
         def choose(z: Any) -> Callable:
             return double if z == numba_types.float64 else single
 
-        options = {**RULE_FLAGS, "pipeline_class": PartCompiler}
-        overload(function, jit_options=options, strict=False)(choose)
+        overload(function, jit_options=RULE_FLAGS, strict=False)(choose)
         return
-    flags = SUM_FLAGS if function is plus else RULE_FLAGS
-    register_jitable(**flags, pipeline_class=PartCompiler)(function)
+    # Not by the PartCompiler: a rule that is first optimised in a loop has other bits in the loop's
+    # vectors than in the numbers that are left over (binary cross-entropy).
+    register_jitable(**(SUM_FLAGS if function is plus else RULE_FLAGS))(function)
     for callee in (*_callees(function), *_closed_over(function)):
         _make_callable(callee)
 

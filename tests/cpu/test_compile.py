@@ -395,6 +395,7 @@ def test_the_kernels_that_python_calls_are_cached():
         ("caller_arrays", "point_at_data"),
         ("members", "train_in_turns"),
         ("prediction", "predict"),
+        ("handle_calls", "enter"),
     }
     for key, dispatcher in kernels.items():
         assert not dispatcher.py_func.__closure__, key
