@@ -29,16 +29,23 @@ y = np.tanh(X[:, 0] * X[:, 1]) + X[:, 2]
 class Interrupted(KeyboardInterrupt):
     pass
 
+# Another thread may be given the signal: then it is heard after the timer was stopped.
+armed = []
+
 def ring(number, frame):
-    raise Interrupted
+    if armed:
+        armed.clear()
+        raise Interrupted
 
 signal.signal(signal.SIGALRM, ring)
 
 def interrupted(action, seconds):
     # Return whether it got away with an interrupt; one that comes too late is taken here.
     try:
+        armed.append(True)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         action()
+        armed.clear()
         signal.setitimer(signal.ITIMER_REAL, 0)
         return False
     except Interrupted:
