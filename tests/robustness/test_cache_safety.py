@@ -420,6 +420,8 @@ while values is None and interrupted < 30:
     except KeyboardInterrupt:
         latest = max(latest, time.monotonic() - raised[0])
         interrupted += 1
+# Another thread may have been given the last signal: it would be heard only now.
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
 values = fit()
 print(json.dumps({"values": values, "interrupted": interrupted, "latest": latest}))
 """
@@ -464,6 +466,7 @@ while losses is None and interrupted < 50:
     except KeyboardInterrupt:
         latest = max(latest, time.monotonic() - raised[0])
         interrupted += 1
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
 print(json.dumps({"equal": fit() == fit(), "interrupted": interrupted, "latest": latest}))
 """
 
