@@ -254,10 +254,10 @@ class Network(Described):
 
         Examples
         --------
-        >>> out = np.empty((len(X), 10), "float32")
+        >>> model, X = fastmlp.MLP([4, 8, 2]), np.zeros((3, 4), "float32")
+        >>> out = np.empty((3, 2), "float32")
         >>> model.predict(X, out=out) is out
         True
-        ... # doctest: +SKIP
         """
         sizes, where = self.template.sizes, self._asked(device, kernel, threads)
         if type(X) is np.ndarray and out is None and self._members is None:

@@ -145,9 +145,9 @@ def check_targets(handle, y, rows):
 
 
 @register_jitable
-def check_flat(handle, array):
+def check_gradient(handle, gradient):
     """Refuse what is not as long as the parameters."""
-    if not fits(array, 1, handle.parameter_count):
+    if not fits(gradient, 1, handle.parameter_count):
         raise ValueError("gradient: wanted a vector as long as the parameters, without gaps")
 
 
@@ -164,11 +164,9 @@ def claim_alone(handle):
 def refuse(answer):
     """Raise what an entry's answer means."""
     if answer == NOT_FINITE:
-        raise FloatingPointError(
-            "step: got a loss or a gradient that is not finite; nothing has changed"
-        )
+        raise FloatingPointError("got a loss or a gradient that is not finite; nothing has changed")
     if answer == NO_NUMBERS:
-        raise ValueError("step: got more steps than compiled(max_steps=) has rates for")
+        raise ValueError("got more steps than compiled(max_steps=) has rates for")
     if answer == NO_FORWARD:
         raise ValueError("backward: wanted forward(X, out) of as many rows right before it")
     if answer == NO_CLASS:

@@ -11,7 +11,7 @@ from fastmlp_kernels.cpu.handle_arrays import (
     all_finite,
     check_array,
     check_batch,
-    check_flat,
+    check_gradient,
     check_numbers,
     check_targets,
     check_weights,
@@ -83,7 +83,7 @@ def _backward(net, dyhat, gradient, dX=None):
             raise ValueError("dyhat: wanted the shape of the outputs of forward, without gaps")
         if not optional_fits(dX, rows, handle.inputs):
             raise ValueError("dX: wanted the shape of the X of forward, without gaps")
-        check_flat(handle, gradient)
+        check_gradient(handle, gradient)
         claim_alone(handle)
         arrays = data_address(dyhat), data_address(gradient), optional_address(dX)
         answer = call(handle.enter_backward, (handle_address(net),) + arrays + (rows, 0))
@@ -107,7 +107,7 @@ def _value_and_grad(net, X, y, gradient, loss_weight=None):
         check_batch(handle, X, rows)
         check_targets(handle, y, rows)
         check_weights(loss_weight, rows)
-        check_flat(handle, gradient)
+        check_gradient(handle, gradient)
         claim_alone(handle)
         targets, answer = targets_of(net, handle, y), NO_CLASS
         if targets:
@@ -157,7 +157,7 @@ def _apply(net, gradient):
 
     def apply(net, gradient):
         handle = record_of(net)
-        check_flat(handle, gradient)
+        check_gradient(handle, gradient)
         if not all_finite(handle, gradient):
             refuse(NOT_FINITE)
         claim_alone(handle)
@@ -176,7 +176,8 @@ def _get_parameters(net, out):
 
     def get_parameters(net, out):
         handle = record_of(net)
-        check_flat(handle, out)
+        if not fits(out, 1, handle.parameter_count):
+            raise ValueError("out: wanted a vector as long as the parameters, without gaps")
         claim_alone(handle)
         held = numbers(net, handle.parameters)
         for i in range(handle.parameter_count):
@@ -192,7 +193,8 @@ def _set_parameters(net, values):
 
     def set_parameters(net, values):
         handle = record_of(net)
-        check_flat(handle, values)
+        if not fits(values, 1, handle.parameter_count):
+            raise ValueError("values: wanted a vector as long as the parameters, without gaps")
         if not all_finite(handle, values):
             raise ValueError("values: wanted finite numbers; nothing has changed")
         claim_alone(handle)

@@ -113,13 +113,19 @@ def wait_for_team(bells, others):
 
 
 @part
+def _turn(bells, others, before, after):
+    """Turn the bells that hold one value to another; return how many they were."""
+    turned = 0
+    for thread in range(others):
+        if compare_and_swap(_bell(bells, thread), before, after):
+            turned += 1
+    return turned
+
+
+@part
 def call_present(bells, others):
     """Call those of threads 0 to `others` - 1 that wait for a call; return how many they were."""
-    called = 0
-    for thread in range(others):
-        if compare_and_swap(_bell(bells, thread), LISTENING, CALLED):
-            called += 1
-    return called
+    return _turn(bells, others, LISTENING, CALLED)
 
 
 @part
@@ -128,11 +134,7 @@ def withdraw(bells, others):
 
     A thread that has no processor then keeps nobody waiting.
     """
-    taken = 0
-    for thread in range(others):
-        if compare_and_swap(_bell(bells, thread), CALLED, LISTENING):
-            taken += 1
-    return taken
+    return _turn(bells, others, CALLED, LISTENING)
 
 
 @part
