@@ -6,6 +6,7 @@ move them, all at once.
 """
 
 import ctypes
+import itertools
 from dataclasses import replace
 from typing import Any, NoReturn, Self
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_integer
-from fastmlp.data.arrays import check_in_place, check_labels
+from fastmlp.data.arrays import check_in_place, labels_or_targets
 from fastmlp.data.weighting import batch_factors, check_batch_weights
 from fastmlp.device.machine import physical_memory
 from fastmlp.dispatch.planning import machine_with, updated_by
@@ -28,7 +29,7 @@ from fastmlp.errors import (
 from fastmlp.optimizers import Optimizer
 from fastmlp.state.finite import all_finite
 from fastmlp.state.parameters import aligned, aligned_zeros, check_finite_values
-from fastmlp.state.training_state import TrainingState, at_once
+from fastmlp.state.training_state import Origin, TrainingState, at_once
 from fastmlp.training.hyper_parameters import numbers_of_steps
 from fastmlp_kernels.algebra.optimizers import HYPER_WIDTH
 from fastmlp_kernels.cpu.handle import Handle
@@ -94,15 +95,18 @@ class CompiledMLP(Handle):
         shapes: Any = ((self.parameter_count,), (problem.slots, self.parameter_count))
         held = [aligned_zeros(shape, problem.dtype) for shape in shapes]
         super().__init__(problem, machine_with(1), *held)
-        self._before = 0
-        # Changes that the model has, or has been overwritten with.
-        self._known = 0
+        # By the number of a `pull`, which the handle's memory holds beside what it brought: an
+        # interrupt of Python leaves both the old ones or both the new ones.
+        self._origins: dict[int, Origin] = {}
+        self._pulls = itertools.count(1)
         self.pull()
 
     @property
     def steps(self) -> int:
         """Steps taken with the optimizer's state, those of the model before included."""
-        return self._before + self._checked(self._read())[2]
+        with self._writing:
+            _, _, taken, _, origin = self._checked(self._read())
+            return self._origins[origin].steps + taken
 
     def pull(self) -> None:
         """Take the model's parameters, optimizer state and count of steps, as they are now.
@@ -116,10 +120,13 @@ class CompiledMLP(Handle):
         parameters, slots, steps, now = lock.copied("pull", self._copy_of_model)
         rest = self._optimizer, self.problem, steps + 1, self._ahead, self._model.seed
         hyper, lasting = numbers_of_steps(*rest)
-        if self._write(parameters, slots, hyper, lasting) == BUSY:
-            self._refuse("pull", BUSY)
-        self._before, self._seen = steps, now
-        self._known = self._checked(self._read())[3]
+        with self._writing:
+            number = next(self._pulls)
+            self._origins[number] = Origin(steps, now, 0)
+            if self._write(parameters, slots, hyper, lasting, number) == BUSY:
+                del self._origins[number]
+                self._refuse("pull", BUSY)
+            self._origins = {number: self._origins[number]}
 
     def _copy_of_model(self) -> tuple[Array, Array, int, Any]:
         state, rule = self._model, self._optimizer.rule
@@ -147,8 +154,13 @@ class CompiledMLP(Handle):
         BusyError
             If a fit is training the model, or another thread uses the handle.
         """
-        parameters, slots, taken, changes = self._checked(self._read())
-        if changes == self._known:
+        with self._writing:
+            self._push(overwrite)
+
+    def _push(self, overwrite: bool) -> None:
+        parameters, slots, taken, changes, number = self._checked(self._read())
+        origin = self._origins[number]
+        if changes == origin.changes:
             return
         if not (all_finite(parameters) and all_finite(slots)):
             raise NonFiniteTrainingError(
@@ -156,12 +168,15 @@ class CompiledMLP(Handle):
                 "it was; pull() takes its parameters"
             )
         updated = aligned(parameters), aligned(slots)
-        self._model.lock.change("push", self._give, *updated, taken, overwrite)
-        self._known = changes
+        counts = number, taken, changes
+        self._model.lock.change("push", self._give, *updated, counts, overwrite)
 
-    def _give(self, parameters: Array, slots: Array, taken: int, overwrite: bool) -> None:
-        state, rule = self._model, self._optimizer.rule
-        if state.now is not self._seen and not overwrite:
+    def _give(
+        self, parameters: Array, slots: Array, counts: tuple[int, int, int], overwrite: bool
+    ) -> None:
+        state, rule, (number, taken, changes) = self._model, self._optimizer.rule, counts
+        origin, settle = self._origins[number], self._origins.__setitem__
+        if state.now is not origin.now and not overwrite:
             raise CallOrderError(
                 "push: got a model that has changed since pull, wanted the model as it was then; "
                 "push(overwrite=True) gives up its changes, and pull() those of the handle"
@@ -169,10 +184,14 @@ class CompiledMLP(Handle):
         if state.rule != rule:
             state.tell_of_change(rule)
         # Before the change too, for a reader that has begun.
-        state.touch()
-        now = (self._before + taken, state.epochs, rule, slots, None, 0)
-        at_once((np.copyto, state.parameters, parameters), (setattr, state, "now", now))
-        self._seen = now
+        touched = (*state.settled(),)
+        at_once((setattr, state, "now", touched), (settle, number, origin._replace(now=touched)))
+        now = (origin.steps + taken, state.epochs, rule, slots, None, 0)
+        at_once(
+            (np.copyto, state.parameters, parameters),
+            (setattr, state, "now", now),
+            (settle, number, Origin(origin.steps, now, changes)),
+        )
 
     def __enter__(self) -> Self:
         """Return the handle."""
@@ -226,10 +245,12 @@ class CompiledMLP(Handle):
         rows = self._check(X, "X", self.inputs)
         self._check_batch(rows)
         self._check(gradient, "gradient", self.parameter_count, 1, written=True)
-        targets, factors = self._targets(y, rows), self._factors(loss_weight, rows)
+        targets, factors = (
+            labels_or_targets(y, rows, self.problem),
+            self._factors(loss_weight, rows),
+        )
         places = _place(X), _place(targets), rows, 0 if factors is None else _place(factors)
-        self._call("gradient", *places, _place(gradient))
-        return self._loss()
+        return self._call("gradient", *places, _place(gradient))
 
     def step(self, X: Array, y: Any, loss_weight: Any = None) -> float:
         """Take one training step on a batch; return the loss before it.
@@ -251,10 +272,12 @@ class CompiledMLP(Handle):
         """
         rows = self._check(X, "X", self.inputs)
         self._check_batch(rows)
-        targets, factors = self._targets(y, rows), self._factors(loss_weight, rows)
+        targets, factors = (
+            labels_or_targets(y, rows, self.problem),
+            self._factors(loss_weight, rows),
+        )
         places = _place(X), _place(targets), rows, 0 if factors is None else _place(factors)
-        self._call("step", *places)
-        return self._loss()
+        return self._call("step", *places)
 
     def apply(self, gradient: Array) -> None:
         """Take one step of the optimizer along a gradient, as `MLP.apply` does."""
@@ -321,10 +344,13 @@ class CompiledMLP(Handle):
         sizes = list(self.problem.sizes)
         return f"<CompiledMLP {sizes}, dtype={self.problem.dtype!r}, {self._optimizer!r}>"
 
-    def _call(self, entry: str, *words: int) -> None:
-        answer = self._enter(entry, *words)
+    def _call(self, entry: str, *words: int) -> float:
+        """Call an entry; return the loss that the handle has then."""
+        loss = np.empty(1, self.problem.dtype)
+        answer = self._enter(entry, *words, loss=_place(loss))
         if answer != DONE:
             self._refuse(entry, answer)
+        return float(loss[0])
 
     def _checked(self, read: tuple[Any, ...]) -> tuple[Any, ...]:
         answer, *rest = read
@@ -362,20 +388,6 @@ class CompiledMLP(Handle):
             raise ShapeError(
                 f"X: got {rows} rows, wanted 1 to {most}, as compiled(batch_size={most}) has it"
             )
-
-    def _targets(self, y: Any, rows: int) -> Array:
-        """Return targets, or labels, as kernels take them."""
-        array, columns = np.asarray(y), self.problem.target_columns
-        shapes = [(rows, columns), (rows * columns,)]
-        if array.dtype.kind not in "biuf" or array.shape not in shapes[: 1 + (1 in shapes[0])]:
-            what = "labels" if self.problem.labels else "targets"
-            raise ShapeError(
-                f"y: got shape {array.shape} of {array.dtype}, wanted ({rows}, {columns}) {what}"
-            )
-        if self.problem.labels:
-            dtype = np.dtype(self.problem.dtype)
-            return check_labels(array.reshape(rows), self.outputs, dtype, "y")
-        return np.ascontiguousarray(array, dtype=self.problem.dtype)
 
     def _factors(self, weights: Any, rows: int) -> Array | None:
         return batch_factors(self.problem, check_batch_weights(None, weights, rows))

@@ -99,7 +99,7 @@ class MLP(Network):
 
     def _begin(self, contents: Contents) -> None:
         super()._begin(contents)
-        self._gradient: Array | None = None
+        self._gradient = None
         # Most targets of a loss that takes labels are labels.
         self._labels = self._loss.label_rule is not None
 

@@ -52,6 +52,9 @@ class Network(Described):
         Of the last `fit`, also of one that was interrupted.
     """
 
+    # Of `backward` and `apply`, once somebody has asked for it.
+    _gradient: Array | None = None
+
     def _asked(self, device: str, kernel: str | None, threads: int | None) -> Where:
         if device == "auto" and kernel is None and threads is None:
             return self._where
@@ -268,7 +271,8 @@ class Network(Described):
         rows, into = len(inputs), None
         if out is not None:
             shape = self._shape_of_predictions(rows)
-            into = check_out(out, shape, self.dtype, inputs, self._state.parameters)
+            own = self._state.parameters, self._gradient
+            into = check_out(out, shape, self.dtype, inputs, *own)
             into = into.reshape(*self._state.parameters.shape[:-1], rows, sizes[-1])
         if rows:
             rest = (self._alone, inputs, sizes[-1], where, into)

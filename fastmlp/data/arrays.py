@@ -17,6 +17,7 @@ from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp.state.finite import all_finite
 from fastmlp_kernels.algebra import Loss
 from fastmlp_kernels.algebra.tables import Interval
+from fastmlp_kernels.problem import Problem
 
 Array = NDArray[Any]
 DType = np.dtype[Any]
@@ -67,8 +68,9 @@ def check_in_place(
 
     One row may be a vector, and so may one column where the number of rows is known.
     """
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+    plain = isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
+    if not plain or array.dtype != dtype:
+        got = array.dtype if plain else type(array).__name__
         raise DTypeError(f"{argument}: got {got}, wanted a NumPy array of {dtype}")
     count = (len(array) if array.ndim == 2 else 1) if rows is None else rows
     shapes: list[tuple[int, ...]] = [(count, columns)]
@@ -130,6 +132,19 @@ def check_targets(
         ) from None
     check_domain(targets, loss, argument)
     return targets, False
+
+
+def labels_or_targets(value: Any, rows: int, problem: Problem) -> Array:
+    """Return labels, or targets, as kernels for a problem take them; refuse the other kind."""
+    array, columns = host_array(value, "y"), problem.target_columns
+    shapes = [(rows, columns), (rows * columns,)]
+    if array.shape not in shapes[: 1 + (1 in shapes[0])]:
+        what = "labels" if problem.labels else "targets"
+        raise ShapeError(f"y: got shape {array.shape}, wanted ({rows}, {columns}) {what}")
+    dtype = np.dtype(problem.dtype)
+    if problem.labels:
+        return check_labels(array.reshape(rows), problem.sizes[-1], dtype, "y")
+    return convert(array, dtype, "y")
 
 
 def _target_hint(array: Array, outputs: int, dtype: DType, by_label: bool, argument: str) -> str:

@@ -90,7 +90,14 @@ class Inputs:
         return any(np.may_share_memory(out, np.asarray(each)) for each in arrays)
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: DType, X: Any, parameters: Array) -> Array:
+def check_out(
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: DType,
+    X: Any,
+    parameters: Array,
+    gradient: Array | None = None,
+) -> Array:
     """Return the caller's array for predictions, or refuse it.
 
     Parameters
@@ -102,8 +109,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: DType, X: Any, parameters
         Of the model.
     X : ndarray or Inputs
         What is predicted.
-    parameters : ndarray
-        Of the model.
+    parameters, gradient : ndarray
+        Of the model. There may be no gradient.
 
     Raises
     ------
@@ -128,6 +135,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: DType, X: Any, parameters
         raise DomainError("out: got a read-only array, wanted one that may be written to")
     if np.may_share_memory(out, parameters):
         raise DomainError("out: got memory of the model's parameters, wanted memory of its own")
+    if gradient is not None and np.may_share_memory(out, gradient):
+        raise DomainError("out: got memory of the model's gradients, wanted memory of its own")
     shared = X.overlap(out) if isinstance(X, Inputs) else np.may_share_memory(out, X)
     if shared:
         raise DomainError("out: got memory that X lies in too, wanted memory of its own")

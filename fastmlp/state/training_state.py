@@ -52,6 +52,18 @@ class Snapshot(NamedTuple):
     epochs: Any
 
 
+class Origin(NamedTuple):
+    """Where a copy of a model's parameters, as a compiled handle has, came from.
+
+    The model's steps then, its `TrainingState.now` as the copy last knew it, and how many of the
+    copy's own changes the model has.
+    """
+
+    steps: int
+    now: Any
+    changes: int
+
+
 class TrainingState:
     """Everything that training changes, of one network or of several.
 

@@ -164,7 +164,8 @@ def _steps_until_they_last(table: Callable[[int, int], Array], first: int) -> in
     last = table(first + 2**LAST_POWER, 1)
 
     def lasts(count: int) -> bool:
-        return bool(np.array_equal(table(first + count - 1, 1), last))
+        # Not np.array_equal, which takes an exception of a signal handler for a difference.
+        return table(first + count - 1, 1).tobytes() == last.tobytes()
 
     # All later ones are looked at, and not the first that is equal.
     power = LAST_POWER

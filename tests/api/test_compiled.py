@@ -611,7 +611,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     X, y = sample(model, 7)
     net, flat = model.compiled(optimizer="adam"), np.zeros(model.parameters.size, "f4")
     y[3] = np.inf
-    with pytest.raises(NonFiniteTrainingError, match="step: got a loss or a gradient"):
+    with pytest.raises(DomainError, match="y: got"):
         net.step(X, y)
     with pytest.raises(FloatingPointError, match="got a loss or a gradient"):
         train(net, X, y, np.array([0, 7]), np.zeros(1))

@@ -120,36 +120,42 @@ class Handle:
         self._numba_type_ = handle_type(problem.dtype)
         self._c_functions: CFunctions | None = None
 
-    def _enter(self, name: str, *words: int) -> int:
-        """Claim the handle and call one of `handle_calls.Entries`; return what it answers."""
-        given = (*words, *[0] * (5 - len(words)))
-        return int(enter(getattr(self._entries, name), self._place, *given))
+    def _enter(self, name: str, *words: int, loss: int = 0) -> int:
+        """Claim the handle and call one of `handle_calls.Entries`; return what it answers.
 
-    def _read(self) -> tuple[int, np.ndarray, np.ndarray, int, int]:
-        """Return an answer, copies of parameters and state, and the steps and changes so far."""
+        `loss` is an address that the loss is copied to, or 0.
+        """
+        given = (*words, *[0] * (5 - len(words)))
+        return int(enter(getattr(self._entries, name), self._place, *given, loss))
+
+    def _read(self) -> tuple[int, np.ndarray, np.ndarray, int, int, int]:
+        """Return an answer, copies of parameters and state, and the counts of `handle_calls`."""
         parameters, state = self._parameters.copy(), self._slots.copy()
-        counts = np.zeros(2, dtype=np.int64)
+        counts = np.zeros(3, dtype=np.int64)
         answer = self._enter("read", address(parameters), address(state), address(counts))
         return answer, parameters, state, *counts.tolist()
 
     def _write(
-        self, parameters: np.ndarray, state: np.ndarray, hyper: np.ndarray, lasting: bool
+        self,
+        parameters: np.ndarray,
+        state: np.ndarray,
+        hyper: np.ndarray,
+        lasting: bool,
+        origin: int,
     ) -> int:
         """Take parameters, a state and the numbers of steps from now on; return the answer.
 
         `hyper` is dtype[steps, hyper_columns]; with `lasting`, its last row holds for ever.
+        `origin` is what `_read` gives from then on.
         """
         arrays = address(parameters), address(state), address(hyper)
         with self._writing:
             self._hyper.append(hyper)
-            answer = self._enter("write", *arrays, len(hyper), lasting)
+            answer = self._enter("write", *arrays, len(hyper), 2 * origin + lasting)
             # A handle that was busy goes on with the old ones.
             known = {address(each): each for each in (*self._hyper, hyper)}
             self._hyper = [known[self._record["hyper"].item()]]
         return answer
-
-    def _loss(self) -> float:
-        return float(self._program.one_loss.item())
 
     @property
     def functions(self) -> CFunctions:

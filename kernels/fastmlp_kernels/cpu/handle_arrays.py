@@ -117,6 +117,17 @@ def _overload_optional_address(array):
     return lambda array: 0
 
 
+def _optional_has_shape(array, rows, columns):
+    """Return whether an array has so many rows and columns; None does."""
+
+
+@overload(_optional_has_shape)
+def _overload_optional_has_shape(array, rows, columns):
+    if is_given(array):
+        return lambda array, rows, columns: _has_shape(array, rows, columns)
+    return lambda array, rows, columns: True
+
+
 def optional_fits(array, rows, columns):
     """Return whether an array fits; None does."""
 
@@ -246,7 +257,7 @@ def _overload_factors(net, handle, weights, rows):
 @register_jitable
 def check_weights(weights, rows):
     """Refuse weights of another shape."""
-    if not optional_fits(weights, rows, 1):
+    if not _optional_has_shape(weights, rows, 1):
         raise ValueError("loss_weight: wanted a vector with a weight for each row of X")
 
 

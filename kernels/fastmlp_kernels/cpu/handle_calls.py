@@ -73,7 +73,8 @@ HANDLE = table(
     "lasting",  # 1: the last of those rows holds for all steps that follow
     "row_tile",  # the TILE of one row
     "taken",  # steps since those rows were set
-    "changes",  # steps and other changes of the parameters, ever
+    "changes",  # steps and other changes of the parameters, since they were set as a whole
+    "origin",  # a number of whoever set them as a whole
     "copies",  # which copies of the weights are up to date: see below
     "rows",  # of the last forward pass, if a backward pass may follow; else 0
 )
@@ -285,24 +286,30 @@ def _copy(handle, source, out, count):
 
 
 def _read(address, parameters, state, counts, unused, unused_too):
-    """Copy parameters and the optimizer's state out, and how many steps and changes there were."""
+    """Copy parameters and the optimizer's state out, with the steps, the changes and the origin."""
     handle = record_at(address, HANDLE, 0)
     count = handle.parameter_count
     _copy(handle, handle.parameters, parameters, count)
     _copy(handle, handle.state, state, handle.slots * count)
     set_word(counts, 0, handle.taken)
     set_word(counts, 1, handle.changes)
+    set_word(counts, 2, handle.origin)
     return DONE
 
 
-def _write(address, parameters, state, hyper, rows, lasting):
-    """Copy parameters and the optimizer's state in; take the numbers of the steps from there on."""
+def _write(address, parameters, state, hyper, rows, mark):
+    """Copy parameters and the optimizer's state in; take the numbers of the steps from there on.
+
+    `mark` is twice the origin, and 1 more if the last of the numbers hold for all steps. So one
+    call sets all that belongs together, and no interrupt falls in between.
+    """
     handle = record_at(address, HANDLE, 0)
     count = handle.parameter_count
     _copy(handle, parameters, handle.parameters, count)
     _copy(handle, state, handle.state, handle.slots * count)
-    handle.hyper, handle.hyper_rows, handle.lasting = hyper, rows, lasting
-    handle.taken = handle.rows = 0
+    handle.hyper, handle.hyper_rows = hyper, rows
+    handle.origin, handle.lasting = mark // 2, mark % 2
+    handle.taken = handle.rows = handle.changes = 0
     handle.copies = STALE
     return DONE
 
@@ -363,7 +370,7 @@ def entries() -> Entries:
 
 
 @kernel
-def enter(entry, handle, a, b, c, d, e):
+def enter(entry, handle, a, b, c, d, e, loss):
     """Claim a handle and call one of its entries; return what it answers: for Python.
 
     Parameters
@@ -374,6 +381,8 @@ def enter(entry, handle, a, b, c, d, e):
         Address of the HANDLE.
     a, b, c, d, e : int
         The other words.
+    loss : int
+        Address that the loss is copied to, before another thread may claim the handle; or 0.
 
     Notes
     -----
@@ -383,5 +392,7 @@ def enter(entry, handle, a, b, c, d, e):
     if not claim(record):
         return BUSY
     answer = call(entry, (handle, a, b, c, d, e))
+    if loss:
+        copy_bytes(loss, record.loss, record.item)
     release(record)
     return answer
