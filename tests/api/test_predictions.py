@@ -313,3 +313,11 @@ def test_estimators_take_no_out():
 
     with pytest.raises(TypeError, match="out"):
         MLPRegressor().predict(rows_of("float32"), out=np.empty(ROWS, np.float32))
+
+
+def test_out_is_not_in_memory_of_the_gradients():
+    model = MLP([4, 8, 1], seed=0)
+    X = np.zeros((3, 4), "float32")
+    with pytest.raises(DomainError, match="out: got memory of the model's gradients"):
+        model.predict(X, out=model.gradients.flat[:3].reshape(3, 1))
+    assert not model.gradients.flat.any()
