@@ -336,7 +336,7 @@ def run(table, thread):
         return True
     loyalty = FIRST_NANOSECONDS
     if arrives(bells, thread):
-        while is_called(bells, thread, loyalty):
+        while is_called(bells, thread, loyalty, step.places):
             _stages(step, thread)
             has_done(bells, thread)
             loyalty = NEXT_NANOSECONDS

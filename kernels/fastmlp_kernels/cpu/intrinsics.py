@@ -344,6 +344,20 @@ def former_arithmetic(typing_context, former):
 
 
 @intrinsic
+def processor(typing_context):
+    """Return the number of the processor that this thread is on, or -1 where nobody says (not Linux)."""
+
+    def generate(context, builder, signature, values):
+        if not sys.platform.startswith("linux"):
+            return ir.Constant(WORD, -1)
+        kind = ir.FunctionType(ir.IntType(32), [])
+        function = cgutils.get_or_insert_function(builder.module, kind, "sched_getcpu")
+        return builder.sext(builder.call(function, []), WORD)
+
+    return types.int64(), generate
+
+
+@intrinsic
 def set_processors(typing_context, mask, size):
     """Restrict this thread to a set of processors; nothing where the system cannot (not Linux)."""
 

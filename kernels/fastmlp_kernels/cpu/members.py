@@ -130,7 +130,7 @@ def train_in_turns(table, thread):
         return True
     loyalty = FIRST_NANOSECONDS
     if arrives(bells, thread):
-        while is_called(bells, thread, loyalty):
+        while is_called(bells, thread, loyalty, shared.places):
             _take_turns(shared, thread)
             has_done(bells, thread)
             loyalty = NEXT_NANOSECONDS

@@ -55,8 +55,10 @@ def _share_out(step, rows, threads):
     own = max(1, min(step.row_block, step.batch_size // threads))
     claims = (rows + own * threads - 1) // (own * threads) * threads
     claims = min(claims, CLAIMS * threads)
-    whole = tallest if own >= tallest else 1
-    step.claim_rows = max(1, (rows + claims * whole - 1) // (claims * whole) * whole)
+    share = max(1, (rows + claims - 1) // claims)
+    # Whole tiles, unless the last of them would be a block of its own.
+    whole = (share + tallest - 1) // tallest * tallest
+    step.claim_rows = whole if whole <= own else share
     step.own_rows = min(own, step.claim_rows)
     stride = min(step.capacity, _stride(step.own_rows * threads, tallest))
     step.panel_stride = stride * step.panel

@@ -18,8 +18,10 @@ from fastmlp_kernels.cpu.intrinsics import (
     give_way,
     nanoseconds,
     pause,
+    processor,
     record_at,
     set_processors,
+    word,
 )
 from fastmlp_kernels.cpu.tables import BELL, MASK_BYTES, MEETING
 from fastmlp_kernels.shield import start_thread
@@ -144,8 +146,32 @@ def arrives(bells, thread):
 
 
 @part
-def is_called(bells, thread, loyalty):
-    """Wait so many nanoseconds to be called; return whether the thread was."""
+def settle(places, thread):
+    """Move this thread to its processor, and leave it free to be moved again.
+
+    Linux wakes a thread where its waker runs, and takes long to see that another processor is idle;
+    a team on one processor waits out its patience at every meeting (64-64-10 at batch 64: 71 us a
+    step instead of 23; 2-core AMD EPYC, 2026-11-23). From here on the thread neither sleeps nor
+    waits for Python, which is what gets it moved back.
+
+    Parameters
+    ----------
+    places : int
+        Address of what `choose_places` filled.
+    thread : int
+        Or `CALLER`.
+    """
+    own, here = places + (thread + 2) * MASK_BYTES, processor()
+    if 0 <= here < 8 * MASK_BYTES and word(own, here // 64) >> here % 64 & 1:
+        # To say where a thread may run costs 5 us a call (2-core AMD EPYC, Zen 3, 2026-11-29).
+        return
+    set_processors(own, MASK_BYTES)
+    set_processors(places, MASK_BYTES)
+
+
+@part
+def is_called(bells, thread, loyalty, places):
+    """Wait so many nanoseconds to be called, at the thread's place; return whether it was."""
     bell, patience, since = _bell(bells, thread), PATIENCE, nanoseconds()
     while not (atomic_load(bell) == CALLED and compare_and_swap(bell, CALLED, BUSY)):
         if patience > 0:
@@ -153,6 +179,8 @@ def is_called(bells, thread, loyalty):
             pause()
             continue
         give_way()
+        if places:
+            settle(places, thread)
         # By the clock: where processors are busy, each turn that is given away takes long.
         late = nanoseconds() - since > loyalty
         if late and compare_and_swap(bell, LISTENING, GONE):
@@ -192,26 +220,6 @@ def choose_places(places: np.ndarray) -> bool:
 
 def _add(mask: np.ndarray, processor: int) -> None:
     mask[processor // 8] |= 1 << processor % 8
-
-
-@part
-def settle(places, thread):
-    """Move this thread to its processor, and leave it free to be moved again.
-
-    Linux wakes a thread where its waker runs, and takes long to see that another processor is idle;
-    a team on one processor waits out its patience at every meeting (64-64-10 at batch 64: 71 us a
-    step instead of 23; 2-core AMD EPYC, 2026-11-23). From here on the thread neither sleeps nor
-    waits for Python, which is what gets it moved back.
-
-    Parameters
-    ----------
-    places : int
-        Address of what `choose_places` filled.
-    thread : int
-        Or `CALLER`.
-    """
-    set_processors(places + (thread + 2) * MASK_BYTES, MASK_BYTES)
-    set_processors(places, MASK_BYTES)
 
 
 class Team:
