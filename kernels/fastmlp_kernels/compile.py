@@ -23,14 +23,15 @@ import numba
 from numba.core import event, sigutils
 from numba.core import types as numba_types
 from numba.core.ccallback import CFunc
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import overload, register_jitable
 
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.elementary import FORMS, plus
 from fastmlp_kernels.announcing import compile_always, compile_or_load
+from fastmlp_kernels.compilers import PartCompiler
 from fastmlp_kernels.disk_cache import CacheFolder, warn_once
-from fastmlp_kernels.part_compiler import PartCompiler
 from fastmlp_kernels.shield import shield
 from fastmlp_kernels.stamped_cache import StampedCache
 
@@ -247,7 +248,9 @@ def part(function: Callable, **flags: Any) -> Any:
     return dispatcher
 
 
-def leaf(function: Callable, name: str, signature: Any) -> CFunc:
+def leaf(
+    function: Callable, name: str, signature: Any, compiler: type[Compiler] = Compiler
+) -> CFunc:
     """Compile a function for callers that know its address, cached on disk under `name`.
 
     Parameters
@@ -257,6 +260,8 @@ def leaf(function: Callable, name: str, signature: Any) -> CFunc:
     name : str
         Unique among leaves.
     signature : numba signature
+    compiler : type
+        What compiles it.
     """
 
     def compile_whole() -> CFunc:
@@ -264,7 +269,8 @@ def leaf(function: Callable, name: str, signature: Any) -> CFunc:
         with global_compiler_lock:
             for callee in _closed_over(function):
                 _make_callable(callee)
-            compiled = CFunc(function, sigutils.normalize_signature(signature), {}, CPU_FLAGS)
+            kinds = sigutils.normalize_signature(signature)
+            compiled = CFunc(function, kinds, {}, CPU_FLAGS, pipeline_class=compiler)
             with contextlib.suppress(RuntimeError):
                 compiled._cache = StampedCache(function, stamp(), name)
             compiled.compile()

@@ -57,7 +57,7 @@ class Leaf:
 
     made = []
 
-    def __init__(self, function, signature, local_types, options):
+    def __init__(self, function, signature, local_types, options, pipeline_class):
         self.function, self.options, self.address = function, options, 1
         self.made.append(self)
 

@@ -133,7 +133,7 @@ def _call(bells, counts, others, thread):
         wait_for_team(bells, others)
         return True
     if arrives(bells, thread):
-        while is_called(bells, thread, NEXT_NANOSECONDS):
+        while is_called(bells, thread, NEXT_NANOSECONDS, 0):
             atomic_add(counts + thread * 8, 1)
             has_done(bells, thread)
     return True
@@ -223,7 +223,7 @@ def test_a_thread_leaves_by_the_clock():
 
     def waited(bells, loyalty):
         since = nanoseconds()
-        called = is_called(bells, 0, loyalty)
+        called = is_called(bells, 0, loyalty, 0)
         return -1 if called else nanoseconds() - since
 
     counted, wait = Counted(2), part(waited, **CPU_FLAGS)

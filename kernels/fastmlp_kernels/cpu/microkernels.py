@@ -219,7 +219,9 @@ def emit_copy_rows(e: Emitter) -> None:
     builder = e.builder
     whole = builder.udiv(columns, e.word(e.panel))
     tail = builder.urem(columns, e.word(e.panel))
-    masks = [e.mask(builder.sub(tail, e.word(v * e.lanes))) for v in range(VECTORS_PER_PANEL)]
+    counts = [builder.sub(tail, e.word(v * e.lanes)) for v in range(VECTORS_PER_PANEL)]
+    masks = [e.mask(count) for count in counts]
+    counts = [e.smaller(count, e.word(e.lanes)) for count in counts]
     pads = builder.icmp_signed(">", padded, e.word(0))
     seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
     row = e.variable(first)
@@ -237,14 +239,14 @@ def emit_copy_rows(e: Emitter) -> None:
             e.advance(here, source_panel)
             e.advance(there, out_panel)
         with builder.if_then(builder.icmp_signed(">", tail, e.word(0))):
-            for v, mask in enumerate(masks):
+            for v, (mask, count) in enumerate(zip(masks, counts, strict=True)):
                 value = e.load_masked(e.get(here), v * e.lanes, mask)
                 note(e, seen, value)
                 with builder.if_else(pads) as (padding, exact):
                     with padding:
                         e.store(value, e.get(there), v * e.lanes)
-                    with exact:
-                        e.store_masked(value, e.get(there), v * e.lanes, mask)
+                    with exact, builder.if_then(builder.icmp_signed(">", count, e.word(0))):
+                        e.store_first(value, e.get(there), v * e.lanes, count)
         e.put(row, builder.add(i, e.word(1)))
     e.end(e.largest(e.get(seen, e.bits)))
 

@@ -9,6 +9,7 @@ from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.elementary import plus
 from fastmlp_kernels.algebra.optimizers import RULE_START
 from fastmlp_kernels.compile import leaf
+from fastmlp_kernels.compilers import VectorCompiler
 from fastmlp_kernels.cpu.activation import NUMBERS
 from fastmlp_kernels.cpu.intrinsics import read, write
 
@@ -59,7 +60,7 @@ def update(
         h = numbers(hyper, decay, scale)
         squares = decay[0] - decay[0]
         if columns == panel:
-            # A whole row of a panel, of a length known here, is a few vectors and no loop.
+            # A whole row of a panel, of a length known here, is two vectors and no loop.
             for r in range(rows):
                 for j in range(panel):
                     old = element(p, first, second, g, copy, r * stride + j, r * panel + j, h)
@@ -76,7 +77,8 @@ def update(
         return 0
 
     kind = f"tile{panel}" + ("-penalized" if penalized else "") + ("-clipped" if clipped else "")
-    return leaf(step, f"update-{name}-{kind}-{dtype}", _signature(dtype)).address
+    name = f"update-{name}-{kind}-{dtype}"
+    return leaf(step, name, _signature(dtype), compiler=VectorCompiler).address
 
 
 def _numbers(hyper, decay, scale):

@@ -1,12 +1,14 @@
-"""How a part of a kernel is compiled: to LLVM's code, which the kernel takes in, and no further.
+"""What Numba's compiler does otherwise: for parts of kernels, and for loops that become vectors.
 
 Numba optimises each function that it compiles, together with all that it calls, and makes machine
 code of it. For a part that is called by parts that are called by a kernel, all of that is thrown
-away, as many times as calls are nested. Here only the kernel is optimised, once, as a whole.
+away, as many times as calls are nested. Here a part is compiled to LLVM's code, which the kernel
+takes in, and no further. Only the kernel is optimised, once, as a whole.
 """
 
 from typing import Any
 
+import llvmlite.binding as llvm
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
@@ -62,3 +64,30 @@ class PartCompiler(Compiler):
         super().__init__(typing, target, library, *rest)
         if library is None:
             self.state.library = PartLibrary(target.codegen(), "part")
+
+
+class VectorLibrary(JITCodeLibrary):
+    """Code whose loops become vectors, those of a short known length too.
+
+    Numba's passes unroll such a loop first, and what is left is scalar: on AVX2, a row of a panel
+    took 2.8 times as long in the update of plain gradient descent.
+    """
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+        tuning.loop_vectorization, tuning.loop_unrolling = True, False
+        passes = llvm.create_pass_builder(self._codegen._tm, tuning)
+        passes.getModulePassManager().run(self._final_module, passes)
+
+
+class VectorCompiler(Compiler):
+    """Numba's compiler, for loops that are to be vectors."""
+
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        super().__init__(typing, target, library, *rest)
+        if library is None:
+            self.state.library = VectorLibrary(target.codegen(), "vector")
+            self.state.library.enable_object_caching()

@@ -1,0 +1,73 @@
+"""What is compiled of parts of kernels, that a kernel may call them twice, and what is a vector."""
+
+import re
+
+import numba
+import pytest
+from numba.core.codegen import JITCodeLibrary
+
+from fastmlp_kernels import compile as compiling
+from fastmlp_kernels.algebra import OPTIMIZERS
+from fastmlp_kernels.compile import part
+from fastmlp_kernels.compilers import PartLibrary
+from fastmlp_kernels.cpu import update as updates
+from fastmlp_kernels.cpu.simd import instruction_set
+
+
+@part
+def doubled(x):
+    return x + x
+
+
+@part
+def by_one_way(x):
+    return doubled(x) + 1
+
+
+@part
+def by_another_way(x):
+    return doubled(x) * doubled(x + 2)
+
+
+def test_only_what_calls_parts_is_optimised(monkeypatch):
+    optimised = []
+
+    def spy(library):
+        optimised.append(library)
+        return optimise(library)
+
+    optimise = JITCodeLibrary._optimize_final_module
+    monkeypatch.setattr(JITCodeLibrary, "_optimize_final_module", spy)
+
+    # One part is reached in two ways: it is linked once.
+    @numba.njit
+    def both(x):
+        return by_one_way(x) + by_another_way(x)
+
+    assert both(5) == 11 + 10 * 14
+    # Numba compiles its own runtime once in a process.
+    names = [library.name.rpartition(".")[2] for library in optimised if library.name != "nrt"]
+    assert names == ["both"]
+    libraries = [each.library for each in doubled.overloads.values()]
+    assert len(libraries) == 1 and isinstance(libraries[0], PartLibrary)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_updates_are_vectors(name, dtype, monkeypatch):
+    """A row of a panel has a short known length: a loop of such a length is easily unrolled."""
+    made = []
+
+    def uncached(*arguments, **options):
+        made.append(compiling.leaf(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(compiling.StampedCache, "load_overload", lambda *_: None)
+    monkeypatch.setattr(updates, "leaf", uncached)
+    updates.update.__wrapped__(name, dtype, instruction_set().panel(dtype))
+    code = made[0]._library.get_llvm_str()
+    kind = "float" if dtype == "float32" else "double"
+    # What is left is the end of a row that fills no panel.
+    alone = len(re.findall(rf"store {kind} ", code))
+    vectors = len(re.findall(rf"store <\d+ x {kind}> ", code))
+    assert alone <= 2 + OPTIMIZERS[name].slots < vectors, (alone, vectors)
