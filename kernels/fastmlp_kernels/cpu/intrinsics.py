@@ -345,7 +345,7 @@ def former_arithmetic(typing_context, former):
 
 @intrinsic
 def processor(typing_context):
-    """Return the number of the processor that this thread is on, or -1 where nobody says (not Linux)."""
+    """Return the number of this thread's processor, or -1 where the system does not say."""
 
     def generate(context, builder, signature, values):
         if not sys.platform.startswith("linux"):

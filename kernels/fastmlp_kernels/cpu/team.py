@@ -211,15 +211,15 @@ def choose_places(places: np.ndarray) -> bool:
     start = allowed.index(here) + 1
     others = allowed[start:] + allowed[: start - 1]
     places.fill(0)
-    for processor in allowed:
-        _add(places[0], processor)
-    for row, processor in enumerate([here, *others[: threads - 1]], start=1):
-        _add(places[row], processor)
+    for each in allowed:
+        _add(places[0], each)
+    for row, each in enumerate([here, *others[: threads - 1]], start=1):
+        _add(places[row], each)
     return True
 
 
-def _add(mask: np.ndarray, processor: int) -> None:
-    mask[processor // 8] |= 1 << processor % 8
+def _add(mask: np.ndarray, number: int) -> None:
+    mask[number // 8] |= 1 << number % 8
 
 
 class Team:
