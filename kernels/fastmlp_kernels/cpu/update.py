@@ -49,10 +49,13 @@ def update(
     second (the parameters and the optimizer's state: those that the rule does not use are not
     touched) and `width` apart in the tiles g and copy. `hyper` is the step's row, `decay` the one
     of its two decays that holds here; the sum of squares goes to `total` (float64, summed in
-    `dtype`). None of the arrays overlap. Cost: about 12 flops and 3 to 8 memory accesses a
+    `dtype`). None of the arrays overlap. What g holds afterwards is undefined. Cost: about 12 flops and 3 to 8 memory accesses a
     parameter. Source: `algebra.optimizers`.
     """
-    element = _element(OPTIMIZERS[name].update, OPTIMIZERS[name].slots, clipped)
+    row = OPTIMIZERS[name]
+    element = _element(row.update, row.slots, clipped)
+    in_run = _element(row.update, row.slots, clipped, copied=False)
+    in_one_run = row.slots == 2 and not penalized
     # Closed over, as `leaf` compiles what a function closes over.
     numbers, add = _numbers, plus
 
@@ -66,6 +69,17 @@ def update(
                     old = element(p, first, second, g, copy, r * stride + j, r * panel + j, h)
                     if penalized:
                         squares = add(squares, old * old)
+        elif in_one_run and columns == stride and 2 * columns < panel:
+            # Rows shorter than a vector, one right after another. Where those of the tile are too,
+            # all of them are one run of vectors: 0.6 of the time for 4 columns of Adam (AVX2).
+            for r in range(1, rows):
+                for j in range(columns):
+                    write(g, r * columns + j, read(g, r * width + j, GRADIENT), GRADIENT)
+            for k in range(rows * columns):
+                in_run(p, first, second, g, copy, k, k, h)
+            for r in range(rows):
+                for j in range(columns):
+                    write(copy, r * width + j, read(p, r * columns + j, PARAMETERS), COPY)
         else:
             for r in range(rows):
                 for j in range(columns):
@@ -99,7 +113,7 @@ def _numbers(hyper, decay, scale):
     )
 
 
-def _element(rule: Callable, slots: int, clipped: bool) -> Callable:
+def _element(rule: Callable, slots: int, clipped: bool, copied: bool = True) -> Callable:
     """Return the update of element k of the flat vectors, `there` in the tiles."""
 
     def element(p, first, second, g, copy, k, there, numbers):
@@ -116,7 +130,8 @@ def _element(rule: Callable, slots: int, clipped: bool) -> Callable:
             write(first, k, m, FIRST)
         if slots > 1:
             write(second, k, v, SECOND)
-        write(copy, there, new, COPY)
+        if copied:
+            write(copy, there, new, COPY)
         return old
 
     return element
