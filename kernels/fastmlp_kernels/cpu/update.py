@@ -49,8 +49,8 @@ def update(
     second (the parameters and the optimizer's state: those that the rule does not use are not
     touched) and `width` apart in the tiles g and copy. `hyper` is the step's row, `decay` the one
     of its two decays that holds here; the sum of squares goes to `total` (float64, summed in
-    `dtype`). None of the arrays overlap. What g holds afterwards is undefined. Cost: about 12 flops and 3 to 8 memory accesses a
-    parameter. Source: `algebra.optimizers`.
+    `dtype`). None of the arrays overlap. Afterwards g holds nothing of use. Cost: about 12 flops
+    and 3 to 8 memory accesses a parameter. Source: `algebra.optimizers`.
     """
     row = OPTIMIZERS[name]
     element = _element(row.update, row.slots, clipped)
