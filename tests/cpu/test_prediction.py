@@ -7,6 +7,7 @@ import pytest
 
 from fastmlp_kernels.cpu import program as module
 from fastmlp_kernels.cpu.program import FusedProgram
+from fastmlp_kernels.cpu.simd import instruction_set as instruction_set_of
 from fastmlp_kernels.cpu.team import GONE, LISTENING
 from fastmlp_kernels.problem import DTYPES, Problem
 from tests.machines import HOST, team
@@ -76,6 +77,21 @@ def test_rows_beyond_the_workspace_take_turns_in_it(batch_size, threads):
     for rows in (1, 19, 78, 79, 299, 300):
         found, good = predicted(program, parameters, X[:rows])
         assert good and found.tobytes() == expected[:rows].tobytes(), rows
+
+
+@pytest.mark.parametrize("instruction_set", HOST)
+def test_no_claim_ends_with_a_block_of_its_own(instruction_set):
+    """A block of one or two rows reads all weights, and takes as long as one of a few."""
+    tallest = instruction_set_of(instruction_set).row_tiles[0]
+    for rows in (tallest, 16, 24, 32, 33, 48, 64):
+        problem, parameters, X = case("edges", "float32", batch_size=rows)
+        for threads in (1, 2, 3):
+            program = FusedProgram(problem, team(threads, instruction_set))
+            predicted(program, parameters, X[:rows].copy())
+            step = program.step[0]
+            assert step["claim_rows"] == step["own_rows"], (rows, threads)
+            # Nobody is given more than an even share and the rest of a tile.
+            assert step["claim_rows"] < -(-rows // step["threads"]) + tallest, (rows, threads)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

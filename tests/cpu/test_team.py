@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 from fastmlp_kernels.compile import CPU_FLAGS, part
 from fastmlp_kernels.cpu.intrinsics import atomic_add, nanoseconds, set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.tables import BELL, MEETING
+from fastmlp_kernels.cpu.tables import BELL, MASK_BYTES, MEETING
 from fastmlp_kernels.cpu.team import (
     CALLER,
     COMING,
@@ -27,6 +28,7 @@ from fastmlp_kernels.cpu.team import (
     has_done,
     is_called,
     meet,
+    settle,
     wait_for_team,
 )
 from fastmlp_kernels.problem import BATCHES, STOP, Problem
@@ -231,6 +233,27 @@ def test_a_thread_leaves_by_the_clock():
         counted.states[0] = LISTENING
         assert wait(counted.bells.ctypes.data, loyalty) >= loyalty
         assert counted.states[0] == GONE
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux places threads")
+def test_a_thread_says_where_it_runs_only_when_it_is_elsewhere():
+    """Saying so is a call of the system: 5 us, as long as a small step."""
+    places = np.zeros((2, MASK_BYTES), dtype=np.uint8)
+    before = os.sched_getaffinity(0)
+    move = part(lambda places: settle(places, CALLER), **CPU_FLAGS)
+    try:
+        here = max(before)
+        os.sched_setaffinity(0, {here})
+        for number in (here, min(before)):
+            places[:] = 0
+            for row, allowed in zip(places, (before, {number}), strict=True):
+                for each in allowed:
+                    row[each // 8] |= 1 << each % 8
+            move(places.ctypes.data)
+            # What it says last is that any processor will do.
+            assert os.sched_getaffinity(0) == ({here} if number == here else before)
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.mark.parametrize("startable", [0, 1, 3])

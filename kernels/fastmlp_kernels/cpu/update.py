@@ -25,7 +25,7 @@ def _signature(dtype):
 
 
 @functools.cache
-def update(
+def update(  # noqa: C901 (loops that are compiled as one function)
     name: str, dtype: str, panel: int, penalized: bool = False, clipped: bool = False
 ) -> int:
     """Return the address of the leaf that applies an optimizer's step to a tile.
@@ -59,7 +59,9 @@ def update(
     # Closed over, as `leaf` compiles what a function closes over.
     numbers, add = _numbers, plus
 
-    def step(p, first, second, g, copy, rows, columns, stride, width, hyper, decay, scale, total):
+    def step(  # noqa: C901 (as above)
+        p, first, second, g, copy, rows, columns, stride, width, hyper, decay, scale, total
+    ):
         h = numbers(hyper, decay, scale)
         squares = decay[0] - decay[0]
         if columns == panel:
