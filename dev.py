@@ -7,6 +7,7 @@
     python3 dev.py gpu     check and measure everything that needs an NVIDIA GPU (see docs/gpu.md)
     python3 dev.py lint    ruff, mypy and import-linter
     python3 dev.py write   write anew what follows from the code: tables of pages, messages.txt
+    python3 dev.py docs    build the site into build/site, and check its links and its pages
     python3 dev.py oldest  the tests of fastmlp.sklearn beside the oldest scikit-learn and Numba
     python3 dev.py setup   install everything the commands above need, and nothing more
 
@@ -58,6 +59,8 @@ class Command:
 # One process a processor; whoever has nothing left takes over tests of another.
 TESTS = ("-m", "pytest", "-n", "auto", "--dist", "worksteal")
 # "demo" is an extra of the package; the others are dependency groups.
+# A page that has not changed may show what has: each is read anew.
+SITE = ("-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-E", "-j", "auto", "-c", "docs")
 COMMANDS = {
     "demo": Command((("-m", "benchmarks.demo"),), optional=("data", "demo")),
     "test": Command((TESTS,), ("test",), ("data", "cuda-compile")),
@@ -74,6 +77,11 @@ COMMANDS = {
     ),
     "write": Command(
         (("-m", "tests.house.test_messages"), ("-m", "tests.house.test_pages")), ("test",)
+    ),
+    "docs": Command(
+        ((*SITE, ".", "build/site"), ("-m", "pytest", "-q", "tests/pages/site_cases.py")),
+        ("test", "docs"),
+        ("browser", "data"),
     ),
     "oldest": Command(
         ((*TESTS, "tests/scikit_learn"),), ("oldest",), environment=ROOT / ".venv-oldest"

@@ -39,10 +39,18 @@ class WeightAverage:
 
     Examples
     --------
-    >>> average = WeightAverage(start=31)  # doctest: +SKIP
-    >>> model.fit(X, y, epochs=40, callbacks=average)  # doctest: +SKIP
-    >>> with average.apply_to(model):  # doctest: +SKIP
-    ...     averaged = model.predict(X_test)
+    >>> average = WeightAverage(start=6)
+    >>> history = model.fit(X, y, epochs=10, callbacks=average)
+    >>> with average.apply_to(model):
+    ...     averaged = model.predict(X)
+    >>> average.count
+    5
+
+    In a loop of your own:
+
+    >>> for _ in range(3):
+    ...     loss = model.step(X, y)
+    ...     average.update(model)
     """
 
     def __init__(self, decay: float | None = None, start: int = 1) -> None:

@@ -42,6 +42,12 @@ class EpochEnd:
     epoch_seconds : float
         Of this epoch's training alone, as in ``history.seconds``.
     model : MLP or Ensemble
+
+    Examples
+    --------
+    >>> def stop_when_good(event):
+    ...     return event.loss < 0.5
+    >>> history = model.fit(X, y, epochs=20, callbacks=stop_when_good)
     """
 
     epoch: int
@@ -92,9 +98,8 @@ class Checkpoint:
 
     Examples
     --------
-    >>> model.fit(  # doctest: +SKIP
-    ...     X, y, epochs=500, callbacks=Checkpoint("fit.fastmlp", every=10), resume="fit.fastmlp"
-    ... )
+    >>> checkpoint = Checkpoint("fit.fastmlp", every=10)
+    >>> history = model.fit(X, y, epochs=20, callbacks=checkpoint, resume=True)
     """
 
     path: str | PathLike[str]
@@ -197,7 +202,10 @@ class EarlyStopping:
 
     Examples
     --------
-    >>> model.fit(X, y, epochs=500, early_stopping=EarlyStopping(patience=20))  # doctest: +SKIP
+    >>> rule = EarlyStopping(patience=3)
+    >>> history = model.fit(X, y, epochs=50, validation_split=0.2, early_stopping=rule)
+    >>> history.best_epoch <= len(history.loss)
+    True
     """
 
     patience: int = 10

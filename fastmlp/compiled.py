@@ -84,6 +84,11 @@ class CompiledMLP(Handle):
     ----------
     inputs, outputs, parameter_count : int
         Also in compiled code.
+
+    Examples
+    --------
+    >>> with model.compiled(optimizer=SGD(0.1)) as net:
+    ...     loss = net.step(X[:32], y[:32])
     """
 
     def __init__(
@@ -245,10 +250,8 @@ class CompiledMLP(Handle):
         rows = self._check(X, "X", self.inputs)
         self._check_batch(rows)
         self._check(gradient, "gradient", self.parameter_count, 1, written=True)
-        targets, factors = (
-            labels_or_targets(y, rows, self.problem),
-            self._factors(loss_weight, rows),
-        )
+        targets = labels_or_targets(y, rows, self.problem)
+        factors = self._factors(loss_weight, rows)
         places = _place(X), _place(targets), rows, 0 if factors is None else _place(factors)
         return self._call("gradient", *places, _place(gradient))
 
@@ -272,10 +275,8 @@ class CompiledMLP(Handle):
         """
         rows = self._check(X, "X", self.inputs)
         self._check_batch(rows)
-        targets, factors = (
-            labels_or_targets(y, rows, self.problem),
-            self._factors(loss_weight, rows),
-        )
+        targets = labels_or_targets(y, rows, self.problem)
+        factors = self._factors(loss_weight, rows)
         places = _place(X), _place(targets), rows, 0 if factors is None else _place(factors)
         return self._call("step", *places)
 

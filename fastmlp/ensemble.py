@@ -42,7 +42,10 @@ class Ensemble(Network):
 
     Examples
     --------
-    ``ensemble[k]`` is network k as an `MLP` of its own: a copy.
+    >>> ensemble = Ensemble([4, 16, 1], members=5, seed=0)
+    >>> history = ensemble.fit(X, y, epochs=5, optimizer=Adam(1e-2))
+    >>> mean, spread = ensemble.predict_mean(X), ensemble.predict_spread(X)
+    >>> best = ensemble[int(history.loss[-1].argmin())]  # an `MLP` of its own: a copy
     """
 
     _kind = "Ensemble"

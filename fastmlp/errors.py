@@ -16,7 +16,16 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 
 
 class FastMLPError(Exception):
-    """The base class of all errors of fastmlp."""
+    """The base class of all errors of fastmlp.
+
+    Examples
+    --------
+    >>> try:
+    ...     model.fit(X[:, :3], y)
+    ... except FastMLPError as error:
+    ...     print(type(error).__name__, isinstance(error, ValueError))
+    ShapeError True
+    """
 
 
 class ShapeError(FastMLPError, ValueError):

@@ -24,6 +24,12 @@ class Gradients:
         All derivatives, in the order of ``MLP.parameters``.
     weights, biases : sequence of ndarray
         Views of `flat`, one per layer, shaped as the parameters are.
+
+    Examples
+    --------
+    >>> loss, gradients = model.value_and_grad(X, y)
+    >>> gradients.weights[0].shape, gradients.biases[0].shape, gradients.flat.shape
+    ((4, 16), (16,), (97,))
     """
 
     def __init__(self, flat: NDArray[Any], weights: ParameterViews, biases: ParameterViews) -> None:

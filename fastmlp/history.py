@@ -60,6 +60,13 @@ class History:
     Columns are (epochs,), or of an ensemble (epochs, members) with NaN for a network that had
     stopped. All are equally long, or empty. An epoch that an interrupt left without its validation
     has NaN there.
+
+    Examples
+    --------
+    >>> history = model.fit(X, y, epochs=5, validation_split=0.2, metrics="mae")
+    >>> history.values["validation_mae"].shape
+    (5,)
+    >>> history.to_csv("fit.csv")
     """
 
     def __init__(
@@ -258,7 +265,8 @@ class History:
 
         Examples
         --------
-        ``history.to_frame()[["loss", "validation_loss"]].min()``
+        >>> history = model.fit(X, y, epochs=5, validation_split=0.2)
+        >>> best = history.to_frame()[["loss", "validation_loss"]].min()
         """
         try:
             import pandas
@@ -309,7 +317,7 @@ class History:
 
         Examples
         --------
-        ``history.plot()`` in a notebook, ``history.plot("loss.png")`` elsewhere.
+        >>> figure = model.fit(X, y, epochs=5).plot("loss.png")
         """
         known = dict.fromkeys(("loss", *(key[1] for key in self._validated())))
         name = check_name("metric", metric, known)

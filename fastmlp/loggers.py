@@ -37,7 +37,9 @@ class CSVLogger:
 
     Examples
     --------
-    >>> model.fit(X, y, epochs=500, callbacks=CSVLogger("fit.csv"))  # doctest: +SKIP
+    >>> history = model.fit(X, y, epochs=3, callbacks=CSVLogger("fit.csv"))
+    >>> np.genfromtxt("fit.csv", delimiter=",", names=True).dtype.names
+    ('epoch', 'loss', 'seconds', 'learning_rate')
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -80,7 +82,9 @@ class TensorBoard:
 
     Examples
     --------
-    >>> model.fit(X, y, epochs=500, callbacks=TensorBoard("runs/first"))  # doctest: +SKIP
+    >>> board = TensorBoard("runs/first")
+    >>> history = model.fit(X, y, epochs=3, callbacks=board)
+    >>> board.close()
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

@@ -71,9 +71,23 @@ class MLP(Network):
 
     Examples
     --------
-    A policy as PPO begins with it, whose first actions hardly depend on what it observes::
+    >>> model = MLP([4, 16, 1], "silu", seed=0)
+    >>> history = model.fit(X, y, epochs=5, optimizer=Adam(1e-2))
+    >>> model.predict(X).shape
+    (200,)
 
-        MLP([8, 64, 64, 2], "tanh", initializer="orthogonal", gain=[2**0.5, 2**0.5, 0.01])
+    A policy as PPO begins with it, whose first actions hardly depend on what it observes:
+
+    >>> gains = [2**0.5, 2**0.5, 0.01]
+    >>> policy = MLP([8, 64, 64, 2], "tanh", initializer="orthogonal", gain=gains)
+
+    A step in its parts, which gives the bits of ``model.step(X, y, Adam(1e-2))``:
+
+    >>> outputs = model.forward(X)
+    >>> loss = model.compute_loss(y)
+    >>> model.zero_grad()
+    >>> dX = model.backward()
+    >>> model.apply(Adam(1e-2))
     """
 
     _kind = "MLP"
@@ -117,6 +131,10 @@ class MLP(Network):
 
         ``"0.weight"`` (outputs, inputs), ``"0.bias"``, ``"2.weight"`` and so on, as the module has
         them that `to_torch` makes: each activation is a module between two.
+
+        Examples
+        --------
+        >>> model.load_state_dict(model.state_dict())
         """
         pairs = zip(state_names(len(self.activations)), self.weights, self.biases, strict=True)
         state = {}
@@ -192,8 +210,7 @@ class MLP(Network):
         Examples
         --------
         >>> policy = MLP([4, 32, 2], "tanh", "softmax_cross_entropy")
-        >>> loss = policy.step(states, actions, Adam(1e-3), loss_weight=advantages)
-        ... # doctest: +SKIP
+        >>> loss = policy.step(X, labels, Adam(1e-3), loss_weight=y)
         """
         # Without `_admit`: its call is seen in a step's time.
         rest = (self.template.sizes, self._loss, self._state.parameters.dtype)
@@ -225,6 +242,12 @@ class MLP(Network):
         """Return the loss of a batch and its gradient; nothing is updated or accumulated.
 
         The weights are those of `step`.
+
+        Examples
+        --------
+        >>> loss, gradients = model.value_and_grad(X, y)
+        >>> gradients.weights[0].shape
+        (4, 16)
         """
         data, where = self._admit(X, y, self._where)
         weights = check_batch_weights(sample_weight, loss_weight, len(data.X))
@@ -262,11 +285,10 @@ class MLP(Network):
         --------
         >>> @numba.njit
         ... def train(net, X, y):
-        ...     for k in range(1000):
+        ...     for k in range(len(X)):
         ...         net.step(X[k : k + 1], y[k : k + 1])
         >>> with model.compiled(optimizer=Adam(1e-3)) as net:
         ...     train(net, X, y)
-        ... # doctest: +SKIP
         """
         # Numba is loaded where it is needed, and an interrupt must not leave that half done.
         module: Any = shield(lambda: importlib.import_module("fastmlp.compiled"))

@@ -134,6 +134,12 @@ class Network(Described):
             If a loss, gradient or parameter becomes infinite or NaN; the last good ones stay.
         BusyError
             If another fit is training this model.
+
+        Examples
+        --------
+        >>> history = model.fit(X, y, epochs=20, validation_split=0.2, early_stopping=True)
+        >>> history.validation_loss.shape == history.loss.shape
+        True
         """
         return self._fit(X, y, locals())
 
@@ -325,6 +331,12 @@ class Network(Described):
         ------
         DomainError
             If a metric does not suit the loss, the targets or the weights.
+
+        Examples
+        --------
+        >>> found = model.evaluate(X, y, metrics=["mae", "rmse"])
+        >>> sorted(found.metrics)
+        ['mae', 'r2', 'rmse']
         """
         data, where = self._admit(X, y, self._asked(device, kernel, threads))
         rows = validation_of(data, sample_weight, self._members)

@@ -54,8 +54,8 @@ class ReduceOnPlateau(Schedule):
 
     Examples
     --------
-    >>> optimizer = Adam(ReduceOnPlateau(1e-3, patience=5))  # doctest: +SKIP
-    >>> model.fit(X, y, optimizer=optimizer, validation_data=(X_test, y_test))  # doctest: +SKIP
+    >>> optimizer = Adam(ReduceOnPlateau(1e-3, patience=5))
+    >>> history = model.fit(X, y, optimizer=optimizer, validation_split=0.2)
     """
 
     initial: float | Callable[[int], float]

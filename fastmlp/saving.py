@@ -50,7 +50,10 @@ class Savable:
 
         Examples
         --------
-        ``onnxruntime.InferenceSession(path).run(None, {"X": X})[0]`` is ``model.predict(X)``.
+        >>> model.to_onnx("model.onnx")
+        >>> session = onnxruntime.InferenceSession("model.onnx")
+        >>> np.allclose(session.run(None, {"X": X})[0], model.predict(X), atol=1e-5)
+        True
         """
         contents = self._contents()
         template, members = contents.template, contents.members

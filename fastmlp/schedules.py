@@ -18,7 +18,14 @@ from fastmlp.errors import DomainError, DTypeError, ShapeError, known_keywords
 
 
 class Schedule:
-    """A schedule that takes an array of steps at once."""
+    """A schedule that takes an array of steps at once: the class of those below.
+
+    Examples
+    --------
+    Any function of the step is a schedule too:
+
+    >>> optimizer = Adam(lambda step: 1e-3 / (1 + step / 100))
+    """
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step, or of each step of an array."""
@@ -28,7 +35,22 @@ class Schedule:
 @known_keywords
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """``initial * decay ** (step / every)``."""
+    """``initial * decay ** (step / every)``.
+
+    Parameters
+    ----------
+    initial : float
+        The rate of step 0.
+    decay : float
+        Above 0: what `every` steps multiply the rate by.
+    every : float
+        At least 1.
+
+    Examples
+    --------
+    >>> fastmlp.schedules.ExponentialDecay(1.0, decay=0.5, every=10)(20)
+    0.25
+    """
 
     initial: float
     decay: float
@@ -48,7 +70,19 @@ class ExponentialDecay(Schedule):
 @known_keywords
 @dataclass(frozen=True)
 class StepDecay(Schedule):
-    """``initial * decay ** floor(step / every)``: PyTorch's StepLR."""
+    """``initial * decay ** floor(step / every)``: PyTorch's StepLR.
+
+    Parameters
+    ----------
+    initial, decay : float
+        The first rate, and what each stair of `every` steps multiplies it by.
+    every : float
+
+    Examples
+    --------
+    >>> fastmlp.schedules.StepDecay(1.0, decay=0.5, every=10)(19)
+    0.5
+    """
 
     initial: float
     decay: float
@@ -72,6 +106,16 @@ class PiecewiseConstant(Schedule):
 
     There is one rate more than boundaries, which rise: PyTorch's MultiStepLR with rates of one's
     own.
+
+    Parameters
+    ----------
+    boundaries, rates : sequence of float
+
+    Examples
+    --------
+    >>> schedule = fastmlp.schedules.PiecewiseConstant([100, 200], [1e-2, 1e-3, 1e-4])
+    >>> float(schedule(100))
+    0.001
     """
 
     boundaries: Sequence[float]
@@ -101,7 +145,17 @@ class PiecewiseConstant(Schedule):
 @known_keywords
 @dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """``initial / (step + 1) ** power``."""
+    """``initial / (step + 1) ** power``.
+
+    Parameters
+    ----------
+    initial, power : float
+
+    Examples
+    --------
+    >>> fastmlp.schedules.InverseScaling(1.0)(3)
+    0.5
+    """
 
     initial: float
     power: float = 0.5
@@ -125,7 +179,19 @@ def _check_decay(initial: float, steps: float, final: float) -> None:
 @known_keywords
 @dataclass(frozen=True)
 class LinearDecay(Schedule):
-    """A straight line from `initial` to `final` over `steps` steps; later ones stay there."""
+    """A straight line from `initial` to `final` over `steps` steps; later ones stay there.
+
+    Parameters
+    ----------
+    initial, final : float
+    steps : float
+        At least 1.
+
+    Examples
+    --------
+    >>> float(fastmlp.schedules.LinearDecay(1.0, steps=10)(4))
+    0.6
+    """
 
     initial: float
     steps: float
@@ -144,7 +210,19 @@ class LinearDecay(Schedule):
 @known_keywords
 @dataclass(frozen=True)
 class CosineDecay(Schedule):
-    """From `initial` to `final` along half a cosine over `steps` steps (SGDR, arXiv:1608.03983)."""
+    """From `initial` to `final` along half a cosine over `steps` steps (SGDR, arXiv:1608.03983).
+
+    Parameters
+    ----------
+    initial, final : float
+    steps : float
+        At least 1; later steps stay at `final`.
+
+    Examples
+    --------
+    >>> float(fastmlp.schedules.CosineDecay(1.0, steps=10)(5))
+    0.5
+    """
 
     initial: float
     steps: float
@@ -164,9 +242,23 @@ class CosineDecay(Schedule):
 class OneCycle(Schedule):
     """Half a cosine up to `maximum` and one down, over `steps` steps: PyTorch's OneCycleLR.
 
-    The rate begins at ``maximum / initial_divisor`` and ends at that over `final_divisor`, where
-    later steps stay. `warmup` is the share of the steps in which it rises. The momentum stays as it
-    is, as with ``cycle_momentum=False`` (L. Smith and N. Topin, arXiv:1708.07120).
+    The momentum stays as it is, as with ``cycle_momentum=False`` (L. Smith and N. Topin,
+    arXiv:1708.07120).
+
+    Parameters
+    ----------
+    maximum : float
+    steps : float
+        At least 1.
+    warmup : float
+        The share of the steps in which the rate rises, below 1.
+    initial_divisor, final_divisor : float
+        The rate begins at ``maximum / initial_divisor`` and ends at that over `final_divisor`,
+        where later steps stay.
+
+    Examples
+    --------
+    >>> optimizer = Adam(fastmlp.schedules.OneCycle(1e-2, steps=700))
     """
 
     maximum: float
@@ -200,7 +292,16 @@ class OneCycle(Schedule):
 class LinearWarmup(Schedule):
     """A straight line from 0 over `steps` steps, and then another schedule.
 
-    `then` is that schedule, which starts at its own step 0, or the rate of all later steps.
+    Parameters
+    ----------
+    steps : float
+        At least 1.
+    then : callable or float
+        That schedule, which starts at its own step 0, or the rate of all later steps.
+
+    Examples
+    --------
+    >>> optimizer = Adam(fastmlp.schedules.LinearWarmup(100, then=1e-3))
     """
 
     steps: float

@@ -1,3 +1,3 @@
-"""The version of fastmlp, as pyproject.toml states it."""
+"""The version of fastmlp, stated here alone: pyproject.toml reads it from this file."""
 
 VERSION = "0.1.0"

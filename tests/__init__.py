@@ -6,6 +6,7 @@
   (`gpu/emulator`), or on a GPU
 - `api`: what users call
 - `scikit_learn`: `fastmlp.sklearn`, in the place of scikit-learn's own estimators
+- `pages`: the site: the examples of its reference, its links, its pages in a browser
 - `robustness`: attacks by threads, signals, forks, want of memory, hostile files, random calls
 - `benchmarking`: the benchmarks and their reports, `dev.py gpu` included
 - `house`: the repository itself: layers, sizes, messages, pages, packages, the recipe for a new row

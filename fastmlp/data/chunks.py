@@ -61,10 +61,11 @@ class Chunks:
 
     Examples
     --------
-    >>> X = np.zeros((10, 4), np.float32)
-    >>> Chunks.from_arrays(X, X[:, 0], rows=4)
+    >>> chunks = Chunks.from_arrays(X, y, rows=80)
+    >>> chunks
     <Chunks: 3>
-    >>> Chunks(lambda number: (X + number, X[:, 0]), count=5)
+    >>> history = model.fit(chunks, epochs=2)
+    >>> Chunks(lambda number: (X + number, y), count=5)
     <Chunks: 5>
     """
 
@@ -135,6 +136,13 @@ class Chunks:
             If pyarrow is not installed: ``pip install fastmlp[parquet]``.
         ShapeError
             If the first file lacks a column.
+
+        Examples
+        --------
+        >>> frame = pandas.DataFrame(X, columns=list("abcd")).assign(price=y)
+        >>> frame.to_parquet("prices.parquet", row_group_size=50)
+        >>> Chunks.from_tables("prices.parquet", target="price")
+        <Chunks: 4>
         """
         paths = [files] if isinstance(files, str | PathLike) else list(files)
         targets = [target] if isinstance(target, str) else list(target)

@@ -13,7 +13,7 @@ from fastmlp.arguments import check_integer
 from fastmlp.device.machine import detect
 from fastmlp.device.mirrors import guarded
 from fastmlp.errors import DeviceError, check_name
-from fastmlp.optimizers import Update
+from fastmlp.optimizer_base import Update
 from fastmlp.progress import show_compilation
 from fastmlp_kernels.announcing import announce_to
 from fastmlp_kernels.problem import (

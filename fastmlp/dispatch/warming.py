@@ -40,6 +40,19 @@ def warmup(dtypes: str | Iterable[str] = DTYPES) -> float:
     ----------
     dtypes : str or iterable of str
         "float32", "float64" or both.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    DTypeError, UnknownNameError
+        If a dtype is another one.
+
+    Examples
+    --------
+    >>> seconds = fastmlp.warmup("float32")
     """
     try:
         given = [dtypes] if isinstance(dtypes, str) else list(dtypes)

@@ -30,6 +30,15 @@ class EpochEnd:
         Time since the fit began.
     estimator : object
         The estimator as it is now. The next epoch changes it.
+
+    Examples
+    --------
+    >>> from fastmlp.sklearn import MLPRegressor
+    >>> losses = []
+    >>> regressor = MLPRegressor(tol=0.1, callbacks=[lambda event: losses.append(event.loss)])
+    >>> regressor = regressor.fit(X, y)
+    >>> losses == regressor.loss_curve_
+    True
     """
 
     epoch: int

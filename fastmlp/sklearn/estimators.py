@@ -90,6 +90,13 @@ class Accelerated(CallbackSupportMixin):
             If safetensors is not installed: ``pip install fastmlp[save]``.
         OSError
             If the file cannot be written; one that was there is as it was.
+
+        Examples
+        --------
+        >>> from fastmlp.sklearn import MLPRegressor
+        >>> MLPRegressor(hidden_layer_sizes=(8,), tol=0.1).fit(X, y).save("regressor.fastmlp")
+        >>> fastmlp.load("regressor.fastmlp")
+        MLPRegressor(hidden_layer_sizes=(8,), tol=0.1)
         """
         save_estimator(self, path)
 
@@ -188,6 +195,15 @@ class MLPClassifier(Accelerated, PlainClassifier):
     See Also
     --------
     sklearn.neural_network.MLPClassifier : For all parameters, attributes and methods.
+
+    Examples
+    --------
+    >>> from fastmlp.sklearn import MLPClassifier
+    >>> classifier = MLPClassifier((16,), tol=0.01, random_state=0).fit(X, labels)
+    >>> classifier.predict_proba(X).shape
+    (200, 2)
+    >>> type(classifier.to_sklearn()).__module__
+    'sklearn.neural_network._multilayer_perceptron'
     """
 
     _kind = "MLPClassifier"
@@ -293,6 +309,13 @@ class MLPRegressor(Accelerated, PlainRegressor):
     See Also
     --------
     sklearn.neural_network.MLPRegressor : For all parameters, attributes and methods.
+
+    Examples
+    --------
+    >>> from fastmlp.sklearn import MLPRegressor
+    >>> regressor = MLPRegressor(hidden_layer_sizes=(16,), tol=0.01, random_state=0).fit(X, y)
+    >>> regressor.predict(X).shape
+    (200,)
     """
 
     _kind = "MLPRegressor"

@@ -13,7 +13,8 @@ from fastmlp.data.batches import batch_rows
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.dispatch.problems import make_problem
 from fastmlp.errors import NonFiniteTrainingError
-from fastmlp.optimizers import SGD, Adam, Optimizer, Update
+from fastmlp.optimizer_base import Optimizer, Update
+from fastmlp.optimizers import SGD, Adam
 from fastmlp.sklearn.acceleration import (
     beyond_scikit_learn,
     hidden_activations,

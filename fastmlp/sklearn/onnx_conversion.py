@@ -27,9 +27,9 @@ def register_onnx() -> None:
 
     Examples
     --------
-    >>> from fastmlp.sklearn import register_onnx  # doctest: +SKIP
-    >>> register_onnx()  # doctest: +SKIP
-    >>> skl2onnx.to_onnx(pipeline, X[:1], options={"zipmap": False})  # doctest: +SKIP
+    >>> from fastmlp.sklearn import MLPRegressor, register_onnx
+    >>> register_onnx()
+    >>> graph = skl2onnx.to_onnx(MLPRegressor(tol=0.1).fit(X, y), X[:1])
     """
     try:
         from skl2onnx import update_registered_converter

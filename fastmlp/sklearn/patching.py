@@ -42,6 +42,14 @@ def patch() -> Patch:
     -------
     Patch
         ``with patch(): ...`` takes the patch back at its end, unless there was one before.
+
+    Examples
+    --------
+    >>> from fastmlp.sklearn import patch
+    >>> with patch():
+    ...     from sklearn.neural_network import MLPClassifier
+    >>> MLPClassifier.__module__
+    'fastmlp.sklearn.estimators'
     """
     if _originals:
         return Patch(done=False)
@@ -52,7 +60,14 @@ def patch() -> Patch:
 
 
 def unpatch() -> None:
-    """Put back what `patch` replaced; without a patch, do nothing."""
+    """Put back what `patch` replaced; without a patch, do nothing.
+
+    Examples
+    --------
+    >>> from fastmlp.sklearn import patch, unpatch
+    >>> patched = patch()
+    >>> unpatch()
+    """
     for name, original in _originals.items():
         # A class that somebody else has put there in the meantime stays.
         if getattr(sklearn.neural_network, name) is REPLACEMENTS[name]:

@@ -13,7 +13,7 @@ from fastmlp.data.admission import ChunkedData, Data
 from fastmlp.data.shuffling import ChunkedOrder, chunked_order
 from fastmlp.data.weighting import Weights
 from fastmlp.dispatch.planning import Programs, Where
-from fastmlp.optimizers import Optimizer, Update
+from fastmlp.optimizer_base import Optimizer, Update
 from fastmlp.state.training_state import TrainingState
 from fastmlp.training.trainer import Epoch, Trainer
 

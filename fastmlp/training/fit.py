@@ -24,7 +24,7 @@ from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.files.contents import kind_of
 from fastmlp.history import History
 from fastmlp.metrics import Metric, columns, monitors
-from fastmlp.optimizers import Optimizer, joint_update
+from fastmlp.optimizer_base import Optimizer, joint_update
 from fastmlp.plateau import Plateaus
 from fastmlp.progress import Report
 from fastmlp.state.finite import largest_magnitude

@@ -13,7 +13,7 @@ from fastmlp.data.weighting import BatchWeights, batch_factors
 from fastmlp.device.mirrors import blank, guarded, resident, written
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.errors import DeviceLostError, NonFiniteTrainingError
-from fastmlp.optimizers import Optimizer, Update
+from fastmlp.optimizer_base import Optimizer, Update
 from fastmlp.state.finite import all_finite, largest_magnitude
 from fastmlp.state.parameters import aligned
 from fastmlp.state.training_state import TrainingState, applied_batches, at_once

@@ -19,7 +19,7 @@ from fastmlp.data.weighting import Weights, row_factors
 from fastmlp.device.mirrors import guarded, home_of
 from fastmlp.dispatch.planning import ANYWHERE, Plan, Programs, Shelf, Where
 from fastmlp.errors import DeviceLostError
-from fastmlp.optimizers import Optimizer, Update
+from fastmlp.optimizer_base import Optimizer, Update
 from fastmlp.state.training_state import TrainingState, applied_batches
 from fastmlp.training.hyper_parameters import HyperParameters
 from fastmlp.training.interrupts import run_interruptibly

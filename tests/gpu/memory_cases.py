@@ -25,7 +25,7 @@ from fastmlp.errors import (
     NonFiniteTrainingError,
     ShapeError,
 )
-from fastmlp.optimizers import Update
+from fastmlp.optimizer_base import Update
 from fastmlp.training.trainer import Trainer
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.device import checks, failures, memory, streaming

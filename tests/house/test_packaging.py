@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 
+from fastmlp.version import VERSION
 from tests import ROOT
 
 # Fenced or between backticks.
@@ -35,6 +36,8 @@ print("trained")
 def build(target, folder):
     """Build a wheel or an sdist with hatchling; return its path."""
     pytest.importorskip("hatchling", reason="hatchling, the build backend, is not installed")
+    plugin = "hatch_fancy_pypi_readme"
+    pytest.importorskip(plugin, reason=f"{plugin}, which writes the README, is not installed")
     built = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)],
         cwd=ROOT,
@@ -108,9 +111,29 @@ def test_the_wheel_states_its_dependencies(wheel):
         (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode()
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
+    names = {f"Provides-Extra: {name}" for name in ("sklearn", "save", "onnx", "all")}
+    assert names <= set(metadata.splitlines())
     plain = {line.split()[1].split(">")[0] for line in required if "extra ==" not in line}
     assert plain == {"numba", "numpy", "llvmlite"}
     assert "License-File: LICENSE" in metadata
+
+
+def test_the_version_is_stated_once(wheel):
+    stated = re.compile(rf"(?<![\w.]){re.escape(VERSION)}(?![\w.])")
+    text = [*ROOT.glob("*.toml"), *ROOT.glob("*.cff"), *(ROOT / "fastmlp").rglob("*.py")]
+    assert [path.name for path in text if stated.search(path.read_text())] == ["version.py"]
+    assert wheel.name.startswith(f"fastmlp-{VERSION}-")
+
+
+def test_a_package_index_gets_links_that_lead_to_the_repository(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+    readme = metadata.partition("\n\n")[2]
+    links = re.findall(r"\]\(([^)]+)\)", re.sub(CODE, "", readme, flags=re.DOTALL))
+    assert len(links) > 10 and all(link.startswith("https://") for link in links)
+    (source,) = re.findall(r"^Project-URL: Source, (.+)$", metadata, re.MULTILINE)
+    assert f"{source}/docs/guide.md" in links and f"{source}/docs/images/ratios.png" in links
 
 
 # The reference needs no compiling; the compiled kernels do, anew, since nothing is cached there.

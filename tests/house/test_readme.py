@@ -43,6 +43,22 @@ def test_the_readme_runs_as_pasted(tmp_path):
     assert "MLPClassifier(random_state=0)" in printed
 
 
+@pytest.mark.parametrize(
+    ("page", "count"),
+    [("docs/index.md", 1), ("docs/derivation.md", 10), ("docs/inside.md", 1), ("docs/faq.md", 1)],
+)
+def test_a_page_runs_as_pasted(page, count, tmp_path):
+    run_snippets(page, count, tmp_path)
+
+
+def test_getting_started_runs_as_pasted(tmp_path):
+    for package in ("safetensors", "matplotlib"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    printed = run_snippets("docs/start.md", 6, tmp_path).stdout
+    # The same bits from the file, and every row served.
+    assert "True\n" in printed and printed.endswith("(1000,)\n")
+
+
 def test_the_guide_runs_as_pasted(tmp_path):
     printed = run_snippets("docs/guide.md", 12, tmp_path).stdout
     # The two deliberate mistakes say what was wrong with what.

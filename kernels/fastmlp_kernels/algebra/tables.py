@@ -75,6 +75,13 @@ class Table:
         What one row is, for error messages.
     rows : tuple
         Objects with a ``name``.
+
+    Examples
+    --------
+    >>> fastmlp.ACTIVATIONS["relu"].formula
+    'max(z, 0)'
+    >>> "adam" in fastmlp.OPTIMIZERS.names
+    True
     """
 
     def __init__(self, kind: str, rows: tuple) -> None:

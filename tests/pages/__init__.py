@@ -1,0 +1,1 @@
+"""The pages of documentation: their code runs, and the built site is whole."""
