@@ -198,10 +198,9 @@ class Memory:
         """Begin a copy to shared memory, which holds all ones until the copy is waited for."""
         self._resolve("global", source, size, threads, None)
         nothing = np.full(len(threads), 0xFFFFFFFF, U32)
-        for offset in range(0, size, 4):
-            self.store("shared", target + U64(offset), [nothing], threads, None)
+        self.store("shared", target, [nothing] * (size // 4), threads, None)
         for number, thread in enumerate(threads):
-            self._copies[thread].append((target[number], source[number], size))
+            self._copies[thread].append((thread, target[number], source[number], size))
 
     def commit_copies(self, threads):
         """End a group of copies."""
@@ -210,18 +209,17 @@ class Memory:
 
     def wait_for_copies(self, threads, groups):
         """Do the copies of all groups but the last so many; None: of all, ended or not."""
+        due = collections.defaultdict(list)
         for thread in threads:
             begun = self._copies[thread]
             ends = [k for k, each in enumerate(begun) if each is None]
             done = len(begun)
             if groups is not None:
                 done = ends[-groups - 1] + 1 if len(ends) > groups else 0
-            for each in filter(None, begun[:done]):
-                self._copy_now(np.array([thread]), *each)
+            for *each, size in filter(None, begun[:done]):
+                due[size].append(each)
             del begun[:done]
-
-    def _copy_now(self, thread, target, source, size):
-        for offset in range(0, size, 4):
-            place = np.array([source + U64(offset)]), np.array([target + U64(offset)])
-            value = self.load("global", place[0], U32, 1, thread, None)
-            self.store("shared", place[1], value, thread, None)
+        for size, copies in due.items():
+            who, target, source = (np.array(each) for each in zip(*copies, strict=True))
+            words = self.load("global", source, U32, size // 4, who, None)
+            self.store("shared", target, words, who, None)
