@@ -77,10 +77,15 @@ class CompiledMLP(Exchanging):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step; one that is set holds for all steps from then on.
+        """The learning rate of the next step. Assign one, and all steps from then on have it.
 
-        Also in compiled code: ``net.learning_rate = rate``. At the end of a schedule, or of the
-        steps that `max_steps` has, it gives no further ones.
+        It may be read and assigned in compiled code too. An assigned rate takes the place of a
+        schedule, but not of `max_steps`.
+
+        Raises
+        ------
+        BusyError
+            If another thread uses the handle.
         """
         rate = np.empty(1)
         answer = self._enter("read_rate", _place(rate))

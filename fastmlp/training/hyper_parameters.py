@@ -174,8 +174,9 @@ def numbers_by_rate(
     bases, slopes : ndarray
         float64[steps, count]: a number is ``base + rate * slope`` there.
     """
+    given: Any = optimizer
     # Not 0 and 1: no optimizer may have a rate of 0.
-    constant = (replace(optimizer, learning_rate=rate) for rate in (1.0, 2.0))
+    constant = (replace(given, learning_rate=rate) for rate in (1.0, 2.0))
     layers = layers_of(problem)
     at_1, at_2 = (each.hyper(first, steps, np.float64, 0.0, layers) for each in constant)
     columns = np.flatnonzero((at_1 != at_2).any(axis=0))
