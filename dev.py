@@ -86,7 +86,9 @@ COMMANDS = {
     "oldest": Command(
         ((*TESTS, "tests/scikit_learn"),), ("oldest",), environment=ROOT / ".venv-oldest"
     ),
-    "setup": Command((), ("test", "lint"), ("data", "demo", "cuda-compile", "peers")),
+    "setup": Command(
+        (), ("test", "lint", "docs"), ("browser", "data", "demo", "cuda-compile", "peers")
+    ),
 }
 # Only files inside these packages are read, so what they depend on stays out.
 WITHOUT_DEPENDENCIES = {"data"}

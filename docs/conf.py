@@ -4,6 +4,8 @@ Sphinx's source folder is the root of the repository, so that a link from one pa
 same in a checkout and on the site.
 """
 
+import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -51,7 +53,17 @@ html_math_renderer = "mathml"
 
 default_role = "autolink"
 autosummary_generate = True
+
+
+def is_property(fullname, name):
+    """Return whether an attribute has words of its own: a field is described as a parameter."""
+    module, _, kind = fullname.rpartition(".")
+    found = inspect.getattr_static(getattr(importlib.import_module(module), kind), name, None)
+    return isinstance(found, property)
+
+
 autosummary_context = {
+    "is_property": is_property,
     # Methods that the package calls itself.
     "internal": [
         "after",

@@ -36,7 +36,7 @@ class SGD(Optimizer):
         Whether the velocity sums steps, as in Keras and scikit-learn, instead of gradients, as in
         PyTorch: the same until the learning rate changes.
     clip_norm, clip_value, layer_rates : optional
-        See `Optimizer`.
+        See `fastmlp.optimizers.Optimizer`.
 
     Examples
     --------
@@ -94,7 +94,7 @@ class Adam(Optimizer):
         and the paper's efficient form (arXiv:1412.6980, section 2); by default to that of the
         corrected one, as in PyTorch.
     clip_norm, clip_value, layer_rates : optional
-        See `Optimizer`.
+        See `fastmlp.optimizers.Optimizer`.
 
     Examples
     --------

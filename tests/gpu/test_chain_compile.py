@@ -49,6 +49,8 @@ CASES = [(*key, (9, 0)) for key in CHOICES]
 CASES += [(*key, (7, 5)) for key in CHOICES if key[0].split()[0] not in TENSOR_FORMS]
 CASES += [("float32", 8, (8, 0)), ("float32", 8, (10, 0)), ("tf32", 32, (8, 0))]
 CASES += [("bfloat16", 32, (10, 0))]
+# Those of a choice one after the other: most of the work is the same for every GPU.
+CASES.sort(key=lambda case: list(CHOICES).index(case[:2]))
 # A multiprocessor has 65536, so that a block of 256 threads may have 256 of each; two blocks, which
 # shared memory seldom has room for, 128. Dropout takes some more.
 MOST_REGISTERS, MOST_WITH_DROPOUT = 208, 232

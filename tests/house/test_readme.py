@@ -45,7 +45,7 @@ def test_the_readme_runs_as_pasted(tmp_path):
 
 @pytest.mark.parametrize(
     ("page", "count"),
-    [("docs/index.md", 1), ("docs/derivation.md", 10), ("docs/inside.md", 1), ("docs/faq.md", 1)],
+    [("docs/index.md", 1), ("docs/derivation.md", 10), ("docs/inside.md", 1), ("docs/faq.md", 2)],
 )
 def test_a_page_runs_as_pasted(page, count, tmp_path):
     run_snippets(page, count, tmp_path)

@@ -31,8 +31,10 @@ def _fused_in_double(a, b, c):
     other = total - product
     rest = (product - (total - other)) + (c - other)
     result = np.where(np.isfinite(total), total + (lost + rest), total)
-    wide = np.longdouble
-    return np.where(exact, result, (a.astype(wide) * b.astype(wide) + c.astype(wide)).astype(F64))
+    if not exact.all():
+        a, b, c = (each[~exact].astype(np.longdouble) for each in (a, b, c))
+        result[~exact] = (a * b + c).astype(F64)
+    return result
 
 
 def fused_directed(a, b, c, mode):

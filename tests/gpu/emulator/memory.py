@@ -20,14 +20,23 @@ class Access:
     """Where some threads access memory.
 
     `place` are the bytes from the beginning of the space, `chosen` the positions of the threads in
-    the group that executes the instruction, `threads` those among the blocks.
+    the group that executes the instruction (a slice of all, where it has no guard), `threads` those
+    among the blocks.
     """
 
     space: str
     place: np.ndarray
     size: int
-    chosen: np.ndarray
+    chosen: np.ndarray | slice
     threads: np.ndarray
+
+
+def mark_written(state, place, size):
+    """Note that so many bytes are written, at places that are multiples of their number."""
+    step = min(size, 8)
+    words, first = state.view(f"u{step}"), place // step
+    for number in range(size // step):
+        words[first + number] = int(f"{WRITTEN:02}" * step, 16)
 
 
 class Memory:
@@ -46,6 +55,7 @@ class Memory:
         blocks.shared_bytes = self.size
         # A block's memory is followed by some of nobody, as global allocations are.
         self.stride = (-(-self.size // SHARED_ALIGNMENT) + 1) * SHARED_ALIGNMENT
+        self.begins = blocks.own * self.stride
         total = self.stride * blocks.count
         self._shared = np.resize(device.memory.poison, total)
         self._state = np.full(total, ALLOCATED, U8)
@@ -57,40 +67,48 @@ class Memory:
 
     def _resolve(self, space, address, size, threads, guard):
         """Return the accesses that an instruction is: of one kind of memory each."""
-        chosen = np.arange(len(address)) if guard is None else np.flatnonzero(guard)
-        address = address[chosen]
-        if space == "generic":
-            inside = address - U64(SHARED_WINDOW) < U64(WINDOW_BYTES)
-            shared = self._access(
-                "shared", address - U64(SHARED_WINDOW), size, threads, chosen, inside
-            )
-            return shared + self._access("global", address, size, threads, chosen, ~inside)
-        return self._access(space, address, size, threads, chosen, slice(None))
-
-    def _access(self, space, address, size, threads, chosen, which):
-        address, chosen = address[which], chosen[which]
-        if not len(chosen):
-            return []
-        place, threads = address.view(S64), threads[chosen]
-        self._check(place % size == 0, f"{space} memory is not aligned to {size} bytes", place)
-        if space == "shared":
-            inside = (place >= 0) & (place + size <= self.size)
-            self._check(inside, f"shared memory of {self.size} bytes is left", place)
-            place = place + self.blocks.own[threads] * self.stride
+        if guard is None:
+            chosen = slice(None)
         else:
-            state = self.device.memory.state
-            place = place - self.device.memory.base
-            inside = (place >= 0) & (place + size <= len(state))
-            self._check(inside, "global memory is left", place)
-            held = (state[place] > 0) & (state[place + size - 1] > 0)
-            self._check(held, "global memory is accessed out of bounds of an array", place)
+            chosen = np.flatnonzero(guard)
+            address = address[chosen]
+        if space != "generic":
+            return self._access(space, address, size, threads, chosen)
+        chosen = np.arange(len(threads))[chosen]
+        offset = address - U64(SHARED_WINDOW)
+        inside = offset < U64(WINDOW_BYTES)
+        shared = self._access("shared", offset[inside], size, threads, chosen[inside])
+        return shared + self._access("global", address[~inside], size, threads, chosen[~inside])
+
+    def _access(self, space, address, size, threads, chosen):
+        if not len(address):
+            return []
+        threads = threads[chosen]
+        if (address & U64(size - 1)).any():
+            wrong = f"{space} memory is not aligned to {size} bytes"
+            self._refuse((address & U64(size - 1)) != 0, wrong, address)
+        if space == "shared":
+            self._limit(address, self.size - size, f"shared memory of {self.size} bytes is left")
+            return [Access(space, address.view(S64) + self.begins[threads], size, chosen, threads)]
+        state = self.device.memory.state
+        address = address - U64(self.device.memory.base)
+        self._limit(address, len(state) - size, "global memory is left")
+        place = address.view(S64)
+        first, last = state[place], state[place + (size - 1)]
+        if not (first.all() and last.all()):
+            wrong = "global memory is accessed out of bounds of an array"
+            self._refuse((first == 0) | (last == 0), wrong, address)
         return [Access(space, place, size, chosen, threads)]
 
-    def _check(self, right, wrong, place):
-        if not right.all():
-            kernel, where = self.blocks.where()
-            first = int(place[np.flatnonzero(~right)[0]])
-            raise Fault(f"{wrong} (byte {first}); {kernel}, {where}")
+    def _limit(self, address, most, wrong):
+        """Refuse addresses beyond a limit; those below 0 are huge ones."""
+        if most < 0 or (address > U64(most)).any():
+            self._refuse((address > U64(max(most, 0))) | (most < 0), wrong, address)
+
+    def _refuse(self, those, wrong, address):
+        kernel, where = self.blocks.where()
+        first = int(address.view(S64)[np.flatnonzero(those)[0]])
+        raise Fault(f"{wrong} (byte {first}); {kernel}, {where}")
 
     def _view(self, space, dtype):
         if space == "global":
@@ -110,12 +128,16 @@ class Memory:
     def load(self, space, address, dtype, count, threads, guard):
         """Return so many neighbouring elements of each thread."""
         item = np.dtype(dtype).itemsize
-        values = [np.zeros(len(address), dtype) for _ in range(count)]
-        for access in self._resolve(space, address, item * count, threads, guard):
+        accesses = self._resolve(space, address, item * count, threads, guard)
+        whole = guard is None and len(accesses) == 1 and space != "generic"
+        values = [] if whole else [np.zeros(len(address), dtype) for _ in range(count)]
+        for access in accesses:
             self._note_read(access)
-            held = self._view(access.space, dtype)
+            held, first = self._view(access.space, dtype), access.place // item
+            if whole:
+                return [held[first + number] for number in range(count)]
             for number, each in enumerate(values):
-                each[access.chosen] = held[access.place // item + number]
+                each[access.chosen] = held[first + number]
         return values
 
     def _note_read(self, access):
@@ -136,10 +158,10 @@ class Memory:
                 self.ordering.look_at_a_write(
                     access.space, touches, access.place, access.size, access.threads
                 )
-            held = self._view(access.space, dtype)
+            held, first = self._view(access.space, dtype), access.place // item
             for number, each in enumerate(values):
-                held[access.place // item + number] = each[access.chosen]
-            state[access.place[:, None] + np.arange(access.size)] = WRITTEN
+                held[first + number] = each[access.chosen]
+            mark_written(state, access.place, access.size)
             if self.device.measure:
                 traffic.count(self.device.counts, self.blocks, access)
 
@@ -148,10 +170,11 @@ class Memory:
         item, found = value.dtype.itemsize, np.zeros_like(value)
         for access in self._resolve(space, address, item, threads, guard):
             held, (_, state) = self._view(access.space, value.dtype.type), self._held(access.space)
+            chosen = np.arange(len(threads))[access.chosen]
             for k in self.device.shuffled(len(access.place)):
                 place = access.place[k]
-                found[access.chosen[k]] = held[place // item]
-                held[place // item] += value[access.chosen[k]]
+                found[chosen[k]] = held[place // item]
+                held[place // item] += value[chosen[k]]
                 state[place : place + item] = WRITTEN
                 if self.ordering and access.space == "global":
                     self.ordering.atomic(access.threads[k], int(place))
@@ -175,10 +198,9 @@ class Memory:
         """Begin a copy to shared memory, which holds all ones until the copy is waited for."""
         self._resolve("global", source, size, threads, None)
         nothing = np.full(len(threads), 0xFFFFFFFF, U32)
-        for offset in range(0, size, 4):
-            self.store("shared", target + U64(offset), [nothing], threads, None)
+        self.store("shared", target, [nothing] * (size // 4), threads, None)
         for number, thread in enumerate(threads):
-            self._copies[thread].append((target[number], source[number], size))
+            self._copies[thread].append((thread, target[number], source[number], size))
 
     def commit_copies(self, threads):
         """End a group of copies."""
@@ -187,18 +209,17 @@ class Memory:
 
     def wait_for_copies(self, threads, groups):
         """Do the copies of all groups but the last so many; None: of all, ended or not."""
+        due = collections.defaultdict(list)
         for thread in threads:
             begun = self._copies[thread]
             ends = [k for k, each in enumerate(begun) if each is None]
             done = len(begun)
             if groups is not None:
                 done = ends[-groups - 1] + 1 if len(ends) > groups else 0
-            for each in filter(None, begun[:done]):
-                self._copy_now(np.array([thread]), *each)
+            for *each, size in filter(None, begun[:done]):
+                due[size].append(each)
             del begun[:done]
-
-    def _copy_now(self, thread, target, source, size):
-        for offset in range(0, size, 4):
-            place = np.array([source + U64(offset)]), np.array([target + U64(offset)])
-            value = self.load("global", place[0], U32, 1, thread, None)
-            self.store("shared", place[1], value, thread, None)
+        for size, copies in due.items():
+            who, target, source = (np.array(each) for each in zip(*copies, strict=True))
+            words = self.load("global", source, U32, size // 4, who, None)
+            self.store("shared", target, words, who, None)

@@ -14,6 +14,8 @@ from tests.gpu.emulator.global_memory import WRITTEN
 CELL = 2
 # In the place of a reader: threads of several blocks. Several of one block are a number below it.
 SEVERAL_BLOCKS = -1
+# Of threads and of times: whoever looks for races does little but compare them.
+NUMBER = np.int32
 
 
 class Touches:
@@ -22,7 +24,7 @@ class Touches:
     def __init__(self, size):
         # Zeros, because pages of those cost nothing until they are touched.
         cells = -(-size // CELL)
-        self.writer, self.written, self.reader, self.read = np.zeros((4, cells), np.int64)
+        self.writer, self.written, self.reader, self.read = np.zeros((4, cells), NUMBER)
 
 
 class Ordering:
@@ -38,10 +40,14 @@ class Ordering:
     def __init__(self, blocks, findings, clock):
         self.blocks, self.findings, self.clock = blocks, findings, clock
         self.launch = blocks.launch
+        # Of each thread: its number and 1, its block, and what stands for several of that block.
+        self.me = (blocks.identity + 1).astype(NUMBER)[:, None]
+        self.block = blocks.numbers[blocks.own].astype(NUMBER)[:, None]
+        self.several = SEVERAL_BLOCKS - 1 - self.block
         # When each block met last, and when each thread fenced last, and had met before that.
-        self.met = np.full(blocks.count, clock.now, np.int64)
-        self.fenced = np.zeros(blocks.threads, np.int64)
-        self.met_before_the_fence = np.zeros(blocks.threads, np.int64)
+        self.met = np.full(blocks.count, clock.now, NUMBER)
+        self.fenced = np.zeros(blocks.threads, NUMBER)
+        self.met_before_the_fence = np.zeros(blocks.threads, NUMBER)
 
     def meet(self, which):
         """Note that the threads of some blocks have waited for each other."""
@@ -73,34 +79,41 @@ class Ordering:
 
     def look_at_a_read(self, space, touches, state, place, size, threads):
         cells = cells_of(place, size)
-        unwritten = (state[cells * CELL] != WRITTEN).any(axis=1)
+        unwritten = state[::CELL][cells] != WRITTEN
         if unwritten.any():
-            thread = self.blocks.identity[threads[unwritten][0]]
+            thread = self.blocks.identity[threads[unwritten.any(axis=1)][0]]
             self._note(f"{space} memory is read that nobody has written", f"thread {thread}")
-        me = self.blocks.identity[threads][:, None] + 1
-        writer = touches.writer[cells]
-        racing = self._unordered(writer, touches.written[cells], me, threads)
-        self._note_race(space, "is written, then read", racing, writer, me)
-        self._note_readers(touches, cells, me, threads)
+        who, when = touches.writer[cells], touches.written[cells]
+        self._note_race(space, "is written, then read", who, when, threads)
+        self._note_readers(space, touches, cells, threads)
 
-    def _note_readers(self, touches, cells, me, threads):
+    def _note_readers(self, space, touches, cells, threads):
         """Keep who read cells: a thread, or several since their block met or the launch began."""
-        block = self._block_of(me)
+        me, several = self.me[threads], self.several[threads]
         before, when = touches.reader[cells], touches.read[cells]
-        here = (before != SEVERAL_BLOCKS) & (self._block_of(before) == block)
-        since = np.where(here, self.met[self.blocks.own[threads]][:, None], self.launch.start)
-        others = (before != 0) & (before != me) & (when > since)
-        several = np.where(here, SEVERAL_BLOCKS - 1 - block, SEVERAL_BLOCKS)
-        readers = np.where(others, several, me)
+        since, here = self.met[self.blocks.own[threads]][:, None], None
+        if space == "global":
+            here = (before != SEVERAL_BLOCKS) & (self._block_of(before) == self.block[threads])
+            since = np.where(here, since, self.launch.start)
+        # Of nobody the time is 0.
+        others = (before != me) & (when > since)
+        readers = me
+        if others.any():
+            several_blocks = several if here is None else np.where(here, several, SEVERAL_BLOCKS)
+            readers = np.where(others, several_blocks, me)
         touches.reader[cells], touches.read[cells] = readers, self.clock.tick()
         # Of several threads in one instruction the last has left its number.
         last = touches.reader[cells]
-        here = (last != SEVERAL_BLOCKS) & (self._block_of(last) == block)
         differs = last != readers
-        touches.reader[cells[differs & here]] = np.broadcast_to(
-            SEVERAL_BLOCKS - 1 - block, last.shape
-        )[differs & here]
-        touches.reader[cells[differs & ~here]] = SEVERAL_BLOCKS
+        if not differs.any():
+            return
+        if space == "global":
+            here = (last != SEVERAL_BLOCKS) & (self._block_of(last) == self.block[threads])
+            several = np.where(here, several, SEVERAL_BLOCKS)
+            touches.reader[cells[differs & here]] = several[differs & here]
+            touches.reader[cells[differs & ~here]] = SEVERAL_BLOCKS
+        else:
+            touches.reader[cells[differs]] = np.broadcast_to(several, cells.shape)[differs]
 
     def _block_of(self, who):
         """Return the block of a thread, or of several of one block."""
@@ -108,30 +121,44 @@ class Ordering:
 
     def look_at_a_write(self, space, touches, place, size, threads):
         """Look at a write that is about to happen."""
-        cells = cells_of(place, size)
-        me = self.blocks.identity[threads][:, None] + 1
+        cells, me = cells_of(place, size), self.me[threads]
         for what, who, when in (
             ("is written twice", touches.writer[cells], touches.written[cells]),
             ("is read, then written", touches.reader[cells], touches.read[cells]),
         ):
-            racing = self._unordered(who, when, me, threads)
-            self._note_race(space, what, racing, who, me)
+            self._note_race(space, what, who, when, threads)
         touches.writer[cells] = me
         touches.written[cells] = self.clock.tick()
         last = touches.writer[cells]
-        self._note_race(space, "is written twice in one instruction", last != me, last, me)
+        if (last != me).any():
+            self._note_first(space, "is written twice in one instruction", last != me, last, me)
 
-    def _unordered(self, who, when, me, threads):
-        """Return which touches of others are not ordered before those of these threads."""
+    def _note_race(self, space, what, who, when, threads):
+        """Note if a touch of another thread is not ordered before those of these threads."""
+        # Of a cell that nobody has touched the time is 0.
+        other = when > self.launch.start
+        if not other.any():
+            return
+        me = self.me[threads]
+        other &= who != me
+        if not other.any():
+            return
+        racing = self._unordered(space, other, who, when, threads)
+        if racing.any():
+            self._note_first(space, what, racing, who, me)
+
+    def _unordered(self, space, other, who, when, threads):
+        """Return which touches of others in this launch are not ordered before these threads'."""
         blocks, launch = self.blocks, self.launch
         own = blocks.own[threads]
-        other = (who != 0) & (who != me) & (when > launch.start)
-        if not other.any():
-            return other
-        same_block = (who != SEVERAL_BLOCKS) & (self._block_of(who) == self._block_of(me))
-        unordered = other & same_block & (when > self.met[own][:, None])
-        elsewhere = other & ~same_block
-        unordered |= elsewhere
+        since_they_met = other & (when > self.met[own][:, None])
+        if space == "shared":
+            return since_they_met
+        here = (who != SEVERAL_BLOCKS) & (self._block_of(who) == self.block[threads])
+        elsewhere = other & ~here
+        unordered = (since_they_met & here) | elsewhere
+        if not elsewhere.any():
+            return unordered
         for number in np.unique(own[elsewhere.any(axis=1)]):
             seen = launch.acquired.get(blocks.numbers[number])
             if seen is not None:
@@ -141,9 +168,7 @@ class Ordering:
                 unordered[mine] = when[mine] > until
         return unordered
 
-    def _note_race(self, space, what, racing, who, me):
-        if not racing.any():
-            return
+    def _note_first(self, space, what, racing, who, me):
         row, column = np.argwhere(racing)[0]
         other, mine = who[row, column], me[row, 0] - 1
         near = other != SEVERAL_BLOCKS and self._block_of(other) == mine // self.blocks.per_block

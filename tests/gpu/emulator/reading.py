@@ -82,7 +82,7 @@ class Program:
     targets : dict
         The numbers of the blocks that labels stand before.
     functions : dict
-        The translation of each block, by its number.
+        The translation of each block, by its number and whether it is that for all threads.
     """
 
     def __init__(self, ptx):

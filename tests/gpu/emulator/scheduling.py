@@ -115,13 +115,14 @@ class Scheduler:
 
     def _execute(self, place, threads):
         program, block = self.program, self.program.blocks[place]
-        if place not in program.functions:
-            program.functions[place] = Translation(program, block).functions()
         whole = len(threads) == self.blocks.threads
-        run = program.functions[place][whole]
+        if (place, whole) not in program.functions:
+            program.functions[place, whole] = Translation(program, block).function(whole)
+        run = program.functions[place, whole]
         jumping, target = run(self.blocks, self.memory, threads, len(threads), block)
-        warps = len(np.unique(self.blocks.warp[threads]))
-        self.device.executed[self.blocks.launch.label, program, place] += warps
+        if self.device.measure:
+            warps = len(np.unique(self.blocks.warp[threads]))
+            self.device.executed[self.blocks.launch.label, program, place] += warps
         if block[-1].is_barrier:
             self.waiting.append(Waiting(place + 1, threads, block[-1], self.blocks.arriving))
             self._release()
@@ -140,9 +141,10 @@ class Scheduler:
         return np.bincount(self.blocks.own[threads], weights, minlength=self.blocks.count)
 
     def _add(self, place, threads):
-        if len(threads):
-            held = self.ready.get(place, threads[:0])
-            self.ready[place] = np.sort(np.concatenate([held, threads]))
+        if not len(threads):
+            return
+        held = self.ready.get(place)
+        self.ready[place] = threads if held is None else np.union1d(held, threads)
 
     def _release(self):
         """Let go on the blocks all of whose threads wait, or have ended."""

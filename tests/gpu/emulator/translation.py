@@ -86,11 +86,9 @@ class Translation:
         place = "'exit'" if end.parts[0] != "bra" else self.program.targets[end.operands[0]]
         return f"return {'None' if end.guard is None else self.condition(end)}, {place}"
 
-    def functions(self):
-        """Return the function for some threads, and the one for all, which slices nothing."""
-        return tuple(self._compiled(part) for part in ("[threads]", ""))
-
-    def _compiled(self, part):
+    def function(self, whole):
+        """Return the function for some threads, or the one for all, which slices nothing."""
+        part = "" if whole else "[threads]"
         names = {name: f"registers[{register!r}]" for register, name in self.read.items()}
         head = [f"{name} = {held}{part}" for name, held in names.items()]
         tail = [
