@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,31 @@ def numbers_of_steps(
     found = table(first, steps)
     set_dropout_keys(problem, found, seed, first)
     return found, False
+
+
+def numbers_by_rate(
+    optimizer: Optimizer, problem: Problem, first: int, steps: int
+) -> tuple[Numbers, NDArray[np.int64], Numbers, Numbers]:
+    """Return the learning rates of steps, and how their numbers depend on the rate.
+
+    Returns
+    -------
+    rates : ndarray
+        float64[steps], or float64[1] where they have one.
+    columns : ndarray
+        int64[count], where the table of the numbers depends on the rate.
+    bases, slopes : ndarray
+        float64[steps, count]: a number is ``base + rate * slope`` there.
+    """
+    given: Any = optimizer
+    # Not 0 and 1: no optimizer may have a rate of 0.
+    constant = (replace(given, learning_rate=rate) for rate in (1.0, 2.0))
+    layers = layers_of(problem)
+    at_1, at_2 = (each.hyper(first, steps, np.float64, 0.0, layers) for each in constant)
+    columns = np.flatnonzero((at_1 != at_2).any(axis=0))
+    slopes = at_2[:, columns] - at_1[:, columns]
+    rates = np.atleast_1d(np.asarray(optimizer.rates(first - 1, steps), dtype=np.float64))
+    return rates, columns, at_1[:, columns] - slopes, slopes
 
 
 def _steps_until_they_last(table: Callable[[int, int], Array], first: int) -> int:

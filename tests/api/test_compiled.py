@@ -163,7 +163,7 @@ def test_compiled_functions_have_the_bits_of_the_methods(shape, rest, optimizer,
 @pytest.mark.parametrize("sizes", [[4, 8, 1], [70, 40, 3], [40, 1, 35]], ids=str)
 def test_a_row_has_the_same_bits_on_every_instruction_set(monkeypatch, name, sizes):
     machine = Machine(cores=1, instruction_set=name)
-    for module in ("fastmlp.compiled", "fastmlp.dispatch.planning"):
+    for module in ("fastmlp.compiled.exchange", "fastmlp.dispatch.planning"):
         importlib.import_module(module)
         monkeypatch.setattr(f"{module}.machine_with", lambda threads: machine)
     for activation in ("relu", "gelu"):
@@ -483,6 +483,8 @@ def test_a_busy_handle_refuses_every_call():
         lambda: net.steps,
         net.push,
         net.pull,
+        lambda: net.learning_rate,
+        lambda: setattr(net, "learning_rate", 0.5),
     )
     for call in calls:
         with pytest.raises(BusyError, match="another thread"):
@@ -503,7 +505,7 @@ def test_a_busy_handle_refuses_every_call():
     assert np.isnan(integrand(4, places[0]))
     assert (out == 5.0).all() and not gradient.any()
     net._record["busy"] = 0
-    assert [each.ctypes.data for each in net._hyper] == [net._record["hyper"].item()]
+    assert [each.place for each in net._numbers] == [net._record["numbers"].item()]
     assert function(*places) == 0
     model.step(X, y)
     assert net.step(X, y) == model.step(X, y), "with the rates from before the pull"

@@ -8,6 +8,7 @@ import pytest
 
 import fastmlp.compiled
 from fastmlp import MLP, SGD, Adam, BusyError, DomainError, DTypeError, ShapeError
+from fastmlp.compiled import exchange
 
 
 def data(model, rows=8):
@@ -78,7 +79,7 @@ def test_a_push_after_an_interrupted_one_is_taken(monkeypatch, place):
     """The interrupt falls after the model was told, or after it was given the parameters."""
     model = MLP([4, 8, 1], seed=0)
     X, y = data(model)
-    net, calls, real = model.compiled(optimizer=Adam(1e-2)), [], fastmlp.compiled.at_once
+    net, calls, real = model.compiled(optimizer=Adam(1e-2)), [], exchange.at_once
     net.step(X, y)
 
     def then_interrupted(*arguments):
@@ -87,7 +88,7 @@ def test_a_push_after_an_interrupted_one_is_taken(monkeypatch, place):
         if len(calls) == place:
             raise Interrupted
 
-    monkeypatch.setattr(fastmlp.compiled, "at_once", then_interrupted)
+    monkeypatch.setattr(exchange, "at_once", then_interrupted)
     with pytest.raises(Interrupted):
         net.push()
     net.push()

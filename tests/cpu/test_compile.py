@@ -569,11 +569,13 @@ def test_a_row_added_by_a_user_trains(target, tmp_path, child_environment):
 ALLOCATIONS = """
 import json
 import numpy as np
-from numba.core.runtime import rtsys
+from numba.core.runtime import _nrt_python, rtsys
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.problem import Problem
 from tests.machines import team
 from tests.samples import sample
+# Not by NUMBA_NRT_STATS: as with any other setting, all would be compiled anew.
+_nrt_python.memsys_enable_stats()
 counts = {}
 for rule, names, loss, threads in (("sgd", ("relu", "identity"), "half_squared_error", 1),
                                    ("adam", ("gelu", "identity"), "softmax_cross_entropy", 3)):
@@ -597,6 +599,6 @@ print(json.dumps(counts))
 
 
 def test_nothing_is_allocated_within_an_epoch(child_environment):
-    found = run(ALLOCATIONS, {**child_environment, "NUMBA_NRT_STATS": "1"})
+    found = run(ALLOCATIONS, child_environment)
     assert found.pop("planted") == 1
     assert len(found) == 6 and all(count == [0, 0] for count in found.values()), found

@@ -77,6 +77,14 @@ def test_the_sdist_holds_what_its_own_commands_need(shipped):
     assert made == {"tests/cpu/bits.json"}
 
 
+def test_the_sdist_holds_every_file_of_the_repository(shipped):
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    assert len(tracked) > 400 and tracked <= shipped.keys(), tracked - shipped.keys()
+
+
 def test_every_link_of_a_shipped_page_leads_to_a_shipped_file(shipped):
     pages = {name: text for name, text in shipped.items() if name.endswith(".md")}
     links = [

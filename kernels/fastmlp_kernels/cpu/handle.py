@@ -8,7 +8,9 @@ import numpy as np
 # The methods of handles in compiled code are there once they have been imported.
 from fastmlp_kernels.cpu import handle_methods as handle_methods
 from fastmlp_kernels.cpu.c_functions import CFunctions
-from fastmlp_kernels.cpu.handle_calls import CALLS, HANDLE, enter, entries
+from fastmlp_kernels.cpu.handle_calls import enter, entries
+from fastmlp_kernels.cpu.handle_numbers import StepNumbers
+from fastmlp_kernels.cpu.handle_record import CALLS, HANDLE
 from fastmlp_kernels.cpu.handle_type import handle_type
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cpu.tables import PACK, PACKED, address
@@ -90,9 +92,11 @@ class Handle:
             "scales": factor.astype(dtype),
             "parameters": parameters,
             "state": state,
+            "rate": np.array([np.nan]),
+            "row": np.zeros(problem.hyper_columns, dtype),
         }
         # Of the optimizer: what the record points to, whatever was interrupted.
-        self._hyper: list[np.ndarray] = []
+        self._numbers: list[StepNumbers] = []
         self._writing = RLock()
         self._tables, self._entries = tables, entries()
         self._record = np.zeros(1, dtype=HANDLE)
@@ -108,7 +112,6 @@ class Handle:
             "slots": problem.slots,
             "row_tile": address(program.tiles[-1:]),
             "largest": tables["largest"][0],
-            "hyper_stride": tables["hyper_stride"][0],
             **{name: address(array) for name, array in self._kept.items()},
             **{f"{name}_table": address(tables[k:]) for k, name in enumerate(CALLS)},
         }
@@ -139,22 +142,20 @@ class Handle:
         self,
         parameters: np.ndarray,
         state: np.ndarray,
-        hyper: np.ndarray,
-        lasting: bool,
+        numbers: StepNumbers,
         origin: int,
     ) -> int:
         """Take parameters, a state and the numbers of steps from now on; return the answer.
 
-        `hyper` is dtype[steps, hyper_columns]; with `lasting`, its last row holds for ever.
         `origin` is what `_read` gives from then on.
         """
-        arrays = address(parameters), address(state), address(hyper)
+        arrays = address(parameters), address(state), numbers.place
         with self._writing:
-            self._hyper.append(hyper)
-            answer = self._enter("write", *arrays, len(hyper), 2 * origin + lasting)
+            self._numbers.append(numbers)
+            answer = self._enter("write", *arrays, origin)
             # A handle that was busy goes on with the old ones.
-            known = {address(each): each for each in (*self._hyper, hyper)}
-            self._hyper = [known[self._record["hyper"].item()]]
+            known = {each.place: each for each in (*self._numbers, numbers)}
+            self._numbers = [known[self._record["numbers"].item()]]
         return answer
 
     @property

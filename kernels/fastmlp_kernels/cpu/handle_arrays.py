@@ -10,7 +10,7 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
 
-from fastmlp_kernels.cpu.handle_calls import (
+from fastmlp_kernels.cpu.handle_record import (
     HANDLE,
     NO_CLASS,
     NO_FORWARD,

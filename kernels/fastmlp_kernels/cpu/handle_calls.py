@@ -1,8 +1,9 @@
 """Calls of a handle, compiled: what a user's own compiled code enters by address.
 
-A handle is a record of words, `HANDLE`. It has a settled table (`tables.STEP`) for each kind of
-call. A call here sets the few words in which two calls of a kind differ, and runs the table on one
-thread. Who calls has checked all shapes, and has claimed the handle: `claim` and `release`.
+A handle is a record of words, `handle_record.HANDLE`. It has a settled table (`tables.STEP`) for
+each kind of call. A call here sets the few words in which two calls of a kind differ, and runs the
+table on one thread. Who calls has checked all shapes, and has claimed the handle: `claim` and
+`release`.
 """
 
 import functools
@@ -13,12 +14,24 @@ from numba.core import types
 from fastmlp_kernels.compile import address_of, kernel, leaf, part
 from fastmlp_kernels.cpu.fused import run
 from fastmlp_kernels.cpu.gather import spread_rows
+from fastmlp_kernels.cpu.handle_numbers import rate_of, set_numbers, set_rate
+from fastmlp_kernels.cpu.handle_record import (
+    ALL,
+    BUSY,
+    DONE,
+    FOR_TRAINING,
+    HANDLE,
+    NO_FORWARD,
+    NO_NUMBERS,
+    NOT_FINITE,
+    STALE,
+    claim,
+    release,
+)
+from fastmlp_kernels.cpu.handle_type import doubles
 from fastmlp_kernels.cpu.intrinsics import (
-    atomic_store,
     call,
-    compare_and_swap,
     copy_bytes,
-    field_address,
     field_word,
     former_arithmetic,
     record_at,
@@ -31,71 +44,6 @@ from fastmlp_kernels.cpu.outputs import write_outputs
 from fastmlp_kernels.cpu.tables import INPUT_GRADIENT, PACK, PLAIN_TILE, STEP, TILE
 from fastmlp_kernels.cpu.team import CALLER
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS
-from fastmlp_kernels.records import table
-
-# The kinds of calls, each with a table of its own.
-CALLS = (
-    "predict",
-    "forward",
-    "backward",
-    "gradient",
-    "weighted_gradient",
-    "step",
-    "weighted_step",
-    "apply",
-)
-
-HANDLE = table(
-    "busy",  # 1 while a call works with the handle
-    "run",  # function: `fused.run`
-    *(f"{name}_table" for name in CALLS),
-    *(f"enter_{name}" for name in ("predict", "forward", "backward", "gradient", "step", "apply")),
-    "inputs",
-    "outputs",
-    "target_columns",
-    "parameter_count",
-    "labels",  # 1: targets are class labels
-    "batch_size",  # the most rows of any call but a prediction
-    "item",
-    "slots",  # of the optimizer's state
-    "largest",  # magnitudes from here on are not finite
-    "parameters",
-    "state",  # of the optimizer
-    "control",
-    "loss",  # of the last step or gradient
-    "targets",  # room for targets that have to be converted
-    "factors",  # room for a factor of each row's loss
-    "factor",  # float64: the factor of a batch of each number of rows, from 0 on
-    "scales",  # the same, rounded to the dtype
-    "hyper",  # rows of numbers of the optimizer, of one step after another
-    "hyper_stride",
-    "hyper_rows",
-    "lasting",  # 1: the last of those rows holds for all steps that follow
-    "row_tile",  # the TILE of one row
-    "taken",  # steps since those rows were set
-    "changes",  # steps and other changes of the parameters, since they were set as a whole
-    "origin",  # a number of whoever set them as a whole
-    "copies",  # which copies of the weights are up to date: see below
-    "rows",  # of the last forward pass, if a backward pass may follow; else 0
-)
-# No copies are up to date; all are but the first layer's transposed one, which only the gradient of
-# the inputs needs; all are.
-STALE, FOR_TRAINING, ALL = range(3)
-
-# What a call answers.
-DONE, BUSY, NOT_FINITE, NO_NUMBERS, NO_FORWARD, NO_CLASS = range(6)
-
-
-@part
-def claim(handle):
-    """Claim a handle for one call; return whether nobody else has it."""
-    return compare_and_swap(field_address(handle, "busy"), 0, 1)
-
-
-@part
-def release(handle):
-    """Let others have a handle."""
-    atomic_store(field_address(handle, "busy"), 0)
 
 
 @part
@@ -227,18 +175,6 @@ def _gradient(address, X, targets, rows, factors, gradient):
 
 
 @part
-def _set_numbers(handle, step):
-    """Point a table at the optimizer's numbers of the next step; return whether there are any."""
-    index = handle.taken
-    if index >= handle.hyper_rows:
-        if handle.lasting == 0:
-            return False
-        index = handle.hyper_rows - 1
-    step.hyper = handle.hyper + index * handle.hyper_stride
-    return True
-
-
-@part
 def _has_updated(handle):
     """Count a step, which has left all copies of the weights up to date but one."""
     handle.copies = FOR_TRAINING
@@ -252,7 +188,7 @@ def _step(address, X, targets, rows, factors, unused):
     handle = record_at(address, HANDLE, 0)
     place = handle.weighted_step_table if factors else handle.step_table
     step = record_at(place, STEP, 0)
-    if not _set_numbers(handle, step):
+    if not set_numbers(handle, step):
         return NO_NUMBERS
     _set_batch(handle, step, X, rows)
     step.Y, step.factors = targets, factors
@@ -266,7 +202,7 @@ def _apply(address, gradient, unused, unused_too, neither, nor_this):
     """Take a step along a gradient, or change nothing."""
     handle = record_at(address, HANDLE, 0)
     step = record_at(handle.apply_table, STEP, 0)
-    if not _set_numbers(handle, step):
+    if not set_numbers(handle, step):
         return NO_NUMBERS
     step.gradient = gradient
     handle.rows = 0
@@ -297,18 +233,16 @@ def _read(address, parameters, state, counts, unused, unused_too):
     return DONE
 
 
-def _write(address, parameters, state, hyper, rows, mark):
+def _write(address, parameters, state, numbers, origin, unused):
     """Copy parameters and the optimizer's state in; take the numbers of the steps from there on.
 
-    `mark` is twice the origin, and 1 more if the last of the numbers hold for all steps. So one
-    call sets all that belongs together, and no interrupt falls in between.
+    One call sets all that belongs together, and no interrupt falls in between.
     """
     handle = record_at(address, HANDLE, 0)
     count = handle.parameter_count
     _copy(handle, parameters, handle.parameters, count)
     _copy(handle, state, handle.state, handle.slots * count)
-    handle.hyper, handle.hyper_rows = hyper, rows
-    handle.origin, handle.lasting = mark // 2, mark % 2
+    handle.numbers, handle.origin = numbers, origin
     handle.taken = handle.rows = handle.changes = 0
     handle.copies = STALE
     return DONE
@@ -327,6 +261,18 @@ def _set_parameters(address, values, unused, unused_too, neither, nor_this):
     handle = record_at(address, HANDLE, 0)
     _copy(handle, values, handle.parameters, handle.parameter_count)
     written(handle)
+    return DONE
+
+
+def _read_rate(address, out, unused, unused_too, neither, nor_this):
+    """Copy out the learning rate of the next step, in float64."""
+    doubles(out)[0] = rate_of(record_at(address, HANDLE, 0))
+    return DONE
+
+
+def _write_rate(address, rate, unused, unused_too, neither, nor_this):
+    """Take a learning rate, in float64, for all steps from now on."""
+    set_rate(record_at(address, HANDLE, 0), doubles(rate)[0])
     return DONE
 
 
@@ -352,6 +298,8 @@ class Entries(NamedTuple):
     set_parameters: int
     read: int
     write: int
+    read_rate: int
+    write_rate: int
     predict_alone: int
     run: int
 
@@ -361,10 +309,11 @@ def entries() -> Entries:
     """Compile the calls, or load them, and return their addresses."""
     whole = types.int64
     training = _predict, _forward, _backward, _gradient, _step, _apply
+    moving = _set_parameters, _read, _write
     signature = whole(*[whole] * 6)
     leaves = [
         leaf(each, f"handle{each.__name__}", signature).address
-        for each in (*training, _set_parameters, _read, _write, _predict_alone)
+        for each in (*training, *moving, _read_rate, _write_rate, _predict_alone)
     ]
     return Entries(*leaves, address_of(run, (whole, whole)))
 

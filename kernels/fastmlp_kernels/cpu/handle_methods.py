@@ -3,6 +3,9 @@
 `fastmlp.compiled` documents the methods, where Python calls them.
 """
 
+import math
+
+from numba.core.imputils import lower_setattr
 from numba.extending import overload_attribute, overload_method
 
 from fastmlp_kernels.cpu.handle_arrays import (
@@ -26,7 +29,9 @@ from fastmlp_kernels.cpu.handle_arrays import (
     rows_of,
     targets_of,
 )
-from fastmlp_kernels.cpu.handle_calls import NO_CLASS, NOT_FINITE, release, written
+from fastmlp_kernels.cpu.handle_calls import written
+from fastmlp_kernels.cpu.handle_numbers import rate_of, set_rate
+from fastmlp_kernels.cpu.handle_record import NO_CLASS, NOT_FINITE, release
 from fastmlp_kernels.cpu.handle_type import HandleType, data_address, handle_address, numbers
 from fastmlp_kernels.cpu.intrinsics import call
 
@@ -220,3 +225,30 @@ def _outputs(net):
 @overload_attribute(HandleType, "parameter_count")
 def _parameter_count(net):
     return lambda net: record_of(net).parameter_count
+
+
+@overload_attribute(HandleType, "learning_rate")
+def _learning_rate(net):
+    def learning_rate(net):
+        handle = record_of(net)
+        claim_alone(handle)
+        rate = rate_of(handle)
+        release(handle)
+        return rate
+
+    return learning_rate
+
+
+@lower_setattr(HandleType, "learning_rate")
+def _set_learning_rate(context, builder, signature, arguments):
+    """Compile ``net.learning_rate = rate``, for which Numba has no decorator of its own."""
+
+    def set_learning_rate(net, rate):
+        if not 0 <= rate < math.inf:
+            raise ValueError("learning_rate: wanted a finite number of at least 0")
+        handle = record_of(net)
+        claim_alone(handle)
+        set_rate(handle, rate)
+        release(handle)
+
+    return context.compile_internal(builder, set_learning_rate, signature, arguments)

@@ -80,6 +80,16 @@ def numbers(typing_context, net, address):
 
 
 @intrinsic
+def singles(typing_context, address):
+    """Return a pointer to numbers in float32."""
+
+    def generate(context, builder, signature, values):
+        return builder.inttoptr(values[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+@intrinsic
 def doubles(typing_context, address):
     """Return a pointer to numbers in float64."""
 
