@@ -67,7 +67,7 @@ def test_updates_are_vectors(name, dtype, monkeypatch):
     updates.update.__wrapped__(name, dtype, instruction_set().panel(dtype))
     code = made[0]._library.get_llvm_str()
     kind = "float" if dtype == "float32" else "double"
-    # What is left are the ends of rows that fill no panel, and short rows that are brought together.
+    # What is left are ends of rows that fill no panel, and short rows that are brought together.
     alone = len(re.findall(rf"store {kind} ", code))
     vectors = len(re.findall(rf"store <\d+ x {kind}> ", code))
     assert alone <= 2 * (2 + OPTIMIZERS[name].slots) + 2, (alone, vectors)
