@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
 import tomllib
@@ -390,10 +391,12 @@ def test_a_wrong_command_line_is_explained(arguments, capsys):
 
 
 def test_the_command_is_installed_and_of_the_version_of_the_package():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    module, function = project["scripts"]["fastmlp"].split(":")
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    module, function = config["project"]["scripts"]["fastmlp"].split(":")
     assert module == "fastmlp.__main__" and callable(getattr(__main__, function))
-    assert project["version"] == fastmlp.__version__
+    source = config["tool"]["hatch"]["version"]
+    stated = re.search(source["pattern"], (ROOT / source["path"]).read_text())
+    assert stated and stated["version"] == fastmlp.__version__
     assert machine_file.stamp()["fastmlp"] == fastmlp.__version__
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, optimizers
+from fastmlp import MLP, SGD, Adagrad, Adam, AdamW, RMSprop, optimizer_base, optimizers
 from fastmlp.data.admission import admit
 from fastmlp.data.arrays import check_finite
 from fastmlp.device.machine import detect
@@ -55,7 +55,7 @@ def tables_made(monkeypatch):
         counts.append(count)
         return hyper_table(rule, settings, first, count, dtype, penalty)
 
-    monkeypatch.setattr(optimizers, "hyper_table", counting)
+    monkeypatch.setattr(optimizer_base, "hyper_table", counting)
     return counts
 
 
