@@ -220,6 +220,43 @@ def test_an_interrupt_while_threads_start_leaves_nobody_waiting(monkeypatch, mom
     assert nobody_stays()
 
 
+class Clock:
+    """Time that goes by only where somebody sleeps."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, 0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.slept += 1
+
+
+def test_calls_that_miss_the_threads_send_for_them_and_let_them_come_once(monkeypatch):
+    """A call here and there does neither, and no row of calls waits twice."""
+    clock, sent = Clock(), []
+    monkeypatch.setattr("fastmlp_kernels.cpu.team.time", clock)
+    bells = np.zeros(2, dtype=BELL)
+    waiting = Team(bells)
+    for state, waits in ((COMING, 1e-3), (LISTENING, 0.0), (COMING, 1e-3)):
+        bells["state"][1] = state
+        clock.now += 1.0
+        for place in range(9):
+            before, asked = clock.now, len(sent)
+            waiting.miss(lambda: sent.append(clock.now))
+            assert len(sent) == asked + (place > 0)
+            waited = clock.now - before
+            assert waited == pytest.approx(waits if place == 3 else 0.0, abs=1e-4), place
+            clock.now += 0.4e-3
+    clock.now, asked = clock.now + 1.0, len(sent)
+    for _ in range(5):
+        waiting.miss(lambda: sent.append(clock.now))
+        clock.now += 1.1e-3
+    assert len(sent) == asked
+
+
 def test_a_thread_leaves_by_the_clock():
     """And not after some number of turns, which take long where processors are busy."""
 

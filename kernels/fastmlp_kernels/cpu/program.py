@@ -38,9 +38,6 @@ from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, STOP, Machine, Proble
 
 # Rows up to which a prediction reads the weights where they are, and a forward pass.
 DIRECT_ROWS, FEW_ROWS = 32, 4
-# Calls that a team was missing in are frequent if they come so fast, in seconds: it is then sent
-# for, and there for the next ones.
-FREQUENT = 1e-3
 # Multiply-adds of a prediction between two looks at signals: some hundredths of a second.
 PIECE = 10**9
 # Words of the optimizer's state, slot by slot.
@@ -69,7 +66,6 @@ class FusedProgram(Layout):
         self._count, self._batches = problem.parameter_count, problem.batches
         # In whole batches.
         self._piece = problem.batch_size * -(-PIECE // (self._count * problem.batch_size))
-        self._alone = -FREQUENT
         self._kept: dict[int, np.ndarray] = {}
         self._settled: tuple = ()
         self._team: Team | None = None
@@ -285,10 +281,8 @@ class FusedProgram(Layout):
             self._point(at.X, X, len(X), self.problem.sizes[0])
             self._point(at.out, out, len(X), self.problem.sizes[-1])
         if threads > 1 and not found & TOGETHER:
-            now = time.monotonic()
-            if now - self._alone < FREQUENT:
-                self._send_for(threads)
-            self._alone = now
+            team = self._team = self._team or Team(self.constants["bells"])
+            team.miss(lambda: self._send_for(threads))
         return found & FINITE != 0
 
     def _prepare_team(self, threads, rows):

@@ -1,6 +1,7 @@
 """A team of threads that run one compiled call together and meet at a spinning barrier."""
 
 import ctypes
+import math
 import os
 import sys
 import time
@@ -38,6 +39,9 @@ ARRIVAL_NANOSECONDS = 10_000_000
 # After so long a thread is asked for once more: the first may have died before it came.
 REPEAT_SECONDS = 2.0
 GIVE_UP_SECONDS = 60.0
+# Calls that follow each other so fast are a row; and how long threads are let come, at most.
+FREQUENT_SECONDS = 1e-3
+LET_COME_SECONDS = 1e-3
 # Pauses before a waiting thread lets others run: about 50 us. Where there are more threads than
 # processors, the one that is waited for gets its turn.
 PATIENCE = 2000
@@ -241,6 +245,8 @@ class Team:
     def __init__(self, bells: np.ndarray) -> None:
         self._states = bells["state"]
         self._process = os.getpid()
+        # When calls missed the threads last, and first in a row.
+        self._missed = self._first_missed = -math.inf
 
     def run(self, work: Callable[[int], bool], threads: int, before_start: Callable) -> None:
         """Run a call with so many threads, the last one in this thread.
@@ -295,6 +301,35 @@ class Team:
             before_start()
         for thread in missing:
             self._start(work, thread, [])
+
+    def miss(self, send: Callable[[], None]) -> None:
+        """Note that a call had to do without the threads; they may still be of use to the next.
+
+        They are sent for where such calls follow each other closely, and once in a row of such
+        calls they are let come: a thread takes Python's lock some times before it is in compiled
+        code, which takes 10 ms where the caller gives the lock up for tens of microseconds only.
+
+        Parameters
+        ----------
+        send : callable
+            Sends for the threads.
+        """
+        now, last = time.monotonic(), self._missed
+        self._missed = now
+        if now - last >= FREQUENT_SECONDS:
+            self._first_missed = now
+            return
+        send()
+        if now - self._first_missed >= FREQUENT_SECONDS:
+            self._first_missed = math.inf
+            self._let_come()
+            # The row goes on from here.
+            self._missed = time.monotonic()
+
+    def _let_come(self) -> None:
+        begun = time.monotonic()
+        while (self._states == COMING).any() and time.monotonic() - begun < LET_COME_SECONDS:
+            time.sleep(5e-5)
 
     def _is_missing(self, thread: int, asked: float) -> bool:
         state = self._states[thread + 1]
