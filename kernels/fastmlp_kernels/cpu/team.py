@@ -214,11 +214,13 @@ def choose_places(places: np.ndarray) -> bool:
         return False
     start = allowed.index(here) + 1
     others = allowed[start:] + allowed[: start - 1]
-    places.fill(0)
+    masks = np.zeros_like(places)
     for each in allowed:
-        _add(places[0], each)
+        _add(masks[0], each)
     for row, each in enumerate([here, *others[: threads - 1]], start=1):
-        _add(places[row], each)
+        _add(masks[row], each)
+    # Threads that wait read these at any time: none of them shall see a mask without processors.
+    places[...] = masks
     return True
 
 

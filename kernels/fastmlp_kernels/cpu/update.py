@@ -72,8 +72,8 @@ def update(  # noqa: C901 (loops that are compiled as one function)
                     if penalized:
                         squares = add(squares, old * old)
         elif in_one_run and columns == stride and 2 * columns < panel:
-            # Rows shorter than a vector, one right after another. Where those of the tile are too,
-            # all of them are one run of vectors: 0.6 of the time for 4 columns of Adam (AVX2).
+            # Rows shorter than a vector follow each other without a gap. Once those of the tile do
+            # too, all are one run of vectors: 0.6 of the time for 4 columns of Adam (AVX2).
             for r in range(1, rows):
                 for j in range(columns):
                     write(g, r * columns + j, read(g, r * width + j, GRADIENT), GRADIENT)
