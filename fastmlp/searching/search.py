@@ -1,7 +1,7 @@
 """A search as one call."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -46,8 +46,8 @@ def search(
 ) -> SearchResult:
     """Train every candidate of a grid on every fold, and the best one on all rows.
 
-    Candidates of one shape are trained side by side. Each is what `MLP.fit` alone makes of it on
-    the rows of the fold, bit for bit on a CPU, whatever else is searched and whoever computes it.
+    Candidates of one shape are trained side by side. On a CPU each has the bits of `MLP.fit` on the
+    rows of the fold, whatever else is searched and whoever computes it.
 
     Parameters
     ----------
@@ -56,32 +56,26 @@ def search(
     grid : dict of str to list, or several of them
         Every combination of the values is a candidate. The names are the keywords of `MLP`, with
         `hidden_sizes` in the place of `sizes`; `optimizer`, `batch_size`, `l2`, `shuffle` and
-        `class_weight`, as in `MLP.fit`; and `learning_rate`, of the optimizer.
+        `class_weight` of `MLP.fit`; and `learning_rate`, of the optimizer.
     cv : int, splitter or pairs, optional
-        How many folds, 5 by default; an object with scikit-learn's ``split(X, y)``; or pairs
-        (train, test) of the numbers of the rows. A number of folds are dealt out at random by
-        `fold_seed`, each class evenly.
+        How many folds, by default 5, dealt out by `fold_seed`, each class evenly; an object with
+        scikit-learn's ``split(X, y)``; or pairs (train, test) of numbers of rows.
     validation_data : (X, y) or (X, y, weights), optional
         What to judge by in the place of folds: candidates are then trained on all rows.
     metric : str or callable, optional; higher_is_better : bool, optional
-        What to judge by: "loss" or a metric of `MLP.evaluate`; by default what suits the loss. Of a
-        function, say which numbers are the better ones.
-    epochs : int
-        Of every candidate that is trained to the end.
-    halving : float, optional
-        Above 1: only one of so many candidates goes on, after a part of the epochs that grows by
-        the same factor. With 3 and 27 epochs, a third of them goes on after 1, 3 and 9 epochs.
+        "loss", or a metric of `MLP.evaluate`; by default what suits the loss. Of a function, which
+        numbers are the better ones.
+    epochs : int; halving : float, optional
+        With 27 epochs and a halving of 3, the best third goes on after 1, after 3 and after 9.
     sample_weight : array-like (rows,), optional
-        As in `MLP.fit`; the means of the judged rows are weighted by it too.
-    bootstrap : bool
-        Whether each candidate is trained on rows drawn with replacement, by its seed: their
-        weights are multiplied by how often each was drawn.
-    refit : bool
-        Whether the best candidate is trained on all rows, without `bootstrap`.
+        As in `MLP.fit`; it also weighs the rows that are judged by.
+    bootstrap : bool; refit : bool
+        Whether to train on rows drawn with replacement by the candidate's seed, as weights; and
+        whether to train the best candidate on all rows, each of them once.
     executor : concurrent.futures.Executor, optional
-        Who computes: threads, processes, or other machines. Parts that it loses are computed here.
+        Who computes: threads, processes, other machines. What it loses is computed here.
     device, kernel : str, optional; threads : int, optional
-        As in `MLP.fit`, of each part. With an executor a part has one thread by default.
+        As in `MLP.fit`, of each part; with an executor, one thread by default.
     **fixed
         What all candidates share, by the names of a grid.
 
@@ -101,18 +95,25 @@ def search(
     >>> len(found.candidates), found.fold_scores.shape
     (4, (4, 3))
     """
+    return _search(X, y, grid, locals())
+
+
+def _search(X: Any, y: Any, grid: Any, given: Mapping[str, Any]) -> SearchResult:
+    """Search, once all arguments have been checked, which are `given` by name."""
+    executor, metric, weight = (given[name] for name in ("executor", "metric", "sample_weight"))
     check_executor(executor)
-    where = asked(device, kernel, threads, None)
-    if executor is not None and threads is None:
+    place = given["device"], given["kernel"], given["threads"]
+    where = asked(*place, None)
+    if executor is not None and where.threads is None:
         where = where._replace(threads=1)
-    candidates = list_candidates(grid, fixed)
-    rows = SearchedRows(X, y, sample_weight, validation_data, bootstrap, metric, where)
-    trials = make_trials(candidates, fixed, rows.inputs, y)
-    rows.divide(trials, cv, fold_seed)
-    higher = _direction(metric, higher_is_better, rows.metrics)
-    stages = rungs(check_integer(epochs, "epochs", 1), len(trials), halving)
+    candidates = list_candidates(grid, given["fixed"])
+    rows = SearchedRows(X, y, weight, given["validation_data"], given["bootstrap"], metric, where)
+    trials = make_trials(candidates, given["fixed"], rows.inputs, y)
+    rows.divide(trials, given["cv"], given["fold_seed"])
+    higher = _direction(metric, given["higher_is_better"], rows.metrics)
+    epochs = check_integer(given["epochs"], "epochs", 1)
     progress = Progress(trials, rows)
-    for count, until in stages:
+    for count, until in rungs(epochs, len(trials), given["halving"]):
         progress.train(progress.best(count, higher), until, executor)
     ranks = progress.rank(higher)
     best = int(np.argmin(ranks))
@@ -123,8 +124,8 @@ def search(
             "order of 1"
         )
     model = None
-    if refit:
-        model = _refit(trials[best], X, y, epochs, sample_weight, (device, kernel, threads))
+    if given["refit"]:
+        model = _refit(trials[best], X, y, epochs, weight, place)
     name = "loss" if rows.metrics[0] is None else rows.metrics[0].name
     values = [each.values for each in trials]
     own = dict.fromkeys(each for one in candidates for each in one)

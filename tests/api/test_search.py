@@ -55,7 +55,9 @@ def fitted(candidate, rows, y, **more):
     kept = {name: candidate[name] for name in names}
     model = MLP(shape, candidate["activations"], candidate["loss"], **kept)
     optimizer = more.pop("optimizer", None) or Adam(candidate["learning_rate"])
-    more = {name: candidate[name] for name in ("batch_size", "l2", "shuffle", "class_weight")} | more
+    more = {
+        name: candidate[name] for name in ("batch_size", "l2", "shuffle", "class_weight")
+    } | more
     model.fit(X[rows], y[rows], optimizer=optimizer, progress=False, **more)
     return model
 
@@ -132,7 +134,9 @@ def test_halving_trains_the_best_on_as_if_nothing_had_stopped_them():
     assert sorted(epochs.tolist()) == [1] * 16 + [3] * 5 + [9] * 3
     last = epochs == 9
     assert halved.fold_scores[last].tobytes() == whole.fold_scores[last].tobytes()
-    assert halved.columns["train_loss"][last].tobytes() == whole.columns["train_loss"][last].tobytes()
+    assert (
+        halved.columns["train_loss"][last].tobytes() == whole.columns["train_loss"][last].tobytes()
+    )
     # Whoever is trained longer comes first.
     assert set(halved.columns["rank"][last]) == {1, 2, 3}
     first = fastmlp.search(X, LABELS, GRID, epochs=1, **more)
