@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from fastmlp.sklearn.onnx_conversion import register_onnx as register_onnx
     from fastmlp.sklearn.patching import patch as patch
     from fastmlp.sklearn.patching import unpatch as unpatch
+    from fastmlp.sklearn.searches import GridSearchCV as GridSearchCV
+    from fastmlp.sklearn.searches import HalvingGridSearchCV as HalvingGridSearchCV
+    from fastmlp.sklearn.searches import RandomizedSearchCV as RandomizedSearchCV
 
 _MODULE_OF = {
     "MLPClassifier": "estimators",
     "MLPRegressor": "estimators",
+    "GridSearchCV": "searches",
+    "RandomizedSearchCV": "searches",
+    "HalvingGridSearchCV": "searches",
     "EpochEnd": "callbacks",
     "register_onnx": "onnx_conversion",
     "patch": "patching",
