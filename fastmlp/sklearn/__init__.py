@@ -13,6 +13,8 @@ from fastmlp.sklearn.requirement import require_scikit_learn
 
 if TYPE_CHECKING:
     from fastmlp.sklearn.callbacks import EpochEnd as EpochEnd
+    from fastmlp.sklearn.ensembles import EnsembleClassifier as EnsembleClassifier
+    from fastmlp.sklearn.ensembles import EnsembleRegressor as EnsembleRegressor
     from fastmlp.sklearn.estimators import MLPClassifier as MLPClassifier
     from fastmlp.sklearn.estimators import MLPRegressor as MLPRegressor
     from fastmlp.sklearn.onnx_conversion import register_onnx as register_onnx
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "MLPClassifier": "estimators",
     "MLPRegressor": "estimators",
+    "EnsembleClassifier": "ensembles",
+    "EnsembleRegressor": "ensembles",
     "GridSearchCV": "searches",
     "RandomizedSearchCV": "searches",
     "HalvingGridSearchCV": "searches",

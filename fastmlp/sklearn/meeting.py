@@ -27,6 +27,9 @@ from fastmlp.training.trainer import Epoch, Trainer
 
 Array = NDArray[Any]
 
+# The most fits that wait for each other: each is a thread.
+MOST_FITS = 64
+
 _of_thread = threading.local()
 
 

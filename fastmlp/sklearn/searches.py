@@ -16,10 +16,10 @@ from sklearn.pipeline import Pipeline
 
 from fastmlp.sklearn.acceleration import say_once
 from fastmlp.sklearn.estimators import Accelerated
-from fastmlp.sklearn.meeting import Meeting
+from fastmlp.sklearn.meeting import MOST_FITS, Meeting
 
-# The most fits that wait for each other, and the most bytes of their rows.
-MOST_FITS, MOST_BYTES = 64, 2**28
+# Of the rows of fits that wait for each other.
+MOST_BYTES = 2**28
 
 
 class MeetingBackend(ThreadingBackend):
@@ -153,7 +153,7 @@ class GridSearchCV(SideBySide, PlainGridSearchCV):
     --------
     >>> from fastmlp.sklearn import GridSearchCV, MLPRegressor
     >>> grid = {"alpha": [1e-4, 1e-2], "random_state": [0, 1]}
-    >>> search = GridSearchCV(MLPRegressor((8,), tol=0.1), grid, cv=2).fit(X, y)
+    >>> search = GridSearchCV(MLPRegressor(hidden_layer_sizes=(8,), tol=0.1), grid, cv=2).fit(X, y)
     >>> search.best_params_["alpha"] in grid["alpha"]
     True
     """
@@ -173,7 +173,7 @@ class RandomizedSearchCV(SideBySide, PlainRandomizedSearchCV):
     --------
     >>> from fastmlp.sklearn import MLPRegressor, RandomizedSearchCV
     >>> drawn = {"alpha": [1e-4, 1e-3, 1e-2], "random_state": [0, 1]}
-    >>> regressor = MLPRegressor((8,), tol=0.1)
+    >>> regressor = MLPRegressor(hidden_layer_sizes=(8,), tol=0.1)
     >>> search = RandomizedSearchCV(regressor, drawn, n_iter=3, cv=2, random_state=0).fit(X, y)
     >>> len(search.cv_results_["params"])
     3
@@ -197,7 +197,7 @@ class HalvingGridSearchCV(SideBySide, PlainHalvingGridSearchCV):
     --------
     >>> from fastmlp.sklearn import HalvingGridSearchCV, MLPRegressor
     >>> grid = {"alpha": [1e-4, 1e-3, 1e-2], "random_state": [0, 1]}
-    >>> regressor = MLPRegressor((8,), tol=0.1)
+    >>> regressor = MLPRegressor(hidden_layer_sizes=(8,), tol=0.1)
     >>> search = HalvingGridSearchCV(regressor, grid, cv=2, random_state=0).fit(X, y)
     >>> search.n_candidates_[0]
     6
