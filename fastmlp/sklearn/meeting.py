@@ -89,6 +89,8 @@ class Meeting:
     def __init__(self, places: int) -> None:
         self.places = places
         self._lock = threading.Lock()
+        # Whose turn it is: threads that all want the interpreter only take it from each other.
+        self._turn = threading.Lock()
         self._waiting: list[Seat] = []
         # Fits that have not ended, and may still come.
         self._left = 0
@@ -105,7 +107,8 @@ class Meeting:
         def attend(*given: Any, **keywords: Any) -> Any:
             _of_thread.meeting = self
             try:
-                return function(*given, **keywords)
+                with self._turn:
+                    return function(*given, **keywords)
             finally:
                 _of_thread.meeting = None
                 with self._lock:
@@ -121,6 +124,15 @@ class Meeting:
             self._refuse_if_closed()
             self._waiting.append(seat)
             self._begin()
+        self._turn.release()
+        try:
+            self._wait_or_train(seat)
+        finally:
+            self._turn.acquire()
+        if seat.error is not None:
+            raise seat.error
+
+    def _wait_or_train(self, seat: Seat) -> None:
         seat.called.wait()
         if seat.group:
             try:
@@ -130,8 +142,6 @@ class Meeting:
                 release(seat.group, error)
                 raise
             release(seat.group)
-        if seat.error is not None:
-            raise seat.error
 
     def close(self) -> None:
         """Let nobody wait any more."""
