@@ -33,8 +33,8 @@ from fastmlp.data.validation import Validation, check_validation, hold_out, vali
 from fastmlp.data.weighting import check_weights
 from fastmlp.description import Described
 from fastmlp.dispatch.planning import Where, asked
-from fastmlp.errors import DomainError, known_keywords
 from fastmlp.distributed.data_parallel import check_parallel
+from fastmlp.errors import DomainError, known_keywords
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metrics, monitors
 from fastmlp.optimizers import Optimizer, check_optimizer
@@ -252,7 +252,7 @@ class Network(Described):
         self, share: Any, beside: Any, data: Rows, sample_weight: Any
     ) -> tuple[Data, Any, dict[str, Validation]]:
         """Return what is left to train on, its weights, and a part that is held out."""
-        if isinstance(data, ChunkedData):
+        if not isinstance(data, Data):
             raise DomainError(
                 f"validation_split: got {share!r} with Chunks, wanted validation_data="
             )

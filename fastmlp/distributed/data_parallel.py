@@ -7,14 +7,14 @@ from fastmlp.distributed.communicators import as_communicator
 from fastmlp.distributed.shares import check_size
 from fastmlp.errors import DomainError, DTypeError, known_keywords
 
-# More parts than this would not be told apart by sums of ones in float32 (2**24) with a wide margin.
+# Bad parts are counted in the model's dtype: float32 counts to 2**24.
 MOST_SHARDS = 2**16
 
 
 @known_keywords
 @dataclass(frozen=True)
 class DataParallel:
-    """How the ranks of a communicator train one model: ``fit(..., communicator=DataParallel(...))``.
+    """How ranks train one model: ``fit(..., communicator=DataParallel(...))``.
 
     The rows of all ranks are cut into `shards` parts, one after another, by halving. A mini-batch
     takes its share of rows from each part, and each part is shuffled on its own, by the seed, the

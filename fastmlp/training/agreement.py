@@ -1,4 +1,4 @@
-"""What the ranks of a fit tell each other, so that all go on or all stop, and nobody waits for ever.
+"""What the ranks of a fit tell each other, so that all go on or all stop.
 
 Every rank makes the same calls in the same order. Each is a *round*: a sum, of the gradient of a
 batch, or a gathering of records. A rank that fails anywhere takes part in the round that the others
@@ -148,16 +148,22 @@ class Agreement:
         ) from None
 
 
-def check_alike(records: list[dict[str, Any]], what: str = "") -> None:
+def check_alike(records: list[dict[str, Any]], hint: str = "") -> None:
     """Raise an error that names the first thing that differs between the ranks' records."""
+    found = difference(records)
+    if found is not None:
+        raise DomainError(f"communicator: got {found}, wanted the same on all ranks{hint}")
+
+
+def difference(records: list[dict[str, Any]]) -> str | None:
+    """Return in words what differs between the ranks' records, or None."""
     first = records[0]
     for rank, record in enumerate(records):
         for name in sorted({*first, *record} - {"raw"}):
-            if first.get(name) != record.get(name):
-                raise DomainError(
-                    f"communicator: got {name}={first.get(name)} on rank 0 and {name}="
-                    f"{record.get(name)} on rank {rank}, wanted the same on all ranks{what}"
-                )
+            one, other = first.get(name), record.get(name)
+            if one != other:
+                return f"{name}={one} on rank 0 and {name}={other} on rank {rank}"
+    return None
 
 
 def _undisturbed(work: Callable[[], T]) -> T:

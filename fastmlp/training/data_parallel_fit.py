@@ -16,7 +16,7 @@ from fastmlp.data.weighting import Weights
 from fastmlp.dispatch.planning import Where, machine_with
 from fastmlp.distributed.shares import rows_of_rank, shares
 from fastmlp.errors import DeviceError, DomainError, DTypeError, NonFiniteTrainingError
-from fastmlp.training.agreement import NONE, SUM, Agreement, check_alike
+from fastmlp.training.agreement import NONE, SUM, Agreement, check_alike, difference
 from fastmlp.training.checkpoints import digest
 from fastmlp.training.data_parallel_trainer import DataParallelTrainer, ShardOrders
 from fastmlp.training.epochs import Epoch
@@ -25,12 +25,11 @@ from fastmlp.training.options import Options, settings_of
 
 # Rows whose digests tell whether all ranks were given the same ones.
 FIRST_ROWS = 64
+RESUMED = "; all ranks have to find the same checkpoint"
 OWN = "; each rank gives its own rows: see rows_of_rank, or DataParallel(..., shared_rows=True)"
 
 
-def check_supported(
-    given: Mapping[str, Any], X: Any, members: int | None, where: Where
-) -> Where:
+def check_supported(given: Mapping[str, Any], X: Any, members: int | None, where: Where) -> Where:
     """Refuse what a fit on several ranks cannot do; return where it runs."""
     kind, split = given["class_weight"], given["validation_split"]
     if members is not None:
@@ -108,12 +107,10 @@ def share(agreement: Agreement, data: Any, where: Where) -> tuple[OwnRows, Where
     if where.threads is None:
         here = Counter(each["host"] for each in records)[shown["host"]]
         where = where._replace(threads=max(1, machine_with(None).cores // here))
-    return OwnRows(*data, rows=sum(counts)), where
+    return OwnRows(data.X, data.y, data.labels, data.vector, sum(counts)), where
 
 
-def share_weights(
-    agreement: Agreement, data: Any, options: Options
-) -> tuple[Options, str]:
+def share_weights(agreement: Agreement, data: Any, options: Options) -> tuple[Options, str]:
     """Return the options with the weights of all ranks' rows, and the digest of all data.
 
     The digest is that of the shards' digests, so that it does not depend on the number of ranks.
@@ -140,7 +137,7 @@ def share_weights(
 
 
 def _on_rank(agreement: Agreement, options: Options, weights: Weights | None) -> Options:
-    """Return the options of this rank: the first one alone writes files, and shows how far it is."""
+    """Return the options of this rank: the first one alone writes files and lines."""
     options = replace(options, weights=weights)
     if agreement.ranks.rank:
         options = replace(options, checkpoints=(), progress=False, verbose=0)
@@ -188,8 +185,13 @@ class DataParallelFit(Fit):
             "epochs of this fit": len(self.history),
         }
         goes_on = self._training and len(self.history) < self.options.epochs
-        records = self._agreement.gather(alike, then=lambda records: SUM if goes_on else NONE)
-        check_alike(records, "; of a checkpoint, one that all ranks can read")
+
+        def then(records: list[dict[str, Any]]) -> str:
+            # Sums over networks of other sizes cannot even tell of a failure.
+            return SUM if goes_on and difference(records) is None else NONE
+
+        records = self._agreement.gather(alike, then=then)
+        check_alike(records, RESUMED if self.options.resume is not None else "")
         super().run()
 
     def _stopping(self) -> Sequence[int]:
@@ -200,12 +202,12 @@ class DataParallelFit(Fit):
         def then(records: list[dict[str, Any]]) -> str:
             return NONE if last or any(each["stop"] for each in records) else SUM
 
-        shown = {"stop": own, "parameters": zlib.crc32(self.state.parameters)}
+        shown = {"stop": own, "parameters": zlib.crc32(self.state.parameters.tobytes())}
         records = self._agreement.gather(shown, then=then)
         for each in records:
             each["digest of the parameters"] = each.pop("parameters")
             each["epoch"] = len(self.history)
-        stop = any(each.pop("stop") for each in records)
+        stop = any([each.pop("stop") for each in records])
         check_alike(records, ": callbacks may change a model only if they do so on all of them")
         return self._training if stop else ()
 

@@ -1,7 +1,6 @@
 """One epoch after another on rows that ranks share, to the same bits for any number of ranks."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +16,9 @@ from fastmlp.optimizer_base import Update
 from fastmlp.state.finite import all_finite
 from fastmlp.state.parameters import aligned_zeros
 from fastmlp.training.agreement import BAD, GATHERING, LOSS, MESSAGE_WORDS, STOPPED, SUM, Agreement
+from fastmlp.training.epochs import Numbers
 from fastmlp.training.sharding import Part, Sharding
-from fastmlp.training.trainer import Numbers, Trainer
+from fastmlp.training.trainer import Trainer
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP, Problem, Program, parameter_layout
 
 Array = NDArray[Any]
@@ -86,7 +86,7 @@ class DataParallelTrainer(Trainer):
 
     def _begin(
         self, programs: Programs, data: Any, batch_size: int, where: Where, update: Update
-    ) -> tuple[Plan, Program]:
+    ) -> tuple[Plan, Any]:
         kind: dict[str, Any] = {"labels": data.labels, "update": update}
         plan = programs.shelf(data.rows, batch_size, where, **kind).plan
         where = where._replace(kernel=plan.kernel.name)
@@ -152,9 +152,11 @@ class ShardedProgram:
         """Copy, unless it is the same array."""
         self._program.to_host(array, out)
 
-    def prepare(self, *arrays: Any) -> None:
+    def prepare(
+        self, parameters: Array, state: Array, X: Array, y: Array, weighted: bool, penalized: bool
+    ) -> None:
         """See `Program.prepare`."""
-        self._program.prepare(*arrays[:4], True, False)
+        self._program.prepare(parameters, state, X, y, True, False)
 
     def epoch(
         self,

@@ -108,7 +108,7 @@ class Trainer:
 
     def _begin(
         self, programs: Programs, data: Any, batch_size: int, where: Where, update: Update
-    ) -> tuple[Plan, Program]:
+    ) -> tuple[Plan, Any]:
         kind: dict[str, Any] = {"labels": data.labels, "update": update}
         return self._take(programs.shelf(len(data.X), batch_size, where, **kind))
 

@@ -48,9 +48,7 @@ def elementwise(function: Callable, *arrays: np.ndarray) -> np.ndarray:
     return np.fromiter(values, dtype=first.dtype, count=first.size).reshape(first.shape)
 
 
-def keep_masks(
-    problem: Problem, hyper: np.ndarray, rows: int, first: int = 0
-) -> list[np.ndarray]:
+def keep_masks(problem: Problem, hyper: np.ndarray, rows: int, first: int = 0) -> list[np.ndarray]:
     """Return what each hidden layer's activation is multiplied by in a step of so many rows.
 
     `first` is the place of the first of them in the whole batch.
