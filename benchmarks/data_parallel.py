@@ -21,6 +21,7 @@ import numpy as np
 from fastmlp import MLP, Adam
 from fastmlp.dispatch.planning import readable_time
 from fastmlp.distributed import DataParallel, rows_of_rank
+from fastmlp.distributed.communicators import as_communicator
 from fastmlp.distributed.ranks import HALVING_BYTES, Ranks
 
 # A step of one network takes some tenths of a millisecond, of another a tenth of a second.
@@ -55,7 +56,10 @@ def measure() -> list[dict[str, float]]:
         own = rows_of_rank(rows, world.rank, world.size)
         options = {"epochs": 2, "batch_size": batch_size, "optimizer": Adam(1e-3), "threads": 1}
         times: dict[str, list[float]] = {"alone": [], "together": [], "sum": []}
-        ranks, summed = Ranks(world_of(world)), np.zeros(MLP(sizes).parameters.size, np.float32)
+        ranks, summed = (
+            Ranks(as_communicator(world)),
+            np.zeros(MLP(sizes).parameters.size, np.float32),
+        )
         for _ in range(REPEATS):
             # In turns, so that a change of the machine's speed meets both.
             model = MLP(sizes)
@@ -73,13 +77,6 @@ def measure() -> list[dict[str, float]]:
                 times["sum"].append(time.perf_counter() - started)
         found.append({name: float(np.median(each or [0.0])) for name, each in times.items()})
     return found
-
-
-def world_of(world: object) -> object:
-    """Return what carries the messages of an MPI communicator."""
-    from fastmlp.distributed.communicators import as_communicator
-
-    return as_communicator(world)
 
 
 def step_seconds(computing: float, size: int, ranks: int, network: Network) -> float:
@@ -111,7 +108,7 @@ def step_seconds(computing: float, size: int, ranks: int, network: Network) -> f
 
 
 def least_computing(size: int, ranks: int, network: Network) -> float:
-    """Return the seconds that a rank has to compute a step, for half of the time to be computing."""
+    """Return the seconds that a rank has to compute for half of its time to be computing."""
     low, high = 1e-7, 1e3
     for _ in range(60):
         middle = (low * high) ** 0.5
@@ -144,13 +141,14 @@ def report(measured: list[dict[str, float]], network: Network) -> str:
         second.append(row)
     head = ["network", "batch", "parameters", "one process", "two ranks", "of it the sum", "gain"]
     many = [text for ranks in RANKS for text in (f"{ranks:,} ranks", "rows from which it pays")]
-    network_in_words = (
-        f"Simulated: each rank has a machine of its own and as many rows of a batch as the whole batch "
-        f"above. A message takes {readable_time(network.latency)} and {network.bandwidth / 1e9:g} GB "
-        f"a second; ranks differ by {SPREAD:.0%}. The share of a step that is computing, and the rows of a "
-        "batch on each rank from which that is a half:"
+    words = (
+        "Simulated: each rank has a machine of its own, and as many rows of a batch as the whole "
+        f"batch above. A message takes {readable_time(network.latency)} and "
+        f"{network.bandwidth / 1e9:g} GB a second, and ranks differ by {SPREAD:.0%}. The table has "
+        "the share of a step that is computing, and the rows of a batch on each rank from which "
+        "that share is a half."
     )
-    return f"{table(head, first)}\n{network_in_words}\n\n{table(['network', *many], second)}"
+    return f"{table(head, first)}\n{words}\n\n{table(['network', *many], second)}"
 
 
 def main() -> int:

@@ -119,10 +119,23 @@ def test_one_shard_gives_the_bits_of_a_plain_fit(dropout, weights):
     assert bits(found) == bits(plain)
 
 
+def test_a_penalty_is_that_of_a_plain_fit():
+    def make():
+        return MLP([5, 17, 3], seed=4)
+
+    plain, options = make(), {"epochs": 3, "batch_size": 30, "l2": 0.5}
+    plain.fit(X, Y, sample_weight=WEIGHTS, **options)
+    (found,) = on_ranks(1, 1, make, (X, Y), WEIGHTS, **options)
+    assert found.parameters.tobytes() == plain.parameters.tobytes()
+    assert plain.history.penalty.all()
+    # The squares are summed in another order.
+    np.testing.assert_allclose(found.history.penalty, plain.history.penalty, rtol=1e-6)
+
+
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weighted"])
 def test_a_fit_is_a_loop_of_steps_over_its_batches(weights):
     def make():
-        return MLP([5, 17, 3], "tanh", seed=4, dtype="float64")
+        return MLP([5, 17, 3], "tanh", seed=4, dtype="float64", dropout=0.2)
 
     x, y = X.astype(np.float64), Y.astype(np.float64)
     first, _ = on_ranks(2, 8, make, (x, y), weights, epochs=3, batch_size=30, optimizer="adam")
@@ -164,7 +177,9 @@ def test_stopping_plateaus_and_the_best_epoch_are_those_of_one_rank():
     }
     found = []
     for size in (1, 2, 4):
-        found += [bits(each) for each in on_ranks(size, 8, lambda: MLP([5, 9, 3]), (X, Y), **options)]
+        found += [
+            bits(each) for each in on_ranks(size, 8, lambda: MLP([5, 9, 3]), (X, Y), **options)
+        ]
     assert len(set(found)) == 1
     assert 3 < len(np.frombuffer(found[0][2])) < 30
 

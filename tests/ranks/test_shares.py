@@ -72,6 +72,14 @@ def test_with_one_shard_the_order_is_that_of_any_fit():
         np.testing.assert_array_equal(part.order(5, epoch, True), orders.next())
 
 
+def test_each_shard_and_epoch_has_an_order_of_its_own():
+    part = Sharding(400, 400, 4).part(slice(None))
+    orders = [
+        order - order.min() for k in (0, 1) for order in part.order(5, k, True).reshape(4, -1)
+    ]
+    assert len({order.tobytes() for order in orders}) == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [((10, 0, 3), DomainError), ((10, 2, 2), DomainError), ((10, 0.0, 2), DTypeError)],
