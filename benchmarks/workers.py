@@ -227,18 +227,12 @@ class Pool:
     def open(self, everyone: tuple[Competitor, ...]) -> None:
         """Start and validate everybody: nothing is timed yet, so several do so at a time."""
         self.everyone = everyone
-        expected, places = {}, {}
-        for case in dict.fromkeys(case for case, _ in everyone):
-            try:
-                expected[case] = oracle(case)
-            except MissingPackageError as error:
-                without = [competitor for competitor in everyone if competitor[0] == case]
-                self.refusals |= dict.fromkeys(without, Missing(str(error)))
+        expected = self.oracles(everyone)
+        places: dict[Any, list[Competitor]] = {}
         for competitor in everyone:
             if competitor not in self.refusals:
-                family = BASELINES[competitor[1].provider].family
-                place = family if competitor[1].device == "cuda" else competitor
-                places.setdefault(place, []).append(competitor)
+                family = competitor[1].device == "cuda" and BASELINES[competitor[1].provider].family
+                places.setdefault(family or competitor, []).append(competitor)
         started: list[Worker] = []
         with ThreadPoolExecutor(count_cores()) as several:
             waiting = [
@@ -260,6 +254,17 @@ class Pool:
             except Failed as error:
                 self.refusals[competitor] = error
                 del self.workers[competitor]
+
+    def oracles(self, everyone: tuple[Competitor, ...]) -> dict[Any, Any]:
+        """Return what everybody must come to, by case; without its data nobody can be timed."""
+        expected = {}
+        for case in dict.fromkeys(case for case, _ in everyone):
+            try:
+                expected[case] = oracle(case)
+            except MissingPackageError as error:
+                without = [competitor for competitor in everyone if competitor[0] == case]
+                self.refusals |= dict.fromkeys(without, Missing(str(error)))
+        return expected
 
     def prepare(
         self,

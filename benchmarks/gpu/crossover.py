@@ -48,10 +48,11 @@ def run(context: Context) -> None:
     constants = {name: measured[name] for name in GPU_CONSTANTS if name in measured}
     named = choose(context.options.get("cases"), context.quick)
     for case in (*ladder(context.quick), *named):
+        name = f"{case.title}, {case.batch}"
         if context.left() <= 1:
-            context.keep("unfinished", f"no time was left from {case.title} on")
+            context.keep("unfinished", f"no time was left from {name} on")
             return
-        context.attempt(case.title, beside, case, constants, context.device)
+        context.attempt(name, beside, case, constants, context.device)
 
 
 def beside(case: Case, constants: dict[str, float], device: str = "cuda") -> dict[str, Any]:
