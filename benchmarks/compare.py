@@ -157,11 +157,11 @@ class Verdict:
     def threshold(self) -> float:
         """How far from 1 the median ratio has to be to count.
 
-        The median of n ratios has a standard error of about 0.93 of the distance of their quartiles
-        over the square root of n. Three of them are asked for, and `LEAST_DIFFERENCE`.
+        The median of n logarithms has a standard error of about 0.93 of the distance of their
+        quartiles over the square root of n. Three of them are asked for, and `LEAST_DIFFERENCE`.
         """
-        error = 0.93 * (self.ratio.high - self.ratio.low) / np.sqrt(len(self.ratios))
-        return max(LEAST_DIFFERENCE, 3 * float(error))
+        error = 0.93 * np.log(self.ratio.high / self.ratio.low) / np.sqrt(len(self.ratios))
+        return max(LEAST_DIFFERENCE, float(np.expm1(3 * error)))
 
     @property
     def word(self) -> str:

@@ -62,7 +62,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_the_slower_commit_is_named_and_nothing_is_left(repository, capsys):
-    quick, slow = commit(repository, 0.002, 1), commit(repository, 0.01, 1)
+    quick, slow = commit(repository, 0.001, 1), commit(repository, 0.02, 1)
     assert compare.run([quick, slow], ["2-20-5"], 0) == 1
     printed = capsys.readouterr().out
     assert "Slower: predict 2-20-5, 10 rows (" in printed and "Faster: nothing" in printed
