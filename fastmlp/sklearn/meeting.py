@@ -23,7 +23,8 @@ from fastmlp.sklearn.engine import Fit, Training
 from fastmlp.sklearn.kernels import KernelEngine
 from fastmlp.state.parameters import aligned_zeros
 from fastmlp.state.training_state import TrainingState
-from fastmlp.training.trainer import Epoch, Trainer
+from fastmlp.training.epochs import Epoch
+from fastmlp.training.trainer import Trainer
 
 Array = NDArray[Any]
 
