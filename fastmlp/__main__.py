@@ -93,7 +93,7 @@ def run_info(chosen: argparse.Namespace) -> int:
     """Describe a file."""
     from fastmlp.command.predicting import describe
 
-    print(describe(chosen.model))
+    sys.stdout.write(f"{describe(chosen.model)}\n")
     return 0
 
 
