@@ -280,6 +280,17 @@ def test_more_ranks_than_shards_are_refused():
         run_on_threads(4, lambda each: DataParallel(each, 2))
 
 
+def test_a_number_of_ranks_that_is_no_power_of_two_is_refused():
+    class Three:
+        rank, size = 1, 3
+
+        def exchange(self, partner, sent, received):
+            raise AssertionError
+
+    with pytest.raises(DomainError, match="got 3 ranks, wanted a power of two"):
+        MLP([4, 8, 1]).fit(X, Y, communicator=Three())
+
+
 def test_a_failure_between_two_rounds_is_told_in_the_next_one():
     """Whatever the round is that the others come to: a sum, or a gathering of records."""
     from fastmlp.training.agreement import MESSAGE_WORDS, STOPPED, Agreement

@@ -118,7 +118,7 @@ class FusedProgram(Layout):
         """
         self._settled = ()
         words, problem = self.words, self.problem
-        columns = self.columns and threads > 1 and stages & UPDATE != 0
+        columns = self.columns and threads > 1 and stages & (GATHER | UPDATE) == GATHER | UPDATE
         words[at.stages], words[at.threads] = stages, threads
         words[at.columns] = columns
         words[at.skips] = self.skips if stages & UPDATE else 0
@@ -390,7 +390,7 @@ class FusedProgram(Layout):
         self._keep(at.control, self.control, CONTROL_WORDS)
         self._keep_state(state)
         self.control.fill(0)
-        self._settle(GRADIENT | UPDATE, 1, (0, 1))
+        self._settle(GRADIENT | UPDATE, self._call_threads, (0, 1))
         self._point_vector(at.gradient, gradient, self._count)
         self._point(at.hyper, hyper, 1, problem.hyper_columns)
         words[at.finish] = self._update(False)
