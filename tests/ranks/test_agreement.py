@@ -7,7 +7,7 @@ import pytest
 
 import fastmlp
 from fastmlp import MLP, Adam, Checkpoint
-from fastmlp.distributed import DataParallel, run_on_threads, threads
+from fastmlp.distributed import DataParallel, rows_of_rank, run_on_threads, threads
 from fastmlp.errors import (
     DeviceError,
     DomainError,
@@ -155,6 +155,18 @@ def test_parts_of_other_sizes_and_the_same_rows_are_refused():
         assert "got [30, 35] rows on the ranks, wanted [32, 33]" in str(error)
     for error, _ in errors(own_rows(lambda rank: slice(40))):
         assert "got the same first 40 rows on all 2 ranks" in str(error)
+
+
+def test_frames_with_other_columns_are_refused():
+    pandas = pytest.importorskip("pandas")
+
+    def change(communicator, model, given):
+        rows, names = rows_of_rank(80, communicator.rank, 2), list("abcd")
+        frame = pandas.DataFrame(X[rows], columns=names[:: -1 if communicator.rank else 1])
+        given.update(X=frame, y=Y[rows], communicator=communicator)
+
+    for error, _ in errors(change):
+        assert "names of the columns=['a', 'b', 'c', 'd'] on rank 0 and" in str(error)
 
 
 def test_numbers_that_overflow_on_one_rank_stop_all_before_the_update():
