@@ -9,6 +9,7 @@ CALLS = (
     "predict",
     "forward",
     "backward",
+    "input_backward",
     "gradient",
     "weighted_gradient",
     "step",

@@ -211,6 +211,21 @@ def atomic_store(typing_context, address, value):
 
 
 @intrinsic
+def publish(typing_context, address, value):
+    """Write the word at `address`: who reads it with `atomic_load` sees what was written before.
+
+    Nobody waits until all of that has reached the cache, as after `atomic_store`.
+    """
+
+    def generate(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], WORD.as_pointer())
+        builder.store_atomic(values[1], pointer, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
 def compare_and_swap(typing_context, address, expected, value):
     """Write the word at `address` if it holds what is expected; return whether it did."""
 

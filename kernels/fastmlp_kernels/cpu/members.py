@@ -7,6 +7,7 @@ is written, so the result does not depend on who trains which, or on how many th
 """
 
 import functools
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -203,7 +204,11 @@ class SideBySideProgram(FusedProgram):
         ]
         self._moves["start"], self._moves["stride"] = zip(*there, strict=True)
         self._turns[0] = 0
+        started = time.perf_counter()
         self._turn_takers.run(self._train, self.at_once, self._choose_processors)
+        seconds = time.perf_counter() - started
+        for each in self._programs:
+            each.took(seconds)
 
     def _train(self, thread: int) -> bool:
         return train_in_turns(address(self._shared), thread)
