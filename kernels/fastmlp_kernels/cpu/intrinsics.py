@@ -297,6 +297,54 @@ def give_way(typing_context):
     return types.void(), generate
 
 
+# The system call by which threads sleep and are woken, on Linux, by the processor's name in LLVM.
+FUTEX = {"x86_64": 202, "aarch64": 98}
+# Among the threads of one process.
+SLEEP, WAKE = 128, 129
+
+
+def _futex(builder, operation, address, value, timeout):
+    """Call the system; return False where it has no such call."""
+    number = FUTEX.get(builder.module.triple.partition("-")[0])
+    if number is None or not sys.platform.startswith("linux"):
+        return False
+    kind = ir.FunctionType(WORD, [WORD], var_arg=True)
+    function = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+    numbers = [ir.Constant(WORD, each) for each in (number, operation)]
+    builder.call(function, [numbers[0], address, numbers[1], value, timeout])
+    return True
+
+
+@intrinsic
+def sleep_on(typing_context, address, value, nanoseconds):
+    """Sleep until the word at `address` is woken, so long at most, if it holds `value` (32 bits).
+
+    Where the system has no such call it returns at once, as it may do anywhere.
+    """
+
+    def generate(context, builder, signature, values):
+        time = cgutils.alloca_once(builder, WORD, size=2)
+        second = ir.Constant(WORD, NANOSECONDS)
+        parts = builder.udiv(values[2], second), builder.urem(values[2], second)
+        for k, part in enumerate(parts):
+            builder.store(part, builder.gep(time, [ir.Constant(WORD, k)]))
+        _futex(builder, SLEEP, values[0], values[1], builder.ptrtoint(time, WORD))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def wake(typing_context, address):
+    """Wake the thread that sleeps on the word at `address`."""
+
+    def generate(context, builder, signature, values):
+        _futex(builder, WAKE, values[0], ir.Constant(WORD, 1), ir.Constant(WORD, 0))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 # No trap, rounding to nearest, subnormal numbers as they are.
 STANDARD_ARITHMETIC = 0x1F80
 CONTROL = ir.IntType(32)
