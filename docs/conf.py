@@ -25,6 +25,7 @@ root_doc = "docs/index"
 include_patterns = [
     "*.md",
     "docs/*.md",
+    "docs/guide/*.md",
     "docs/decisions/*.md",
     "docs/reference/**.rst",
     "docs/examples/**.rst",

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from fastmlp.optimizers import AdamW as AdamW
     from fastmlp.optimizers import RMSprop as RMSprop
     from fastmlp.plateau import ReduceOnPlateau as ReduceOnPlateau
+    from fastmlp.searching.result import SearchResult as SearchResult
+    from fastmlp.searching.search import search as search
     from fastmlp_kernels.algebra import ACTIVATIONS as ACTIVATIONS
     from fastmlp_kernels.algebra import INITIALIZERS as INITIALIZERS
     from fastmlp_kernels.algebra import LOSSES as LOSSES
@@ -85,6 +87,8 @@ _NAMES_OF = {
     "fastmlp.loading": ("load", "from_torch"),
     "fastmlp.loggers": ("CSVLogger", "TensorBoard"),
     "fastmlp.metrics": ("Evaluation",),
+    "fastmlp.searching.result": ("SearchResult",),
+    "fastmlp.searching.search": ("search",),
     "fastmlp.errors": (
         "FastMLPError",
         "ShapeError",

@@ -5,7 +5,7 @@ import operator
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,8 +78,9 @@ class TrainingState:
     ----------
     parameters : ndarray
         dtype[P], or dtype[members, P]
-    seed : int
-        Of the order of the rows, with `epochs`; each other network has the next.
+    seed : int or sequence of int
+        Of the order of the rows, with `epochs`; each other network has the next, or a seed of its
+        own.
     epochs, steps : int
         Finished epochs of all fits; steps taken with the present optimizer's state.
     rule : str or None
@@ -93,16 +94,23 @@ class TrainingState:
     lock : ModelLock
     """
 
+    # Of each network, where they have seeds of their own.
+    _seeds: tuple[int, ...] | None = None
+
     def __init__(
         self,
         parameters: Array,
-        seed: int,
+        seed: int | Sequence[int],
         epochs: Any = None,
         steps: Any = None,
         rule: str | None = None,
         slots: Array | None = None,
     ) -> None:
-        self.parameters, self.seed, self.lock = parameters, seed, ModelLock()
+        if not isinstance(seed, int):
+            self._seeds = seeds = tuple(seed)
+            seed = seeds[0]
+        self.seed = seed
+        self.parameters, self.lock = parameters, ModelLock()
         # While an epoch runs: what was before it.
         self.backup: Snapshot | None = None
         _states.add(self)
@@ -126,8 +134,12 @@ class TrainingState:
             )
         counts = int(epochs), int(steps)
         return TrainingState(
-            aligned(parameters), self.seed + index, *counts, rule=rule, slots=aligned(slots)
+            aligned(parameters), self.seed_of(index), *counts, rule=rule, slots=aligned(slots)
         )
+
+    def seed_of(self, member: int) -> int:
+        """Return the seed of a network."""
+        return self.seed + member if self._seeds is None else self._seeds[member]
 
     @property
     def steps(self) -> Any:

@@ -26,7 +26,7 @@ class ChunkedOrders:
 
     def __init__(self, state: TrainingState, members: int, chunks: int, shuffle: bool) -> None:
         self._state, self._rest = state, (chunks, shuffle)
-        self._seeds = [state.seed + member for member in range(members)]
+        self._seeds = [state.seed_of(member) for member in range(members)]
 
     def next(self) -> ChunkedOrder:
         """Return the order of the next epoch."""

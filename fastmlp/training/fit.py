@@ -150,7 +150,7 @@ class Fit:
         if isinstance(self.data, ChunkedData):
             return ChunkedOrders(state, members, self.trainer.chunks, options.shuffle)
         return Orders(
-            [state.seed + member for member in range(members)],
+            [state.seed_of(member) for member in range(members)],
             np.atleast_1d(state.epochs).tolist(),
             rows,
             options.epochs,

@@ -97,7 +97,7 @@ class HyperParameters:
         first, most = (max(1, n // (members * batches)) for n in (self._first, STEPS_AHEAD))
         epochs = min(first if new else 2 * len(self._ahead), most, self._left)
         constant = self._penalized and not self._weighted
-        penalties = np.tile(penalty[0], epochs) if constant else 0.0
+        own = len(penalty) > 1 and constant
         if self._penalized and self._weighted and new:
             # Only a decay that belongs to the gradient counts here. The penalty is added to it.
             share = not OPTIMIZERS[self._problem.optimizer].decoupled
@@ -105,9 +105,10 @@ class HyperParameters:
             self._decays = np.array(decays)[:, None]
 
         def numbers(optimizer: Optimizer, step: int, member: int) -> Array:
+            penalties = np.tile(penalty[member if own else 0], epochs) if constant else 0.0
             rest = self._problem.dtype, penalties, layers
             table = optimizer.hyper(step + 1, epochs * batches, *rest)
-            set_dropout_keys(self._problem, table, state.seed + member, step + 1)
+            set_dropout_keys(self._problem, table, state.seed_of(member), step + 1)
             return table.reshape(epochs, batches, columns)
 
         if members == 1:
@@ -115,8 +116,8 @@ class HyperParameters:
         tables = np.empty((epochs, members, batches, columns), dtype=self._problem.dtype)
         made: dict[tuple[int, int, int], Array] = {}
         for member, given in enumerate(zip(optimizers, state.steps.tolist(), strict=True)):
-            # Only with dropout do two networks with one optimizer have numbers of their own.
-            key = id(given[0]), given[1], member if self._problem.dropout else 0
+            # Two networks with one optimizer have numbers of their own by dropout or by penalties.
+            key = id(given[0]), given[1], member if self._problem.dropout or own else 0
             if key not in made:
                 made[key] = numbers(*given, member)
             tables[:, member] = made[key]

@@ -74,9 +74,9 @@ class Trainer:
     where : Where
     weights : ndarray, optional
         float64[rows] or float64[members, rows], of the rows of the data.
-    l2 : float
-        ``l2 / 2`` times the sum of the squares of all weights, no biases, is added to the sum of
-        the losses of each mini-batch, before a mean divides it by the rows' weights.
+    l2 : float or sequence of float
+        ``l2 / 2`` times the sum of the squares of all weights, no biases, is added to the sum of a
+        mini-batch's losses, before a mean divides it by the rows' weights; also one a network.
     lazy : bool
         Whether a GPU's parameters and state may be ahead of the host's after `run`; whoever reads
         those calls `fetch` before.
@@ -99,12 +99,13 @@ class Trainer:
         where: Where = ANYWHERE,
         *,
         weights: Weights | None = None,
-        l2: float = 0.0,
+        l2: float | Sequence[float] = 0.0,
         lazy: bool = False,
         epochs: int | None = None,
         whole: bool = True,
     ) -> None:
-        self.state, self.data, self.weights, self.l2 = state, data, weights, l2
+        self.state, self.data, self.weights = state, data, weights
+        self.l2 = np.reshape(l2, (-1, 1))
         # Of this fit alone, until `close` lets others have them.
         self._taken: list[tuple[Shelf, tuple[Plan, Program]]] = []
         shelf = programs.shelf(len(data.X), batch_size, where, labels=data.labels, update=update)
@@ -113,7 +114,8 @@ class Trainer:
         self._counted = problem.batches if whole else 0
         self._programs, self._where, self._lazy = programs, where, lazy
         self._update = update
-        self._hyper = HyperParameters(problem, epochs, l2 > 0, weights is not None)
+        penalized = bool(self.l2.any())
+        self._hyper = HyperParameters(problem, epochs, penalized, weights is not None)
         sizes = batch_rows(problem.rows, batch_size).astype(np.float64)[None]
         even = np.ones_like(sizes) if problem.reduction == "sum" else 1.0 / sizes
         # Of rows without weights, the same for all networks.
@@ -125,7 +127,7 @@ class Trainer:
             self._starts = (problem.rows * np.arange(members)[:, None] + firsts).ravel()
         # The same arrays in every epoch: a program need not look again where they lie.
         self._losses = np.zeros(shape, dtype=problem.dtype)
-        self._squares = np.zeros(shape) if l2 else None
+        self._squares = np.zeros(shape) if penalized else None
         self._control = np.zeros((members, CONTROL_WORDS), dtype=np.int64)
         held = self._losses, self._control, self._squares
         self._losses_of, self._words, self._squares_of = map(self._of, held)

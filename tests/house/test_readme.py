@@ -10,14 +10,20 @@ from tests import ROOT
 
 # What a newcomer reads in two minutes.
 LONGEST_README = 120
+WITHOUT_CODE = {"installing.md"}
 
 
 def run_snippets(page, count, tmp_path):
     """Run the snippets of a page, so many of them at least; return what they printed."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+    return run(python_of(ROOT / page, count), tmp_path)
+
+
+def python_of(path, count):
+    """Return the snippets of a page as one program; there are so many of them at least."""
+    text = path.read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(snippets) >= count
-    return run("\n".join(snippets), tmp_path)
+    assert len(snippets) >= count, path
+    return "\n".join(snippets)
 
 
 def run(source, tmp_path):
@@ -60,7 +66,14 @@ def test_getting_started_runs_as_pasted(tmp_path):
 
 
 def test_the_guide_runs_as_pasted(tmp_path):
-    printed = run_snippets("docs/guide.md", 12, tmp_path).stdout
+    """Each page with names of its own, and all of them in one process: it starts once."""
+    pages = sorted((ROOT / "docs" / "guide").glob("*.md"))
+    assert len(pages) >= 10
+    sources = {path.name: python_of(path, 1) for path in pages if path.name not in WITHOUT_CODE}
+    lines = [
+        f"exec(compile({source!r}, {name!r}, 'exec'), {{}})" for name, source in sources.items()
+    ]
+    printed = run("\n".join(lines), tmp_path).stdout
     # The two deliberate mistakes say what was wrong with what.
     assert "binary_cross_entropy is defined for predictions in [0, 1]" in printed
     assert re.search(r"X: got .*5.*wanted .*8", printed)
@@ -73,7 +86,7 @@ def test_the_guide_runs_as_pasted(tmp_path):
 def test_the_example_of_another_library_runs(heading, package, tmp_path):
     """It is marked as `py`, since the guide must run without that library."""
     pytest.importorskip(package, reason=f"{package} is not installed")
-    text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/guide/saving.md").read_text(encoding="utf-8")
     section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"^```py\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     assert run(snippet, tmp_path).stdout == "True\n"
@@ -81,8 +94,8 @@ def test_the_example_of_another_library_runs(heading, package, tmp_path):
 
 def test_the_example_of_optuna_runs_and_prunes(tmp_path):
     pytest.importorskip("optuna", reason="Optuna is not installed")
-    text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
-    section = text.split("### Searching with Optuna")[1].split("\n## ")[0]
+    text = (ROOT / "docs/guide/ensembles.md").read_text(encoding="utf-8")
+    section = text.split("## Searching with Optuna")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"^```py\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     first = re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
     states = "print([trial.state.name for trial in study.trials])"
