@@ -12,6 +12,7 @@ from fastmlp.version import VERSION
 
 if TYPE_CHECKING:
     from fastmlp import datasets as datasets
+    from fastmlp import distributed as distributed
     from fastmlp import errors as errors
     from fastmlp import schedules as schedules
     from fastmlp import sklearn as sklearn
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fastmlp.errors import MissingPackageError as MissingPackageError
     from fastmlp.errors import ModelFileError as ModelFileError
     from fastmlp.errors import NonFiniteTrainingError as NonFiniteTrainingError
+    from fastmlp.errors import RankFailedError as RankFailedError
     from fastmlp.errors import ShapeError as ShapeError
     from fastmlp.errors import UnknownKeywordError as UnknownKeywordError
     from fastmlp.errors import UnknownNameError as UnknownNameError
@@ -104,11 +106,12 @@ _NAMES_OF = {
         "MissingPackageError",
         "ModelFileError",
         "NonFiniteTrainingError",
+        "RankFailedError",
     ),
     "fastmlp_kernels.algebra": ("ACTIVATIONS", "LOSSES", "OPTIMIZERS", "INITIALIZERS"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
-_SUBMODULES = ("datasets", "errors", "schedules")
+_SUBMODULES = ("datasets", "distributed", "errors", "schedules")
 # Not in `__all__`: it needs scikit-learn, which a star import must not need.
 _OPTIONAL_SUBMODULES = ("sklearn",)
 

@@ -68,6 +68,10 @@ class BusyError(FastMLPError, RuntimeError):
     """A model is being trained, so the call has changed nothing."""
 
 
+class RankFailedError(FastMLPError, RuntimeError):
+    """Another rank of a data-parallel fit has failed; the model holds the last good parameters."""
+
+
 class CallOrderError(FastMLPError, RuntimeError):
     """A method needs another one to be called first."""
 

@@ -1,5 +1,6 @@
 """Networks of one shape, one or many: what an `MLP` and an `Ensemble` have in common."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -17,6 +18,7 @@ from fastmlp.callbacks import (
 from fastmlp.data.admission import (
     ChunkedData,
     Data,
+    Rows,
     admit,
     admit_chunks,
     admit_inputs,
@@ -31,14 +33,24 @@ from fastmlp.data.validation import Validation, check_validation, hold_out, vali
 from fastmlp.data.weighting import check_weights
 from fastmlp.description import Described
 from fastmlp.dispatch.planning import Where, asked
+from fastmlp.distributed.data_parallel import check_parallel
 from fastmlp.errors import DomainError, known_keywords
 from fastmlp.history import History
 from fastmlp.metrics import Evaluation, check_metrics, monitors
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp.progress import shows_progress
 from fastmlp.state.parameters import check_finite_values
-from fastmlp.training.fit import Fit, Options
+from fastmlp.training.agreement import Agreement
+from fastmlp.training.data_parallel_fit import (
+    DataParallelFit,
+    check_supported,
+    share,
+    share_weights,
+    take_own,
+)
+from fastmlp.training.fit import Fit
 from fastmlp.training.inference import evaluate, predict, predict_array
+from fastmlp.training.options import Options
 
 Array = NDArray[Any]
 
@@ -88,6 +100,7 @@ class Network(Described):
         early_stopping: EarlyStopping | bool | None = None,
         callbacks: Any = None,
         resume: str | PathLike[str] | bool | None = None,
+        communicator: Any = None,
         device: str = "auto",
         kernel: str | None = None,
         threads: int | None = None,
@@ -123,6 +136,8 @@ class Network(Described):
             after each epoch, to read the model: True stops the fit, an array of bool its networks.
         resume : path or True, optional
             A `Checkpoint` to go on from, to the same bits; True is that of `callbacks`.
+        communicator : MPI communicator or DataParallel, optional
+            Trains on the rows of all its ranks: see `fastmlp.distributed`.
         device : {"auto", "cpu", "cuda"}; kernel : str, optional; threads : int, optional
             See `explain`; by default the fastest kernel, on at most ``self.threads`` threads.
         progress : bool, optional; verbose : int
@@ -145,9 +160,24 @@ class Network(Described):
 
     def _fit(self, X: Any, y: Any, given: Mapping[str, Any]) -> History:
         """Train, once all arguments of `fit` have been checked, which are `given` by name."""
+        parallel = check_parallel(given["communicator"])
+        if parallel is None:
+            return self._fit_rows(X, y, given, None)
+        agreement = Agreement(parallel)
+        return agreement.guard(lambda: self._fit_rows(X, y, given, agreement))
+
+    def _fit_rows(
+        self, X: Any, y: Any, given: Mapping[str, Any], agreement: Agreement | None
+    ) -> History:
         where = self._asked(given["device"], given["kernel"], given["threads"])
-        data, where, columns = self._admit_rows(X, y, where)
         sample_weight = given["sample_weight"]
+        if agreement is not None:
+            where = check_supported(given, X, self._members, where)
+            X, y, sample_weight = take_own(agreement, X, y, sample_weight)
+        data: Rows
+        data, where, columns = self._admit_rows(X, y, where)
+        if agreement is not None:
+            data, where = share(agreement, data, where)
         if given["validation_split"] is None:
             validation = self._admit_validation(given["validation_data"], where, columns)
         else:
@@ -172,11 +202,17 @@ class Network(Described):
             progress=given["progress"],
             verbose=given["verbose"],
         )
-        return self._state.lock.fit("fit", lambda: self._train(data, validation, options, columns))
+        kind: Any = Fit
+        if agreement is not None:
+            options, of_data = share_weights(agreement, data, options)
+            kind = functools.partial(DataParallelFit, agreement, of_data)
+        work = functools.partial(self._train, kind, data, validation, options, columns)
+        return self._state.lock.fit("fit", work)
 
     def _train(
         self,
-        data: Data | ChunkedData,
+        kind: Any,
+        data: Rows,
         validation: dict[str, Validation],
         options: Options,
         columns: Columns | None,
@@ -184,11 +220,11 @@ class Network(Described):
         # Weights written through a view are not checked on the way in.
         check_finite_values("parameters", self.parameters)
         programs = self._programs, self._alone
-        run = Fit(self, self._state, *programs, data, validation, options, self._members)
+        run = kind(self, self._state, *programs, data, validation, options, self._members)
         self._columns, self._vector = columns, data.vector
-        self.history = run.history
+        self.history = history = run.history
         run.run()
-        return run.history
+        return history
 
     def _admit_rows(
         self, X: Any, y: Any, where: Where
@@ -213,10 +249,10 @@ class Network(Described):
         return check_validation(given, admit_set, self._members)
 
     def _hold_out(
-        self, share: Any, beside: Any, data: Data | ChunkedData, sample_weight: Any
+        self, share: Any, beside: Any, data: Rows, sample_weight: Any
     ) -> tuple[Data, Any, dict[str, Validation]]:
         """Return what is left to train on, its weights, and a part that is held out."""
-        if isinstance(data, ChunkedData):
+        if not isinstance(data, Data):
             raise DomainError(
                 f"validation_split: got {share!r} with Chunks, wanted validation_data="
             )

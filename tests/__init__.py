@@ -5,6 +5,7 @@
 - `gpu`: everything of the GPU; `*_cases.py` run in Numba's simulator, as PTX on an emulated GPU
   (`gpu/emulator`), or on a GPU
 - `api`: what users call
+- `ranks`: fits on several ranks, which are threads, or processes of MPI or PyTorch
 - `scikit_learn`: `fastmlp.sklearn`, in the place of scikit-learn's own estimators
 - `pages`: the site: the examples of its reference, its links, its pages in a browser
 - `robustness`: attacks by threads, signals, forks, want of memory, hostile files, random calls

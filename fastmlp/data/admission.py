@@ -62,6 +62,26 @@ class Data(NamedTuple):
         return type(self.X) is np.ndarray and type(self.y) is np.ndarray
 
 
+class OwnRows(NamedTuple):
+    """What `Data` is, of one of several ranks; `rows` says how many all of them have."""
+
+    X: Array
+    y: Array
+    labels: bool
+    vector: bool
+    rows: int
+
+    @property
+    def batch_limit(self) -> int:
+        """How many rows a mini-batch may have."""
+        return self.rows
+
+    @property
+    def extent(self) -> str:
+        """How many rows there are, in words."""
+        return str(self.rows)
+
+
 @dataclass
 class ChunkedData:
     """Data in chunks, each of which is checked when it is loaded.
@@ -112,6 +132,9 @@ class ChunkedData:
                 "chunk 0"
             )
         return data
+
+
+Rows = Data | OwnRows | ChunkedData
 
 
 def admit_chunks(

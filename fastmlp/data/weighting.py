@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.arguments import check_number
-from fastmlp.data.admission import ChunkedData, Data
+from fastmlp.data.admission import ChunkedData, Data, OwnRows, Rows
 from fastmlp.data.arrays import host_array, host_copy
 from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp_kernels.problem import Problem
@@ -36,7 +36,7 @@ class BatchWeights(NamedTuple):
 
 
 def check_weights(
-    sample_weight: Any, class_weight: Any, data: Data | ChunkedData, members: int | None = None
+    sample_weight: Any, class_weight: Any, data: Rows, members: int | None = None
 ) -> Weights | Callable[[Data], Weights] | None:
     """Return one weight a row: the product of both kinds; None where none is given.
 
@@ -147,7 +147,7 @@ def _check_sum(weights: Weights, argument: str, hint: str = RATIOS) -> None:
         )
 
 
-def class_weights(class_weight: Any, data: Data, classes: int = 0) -> Weights:
+def class_weights(class_weight: Any, data: Data | OwnRows, classes: int = 0) -> Weights:
     """Return the weight of each row's class.
 
     `class_weight` maps each class of the rows to its weight, or is "balanced". The weight of a

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from fastmlp.errors import DeviceError, DeviceLostError, DeviceMemoryError
 from fastmlp.state.finite import all_finite
 from fastmlp.state.training_state import Snapshot, TrainingState
-from fastmlp_kernels.problem import DeviceMemory, Program
+from fastmlp_kernels.device_memory import DeviceMemory
+from fastmlp_kernels.problem import Program
 
 Array = NDArray[Any]
 

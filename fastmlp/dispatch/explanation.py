@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from fastmlp.arguments import check_integer
 from fastmlp.device.machine_file import stored_constants, stored_gpu_constants
+from fastmlp.dispatch.parallel import about_ranks, cost_of_ranks
 from fastmlp.dispatch.planning import (
     ONLY_BY_NAME,
     Plan,
@@ -14,6 +15,7 @@ from fastmlp.dispatch.planning import (
     readable_time,
     updated_by,
 )
+from fastmlp.distributed.costs import ParallelCost
 from fastmlp.errors import DTypeError, known_keywords
 from fastmlp.optimizers import Optimizer, check_optimizer
 from fastmlp_kernels.algebra import LOSSES
@@ -41,6 +43,7 @@ class Explanation:
 
     plan: Plan
     machine: Machine
+    parallel: ParallelCost | None = None
 
     @property
     def kernel(self) -> str:
@@ -95,6 +98,8 @@ class Explanation:
             lines += ["", self._about_threads()]
         if self.device == "cuda":
             lines += ["", self._about_copies()]
+        if self.parallel is not None:
+            lines += ["", about_ranks(self.parallel)]
         return "\n".join(lines)
 
     def _about_copies(self) -> str:
@@ -130,6 +135,7 @@ def explain(
     device: str = "auto",
     kernel: str | None = None,
     threads: int | None = None,
+    ranks: Any = None,
 ) -> Explanation:
     """Say which kernel would train a model, on which device, why, and what was rejected.
 
@@ -141,11 +147,16 @@ def explain(
         Rows of an epoch; one batch by default.
     optimizer, device, kernel, threads
         As in `MLP.fit`.
+    ranks : int, MPI communicator or DataParallel, optional
+        What a step would take on them, and whether that pays. Of a number of ranks each is taken
+        to have a machine like this one. With a communicator the sum of the gradient is measured,
+        and all its ranks have to call this.
 
     Returns
     -------
     Explanation
-        Prints as a table. It has `kernel`, `device`, `threads` and the predicted `seconds`.
+        Prints as a table. It has `kernel`, `device`, `threads` and the predicted `seconds`. Its
+        `parallel` has the `gain` of the ranks, and whether it `pays`.
 
     Raises
     ------
@@ -167,7 +178,9 @@ def explain(
     shape = replace(model.template, batch_size=batch_size, rows=rows, labels=labels)
     problem = updated_by(shape, check_optimizer(optimizer).update)
     machine = machine_with(model.threads if threads is None else check_threads(threads))
-    return Explanation(plan(problem, device, kernel, machine), machine)
+    chosen = plan(problem, device, kernel, machine)
+    parallel = None if ranks is None else cost_of_ranks(ranks, problem, machine)
+    return Explanation(chosen, machine, parallel)
 
 
 def readable_bytes(count: float) -> str:

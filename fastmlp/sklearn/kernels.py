@@ -26,7 +26,8 @@ from fastmlp.sklearn.engine import ScikitLearnEngine, Training
 from fastmlp.sklearn.optimizers import KernelOptimizer, state_names
 from fastmlp.state.parameters import aligned_zeros, bias_views, weight_views
 from fastmlp.state.training_state import TrainingState
-from fastmlp.training.trainer import Epoch, Trainer
+from fastmlp.training.epochs import Epoch
+from fastmlp.training.trainer import Trainer
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import parameter_layout
 

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 # Settings that are digests, which say nothing to a reader.
 DIGESTS = ("X, y or weights", "validation_data")
 # What files of older versions do not say.
-ADDED = ("metrics", "higher_is_better")
+ADDED = ("metrics", "higher_is_better", "shards")
 PROGRESS = ("best", "waited", "best_epoch", "trained")
 CALLBACKS = "callbacks."
 

@@ -15,7 +15,8 @@ from fastmlp.data.weighting import Weights
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.optimizer_base import Optimizer, Update
 from fastmlp.state.training_state import TrainingState
-from fastmlp.training.trainer import Epoch, Trainer
+from fastmlp.training.epochs import Epoch, joined
+from fastmlp.training.trainer import Trainer
 
 
 class ChunkedOrders:
@@ -173,17 +174,3 @@ class ChunkedTrainer:
         except RuntimeError:
             # The system starts no more threads: it is loaded here.
             return functools.partial(self._chunks.load, number)
-
-
-def joined(parts: Sequence[Epoch]) -> Epoch:
-    """Return the results of these parts as those of one epoch."""
-    last = parts[-1]
-    if len(parts) == 1:
-        return last
-    whole: dict[str, Any] = {
-        name: np.concatenate(
-            [np.broadcast_to(getattr(each, name), each.losses.shape) for each in parts], axis=1
-        )
-        for name in ("losses", "penalties", "weights")
-    }
-    return last._replace(seconds=sum(each.seconds for each in parts), **whole)

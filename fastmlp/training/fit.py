@@ -3,36 +3,31 @@
 Numbers have an axis of networks, of which a model that is a single network has one.
 """
 
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.callbacks import Callback, Checkpoint, EarlyStopping, EpochEnd, Patience, check_answer
-from fastmlp.data.admission import ChunkedData, Data
+from fastmlp.callbacks import EpochEnd, Patience, check_answer
+from fastmlp.data.admission import ChunkedData, Data, OwnRows
 from fastmlp.data.arrays import host_copy
 from fastmlp.data.batches import combine_losses
 from fastmlp.data.shuffling import Orders
 from fastmlp.data.validation import UNNAMED, Validation
-from fastmlp.data.weighting import Weights
-from fastmlp.dispatch.planning import Programs, Where, machine_with
+from fastmlp.dispatch.planning import Programs, machine_with
 from fastmlp.errors import NonFiniteTrainingError
 from fastmlp.files.contents import kind_of
 from fastmlp.history import History
-from fastmlp.metrics import Metric, columns, monitors
-from fastmlp.optimizer_base import Optimizer, joint_update
+from fastmlp.metrics import monitors
+from fastmlp.optimizer_base import joint_update
 from fastmlp.plateau import Plateaus
 from fastmlp.progress import Report
 from fastmlp.state.finite import largest_magnitude
 from fastmlp.state.training_state import TrainingState
 from fastmlp.training.checkpoints import (
     CheckpointWriter,
-    digest,
-    keepers,
     progress_of,
     read_checkpoint,
     restore_states,
@@ -40,8 +35,10 @@ from fastmlp.training.checkpoints import (
     take_up,
 )
 from fastmlp.training.chunked_trainer import ChunkedOrders, ChunkedTrainer
+from fastmlp.training.epochs import Epoch
 from fastmlp.training.inference import evaluate
-from fastmlp.training.trainer import Epoch, Trainer
+from fastmlp.training.options import Options, settings_of
+from fastmlp.training.trainer import Trainer
 
 # What an `EpochEnd` has by names of its own.
 REPORTED = (
@@ -51,29 +48,6 @@ REPORTED = (
 
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Options:
-    """The checked arguments of a fit.
-
-    Of `optimizers` there is one for each network. The first of `metrics` is the score.
-    """
-
-    epochs: int
-    batch_size: int
-    optimizers: tuple[Optimizer, ...]
-    metrics: tuple[Metric, ...]
-    shuffle: bool = True
-    weights: Weights | Callable[[Data], Weights] | None = None
-    l2: float = 0.0
-    early_stopping: EarlyStopping | None = None
-    callbacks: tuple[Callback, ...] = ()
-    checkpoints: tuple[Checkpoint, ...] = ()
-    resume: str | None = None
-    where: Where = Where()
-    progress: bool | None = None
-    verbose: int = 0
 
 
 class Fit:
@@ -99,15 +73,14 @@ class Fit:
         state: TrainingState,
         together: Programs,
         alone: Programs,
-        data: Data | ChunkedData,
+        data: Data | ChunkedData | OwnRows,
         validation: Mapping[str, Validation],
         options: Options,
         members: int | None,
     ) -> None:
         self.model, self.state, self.alone, self.options = model, state, alone, options
         self.data, self.validation, self.members = data, validation, members
-        kind: Any = ChunkedTrainer if isinstance(data, ChunkedData) else Trainer
-        self.trainer = kind(
+        self.trainer = self._trainer(
             state,
             together,
             data,
@@ -136,6 +109,10 @@ class Fit:
         self.orders = self._orders(rows)
         self._take_rates()
 
+    def _trainer(self, *arguments: Any, **options: Any) -> Any:
+        kind: Any = ChunkedTrainer if isinstance(self.data, ChunkedData) else Trainer
+        return kind(*arguments, **options)
+
     def _take_rates(self) -> None:
         """Train on with the learning rates as plateaus have left them."""
         # New objects: the trainer looks their rates up anew.
@@ -145,7 +122,7 @@ class Fit:
         self._scheduled = [member for member, rate in enumerate(rates) if callable(rate)]
         self._rates = np.array([np.nan if callable(rate) else rate for rate in rates])
 
-    def _orders(self, rows: int) -> Orders | ChunkedOrders:
+    def _orders(self, rows: int) -> Any:
         state, members, options = self.state, self.problem.members, self.options
         if isinstance(self.data, ChunkedData):
             return ChunkedOrders(state, members, self.trainer.chunks, options.shuffle)
@@ -160,35 +137,7 @@ class Fit:
 
     def _settings(self, validation: Mapping[str, Validation]) -> dict[str, str]:
         """Return what decides the result of the fit, as texts."""
-        options = self.options
-        data: Any = self.data
-        weights: Any = options.weights
-        if isinstance(data, ChunkedData):
-            # The first chunk stands for all of them.
-            data, weights = data.first, weights and weights(data.first)
-        rule = options.early_stopping
-        # Equal ones are written once, whatever their number.
-        alike = all(each == options.optimizers[0] for each in options.optimizers)
-        optimizers = repr([*options.optimizers[: 1 if alike else None]])
-        kept = keepers(options.callbacks)
-        more = {"callbacks": _without_addresses(repr(kept))} if kept else {}
-        return {
-            **more,
-            "model": repr(self.model),
-            "rows": self.data.extent,
-            "X, y or weights": digest(data.X, data.y, weights),
-            "batch_size": str(options.batch_size),
-            "optimizer": _without_addresses(optimizers),
-            "shuffle": str(options.shuffle),
-            "l2": str(options.l2),
-            "early_stopping": str(rule),
-            "higher_is_better": str(rule and self.patience[0].higher_is_better),
-            "validation_rows": str(sum(len(data.X) for data, _ in validation.values())),
-            "validation_data": digest(
-                *(each for data, weights in validation.values() for each in (*data[:2], weights))
-            ),
-            "metrics": ", ".join(columns(validation, options.metrics)),
-        }
+        return settings_of(self.model, self.data, validation, self.options, self.patience)
 
     def _begin_checkpoints(self, validation: Mapping[str, Validation]) -> None:
         """Go on from a checkpoint, if that is wanted and there is one."""
@@ -393,8 +342,3 @@ class Fit:
         if self.members is not None:
             error.members = tuple(map(int, bad))
         raise error
-
-
-def _without_addresses(text: str) -> str:
-    """Return a text without the addresses of functions, which differ between processes."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)

@@ -20,7 +20,8 @@ from fastmlp.dispatch.planning import CHUNK_ROWS, Programs, Where
 from fastmlp.metrics import Evaluation, Metric, Predicted
 from fastmlp.state.training_state import TrainingState
 from fastmlp_kernels.algebra import LOSSES
-from fastmlp_kernels.problem import DeviceMemory, Problem, Program
+from fastmlp_kernels.device_memory import DeviceMemory
+from fastmlp_kernels.problem import Problem, Program
 
 Array = NDArray[Any]
 

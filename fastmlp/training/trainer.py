@@ -8,7 +8,7 @@ and hyper-parameters are made ahead, and all else is one operation on the arrays
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,42 +21,13 @@ from fastmlp.dispatch.planning import ANYWHERE, Plan, Programs, Shelf, Where
 from fastmlp.errors import DeviceLostError
 from fastmlp.optimizer_base import Optimizer, Update
 from fastmlp.state.training_state import TrainingState, applied_batches
+from fastmlp.training.epochs import Epoch, Numbers
 from fastmlp.training.hyper_parameters import HyperParameters
 from fastmlp.training.interrupts import run_interruptibly
-from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, DeviceMemory, Program
+from fastmlp_kernels.device_memory import DeviceMemory
+from fastmlp_kernels.problem import BATCHES, CONTROL_WORDS, STATUS, STOP, Program
 
 Array = NDArray[Any]
-Numbers = NDArray[np.float64]
-
-
-class Epoch(NamedTuple):
-    """What an epoch gave.
-
-    Attributes
-    ----------
-    losses, penalties : ndarray
-        float64[members, batches]: the reduced loss of each mini-batch, and its L2 penalty. The
-        numbers of a network that is left out mean nothing.
-    weights : ndarray
-        float64[members or 1, batches]: what a mean over mini-batches weighs them by.
-    seconds : float
-    bad_batches : ndarray
-        int64[members]: 0, or the number (from 1) of the mini-batch in which something was not
-        finite. Parameters and state are then those after the mini-batch before it.
-    finite : ndarray
-        bool[members]: whether the parameters and the optimizer's state were finite. If not, they
-        are again those from before the epoch.
-    failed : bool
-        Whether something was not finite, in any network.
-    """
-
-    losses: Numbers
-    penalties: Numbers
-    weights: Numbers
-    seconds: float
-    bad_batches: NDArray[np.int64]
-    finite: NDArray[np.bool_]
-    failed: bool
 
 
 class Trainer:
@@ -108,8 +79,7 @@ class Trainer:
         self.l2 = np.reshape(l2, (-1, 1))
         # Of this fit alone, until `close` lets others have them.
         self._taken: list[tuple[Shelf, tuple[Plan, Program]]] = []
-        shelf = programs.shelf(len(data.X), batch_size, where, labels=data.labels, update=update)
-        self.plan, self.program = self._take(shelf)
+        self.plan, self.program = self._begin(programs, data, batch_size, where, update)
         problem = self.plan.problem
         self._counted = problem.batches if whole else 0
         self._programs, self._where, self._lazy = programs, where, lazy
@@ -137,6 +107,12 @@ class Trainer:
         self._trained = members
         # A fit that fails before its first step goes back to this.
         self._at_first: Any = None
+
+    def _begin(
+        self, programs: Programs, data: Any, batch_size: int, where: Where, update: Update
+    ) -> tuple[Plan, Any]:
+        kind: dict[str, Any] = {"labels": data.labels, "update": update}
+        return self._take(programs.shelf(len(data.X), batch_size, where, **kind))
 
     def _of(self, array: Any) -> Any:
         """Return an array as the program takes it: that of one network has no axis of networks."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastmlp_kernels.algebra import ACTIVATIONS, LOSSES, OPTIMIZERS, rule_name
 from fastmlp_kernels.algebra.optimizers import HYPER_WIDTH
+from fastmlp_kernels.device_memory import DeviceMemory
 
 REDUCTIONS = ("mean", "sum", "batch_mean")
 DTYPES = ("float32", "float64")
@@ -230,39 +231,6 @@ class Machine:
     instruction_set: str = ""
 
 
-class DeviceMemory(Protocol):
-    """Memory that is not the host's, as a program uses it: see `cuda.memory.DeviceMemory`.
-
-    `traffic` counts what has moved to it and from it.
-    """
-
-    traffic: Any
-
-    def here(self) -> Any:
-        """Return a context in which any thread works on this program's device."""
-
-    def empty(self, shape: Any, dtype: Any) -> Any:
-        """Return a new device array, not written."""
-
-    def to_device(self, array: Any) -> Any:
-        """Return the array on the device; one that is there already is not copied."""
-
-    def write(self, array: np.ndarray, held: Any) -> None:
-        """Copy a host array into a device array of its shape."""
-
-    def to_host(self, held: Any, out: np.ndarray) -> None:
-        """Copy a device array into a host array of its shape, after all that was enqueued."""
-
-    def copy(self, held: Any, into: Any) -> None:
-        """Copy a device array into another one of its shape, in the order of the launches."""
-
-    def all_finite(self, *arrays: Any) -> bool:
-        """Return whether all elements of device arrays of one dtype are finite."""
-
-    def available(self) -> float:
-        """Return the bytes that data may take on the device."""
-
-
 class Program(Protocol):
     """A kernel built for a problem, with its workspace: what `Kernel.build` returns.
 
@@ -358,9 +326,21 @@ class Program(Protocol):
         """
 
     def value_and_gradient(
-        self, parameters: Any, X: Any, y: Any, gradient: Any, factors: np.ndarray | None = None
+        self,
+        parameters: Any,
+        X: Any,
+        y: Any,
+        gradient: Any,
+        factors: np.ndarray | None = None,
+        dropout: tuple[np.ndarray, int] | None = None,
+        unchanged: bool = False,
     ) -> float:
-        """Return the loss of at most `batch_size` rows and overwrite `gradient`."""
+        """Return the loss of at most `batch_size` rows and overwrite `gradient`.
+
+        `dropout`, which only programs of the host take, makes it that of a training step: the
+        step's `hyper` dtype[1, hyper_columns], and the place of the first row in its whole batch.
+        `unchanged` says that the last calls were this one or `update`, with the same parameters.
+        """
 
     def update(self, parameters: Any, gradient: Any, state: Any, hyper: Any) -> None:
         """Apply one step with `hyper` dtype[1, problem.hyper_columns]."""

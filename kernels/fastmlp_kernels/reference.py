@@ -48,12 +48,15 @@ def elementwise(function: Callable, *arrays: np.ndarray) -> np.ndarray:
     return np.fromiter(values, dtype=first.dtype, count=first.size).reshape(first.shape)
 
 
-def keep_masks(problem: Problem, hyper: np.ndarray, rows: int) -> list[np.ndarray]:
-    """Return what each hidden layer's activation is multiplied by in a step of so many rows."""
+def keep_masks(problem: Problem, hyper: np.ndarray, rows: int, first: int = 0) -> list[np.ndarray]:
+    """Return what each hidden layer's activation is multiplied by in a step of so many rows.
+
+    `first` is the place of the first of them in the whole batch.
+    """
     low, high = (int(number) for number in hyper[DROPOUT_KEY : DROPOUT_KEY + 2])
     masks = []
     for layer, rate in enumerate(problem.dropout):
-        keys = [row_key(low, high, layer, row) for row in range(rows)]
+        keys = [row_key(low, high, layer, first + row) for row in range(rows)]
         units, threshold = range(problem.sizes[layer + 1]), threshold_of(rate)
         kept = [[is_kept(key, unit, threshold) for unit in units] for key in keys]
         masks.append(np.array(kept) * np.array(1 / (1 - rate), problem.dtype))
@@ -167,9 +170,8 @@ class ReferenceProgram:
                 return
             part = slice(batch * self.problem.batch_size, (batch + 1) * self.problem.batch_size)
             rows, own = order[part], None if factors is None else factors[part]
-            self.masks = keep_masks(self.problem, hyper[batch], len(rows))
-            losses[batch] = self.value_and_gradient(parameters, X[rows], y[rows], gradient, own)
-            self.masks = []
+            given = X[rows], y[rows], gradient, own, (hyper[batch : batch + 1], 0)
+            losses[batch] = self.value_and_gradient(parameters, *given)
             if squares is not None:
                 squares[batch] = sum(
                     np.square(parameters[layer.weight], dtype=np.float64).sum()
@@ -214,12 +216,19 @@ class ReferenceProgram:
         if len(input_gradient):
             input_gradient[...] = dX
 
-    def value_and_gradient(self, parameters, X, y, gradient, factors=None):
+    def value_and_gradient(
+        self, parameters, X, y, gradient, factors=None, dropout=None, unchanged=False
+    ):
         """See `Program.value_and_gradient`."""
+        if dropout is not None:
+            hyper, first = dropout
+            self.masks = keep_masks(self.problem, hyper[0], len(X), first)
         self.forward(parameters, X, np.empty((len(X), self.problem.sizes[-1]), parameters.dtype))
         loss = self.loss(y, factors)
         gradient[...] = 0
         self.backward(parameters, None, gradient, X[:0])
+        self.masks = []
+        self.control[STATUS] = not (np.isfinite(loss) and np.isfinite(gradient).all())
         return loss
 
     def update(self, parameters, gradient, state, hyper):

@@ -43,6 +43,7 @@ from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
 from fastmlp_kernels.cpu.skipping import column_lists, forget_row_lists, row_lists
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
+    DROPOUT,
     FORWARD,
     GATHER,
     GRADIENT,
@@ -82,7 +83,7 @@ def _drop(step, index, first, last, hyper, source, out, leaf):
     layer, item, panel = layer_of(step, index), step.item, step.panel
     for j in range(panels_of(step, layer.fan_out)):
         offset = (j * step.panel_stride + first * panel) * item
-        place = (index, first, j * panel, layer.keep_threshold, layer.keep_scale)
+        place = (index, step.first_row + first, j * panel, layer.keep_threshold, layer.keep_scale)
         call(leaf, (source + offset, out + offset, last - first, panel, hyper) + place)
 
 
@@ -103,7 +104,7 @@ def _backward(step, first, last, hyper):
         out, kept = below.delta, below.kept
         largest = linear_backward(step, layer, first, last, out, kept, slope, finish)
         seen = max(seen, largest)
-        if below.keep_threshold and step.stages & UPDATE:
+        if below.keep_threshold and step.stages & DROPOUT:
             _drop(step, index - 1, first, last, hyper, out, out, step.dropout_in_place)
     if step.stages & INPUT_GRADIENT:
         out, columns = step.input_delta, step.input_columns
@@ -116,7 +117,7 @@ def _backward(step, first, last, hyper):
 @part
 def _forward(step, thread, first, last, hyper):
     """Bring a block of rows up to the outputs; return the largest magnitude met."""
-    shared, training, seen = step.columns, step.stages & UPDATE, 0
+    shared, training, seen = step.columns, step.stages & DROPOUT, 0
     for index in range(shared, step.layers):
         layer = layer_of(step, index)
         left = layer.training_input if training else layer.input
@@ -175,7 +176,7 @@ def _units(step, thread, work, rows, hyper):
         if packing and step.packed == UNPACKED and layer.fan_out > 1:
             inputs = 1  # for the biases alone
         shared = index == 0 and step.columns != 0
-        inside = layer.training_input if stages & UPDATE else layer.input
+        inside = layer.training_input if stages & DROPOUT else layer.input
         left = own_inputs(step, thread) if shared else inside
         transposed = index > 0 or (stages & INPUT_GRADIENT) != 0
         for i in range(inputs):

@@ -18,6 +18,7 @@ from fastmlp_kernels.cpu.skip_choice import choose_skips
 from fastmlp_kernels.cpu.straight_line import StraightLines, connect
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
+    DROPOUT,
     FORWARD,
     GATHER,
     GRADIENT,
@@ -124,6 +125,7 @@ class FusedProgram(Layout):
         words[at.skips] = self.skips if stages & UPDATE else 0
         words[at.unit_cost] = max(1, sum(self._costs[columns:]))
         words[at.rows], words[at.batches] = sizes
+        words[at.first_row] = 0
         words[at.sequential] = stages & UPDATE == 0
         words[at.panel_stride] = self.capacity * self.panel
         words[at.claims] = 0
@@ -223,7 +225,7 @@ class FusedProgram(Layout):
         """Set what all epochs of a kind have in common."""
         _, weighted, penalized, threads, *_ = kind
         problem, words = self.problem, self.words
-        stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE
+        stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE | DROPOUT
         self._settle(stages, threads, (problem.rows, self._batches))
         words[at.loss_rule] = loss_and_gradient(problem.rule, problem.dtype, weighted)
         words[at.factors] = 0
@@ -366,11 +368,19 @@ class FusedProgram(Layout):
                 words[at.output_slope] = activation_backward(name, problem.dtype)
         self._run()
 
-    def value_and_gradient(self, parameters, X, y, gradient, factors=None):
+    def value_and_gradient(
+        self, parameters, X, y, gradient, factors=None, dropout=None, unchanged=False
+    ):
         """See `Program.value_and_gradient`."""
         problem, rows = self.problem, len(X)
         self.rows = rows
-        self._once(parameters, PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT, rows)
+        stages = GATHER | FORWARD | LOSS | BACKWARD | GRADIENT
+        stages |= 0 if unchanged else PACK
+        stages |= 0 if dropout is None else DROPOUT
+        self._once(parameters, stages, rows)
+        if dropout is not None:
+            hyper, self.words[at.first_row] = dropout
+            self._point(at.hyper, hyper, 1, problem.hyper_columns)
         self._point(at.X, X, rows, problem.sizes[0])
         self._point(at.Y, y, rows, problem.target_columns)
         self._point_vector(at.target, gradient, self._count)

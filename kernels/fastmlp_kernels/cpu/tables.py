@@ -20,6 +20,8 @@ from fastmlp_kernels.records import table
 PACK, GATHER, FORWARD, OUTPUT, LOSS, UPSTREAM, BACKWARD, INPUT_GRADIENT, GRADIENT, UPDATE = (
     1 << k for k in range(10)
 )
+# Whether the forward and the backward pass are those of a training step.
+DROPOUT = 1 << 10
 
 # What ``step.skips`` holds, one bit each: the forward product over lists of k, the weight gradient
 # over lists of rows.
@@ -129,6 +131,7 @@ STEP_CALL = table(
     "abandoned",  # set by any thread for all: somebody said stop, the batch stays unfinished
     "rows",  # of the epoch
     "batches",
+    "first_row",  # the place of the first row in its whole batch, of which others have the rest
     "columns",  # 1: the team shares the columns of the first layer, each with its own X in panels
     "skips",  # lists that the first layer's products walk: bits above
     "packed",  # what of the weights is in panels: see below

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from fastmlp_kernels.problem import DeviceMemory
+from fastmlp_kernels.device_memory import DeviceMemory
 
 # A chunk of so many bytes takes milliseconds on the bus, many times what launching a copy and
 # waiting for it take; and page-locked memory is taken from everybody.

@@ -1,0 +1,1 @@
+"""Fits on several ranks: threads that play them, and processes that MPI or PyTorch connects."""

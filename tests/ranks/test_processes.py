@@ -1,0 +1,131 @@
+"""Ranks that are processes, of MPI and of PyTorch; one of them is killed or interrupted."""
+
+import functools
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastmlp import load
+from fastmlp.distributed import run_on_threads
+from tests.ranks import child
+
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+HAS_MPI = MPIEXEC is not None and importlib.util.find_spec("mpi4py") is not None
+with_mpi = pytest.mark.skipif(not HAS_MPI, reason="mpi4py and mpiexec are not installed")
+# No rank waits longer for one that has been killed.
+PATIENCE_SECONDS = 30.0
+# 20 were run by hand; each takes some seconds.
+KILLS = int(os.environ.get("FASTMLP_KILLS", "2"))
+
+
+@functools.cache
+def wanted(epochs=child.EPOCHS):
+    """Return what a rank that is alone leaves."""
+    return run_on_threads(1, lambda each: child.train(each, True, epochs))[0]
+
+
+def command(ranks, *arguments):
+    assert MPIEXEC is not None
+    return [MPIEXEC, "-n", str(ranks), sys.executable, "-m", "tests.ranks.child", *arguments]
+
+
+def begin(line, environment):
+    rest = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, env=environment, **rest)
+
+
+def found(output):
+    """Return what each rank has said, in their order. Lines of two ranks may run together."""
+    decoder, text, said = json.JSONDecoder(), output.strip(), []
+    while text:
+        value, end = decoder.raw_decode(text)
+        said.append(value)
+        text = text[end:].lstrip()
+    return [numbers for _, numbers in sorted(said)]
+
+
+@with_mpi
+@pytest.mark.parametrize(("ranks", "shared"), [(2, False), (4, True)], ids=["2", "4"])
+def test_ranks_of_mpi_give_the_bits_of_one(child_environment, ranks, shared):
+    line = command(ranks, "mpi", *(["--shared"] if shared else []))
+    ran = subprocess.run(line, env=child_environment, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr
+    assert found(ran.stdout) == [wanted()] * ranks
+
+
+def pid_of(folder, rank, process):
+    """Return the process of a rank, once it has begun."""
+    path = folder / f"{rank}.pid"
+    while not (path.is_file() and path.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    return int(path.read_text())
+
+
+@with_mpi
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_rank_that_is_killed_leaves_a_checkpoint_to_go_on_from(
+    tmp_path, child_environment, number
+):
+    epochs, generator = 2000, random.Random(number)
+    arguments = ["mpi", "--folder", str(tmp_path), "--checkpoint", "--epochs", str(epochs)]
+    process = begin(command(2, *arguments), child_environment)
+    victim = pid_of(tmp_path, generator.randrange(2), process)
+    pid_of(tmp_path, 0, process)
+    time.sleep(generator.uniform(0.0, 3.0))
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert time.monotonic() - killed < PATIENCE_SECONDS
+    assert process.returncode != 0
+    path, done = tmp_path / "fit.fastmlp", 0
+    if path.exists():
+        done = load(path).epochs_trained
+    size, target = generator.choice([1, 2, 4]), done + 3
+
+    def go_on(communicator):
+        return child.train(communicator, True, target, path)
+
+    # The settings of a checkpoint do not include the number of epochs.
+    assert run_on_threads(size, go_on) == [wanted_until(target)] * size
+
+
+@functools.cache
+def wanted_until(epochs):
+    return run_on_threads(1, lambda each: child.train(each, False, epochs))[0]
+
+
+@with_mpi
+def test_ctrl_c_on_one_rank_stops_all(tmp_path, child_environment, interrupts_heard):
+    arguments = ["mpi", "--folder", str(tmp_path), "--checkpoint", "--epochs", "100000"]
+    process = begin(command(2, *arguments), child_environment)
+    victim = pid_of(tmp_path, 1, process)
+    while not (tmp_path / "fit.fastmlp").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(victim, signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode != 0
+    assert "RankFailedError: communicator: got a failure (rank 1: KeyboardInterrupt" in errors
+
+
+@pytest.mark.peer
+def test_a_process_group_of_pytorch_is_a_communicator(tmp_path, child_environment):
+    pytest.importorskip("torch")
+    line = [sys.executable, "-m", "tests.ranks.child", "torch", "--folder", str(tmp_path)]
+    ranks = [
+        begin(line, {**child_environment, "RANK": str(rank), "WORLD_SIZE": "2"})
+        for rank in range(2)
+    ]
+    outputs = [each.communicate(timeout=200) for each in ranks]
+    assert [each.returncode for each in ranks] == [0, 0], outputs
+    assert [found(output)[0] for output, _ in outputs] == [wanted()] * 2
