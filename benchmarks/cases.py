@@ -1,12 +1,14 @@
 """The networks that are measured, their data and their initial weights: the same for everybody.
 
 Every case is trained on half the squared error, averaged over all elements, with the identity at
-the output. A case that is no variant has plain gradient descent, hidden ReLUs and float32.
+the output. A case that is no variant has plain gradient descent, hidden ReLUs and float32. Some are
+for a GPU alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -57,8 +59,14 @@ class Case:
         How many times as long as fastmlp the best peer should take on the CPU, at least.
     group : {"named", "own"}
         "named" are the shapes that fastmlp is tuned on, "own" those that it is not.
-    activation, optimizer, dtype : str
-        Of a variant, what is not ReLU, plain gradient descent or float32.
+    activation, optimizer, dtype, precision : str
+        Of a variant, what is not ReLU, plain gradient descent or float32. The precision is what
+        products may round their factors to, one of `fastmlp_kernels.problem.PRECISIONS`.
+    members : int
+        Networks that are trained side by side on the same rows in the same order, each from
+        initial weights of its own.
+    devices : tuple of str
+        Where it is measured.
     """
 
     name: str
@@ -71,14 +79,17 @@ class Case:
     activation: str = "relu"
     optimizer: str = "sgd"
     dtype: str = "float32"
+    precision: str = "float32"
+    members: int = 1
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     @property
     def title(self) -> str:
         """The name, and what makes it a variant."""
-        ways = zip(
-            (self.activation, self.optimizer, self.dtype), ("relu", "sgd", "float32"), strict=True
-        )
-        return " ".join([self.name, *(way for way, plain in ways if way != plain)])
+        ways = (self.activation, self.optimizer, self.dtype, self.precision)
+        plain = ("relu", "sgd", "float32", "float32")
+        others = [way for way, usual in zip(ways, plain, strict=True) if way != usual]
+        return " ".join([self.name, *others])
 
     @property
     def rows(self) -> int:
@@ -87,10 +98,10 @@ class Case:
 
     @property
     def flops_per_step(self) -> float:
-        """Floating-point operations of a step's matrix products (a multiply-add is two)."""
+        """Operations of a step's matrix products, of all members (a multiply-add is two)."""
         products = [fan_in * fan_out for fan_in, fan_out in pairwise(self.sizes)]
         # Forward and weight gradient of every layer, backward-data of all but the first.
-        return 2.0 * self.batch * (2 * sum(products) + sum(products[1:]))
+        return 2.0 * self.members * self.batch * (2 * sum(products) + sum(products[1:]))
 
     def passes(self, passes: int) -> int:
         """Return how often each provider has its turn when ordinary cases have `passes`."""
@@ -103,21 +114,40 @@ class Case:
 
     def data(self) -> Data:
         """Return the epoch's rows: noise, since what is learnt does not change the work."""
-        generator = np.random.default_rng(SEED)
-        X = generator.standard_normal((self.rows, self.sizes[0]), dtype=np.float32)
-        y = generator.standard_normal((self.rows, self.sizes[-1]), dtype=np.float32)
-        return Data(X.astype(self.dtype, copy=False), y.astype(self.dtype, copy=False))
+        return rows_of(self.sizes, self.rows, self.dtype)
 
-    def initial_weights(self) -> Weights:
-        """Return He's initial weights, and biases that are not zero so that each one matters."""
-        generator = np.random.default_rng(SEED + 1)
-        weights = []
-        for fan_in, fan_out in pairwise(self.sizes):
-            W = generator.standard_normal((fan_in, fan_out), dtype=np.float32)
-            b = generator.standard_normal(fan_out, dtype=np.float32)
-            W, b = W * np.float32(np.sqrt(2 / fan_in)), b * np.float32(0.1)
-            weights.append((W.astype(self.dtype), b.astype(self.dtype)))
-        return weights
+    def initial_weights(self) -> list[Weights]:
+        """Return each member's: He's initial weights, and biases that matter, as they are not zero.
+
+        The first member's do not depend on their number.
+        """
+        weights = first_weights(self.sizes)
+        scales = np.linspace(1.0, 0.5, self.members)
+        return [
+            [((W * scale).astype(self.dtype), (b * scale).astype(self.dtype)) for W, b in weights]
+            for scale in scales.astype(np.float32)
+        ]
+
+
+# Precisions of a case follow one another, and share their rows.
+@lru_cache(maxsize=1)
+def rows_of(sizes: tuple[int, ...], rows: int, dtype: str) -> Data:
+    """Return rows of noise, which nobody writes to."""
+    generator = np.random.default_rng(SEED)
+    X = generator.standard_normal((rows, sizes[0]), dtype=np.float32)
+    y = generator.standard_normal((rows, sizes[-1]), dtype=np.float32)
+    return Data(X.astype(dtype, copy=False), y.astype(dtype, copy=False))
+
+
+def first_weights(sizes: tuple[int, ...]) -> Weights:
+    """Return the initial weights of the first member."""
+    generator = np.random.default_rng(SEED + 1)
+    weights = []
+    for fan_in, fan_out in pairwise(sizes):
+        W = generator.standard_normal((fan_in, fan_out), dtype=np.float32)
+        b = generator.standard_normal(fan_out, dtype=np.float32)
+        weights.append((W * np.float32(np.sqrt(2 / fan_in)), b * np.float32(0.1)))
+    return weights
 
 
 def own(sizes: tuple[int, ...], batch: int, steps: int, reason: str) -> Case:
@@ -142,12 +172,35 @@ CASES = (
 QUICK_CASES = tuple(case.name for case in CASES[:3])
 
 
+def _on_gpu(name: str, sizes: tuple[int, ...], batch: int, steps: int, reason: str) -> Case:
+    return Case(name, sizes, batch, steps, reason, 1.0, devices=("cuda",))
+
+
+def _ensemble(sizes: tuple[int, ...], batch: int, steps: int, members: int) -> Case:
+    reason = "an ensemble: a network for each multiprocessor of an H100"
+    name = f"{members} x {'-'.join(map(str, sizes))}"
+    return replace(_on_gpu(name, sizes, batch, steps, reason), members=members)
+
+
+GPU_CASES = (
+    *CASES[:7],
+    _on_gpu("64x4", (64, *[64] * 4, 16), 16384, 16, "a surrogate: narrow, a large batch"),
+    _on_gpu("64x4-large", (64, *[64] * 4, 16), 262144, 2, "the same, a batch that fills any GPU"),
+    _on_gpu("128x4", (128, *[128] * 4, 16), 65536, 4, "twice as wide"),
+    _on_gpu("1024x3", (1024, *[1024] * 3, 10), 8192, 4, "wide: a matter of matrix products"),
+    _ensemble((16, 64, 1), 32, 100, 132),
+    _ensemble((64, 64, 10), 64, 50, 132),
+)
+QUICK_GPU_CASES = ("2-20-5", "64x4")
+EVERY_CASE = (*CASES, *GPU_CASES[7:])
+
+
 def find(name: str) -> Case:
     """Return the case of that name."""
-    for case in CASES:
+    for case in EVERY_CASE:
         if case.name == name:
             return case
-    known = ", ".join(case.name for case in CASES)
+    known = ", ".join(case.name for case in EVERY_CASE)
     raise ValueError(f"case: got {name!r}, wanted one of {known}")
 
 

@@ -40,6 +40,8 @@ class Setting:
         Processes, each with as many threads.
     notes : dict
         What else is on record, and the error that validation found.
+    version : str
+        Of the provider's library.
     """
 
     provider: str
@@ -52,6 +54,7 @@ class Setting:
     turns: dict[int, list[float]]
     jobs: int = 1
     notes: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
 
     @property
     def seconds(self) -> Spread:
@@ -88,6 +91,8 @@ class Comparison:
         What the result is held against; 0 if there is nothing.
     against : str
         Of a variant, the plain case.
+    precision : str
+        What products may round their factors to.
     """
 
     suite: str
@@ -98,6 +103,7 @@ class Comparison:
     group: str
     goal: float
     against: str
+    precision: str
     settings: tuple[Setting, ...]
 
     def best(self, role: str) -> Setting | None:
@@ -169,8 +175,16 @@ def comparisons(document: dict[str, Any]) -> list[Comparison]:
         key = (about["suite"], about["case"], about["device"])
         # In the small calls only fastmlp's own line has a goal.
         goal = max(about["goal"], facts[key][3] if key in facts else 0.0)
-        facts[key] = (about["batch"], about["reason"], about["cases"], goal, about["against"])
-        # Records of before searches were measured have neither jobs nor notes.
+        precision = about.get("precision", "float32")
+        facts[key] = (
+            about["batch"],
+            about["reason"],
+            about["cases"],
+            goal,
+            about["against"],
+            precision,
+        )
+        # Older records have neither jobs nor notes nor versions nor precisions.
         jobs = about.get("jobs", 1)
         which = (about["provider"], about["threads"], about["kernel"], jobs)
         setting = groups.setdefault(key, {}).setdefault(
@@ -186,6 +200,7 @@ def comparisons(document: dict[str, Any]) -> list[Comparison]:
                 {},
                 jobs,
                 about.get("notes", {}) | {"error": about.get("error", float("nan"))},
+                about.get("version", ""),
             ),
         )
         seconds = [value / about["per"] for value in data]

@@ -38,7 +38,7 @@ class ScikitLearn(Baseline):
         self.regressor = MLPRegressor
         self.limits = threadpool_limits(self.entry.threads)
 
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Let it initialise itself on one batch, then replace the weights."""
         self.network = self.regressor(
             hidden_layer_sizes=case.sizes[1:-1],
@@ -57,8 +57,8 @@ class ScikitLearn(Baseline):
         # It warns of a column where it wants a vector.
         y = data.y.ravel() if case.sizes[-1] == 1 else data.y
         self.network.partial_fit(data.X[: case.batch], y[: case.batch])
-        self.network.coefs_ = [W.copy() for W, _ in weights]
-        self.network.intercepts_ = [b.copy() for _, b in weights]
+        self.network.coefs_ = [W.copy() for W, _ in weights[0]]
+        self.network.intercepts_ = [b.copy() for _, b in weights[0]]
 
         def epoch() -> None:
             self.network.partial_fit(data.X, y)
@@ -67,7 +67,7 @@ class ScikitLearn(Baseline):
 
     def parameters(self) -> np.ndarray:
         """Pair its weights with its biases."""
-        return flatten(list(zip(self.network.coefs_, self.network.intercepts_, strict=True)))
+        return flatten([list(zip(self.network.coefs_, self.network.intercepts_, strict=True))])
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Call the network."""
@@ -96,7 +96,7 @@ class Estimator(Baseline):
         """Return the classifier and the regressor."""
         return scikit_learn_classes()
 
-    def prepare(self, case: WholeFit, data: Split, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: WholeFit, data: Split, weights: list[Weights]) -> Callable[[], None]:
         """Return what makes and fits an estimator."""
         self.case, self.data = case, data
 
@@ -106,7 +106,7 @@ class Estimator(Baseline):
 
         return fit
 
-    def check(self, weights: Weights, expected: Outcome) -> float:
+    def check(self, case: WholeFit, expected: Outcome) -> float:
         """Compare the fit with the expected one; raise `Disagreement` if it is another."""
         self.outcome = outcome(self.fitted, self.case, self.data)
         return compare(self.outcome, expected, self.case.kind == "classifier")

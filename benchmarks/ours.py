@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines import Baseline, Entry
+from benchmarks.baselines import Baseline, Entry, Missing
 from benchmarks.cases import ADAM, LEARNING_RATE, Case, Data, Weights
 from benchmarks.validation import flatten
 
@@ -22,6 +22,7 @@ class Fastmlp(Baseline):
     packages = ("fastmlp", "numba", "llvmlite", "numpy", "numba-cuda")
     role = "ours"
     suites = ("training", "variants", "overhead")
+    family = "fastmlp"
 
     def available(self) -> str | None:
         """Return what the kernel says of this machine."""
@@ -42,7 +43,7 @@ class Fastmlp(Baseline):
         """Import the compiler."""
         import numba  # noqa: F401
 
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Build the program and give it its arrays, once."""
         from fastmlp.state.parameters import aligned_zeros
         from fastmlp_kernels.algebra import OPTIMIZERS
@@ -52,33 +53,54 @@ class Fastmlp(Baseline):
 
         (kernel,) = [kernel for kernel in KERNELS if kernel.name == self.entry.kernel]
         asked = problem(case)
-        self.program = kernel.build(asked, machine_with(self.entry, asked))
-        flat = flatten(weights)
+        self.program = program = kernel.build(asked, machine_with(self.entry, asked))
+
+        def shaped(*shape: int) -> tuple[int, ...]:
+            return (case.members, *shape) if case.members > 1 else shape
+
         # As `MLP` keeps its parameters: NumPy aligns to 16 bytes only.
-        self.host = aligned_zeros(flat.shape, case.dtype)
-        self.host[:] = flat
-        self.on_device = self.program.to_device(self.host)
-        state = self.program.to_device(np.zeros((asked.slots, len(self.host)), case.dtype))
-        X, y = self.program.to_device(data.X), self.program.to_device(data.y)
-        order = np.arange(len(data.X))
+        self.host = aligned_zeros(shaped(asked.parameter_count), case.dtype)
+        self.host[:] = flatten(weights).reshape(self.host.shape)
+        self.on_device = program.to_device(self.host)
+        state = np.zeros(shaped(asked.slots, asked.parameter_count), case.dtype)
+        arrays = (self.on_device, *map(program.to_device, (state, data.X, data.y)))
+        order = np.broadcast_to(np.arange(case.rows), shaped(case.rows)).copy()
         sgd = {"learning_rate": LEARNING_RATE, "weight_decay": 0.0}
         settings = {"sgd": sgd, "adam": ADAM}[case.optimizer]
-        hyper = hyper_table(OPTIMIZERS[case.optimizer], settings, 1, case.steps, case.dtype)
-        losses = np.empty(case.steps, case.dtype)
-        control = np.zeros(CONTROL_WORDS, np.int64)
+        table = hyper_table(OPTIMIZERS[case.optimizer], settings, 1, case.steps, case.dtype)
+        hyper = np.broadcast_to(table, shaped(*table.shape)).copy()
+        losses = np.empty(shaped(case.steps), case.dtype)
+        control = np.zeros(shaped(CONTROL_WORDS), np.int64)
+        program.prepare(*arrays)
 
         def epoch() -> None:
             control[:] = 0
-            self.program.epoch(self.on_device, state, X, y, order, hyper, losses, control)
-            if control[BATCHES] != case.steps:
-                raise RuntimeError(f"only {control[BATCHES]} of {case.steps} steps were taken")
+            program.epoch(*arrays, order, hyper, losses, control)
+            if (control[..., BATCHES] != case.steps).any():
+                raise RuntimeError(f"only {control[..., BATCHES].min()} of {case.steps} steps")
 
         return epoch
 
     def parameters(self) -> np.ndarray:
-        """Return the flat vector, which has the validation's order."""
+        """Return the flat vectors, which have the validation's order."""
         self.program.to_host(self.on_device, self.host)
-        return self.host.astype(np.float64)
+        return self.host.astype(np.float64).reshape(self.program.problem.members, -1)
+
+    def notes(self) -> dict[str, Any]:
+        """Return what the program takes its products and its launches from, and why nothing better.
+
+        `cuda.layered` runs without cuBLASLt and without CUDA graphs too, only slower: a time means
+        nothing without knowing.
+        """
+        parts = {
+            "products": getattr(self.program, "products", None),
+            "graphs": getattr(self.program, "steps", None),
+        }
+        return {
+            name: ", ".join(filter(None, (getattr(part, "name", ""), part.reason)))
+            for name, part in parts.items()
+            if hasattr(part, "reason")
+        }
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Run the program on one row."""
@@ -95,15 +117,16 @@ class FastmlpFit(Fastmlp):
     role = "also"
     suites = ("training", "overhead")
 
-    def make_model(self, case: Case, weights: Weights) -> None:
+    def make_model(self, case: Case, weights: list[Weights]) -> None:
         """Make the model; it may use as many threads as this process has processors."""
-        self.model = self.MLP(
-            list(case.sizes), case.activation, LOSS, seed=0, dtype=case.dtype, reduction="mean"
-        )
-        self.model.weights = [W for W, _ in weights]
-        self.model.biases = [b for _, b in weights]
+        if case.members > 1:
+            raise Missing("the members' initial weights are those of their seeds")
+        settings = {"dtype": case.dtype, "reduction": "mean", "precision": case.precision}
+        self.model = self.MLP(list(case.sizes), case.activation, LOSS, seed=0, **settings)
+        self.model.weights = [W for W, _ in weights[0]]
+        self.model.biases = [b for _, b in weights[0]]
 
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Make the model."""
         from fastmlp import SGD
 
@@ -123,9 +146,13 @@ class FastmlpFit(Fastmlp):
 
         return epoch
 
+    def notes(self) -> dict[str, Any]:
+        """Return nothing: the kernel stands beside it."""
+        return {}
+
     def parameters(self) -> np.ndarray:
         """Return the model's flat vector."""
-        return np.asarray(self.model.parameters, dtype=np.float64)
+        return np.asarray(self.model.parameters, dtype=np.float64)[None]
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Call the model."""
@@ -138,7 +165,7 @@ class FastmlpStep(FastmlpFit):
     devices = ("cpu",)
     suites = ("overhead",)
 
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Make the model and slice the mini-batches."""
         from fastmlp import SGD
 
@@ -166,6 +193,8 @@ def problem(case: Case) -> Any:
         dtype=case.dtype,
         batch_size=case.batch,
         rows=case.rows,
+        precision=case.precision,
+        members=case.members,
     )
 
 

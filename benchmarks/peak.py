@@ -155,7 +155,7 @@ class Peak(Baseline):
         """Import LLVM."""
         import llvmlite.binding  # noqa: F401
 
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Compile the loop, and give each thread its processor and its accumulators."""
         compiled, threads = Compiled(case.dtype), self.entry.threads
         lanes = compiled.vectors.width // np.dtype(case.dtype).itemsize
@@ -183,7 +183,7 @@ class Peak(Baseline):
         """Return the operations of a run, which is one unit."""
         return self.operations, 1
 
-    def check(self, weights: Weights, expected: np.ndarray) -> float:
+    def check(self, case: Case, expected: np.ndarray) -> float:
         """Refuse a loop that has left out a multiply-add: each adds 1, exactly."""
         wanted = self.starts + self.trips * UNROLLED
         for accumulators in self.accumulators:

@@ -48,14 +48,15 @@ def predictions(names: list[str]) -> list[Prediction]:
     for name in NETWORKS:
         for rows in ROWS if name in names else ():
             goal = GOAL_OF_FEW if rows <= FEW_ROWS else GOAL_OF_MANY
-            found.append(Prediction(name, find(name).sizes, rows, 1, find(name).reason, goal))
+            of = find(name)
+            found.append(Prediction(name, of.sizes, rows, 1, of.reason, goal, devices=("cpu",)))
     return found
 
 
 def expected_outputs(case: Prediction) -> np.ndarray:
     """Return what every provider must predict, in float64."""
     A = case.data().X.astype(np.float64)
-    *hidden, last = case.initial_weights()
+    *hidden, last = case.initial_weights()[0]
     for W, b in hidden:
         A = np.maximum(A @ W + b, 0)
     W, b = last
@@ -82,7 +83,7 @@ class FastmlpPredict(FastmlpFit):
     suites = ("prediction",)
     devices = ("cpu",)
 
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Make the model."""
         self.make_model(case, weights)
         return nothing
@@ -106,9 +107,9 @@ class NumPy(Baseline):
 
         self.limits = threadpool_limits(self.entry.threads)
 
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Keep the weights."""
-        *self.hidden, self.last = weights
+        *self.hidden, self.last = weights[0]
         return nothing
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
@@ -142,13 +143,13 @@ class OnnxRuntime(Baseline):
 
         self.onnxruntime = onnxruntime
 
-    def prepare(self, case: Case, data: Data, weights: Weights) -> Callable[[], None]:
+    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
         """Write the network to a file, and read it."""
         from fastmlp import MLP
 
         model = MLP(list(case.sizes), case.activation, dtype=case.dtype)
-        model.weights = [W for W, _ in weights]
-        model.biases = [b for _, b in weights]
+        model.weights = [W for W, _ in weights[0]]
+        model.biases = [b for _, b in weights[0]]
         options = self.onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.entry.threads
         options.inter_op_num_threads = 1

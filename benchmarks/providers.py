@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.baselines import (
-    Baseline,
-    Entry,
-    Jax,
-    Torch,
-    TorchCompiled,
-    TorchGraph,
-)
+from benchmarks.baselines import Baseline, Entry
 from benchmarks.cases import Case
 from benchmarks.estimators import (
     AcceleratedEstimator,
@@ -19,6 +12,14 @@ from benchmarks.estimators import (
 )
 from benchmarks.ours import Fastmlp, FastmlpFit, FastmlpStep, choices
 from benchmarks.peak import Peak
+from benchmarks.peers import (
+    Jax,
+    Torch,
+    TorchCompiled,
+    TorchGraph,
+    TorchMaxAutotune,
+    TorchReduceOverhead,
+)
 from benchmarks.prediction import FastmlpPredict, NumPy, OnnxRuntime
 from benchmarks.whole_fits import WholeFit
 
@@ -30,6 +31,8 @@ BASELINES: dict[str, type[Baseline]] = {
     "PyTorch": Torch,
     "PyTorch compile": TorchCompiled,
     "PyTorch graph": TorchGraph,
+    "PyTorch max-autotune": TorchMaxAutotune,
+    "PyTorch reduce-overhead": TorchReduceOverhead,
     "JAX": Jax,
     "scikit-learn": ScikitLearn,
     "NumPy": NumPy,
@@ -40,6 +43,24 @@ BASELINES: dict[str, type[Baseline]] = {
 }
 
 
+def named(words: list[str]) -> list[str]:
+    """Return the providers that words name: "fastmlp" stands for all of its own.
+
+    Raises
+    ------
+    ValueError
+        If a word names none. The message has the known names.
+    """
+    found = {
+        word: [name for name in BASELINES if name == word or name.startswith(f"{word}.")]
+        for word in words
+    }
+    for word, names in found.items():
+        if not names:
+            raise ValueError(f"providers: got {word!r}, wanted some of {', '.join(BASELINES)}")
+    return [name for name in BASELINES if any(name in names for names in found.values())]
+
+
 def entries(
     case: Case | WholeFit, devices: list[str], threads: list[int], providers: list[str]
 ) -> list[Entry]:
@@ -47,7 +68,7 @@ def entries(
     found = []
     for name in providers:
         for device in BASELINES[name].devices:
-            if device in devices:
+            if device in devices and device in case.devices:
                 found += settings_of(name, case, device, threads)
     return found
 

@@ -38,9 +38,11 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def machine(document: dict[str, Any]) -> str:
-    """Return the processor that a run was measured on, and how many of it."""
+def machine(document: dict[str, Any], device: str = "cpu") -> str:
+    """Return the processor that a run was measured on, and how many of it, or the GPU."""
     about = document["machine_info"]
+    if device == "cuda":
+        return about.get("gpu") or "unknown GPU"
     processor = about.get("cpu", {}).get("brand_raw") or about.get("processor", "")
     return f"{processor or 'unknown processor'}, {about.get('processors', '?')} processors"
 

@@ -41,8 +41,11 @@ from benchmarks.tables import (
 MOST_REGRET = 1.15
 
 
-def side_by_side(found: list[Comparison]) -> str:
-    """Return the training suite, one row a case, the devices beside each other."""
+def side_by_side(found: list[Comparison], ceilings: dict[str, float]) -> str:
+    """Return the training suite, one row a case, the devices beside each other.
+
+    `ceilings` has the operations a second of the GPU's largest products, by precision.
+    """
     devices = list(dict.fromkeys(item.device for item in found))
     head = ["network, batch"]
     for device in devices:
@@ -51,7 +54,7 @@ def side_by_side(found: list[Comparison]) -> str:
         # The targets and the peak are those of the processor.
         head += [f"{name}: target"] if device == "cpu" else []
         head += [f"{name}: GFLOP/s"]
-        head += [f"{name}: of FMA peak"] if device == "cpu" else []
+        head += [f"{name}: of {'FMA peak' if device == 'cpu' else 'measured product'}"]
     both = len(devices) > 1
     rows = []
     for case in dict.fromkeys(item.case for item in found):
@@ -59,7 +62,7 @@ def side_by_side(found: list[Comparison]) -> str:
         first = next(iter(on.values()))
         row = [f"{case}, {first.batch}" + (" (own)" if first.group == "own" else "")]
         for device in devices:
-            row += device_cells(on.get(device), device)
+            row += device_cells(on.get(device), device, ceilings)
         if both:
             ours = [on[device].best("ours") if device in on else None for device in devices]
             times = [item.seconds.median for item in ours if item]
@@ -70,20 +73,26 @@ def side_by_side(found: list[Comparison]) -> str:
     return table(head, rows)
 
 
-def device_cells(item: Comparison | None, device: str) -> list[str]:
+def device_cells(
+    item: Comparison | None, device: str, ceilings: dict[str, float] | None = None
+) -> list[str]:
     """Return the cells of one case on one device."""
     ours, peer = (item.best("ours"), item.best("peer")) if item else (None, None)
     found = item.ratio if item else None
     cells = [
-        f"{threads_of(ours)}{show_time(ours.seconds)}" if ours else NONE,
+        f"{way_of(ours, device)}{show_time(ours.seconds)}" if ours else NONE,
         f"{peer.name}: {show_time(peer.seconds)}" if peer else NONE,
         show_ratio(found),
     ]
     if device == "cpu":
         cells.append(at_least(item.goal if item else 0.0, found.median if found else None))
-    cells.append(f"{ours.flops / ours.seconds.median / 1e9:.3g}" if ours else NONE)
+    rate = ours.flops / ours.seconds.median if ours else 0.0
+    cells.append(f"{rate / 1e9:.3g}" if ours else NONE)
     if device == "cpu":
         cells.append(show_share(item.share(ours)) if item and ours else NONE)
+    else:
+        top = (ceilings or {}).get(item.precision) if item else None
+        cells.append(f"{rate / top:.1%}" if ours and top else NONE)
     return cells
 
 
@@ -93,8 +102,10 @@ def predictions_table(found: list[Comparison]) -> str:
     return table(["network, rows", "fastmlp", "best peer", "ratio", "target", "GFLOP/s"], rows)
 
 
-def threads_of(setting: Setting) -> str:
-    """Return the number of threads before a time where it is not one."""
+def way_of(setting: Setting, device: str) -> str:
+    """Return what stands before a time: the kernel of a GPU, the threads where they are several."""
+    if device == "cuda":
+        return f"{setting.kernel}: "
     return f"{setting.threads} threads: " if setting.threads > 1 else ""
 
 
@@ -215,6 +226,16 @@ def peak_lines(found: list[Comparison]) -> str:
     )
 
 
+def notes_lines(found: list[Comparison]) -> str:
+    """Return how providers came to run as they did, where they say so."""
+    lines = []
+    for item in found:
+        for setting in item.settings:
+            said = [f"{k}: {v}" for k, v in setting.notes.items() if isinstance(v, str) and v]
+            lines += [f"- {setting.name}: {each}" for each in said]
+    return "\n".join(dict.fromkeys(lines))
+
+
 def machine_lines(document: dict[str, Any]) -> str:
     """Return what the figures depend on."""
     machine = document["machine_info"]
@@ -243,7 +264,7 @@ def refusal_lines(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def training_sections(found: list[Comparison]) -> list[str]:
+def training_sections(found: list[Comparison], ceilings: dict[str, float]) -> list[str]:
     """Return the sections about the training suite."""
     reasons = {item.case: item.reason for item in found}
     why = "\n".join(f"- {case}: {reason}" for case, reason in reasons.items())
@@ -251,7 +272,7 @@ def training_sections(found: list[Comparison]) -> list[str]:
         "## One training step",
         "float32 unless another is named; every provider's parameters after one epoch agreed with "
         "float64 before it was timed. Shapes marked as own were not tuned for.",
-        side_by_side(found),
+        side_by_side(found, ceilings),
         peak_lines(found),
         why,
     ]
@@ -268,6 +289,7 @@ def training_sections(found: list[Comparison]) -> list[str]:
         "`fastmlp.fit` is a call of `fit` for one epoch, with its checks; `fastmlp` is the "
         "kernel without them. The share of the peak is that of as many threads.",
         everybody(found),
+        notes_lines(found),
     ]
     memory = memory_table(found)
     if memory:
@@ -289,7 +311,7 @@ def sections(document: dict[str, Any]) -> list[str]:
     predictions = [item for item in found if item.suite == "prediction"]
     apart = [*training, *predictions, *variants, *fits]
     small = [item for item in found if item not in apart]
-    parts = training_sections(training) if training else []
+    parts = training_sections(training, document.get("ceilings", {})) if training else []
     if predictions:
         parts += [
             "## Predictions",

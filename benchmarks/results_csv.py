@@ -23,6 +23,7 @@ COLUMNS = (
     "batch",
     "device",
     "provider",
+    "version",
     "kernel",
     "threads",
     "jobs",
@@ -44,7 +45,6 @@ def rows(document: dict[str, Any], stem: str) -> list[dict[str, Any]]:
     commit, changed = record.commit(document)
     run = {
         "record": stem,
-        "machine": record.machine(document),
         "date": document["datetime"][:10],
         # A "+" marks changes that were not committed.
         "commit": commit + ("+" if changed else ""),
@@ -58,7 +58,9 @@ def rows(document: dict[str, Any], stem: str) -> list[dict[str, Any]]:
                 "case": item.case,
                 "batch": item.batch,
                 "device": item.device,
+                "machine": record.machine(document, item.device),
                 "provider": setting.provider,
+                "version": setting.version,
                 "kernel": setting.kernel,
                 "threads": setting.threads,
                 "jobs": setting.jobs,

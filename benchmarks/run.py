@@ -22,10 +22,12 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import cases, record, report, results_csv, whole_fits
+from benchmarks import cases, compare, record, report, results_csv, whole_fits
 from benchmarks.baselines import Entry
 from benchmarks.prediction import NETWORKS
+from benchmarks.providers import named
 from benchmarks.workers import Failed, Worker
+from fastmlp.device.machine import detect
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,31 +95,43 @@ class Part:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__.split("\n")[0])
-    names = ", ".join(case.name for case in cases.CASES)
+    names = ", ".join(case.name for case in cases.EVERY_CASE)
     parser.add_argument("--quick", action="store_true", help="show that it works; no figures")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"some of: {names}")
     fits = ", ".join(case.name for case in whole_fits.WHOLE_FITS)
     parser.add_argument("--fits", nargs="+", metavar="FIT", help=f"some of: {fits}")
-    parser.add_argument("--providers", nargs="+", metavar="NAME", help="fastmlp, PyTorch, ...")
+    parser.add_argument("--providers", nargs="+", metavar="NAME", help="fastmlp, JAX, ...")
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES, help="all")
-    parser.add_argument("--device", choices=("cpu", "cuda", "both"), default="both")
+    parser.add_argument("--device", choices=("cpu", "cuda", "both"), help="what is here")
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="numbers to try")
     parser.add_argument("--passes", type=int, help="how often each provider has its turn")
     parser.add_argument("--out", type=Path, help="folder for the results")
+    both = "compare two commits of fastmlp in turns; . is the working tree"
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help=both)
     options = parser.parse_args(arguments)
     try:
         for name in options.cases or ():
             cases.find(name)
         for name in options.fits or ():
             whole_fits.find(name)
+        named(options.providers or [])
     except ValueError as error:
         parser.error(str(error))
     return options
 
 
+def devices(options: argparse.Namespace) -> list[str]:
+    """Return where it is measured: where the command line says, or on whatever is here."""
+    if options.device in ("cpu", "cuda"):
+        return [options.device]
+    both = options.device == "both" or detect().cuda_missing is None
+    return ["cpu", "cuda"] if both else ["cpu"]
+
+
 def parts(options: argparse.Namespace) -> list[Part]:
     """Return the parts of a run, in their order."""
-    every = cases.QUICK_CASES if options.quick else [case.name for case in cases.CASES]
+    here = cases.EVERY_CASE if "cuda" in devices(options) else cases.CASES
+    every = cases.QUICK_CASES if options.quick else [case.name for case in here]
     names = options.cases or every
     every_fit = whole_fits.QUICK if options.quick else [fit.name for fit in whole_fits.WHOLE_FITS]
     fits = options.fits or every_fit
@@ -148,8 +162,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
 def pytest_options(options: argparse.Namespace, part: Part) -> dict[str, str]:
     """Return what a suite is told; what is named on the command line wins over ``--quick``."""
     found = dict(QUICK) if options.quick else {}
-    if options.device != "both":
-        found["devices"] = options.device
+    found["devices"] = ",".join(devices(options))
     for name in ("providers", "threads"):
         if getattr(options, name):
             found[name] = ",".join(str(word) for word in getattr(options, name))
@@ -158,31 +171,35 @@ def pytest_options(options: argparse.Namespace, part: Part) -> dict[str, str]:
     return found | dict(part.only)
 
 
+def suite_arguments(suite: str, told: dict[str, str], path: Path) -> list[str]:
+    """Return pytest's arguments for a suite that writes what it measures to `path`."""
+    file = ROOT / "benchmarks" / "suites" / f"test_{suite}.py"
+    found = [str(file), "-q", "-rfE", "--tb=short", "-p", "no:randomly", "--no-header"]
+    # The report has the tables, with ratios; pytest-benchmark's would list every turn.
+    found += ["--benchmark-json", str(path), "--benchmark-quiet", "--benchmark-columns=median"]
+    found += ["-o", "console_output_style=count"]
+    return found + [f"--{name}={value}" for name, value in told.items()]
+
+
 def run_part(options: argparse.Namespace, part: Part, path: Path, listener: Listener) -> int:
     """Run a part in a process of its own, which writes to `path`; return pytest's exit status."""
-    suite = ROOT / "benchmarks" / "suites" / f"test_{part.suite}.py"
-    command = [sys.executable, "-m", "pytest", str(suite), "-q", "-rfE", "--tb=short"]
-    # The report has the tables, with ratios; pytest-benchmark's would list every turn.
-    command += ["--benchmark-json", str(path), "--benchmark-quiet", "-p", "no:randomly"]
-    command += ["--benchmark-columns=median", "--no-header", "-o", "console_output_style=count"]
-    command += [f"--{name}={value}" for name, value in pytest_options(options, part).items()]
+    command = suite_arguments(part.suite, pytest_options(options, part), path)
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
     # In a session of its own a Ctrl-C of the terminal reaches it once, from the listener: a second
     # one would end it while it saves.
-    return listener.wait(
-        subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *command],
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
     )
+    return listener.wait(process)
 
 
 def compile_ahead(options: argparse.Namespace) -> None:
     """Compile fastmlp's kernels to its disk cache, so that no two workers do so at a time."""
-    if not set(options.providers or ["fastmlp"]) & {
-        "fastmlp",
-        "fastmlp.fit",
-        "fastmlp.step",
-        "fastmlp.predict",
-    }:
+    if not any(name.startswith("fastmlp") for name in options.providers or ["fastmlp"]):
         return
     for dtype in ("float32", "float64"):
         case = replace(cases.CASES[0].with_steps(1), dtype=dtype)
@@ -227,6 +244,15 @@ def measure(options: argparse.Namespace, path: Path, listener: Listener) -> bool
 def main(arguments: list[str] | None = None) -> int:
     """Run the suites and report; return 1 if a provider failed, 128 and more after a signal."""
     options = parse(arguments)
+    if options.compare:
+        threads = max(options.threads or [0])
+        # Whoever ends this shall leave no checkout behind.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        try:
+            return compare.run(options.compare, options.cases, threads)
+        except compare.Failure as error:
+            print(error, file=sys.stderr)
+            return 2
     # A quick run must not lie among the records.
     folder = options.out or (ROOT / "build" / "benchmarks" if options.quick else RESULTS)
     folder = folder.resolve()

@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.cases import ADAM, LEARNING_RATE, Case, Data, Weights
+from benchmarks.cases import ADAM, LEARNING_RATE, Case, Weights
 
-TOLERANCE = 1e-2
+TOLERANCES = {"float32": 1e-2, "tf32": 2.5e-2, "bfloat16": 2e-1}
 """Largest error of a layer's weights or biases, relative to how far the epoch moved them.
 
-float32 keeps 3e-4 and less of the movement; a wrong factor, rate, batch or bias loses all of it.
+float32 keeps 3e-4 and less of the movement; a wrong factor, rate, batch or bias loses half of it or
+more. With products in bfloat16 PyTorch and JAX have lost 0.007 to 0.08 on the networks of
+`cases.GPU_CASES` (on a CPU, the large ones with batches of 1,024; 2026-11-24), and tf32 has three
+bits more.
 """
 
 
@@ -20,10 +23,14 @@ class Disagreement(Exception):
     """A provider trains something else, so its time would compare nothing."""
 
 
-def flatten(weights: Weights) -> np.ndarray:
-    """Return weights and biases as one float64 vector, layer after layer, W row-major before b."""
-    parts = [part.astype(np.float64).ravel() for layer in weights for part in layer]
-    return np.concatenate(parts)
+def flatten(members: list[Weights]) -> np.ndarray:
+    """Return float64[members, P]: layer after layer, W row-major before b."""
+    return np.stack(
+        [
+            np.concatenate([part.astype(np.float64).ravel() for layer in each for part in layer])
+            for each in members
+        ]
+    )
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
@@ -70,55 +77,63 @@ class Descent:
         return ADAM["learning_rate"] * mean / (size + ADAM["epsilon"])
 
 
-def expected_parameters(case: Case, data: Data, weights: Weights) -> np.ndarray:
-    """Return the parameters after one epoch, in float64: shares no code with any provider."""
-    layers = [(W.astype(np.float64), b.astype(np.float64)) for W, b in weights]
-    descents = [[Descent(case.optimizer, part.shape) for part in layer] for layer in weights]
+def expected_parameters(case: Case) -> np.ndarray:
+    """Return float64[members, P], the parameters after an epoch: shares no code with a provider."""
+    data, members = case.data(), case.initial_weights()
+    layers = [
+        (np.stack(Ws).astype(np.float64), np.stack(bs).astype(np.float64)[:, None])
+        for Ws, bs in ([*zip(*layer, strict=True)] for layer in zip(*members, strict=True))
+    ]
+    descents = [[Descent(case.optimizer, part.shape) for part in layer] for layer in layers]
     value, slope = ACTIVATIONS[case.activation]
     for start in range(0, len(data.X), case.batch):
-        inputs = [data.X[start : start + case.batch].astype(np.float64)]
+        inputs = [data.X[None, start : start + case.batch].astype(np.float64)]
         sums = []
         for W, b in layers:
             sums.append(inputs[-1] @ W + b)
             inputs.append(value(sums[-1]))
         delta = sums[-1] - data.y[start : start + case.batch]
-        delta /= delta.size
+        delta /= delta[0].size
         for index in reversed(range(len(layers))):
             W, b = layers[index]
             of_weights, of_bias = descents[index]
             layers[index] = (
-                W - of_weights.change(inputs[index].T @ delta),
-                b - of_bias.change(delta.sum(axis=0)),
+                W - of_weights.change(inputs[index].swapaxes(1, 2) @ delta),
+                b - of_bias.change(delta.sum(axis=1, keepdims=True)),
             )
             if index:
-                delta = (delta @ W.T) * slope(sums[index - 1])
-    return flatten(layers)
+                delta = (delta @ W.swapaxes(1, 2)) * slope(sums[index - 1])
+    return flatten([[(W[k], b[k]) for W, b in layers] for k in range(case.members)])
 
 
-def validate(weights: Weights, expected: np.ndarray, got: np.ndarray) -> float:
+def validate(case: Case, expected: np.ndarray, got: np.ndarray) -> float:
     """Return the largest relative error of a layer's weights or biases; refuse a wrong provider.
 
     Parameters
     ----------
-    weights : Weights
-        What the epoch started from.
-    expected, got : float64[P]
-        The parameters after it: the oracle's and the provider's.
+    case : Case
+    expected, got : float64[members, P]
+        The parameters after an epoch: the oracle's and the provider's.
     """
     if got.shape != expected.shape:
         raise Disagreement(f"parameters: got shape {got.shape}, wanted {expected.shape}")
+    weights, limit = case.initial_weights(), TOLERANCES[case.precision]
     initial, worst, start = flatten(weights), 0.0, 0
-    for layer, parts in enumerate(weights):
+    for layer, parts in enumerate(weights[0]):
         for name, part in zip(("weights", "biases"), parts, strict=True):
             here = slice(start, start + part.size)
             start = here.stop
-            moved = np.linalg.norm(expected[here] - initial[here])
-            error = float(np.linalg.norm(got[here] - expected[here]) / moved)
+            moved = np.linalg.norm(expected[:, here] - initial[:, here], axis=1)
+            # Of many members one may have come back to where a single bias began.
+            moved = np.maximum(moved, moved.mean() / 2)
+            errors = np.linalg.norm(got[:, here] - expected[:, here], axis=1) / moved
             # Written so that NaN is refused too.
-            if not error <= TOLERANCE:
+            if not (errors <= limit).all():
+                whose = f" of member {int(np.argmax(errors))}" if case.members > 1 else ""
                 raise Disagreement(
-                    f"{name} of layer {layer + 1} after one epoch: their error is {error:.2g} of "
-                    f"how far they should have moved; at most {TOLERANCE:g} is accepted"
+                    f"{name} of layer {layer + 1}{whose} after one epoch: their error is "
+                    f"{errors.max():.2g} of how far they should have moved; at most {limit:g} is "
+                    f"accepted in {case.precision}"
                 )
-            worst = max(worst, error)
+            worst = max(worst, float(errors.max()))
     return worst

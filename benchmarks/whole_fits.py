@@ -80,7 +80,9 @@ class WholeFit:
     search: bool = False
 
     dtype = "float64"
+    precision = "float32"
     batch = BATCH
+    devices = ("cpu",)
 
     @property
     def title(self) -> str:
@@ -100,7 +102,7 @@ class WholeFit:
         """Return the rows, read-only: every fit of a process has the same."""
         return SOURCES[self.source]()
 
-    def initial_weights(self) -> Weights:
+    def initial_weights(self) -> list[Weights]:
         """Return none: the estimators initialise themselves, alike where they are right."""
         return []
 

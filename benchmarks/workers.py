@@ -1,31 +1,34 @@
-"""One process for each provider and setting, so that none disturbs another's threads or memory.
+"""The processes in which providers are prepared, validated and timed.
+
+On the CPU each provider and setting has one, so that none disturbs another's threads or memory, and
+all workers of as many threads are held to the same processors. On a GPU a family of providers
+shares one from case to case: a library's start and a context take seconds. A crash of one family
+leaves the others their GPU.
 
 A worker waits at a pipe while the others are measured. It reads the clock itself: what crosses the
-pipe is seconds, so the pipe's own time is in no figure. All workers of as many threads are held to
-the same processors.
+pipe is seconds, so the pipe's own time is in no figure.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
-import gc
 import multiprocessing
 import os
 import signal
 import threading
-import time
-import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.baselines import Entry
+from benchmarks.baselines import Entry, Missing
 from benchmarks.cases import Case
 from benchmarks.outcomes import expected_outcome
-from benchmarks.prediction import Prediction, check_outputs, expected_outputs
+from benchmarks.prediction import Prediction, expected_outputs
 from benchmarks.providers import BASELINES
+from benchmarks.servers import serve
 from benchmarks.turns import Competitor, Measurement
 from benchmarks.validation import Disagreement, expected_parameters
 from benchmarks.whole_fits import WholeFit
@@ -35,19 +38,11 @@ from fastmlp.errors import MissingPackageError
 PATIENCE = 900.0
 """Seconds after which a worker that does not answer is given up."""
 
-SETTLE = 0.05
-"""Seconds before a timing in which the last provider's threads stop spinning.
-
-OpenBLAS's do so for 2**26 ticks, 27 ms at 2.4 GHz, and whoever is next has one processor less.
-"""
-
+LONG_SECONDS, FAR_BEHIND = 0.2, 8.0
+"""On a GPU, whose time is short: an epoch of so many seconds, and so many times the fastest."""
 
 GRACE = 20.0
 """Seconds in which a worker that has processes of its own may end them."""
-
-
-class Missing(Exception):
-    """A provider cannot run here; the message says why."""
 
 
 class Failed(Exception):
@@ -70,137 +65,6 @@ class Clock:
 
 
 CLOCK = Clock()
-
-
-def timed(function: Any, *arguments: Any) -> float:
-    """Return the seconds of one call, with the garbage collector out of the way."""
-    gc.collect()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        function(*arguments)
-        return time.perf_counter() - start
-    finally:
-        gc.enable()
-
-
-def resident(field: str) -> float:
-    """Return the MiB that this process holds (VmRSS) or has held at most (VmHWM), or NaN."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return float("nan")
-    lines = [line.split() for line in status.splitlines() if line.startswith(field)]
-    return int(lines[0][1]) / 1024 if lines else float("nan")
-
-
-def forget_peak() -> None:
-    """Let VmHWM begin anew at what is held now; without Linux there is none."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-class Server:
-    """What runs inside a worker: one method a request."""
-
-    def __init__(self, entry: Entry) -> None:
-        self.baseline = BASELINES[entry.provider](entry)
-
-    def prepare(self, case: Case | WholeFit, expected: Any) -> dict[str, Any]:
-        """Prepare a case and validate its first epoch."""
-        reason = self.baseline.available()
-        if reason is not None:
-            raise Missing(reason)
-        weights = case.initial_weights()
-        self.data = case.data()
-        self.baseline.load_what_follows()
-        forget_peak()
-        before = resident("VmRSS")
-        self.run = self.baseline.prepare(case, self.data, weights)
-        if isinstance(case, Prediction):
-            self.run = functools.partial(self.baseline.predict, self.data.X)
-        outputs = self.run()
-        added = resident("VmHWM") - before
-        if isinstance(case, Prediction):
-            error = check_outputs(outputs, expected)
-        else:
-            error = self.baseline.check(weights, expected)
-        flops, per = self.baseline.work(case)
-        # What is here now stays: a collection before each timing shall not walk through libraries.
-        gc.collect()
-        gc.freeze()
-        about = {"error": error, "added_memory_mib": added, "flops": flops, "per": per}
-        return about | {"notes": self.baseline.notes()}
-
-    def epoch(self, count: int = 1) -> float:
-        """Return the seconds of one epoch, `count` of which are timed together."""
-
-        def every_epoch() -> None:
-            for _ in range(count):
-                self.run()
-
-        time.sleep(SETTLE)
-        return timed(every_epoch) / count
-
-    def predict(self, calls: int, rows: int = 1) -> float:
-        """Return the seconds of predicting some rows, each call other ones."""
-        starts = [i % (len(self.data.X) - rows + 1) for i in range(calls)]
-        several = [self.data.X[start : start + rows] for start in starts]
-        predict = self.baseline.predict
-        predict(several[0])
-
-        def every_call() -> None:
-            for each in several:
-                predict(each)
-
-        time.sleep(SETTLE)
-        return timed(every_call) / calls
-
-    def import_time(self) -> float:
-        """Return the seconds of importing the library into a process that has only NumPy."""
-        return timed(self.baseline.load)
-
-    def first_call(self, case: Case) -> float:
-        """Return the seconds from before the import to the end of the first epoch."""
-        data, weights = case.data(), case.initial_weights()
-
-        def begin() -> None:
-            self.baseline.load()
-            self.baseline.prepare(case, data, weights)()
-
-        return timed(begin)
-
-
-def serve(connection: Any, entry: Entry, environment: dict[str, str]) -> None:
-    """Answer requests until the pipe closes."""
-    # Ctrl-C is the parent's: it ends this process, once what was measured is saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(environment, OMP_NUM_THREADS=str(entry.threads))
-    if hasattr(os, "sched_setaffinity"):
-        processors = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, processors[: entry.processors])
-    if entry.jobs > 1 and hasattr(os, "setsid"):
-        # A group of their own, so that no process of a search outlives this one.
-        os.setsid()
-    server = Server(entry)
-    while True:
-        try:
-            name, arguments = connection.recv()
-        except EOFError:
-            server.baseline.end()
-            return
-        try:
-            answer = ("done", getattr(server, name)(*arguments))
-        except Missing as error:
-            answer = ("missing", str(error))
-        except Disagreement as error:
-            answer = ("refused", str(error))
-        except Exception as error:
-            # Whatever a library raises is a line in the report, not the end of the run; the
-            # record gets no traceback, since its paths say nothing elsewhere.
-            traceback.print_exc()
-            answer = ("failed", f"{name}: {type(error).__name__}: {error}"[:300])
-        connection.send(answer)
 
 
 _STARTING = threading.Lock()
@@ -229,20 +93,32 @@ class Worker:
         # Spawned, not forked: thread pools and CUDA contexts do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        # A search starts processes of its own, which a daemon may not.
+        # A search starts processes of its own, and so does PyTorch's compiler: a daemon may not.
+        alone = entry.jobs == 1 and entry.device == "cpu"
+        self.searches = entry.jobs > 1
         self.process = context.Process(
-            target=serve, args=(other, entry, environment or {}), daemon=entry.jobs == 1
+            target=serve, args=(other, entry, environment or {}), daemon=alone
         )
         with untuned():
             self.process.start()
         other.close()
 
-    def ask(self, name: str, *arguments: Any) -> Any:
-        """Call a method of the worker's `Server` and return its answer."""
+    def ask(
+        self,
+        name: str,
+        *arguments: Any,
+        of: Competitor | None = None,
+        patience: float = PATIENCE,
+    ) -> Any:
+        """Call a method of the worker's `Server` of a competitor and return its answer.
+
+        A worker that does not answer in `patience` seconds is ended.
+        """
         try:
-            self.connection.send((name, arguments))
-            if not self.connection.poll(PATIENCE):
-                raise Failed(f"{name}: no answer in {PATIENCE:g} seconds")
+            self.connection.send((of, name, arguments))
+            if not self.connection.poll(max(patience, 0.0)):
+                self.stop()
+                raise Failed(f"{name}: no answer in {patience:.3g} seconds")
             kind, answer = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join(5)
@@ -254,7 +130,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process and its pipe."""
-        if not self.process.daemon:
+        if self.searches:
             # It hears of that, and ends those that it has started.
             self.connection.close()
             self.process.join(GRACE)
@@ -264,10 +140,10 @@ class Worker:
     def stop(self) -> None:
         """End the process at once: it has nothing to save, and some libraries take seconds."""
         if self.process.is_alive():
-            if not self.process.daemon and hasattr(os, "killpg"):
+            if self.searches and hasattr(os, "killpg"):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.terminate()
+            self.process.kill()
             self.process.join()
 
 
@@ -277,7 +153,13 @@ def oracle(case: Case | WholeFit) -> Any:
         return expected_outcome(case)
     if isinstance(case, Prediction):
         return expected_outputs(case)
-    return expected_parameters(case, case.data(), case.initial_weights())
+    return parameters_of(replace(case, precision="float32"))
+
+
+@functools.lru_cache(maxsize=16)
+def parameters_of(case: Case) -> Any:
+    """Return the parameters after an epoch, which are the same for every precision."""
+    return expected_parameters(case)
 
 
 def caches(folder: str) -> dict[str, str]:
@@ -294,10 +176,28 @@ def fresh(entry: Entry, environment: dict[str, str], *request: Any) -> Any:
         worker.close()
 
 
-class Pool:
-    """The workers of one round-robin; asking for another's ends them, which frees their memory."""
+SHARED: dict[str, Worker] = {}
+"""The workers of a GPU, by family. They outlive a round-robin, and end with this process."""
 
-    def __init__(self) -> None:
+
+@atexit.register
+def end_shared() -> None:
+    """End the workers of a GPU."""
+    while SHARED:
+        SHARED.popitem()[1].close()
+
+
+class Pool:
+    """The workers of one round-robin; asking for another's frees their memory.
+
+    Parameters
+    ----------
+    patience : float
+        Seconds that anybody may take to prepare a case or to run an epoch.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self.patience = patience
         self.everyone: tuple[Competitor, ...] = ()
         self.workers: dict[Competitor, tuple[Worker, dict[str, Any]]] = {}
         self.refusals: dict[Competitor, Exception] = {}
@@ -310,36 +210,35 @@ class Pool:
         competitor = measurement.case, measurement.entry
         if competitor in self.refusals:
             raise self.refusals[competitor]
-        worker, about = self.workers[competitor]
-        if "seconds" not in about:
-            about["seconds"] = worker.ask("epoch")
-        return worker, about
+        return self.workers[competitor]
+
+    def epoch(self, competitor: Competitor, count: int = 1) -> float:
+        """Return the seconds of an epoch."""
+        worker, _ = self.workers[competitor]
+        return worker.ask("epoch", count, of=competitor, patience=self.patience)
+
+    def is_far_behind(self, competitor: Competitor) -> bool:
+        """Return whether one epoch says enough: more turns would take most of a GPU's time."""
+        case, entry = competitor
+        every = [about["seconds"] for (of, _), (_, about) in self.workers.items() if of == case]
+        limit = max(LONG_SECONDS, FAR_BEHIND * min(every))
+        return entry.device == "cuda" and self.workers[competitor][1]["seconds"] > limit
 
     def open(self, everyone: tuple[Competitor, ...]) -> None:
-        """Start every worker and validate it: nothing is timed yet, so several do so at a time."""
-        expected = {}
-        for case in dict.fromkeys(case for case, _ in everyone):
-            try:
-                expected[case] = oracle(case)
-            except MissingPackageError as error:
-                without = [competitor for competitor in everyone if competitor[0] == case]
-                self.refusals |= dict.fromkeys(without, Missing(str(error)))
+        """Start and validate everybody: nothing is timed yet, so several do so at a time."""
+        self.everyone = everyone
+        expected = self.oracles(everyone)
+        places: dict[Any, list[Competitor]] = {}
+        for competitor in everyone:
+            if competitor not in self.refusals:
+                family = competitor[1].device == "cuda" and BASELINES[competitor[1].provider].family
+                places.setdefault(family or competitor, []).append(competitor)
         started: list[Worker] = []
-
-        def prepare(competitor: Competitor) -> None:
-            case, entry = competitor
-            worker = Worker(entry)
-            started.append(worker)
-            try:
-                answer = worker.ask("prepare", case, expected[case])
-                self.workers[competitor] = worker, answer
-            except (Missing, Disagreement, Failed) as error:
-                worker.close()
-                self.refusals[competitor] = error
-
-        wanted = [competitor for competitor in everyone if competitor not in self.refusals]
         with ThreadPoolExecutor(count_cores()) as several:
-            waiting = [several.submit(prepare, competitor) for competitor in wanted]
+            waiting = [
+                several.submit(self.prepare, place, competitors, expected, started)
+                for place, competitors in places.items()
+            ]
             try:
                 for one in waiting:
                     one.result()
@@ -349,11 +248,64 @@ class Pool:
                 for worker in started:
                     worker.stop()
                 raise
-        self.everyone = everyone
+        for competitor in [each for each in everyone if each in self.workers]:
+            try:
+                self.workers[competitor][1]["seconds"] = self.epoch(competitor)
+            except Failed as error:
+                self.refusals[competitor] = error
+                del self.workers[competitor]
+
+    def oracles(self, everyone: tuple[Competitor, ...]) -> dict[Any, Any]:
+        """Return what everybody must come to, by case; without its data nobody can be timed."""
+        expected = {}
+        for case in dict.fromkeys(case for case, _ in everyone):
+            try:
+                expected[case] = oracle(case)
+            except MissingPackageError as error:
+                without = [competitor for competitor in everyone if competitor[0] == case]
+                self.refusals |= dict.fromkeys(without, Missing(str(error)))
+        return expected
+
+    def prepare(
+        self,
+        place: Any,
+        competitors: list[Competitor],
+        expected: dict[Any, Any],
+        started: list[Worker],
+    ) -> None:
+        """Prepare and validate those of one process, one after another."""
+        waiting = list(competitors)
+        while waiting:
+            competitor = waiting.pop(0)
+            case, entry = competitor
+            worker = SHARED.get(place) if entry.device == "cuda" else None
+            if worker is None or not worker.process.is_alive():
+                worker = Worker(entry)
+                started.append(worker)
+                if entry.device == "cuda":
+                    SHARED[place] = worker
+            request = ("prepare", case, expected[case])
+            try:
+                about = worker.ask(*request, of=competitor, patience=self.patience)
+                self.workers[competitor] = worker, about
+            except (Missing, Disagreement, Failed) as error:
+                self.refusals[competitor] = error
+                if entry.device == "cpu":
+                    worker.close()
+                elif not worker.process.is_alive():
+                    # Whoever was ready there is lost too.
+                    lost = [each for each, (held, _) in self.workers.items() if held is worker]
+                    waiting = lost + waiting
+                    for each in lost:
+                        del self.workers[each]
 
     def close(self) -> None:
-        """End every worker."""
-        for worker, _ in self.workers.values():
-            worker.close()
+        """End every worker; those of a GPU let go of what they hold."""
+        for worker in dict.fromkeys(worker for worker, _ in self.workers.values()):
+            if worker not in SHARED.values():
+                worker.close()
+        for worker in SHARED.values():
+            with contextlib.suppress(Failed):
+                worker.ask("release", patience=GRACE)
         self.workers.clear()
         self.everyone = ()

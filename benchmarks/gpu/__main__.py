@@ -20,7 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import cases, steps
+from benchmarks.cases import GPU_CASES
+from benchmarks.gpu import steps
 from fastmlp.version import VERSION
 from fastmlp_kernels.problem import PRECISIONS
 
@@ -34,7 +35,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    known = [case.name for case in cases.CASES]
+    known = [case.name for case in GPU_CASES]
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="show that it works; no figures")
     parser.add_argument("--minutes", type=float, default=steps.LIMIT / 60, help="of the whole")

@@ -1,272 +1,157 @@
-"""The comparison: rows of a case at a precision, its providers in interleaved turns.
+"""The comparison with PyTorch and JAX: the suite `training` on the GPU, as far as time goes.
 
-Everybody's parameters after one epoch are held against float64 before a time is taken. A turn is a
-whole number of epochs by the host's clock, from and to an idle device; each pass over the providers
-begins with another one, and ratios are taken within a pass. The rows come in order of interest, as
+A row is a case at a precision with some families of providers. Rows come in order of interest, as
 time may end before they do: ``--steps comparison report --precisions tf32`` goes on with others.
+Every row is a session of pytest in this process, so the processes of the families last.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import io
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+import pytest
 
-from benchmarks.cases import Data
-from benchmarks.gpu.cases import GpuCase, choose, expected, validate
-from benchmarks.gpu.processes import Failed, Process
-from benchmarks.gpu.providers import FAMILIES
-from benchmarks.gpu.steps import Context, Skipped, describe
-from benchmarks.validation import Disagreement
+from benchmarks import record
+from benchmarks.cases import GPU_CASES, QUICK_GPU_CASES, Case
+from benchmarks.comparisons import comparisons
+from benchmarks.gpu.steps import Context
+from benchmarks.providers import BASELINES
+from benchmarks.run import suite_arguments
+from benchmarks.tables import show_time
+from benchmarks.workers import end_shared
 
-AT_ONCE = ("fastmlp", "PyTorch", "JAX")
-COMPILED = ("fastmlp", "PyTorch compile")
-TUNED = ("fastmlp", "PyTorch max-autotune")
+GROUPS = {
+    "": ("fastmlp", "PyTorch", "JAX"),
+    ", compiled": ("fastmlp", "PyTorch compile"),
+    ", tuned": ("fastmlp", "PyTorch max-autotune"),
+}
+"""Families that take turns: whoever compiles for long must not hold up the others."""
 ORDER = (
-    ("float32", AT_ONCE),
-    ("bfloat16", AT_ONCE),
-    ("float32", COMPILED),
-    ("bfloat16", COMPILED),
-    ("tf32", AT_ONCE),
-    ("tf32", COMPILED),
-    ("float32", TUNED),
-    ("bfloat16", TUNED),
-    ("tf32", TUNED),
+    ("float32", ""),
+    ("bfloat16", ""),
+    ("float32", ", compiled"),
+    ("bfloat16", ", compiled"),
+    ("tf32", ""),
+    ("tf32", ", compiled"),
+    ("float32", ", tuned"),
+    ("bfloat16", ", tuned"),
+    ("tf32", ", tuned"),
 )
-PASSES = 5
-TURN_SECONDS = 0.03
-MOST_EPOCHS = 200
+PASSES, QUICK_PASSES, QUICK_STEPS = 5, 2, 3
 PATIENCE = 45.0
-"""Seconds that a family may take to prepare one way of a case: kernels are compiled in them."""
-LONG_SECONDS, FAR_BEHIND = 0.2, 8.0
-"""An epoch that takes longer, and so many times as long as the fastest, is timed once."""
+"""Seconds that anybody may take to prepare a case: kernels are compiled in them."""
 LEAST_SECONDS = 8.0
 """What has to be left for a row to be begun."""
+TURNS = 1000
+"""What the turns of a group are apart from those of another: they are not the same turns."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A case, and the families that are measured in the same turns."""
+    """A case, and who is measured in the same turns."""
 
-    case: GpuCase
-    families: tuple[str, ...]
+    case: Case
+    group: str
 
     @property
     def name(self) -> str:
-        """Its name in the record."""
-        beside = {COMPILED: ", compiled", TUNED: ", tuned"}
-        return f"{self.case.title}{beside.get(self.families, '')}"
+        """Its name in messages."""
+        return f"{self.case.title}, {self.case.batch}{self.group}"
 
 
-def rows(cases: list[GpuCase], precisions: list[str], quick: bool) -> list[Row]:
-    """Return the rows in their order."""
-    found = [
-        Row(replace(case, precision=name), families)
-        for name, families in ORDER
-        if name in precisions
+def choose(names: list[str] | None, quick: bool) -> list[Case]:
+    """Return the cases that a run measures; a quick one takes a few, and short epochs."""
+    wanted = names or (QUICK_GPU_CASES if quick else [case.name for case in GPU_CASES])
+    chosen = [case for case in GPU_CASES if case.name in wanted]
+    return [case.with_steps(min(case.steps, QUICK_STEPS)) if quick else case for case in chosen]
+
+
+def rows(cases: list[Case], precisions: list[str], quick: bool) -> list[Row]:
+    """Return the rows in their order; a quick run has those without a compiler."""
+    return [
+        Row(replace(case, precision=precision), group)
+        for precision, group in ORDER
+        if precision in precisions and not (quick and group)
         for case in cases
     ]
-    return [row for row in found if row.families == AT_ONCE] if quick else found
 
 
 def run(context: Context) -> None:
     """Measure row after row for as long as there is time."""
     cases = choose(context.options.get("cases"), context.quick)
     waiting = rows(cases, context.options.get("precisions") or ["float32"], context.quick)
-    passes = 2 if context.quick else PASSES
-    oracles = Oracles()
-    processes = {family: Process(family, context.device) for family in FAMILIES}
+    document = None
     try:
         while waiting and context.left() > LEAST_SECONDS:
             row = waiting.pop(0)
-            entry = measure(row, processes, oracles, passes, context)
-            context.keep(row.name, entry)
-            print(f"  {row.name}: {line(entry)}", flush=True)
-            complain(context, row, entry)
+            measured = measure(row, context)
+            if measured is not None:
+                document = record.grown(document, measured)
+                context.results |= document
+                context.save("unfinished")
     finally:
-        for process in processes.values():
-            process.close()
+        end_shared()
     if waiting:
         context.keep("unfinished", [row.name for row in waiting])
         print(f"  no time was left for {len(waiting)} rows", flush=True)
 
 
-class Oracles:
-    """What everybody must come to, computed once a case whatever its precision."""
-
-    def __init__(self) -> None:
-        self.known: dict[GpuCase, np.ndarray] = {}
-
-    def of(self, case: GpuCase) -> np.ndarray:
-        """Return the parameters after an epoch."""
-        key = replace(case, precision="float32")
-        if key not in self.known:
-            data: Data = case.data()
-            self.known[key] = expected(case, data, case.member_weights())
-        return self.known[key]
-
-
-def measure(
-    row: Row, processes: dict[str, Process], oracles: Oracles, passes: int, context: Context
-) -> dict[str, Any]:
-    """Prepare, validate and time a row; return its entry of the record."""
-    case = row.case
-    with ThreadPoolExecutor(1 + len(row.families)) as several:
-        wanted = several.submit(oracles.of, case)
-        answers = [
-            several.submit(prepare, processes[family], family, case, context)
-            for family in row.families
-        ]
-        entries = [entry for answer in answers for entry in answer.result()]
-    weights = case.member_weights()
-    for entry in entries:
-        got = entry.pop("parameters", None)
-        if got is not None:
-            try:
-                entry["error"] = validate(case, weights, wanted.result(), got)
-            except Disagreement as error:
-                entry["refused"] = str(error)
-    take_turns([entry for entry in entries if "error" in entry], processes, passes, context)
-    for family in row.families:
-        release(processes[family])
-    return {
-        "case": case.name,
-        "sizes": list(case.sizes),
-        "batch": case.batch,
-        "steps": case.steps,
-        "members": case.members,
-        "precision": case.precision,
-        "flops_per_step": case.flops_per_step,
-        "reason": case.reason,
-        "entries": entries,
+def measure(row: Row, context: Context) -> dict[str, Any] | None:
+    """Return the record of a row, if anything was measured; what is wrong of ours fails."""
+    device = context.device
+    names = [
+        name
+        for name, provider in BASELINES.items()
+        if provider.family in GROUPS[row.group] and "training" in provider.suites
+    ]
+    told = {
+        "cases": row.case.name,
+        "precisions": row.case.precision,
+        "providers": ",".join(names),
+        "devices": device,
+        "threads": "1",
+        "passes": str(QUICK_PASSES if context.quick else PASSES),
+        "turn-seconds": "0",
+        "steps": str(QUICK_STEPS if context.quick else 0),
+        "patience": str(min(PATIENCE, context.left())),
     }
-
-
-def prepare(process: Process, family: str, case: GpuCase, context: Context) -> list[dict[str, Any]]:
-    """Return an entry for each way of a family: its parameters, or why there are none."""
-    try:
-        ways = process.ask(PATIENCE, "ways", case)
-    except (Failed, Skipped) as error:
-        return [{"label": family, "family": family, **_kind(error)}]
-    if not ways:
-        reason = "no kernel of the device can run it"
-        return [{"label": family, "family": family, "skipped": reason}]
-    # After a death the process begins anew without those that were ready: they are prepared again.
-    entries: list[dict[str, Any]] = []
-    for way in ways:
-        entry: dict[str, Any] = {**way, "family": family}
-        try:
-            entry |= process.ask(min(PATIENCE, context.left()), "prepare", case, way)
-        except (Failed, Skipped) as error:
-            entry |= _kind(error)
-            if process.process is None:
-                again(process, case, entries)
-        entries.append(entry)
-    return entries
-
-
-def again(process: Process, case: GpuCase, entries: list[dict[str, Any]]) -> None:
-    """Prepare anew what a process held that was lost."""
-    for entry in entries:
-        if "parameters" in entry:
-            try:
-                process.ask(PATIENCE, "prepare", case, entry)
-            except (Failed, Skipped) as error:
-                entry.pop("parameters")
-                entry |= _kind(error)
-
-
-def _kind(error: Exception) -> dict[str, str]:
-    return {"skipped" if isinstance(error, Skipped) else "failed": str(error)}
-
-
-def take_turns(
-    entries: list[dict[str, Any]], processes: dict[str, Process], passes: int, context: Context
-) -> None:
-    """Add the seconds of an epoch, a turn each pass, to every entry."""
-    running = first_epochs(entries, processes, context)
-    for number in range(passes):
-        if context.left() < 0:
-            break
-        # Whoever follows a large working set finds the caches cold: not always the same one.
-        first = number % max(1, len(running))
-        for entry in [*running[first:], *running[:first]]:
-            seconds = epochs(entry, entry["epochs"], processes, context)
-            if seconds is not None:
-                entry["turns"][number] = seconds
-
-
-def first_epochs(
-    entries: list[dict[str, Any]], processes: dict[str, Process], context: Context
-) -> list[dict[str, Any]]:
-    """Choose how many epochs a turn has; return who takes turns.
-
-    What is far behind is told from one epoch: its turns would be most of a row's time.
-    """
-    found = {}
-    for entry in entries:
-        seconds = epochs(entry, 1, processes, context)
-        entry["epochs"] = count_of(seconds) if seconds else 1
-        entry["turns"] = {}
-        if seconds is not None:
-            found[entry["label"]] = seconds
-    limit = max(LONG_SECONDS, FAR_BEHIND * min(found.values(), default=0.0))
-    for entry in entries:
-        if found.get(entry["label"], 0.0) > limit:
-            entry["turns"][0] = found[entry["label"]]
-    return [entry for entry in entries if not entry["turns"]]
-
-
-def epochs(
-    entry: dict[str, Any], count: int, processes: dict[str, Process], context: Context
-) -> float | None:
-    """Return the seconds of an epoch of an entry, or None from its first failure on."""
-    if "failed" in entry:
+    output = io.StringIO()
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "row.json"
+        with contextlib.redirect_stdout(output):
+            pytest.main(suite_arguments("training", told, file))
+        measured = record.load(file)
+    if measured is None:
+        context.fail(f"{row.name}: nothing was measured: {output.getvalue()[-1000:]}")
         return None
-    patience = min(PATIENCE, context.left())
-    try:
-        return processes[entry["family"]].ask(patience, "epochs", entry["label"], count)
-    except (Failed, Skipped) as error:
-        entry["failed"] = describe(error)
-        return None
+    for each in measured["benchmarks"]:
+        each["params"] = None
+        each["extra_info"]["turn"] += TURNS * list(GROUPS).index(row.group)
+    print(f"  {row.name}: {line(measured)}", flush=True)
+    complain(context, row, measured["refusals"])
+    return measured
 
 
-def count_of(seconds: float) -> int:
-    """Return how many epochs make a turn, when one takes so many seconds."""
-    return int(min(MOST_EPOCHS, max(1, np.ceil(TURN_SECONDS / seconds))))
-
-
-def release(process: Process) -> None:
-    """Free what a process holds, if it is still there."""
-    if process.process is None:
-        return
-    try:
-        process.ask(20.0, "release")
-    except (Failed, Skipped):
-        process.close()
-
-
-def line(entry: dict[str, Any]) -> str:
+def line(measured: dict[str, Any]) -> str:
     """Return a row in a line for the screen: the time of a step of each provider."""
-    parts = []
-    for each in entry["entries"]:
-        if each.get("turns"):
-            micros = np.median(list(each["turns"].values())) / entry["steps"] * 1e6
-            mark = "*" if each["role"] == "ours" and each["chosen"] else ""
-            parts.append(f"{each['label']}{mark} {micros:.4g} us")
-        else:
-            kinds = [name for name in ("skipped", "refused", "failed") if name in each]
-            parts.append(f"{each['label']} {kinds[0] if kinds else 'not timed'}")
-    return "; ".join(parts)
+    (item,) = comparisons(measured)
+    ours = item.best("ours")
+    return "; ".join(
+        f"{setting.name}{'*' if setting is ours else ''} {show_time(setting.seconds)}"
+        for setting in item.providers()
+    )
 
 
-def complain(context: Context, row: Row, entry: dict[str, Any]) -> None:
+def complain(context: Context, row: Row, refusals: list[dict[str, str]]) -> None:
     """Note where fastmlp failed or was wrong: a peer that fails is shown, and fails nothing."""
-    for each in entry["entries"]:
-        wrong = each.get("failed") or each.get("refused")
-        if wrong and each["family"] == "fastmlp":
-            context.fail(f"{row.name}: {each['label']}: {wrong}")
-        elif wrong:
-            print(f"  {row.name}: {each['label']}: {wrong}", flush=True)
+    for refusal in refusals:
+        said = f"{row.name}: {refusal['provider']}: {refusal['reason']}"
+        if refusal["kind"] != "missing" and refusal["provider"].startswith("fastmlp"):
+            context.fail(said)
+        else:
+            print(f"  {said}", flush=True)

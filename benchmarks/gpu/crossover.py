@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Data
-from benchmarks.gpu.cases import GpuCase, choose
-from benchmarks.gpu.ours import Fastmlp, kernels_for, problem
+from benchmarks.baselines import Entry
+from benchmarks.cases import Case, Data
+from benchmarks.gpu.comparison import choose
 from benchmarks.gpu.steps import Context, describe
+from benchmarks.ours import Fastmlp, choices, problem
+from fastmlp.device.machine import count_cores
 from fastmlp.device.machine_file import GPU_CONSTANTS
 
 WIDTHS = (16, 64, 256, 1024)
@@ -27,13 +29,13 @@ EPOCH_FLOPS = 4e9
 REPEATS = 3
 
 
-def ladder(quick: bool) -> list[GpuCase]:
+def ladder(quick: bool) -> list[Case]:
     """Return networks of two equal hidden layers, from narrow to wide and from few rows to many."""
     found = []
     for width in WIDTHS[:2] if quick else WIDTHS:
         for batch in BATCHES[:2] if quick else BATCHES:
             sizes = (width, width, width, 8)
-            case = GpuCase("-".join(map(str, sizes)), sizes, batch, 1, "a ladder", 1.0)
+            case = Case("-".join(map(str, sizes)), sizes, batch, 1, "a ladder", 1.0)
             steps = int(np.clip(EPOCH_FLOPS / case.flops_per_step, 1, 4 if quick else 100))
             found.append(replace(case, steps=steps))
     return found
@@ -46,13 +48,14 @@ def run(context: Context) -> None:
     constants = {name: measured[name] for name in GPU_CONSTANTS if name in measured}
     named = choose(context.options.get("cases"), context.quick)
     for case in (*ladder(context.quick), *named):
+        name = f"{case.title}, {case.batch}"
         if context.left() <= 1:
-            context.keep("unfinished", f"no time was left from {case.title} on")
+            context.keep("unfinished", f"no time was left from {name} on")
             return
-        context.attempt(case.title, beside, case, constants, context.device)
+        context.attempt(name, beside, case, constants, context.device)
 
 
-def beside(case: GpuCase, constants: dict[str, float], device: str = "cuda") -> dict[str, Any]:
+def beside(case: Case, constants: dict[str, float], device: str = "cuda") -> dict[str, Any]:
     """Return the seconds of a step by each kernel, and what dispatch makes of it."""
     found: dict[str, Any] = {
         "sizes": list(case.sizes),
@@ -63,14 +66,17 @@ def beside(case: GpuCase, constants: dict[str, float], device: str = "cuda") -> 
     }
     flops, data = case.flops_per_step * case.steps, case.data()
     for place in dict.fromkeys(("cpu", device)):
-        for name in kernels_for(case, place):
-            if place == "cpu" and flops > LONGEST:
-                found["failed"][name] = "too long for a CPU"
+        for way in choices(case, place, [count_cores()]):
+            if place == "cpu" and not way.chosen:
                 continue
+            if place == "cpu" and flops > LONGEST:
+                found["failed"][way.kernel] = "too long for a CPU"
+                continue
+            entry = Entry("fastmlp", place, way.threads, way.kernel)
             try:
-                found["seconds"][name] = step_seconds(case, data, place, name)
+                found["seconds"][way.kernel] = step_seconds(case, data, entry)
             except Exception as error:
-                found["failed"][name] = describe(error)
+                found["failed"][way.kernel] = describe(error)
     found["auto"] = chosen(case, {})
     found["auto_measured"] = chosen(case, constants)
     best = min(found["seconds"].values(), default=None)
@@ -80,10 +86,9 @@ def beside(case: GpuCase, constants: dict[str, float], device: str = "cuda") -> 
     return found
 
 
-def step_seconds(case: GpuCase, data: Data, device: str, kernel: str) -> float:
+def step_seconds(case: Case, data: Data, entry: Entry) -> float:
     """Return the median seconds of a step of a kernel, after an epoch that warms up."""
-    provider = Fastmlp(device, kernel)
-    epoch = provider.prepare(case, data, case.member_weights())
+    epoch = Fastmlp(entry).prepare(case, data, case.initial_weights())
     epoch()
     times = []
     for _ in range(REPEATS):
@@ -93,7 +98,7 @@ def step_seconds(case: GpuCase, data: Data, device: str, kernel: str) -> float:
     return float(np.median(times)) / case.steps
 
 
-def chosen(case: GpuCase, constants: dict[str, float]) -> str:
+def chosen(case: Case, constants: dict[str, float]) -> str:
     """Return the kernel that dispatch chooses with these constants of the GPU."""
     from fastmlp.device.machine import detect
     from fastmlp.dispatch.planning import plan

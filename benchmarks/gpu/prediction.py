@@ -12,7 +12,7 @@ import sys
 from itertools import pairwise
 from typing import NamedTuple
 
-from benchmarks.gpu.cases import CASES, GpuCase
+from benchmarks.cases import GPU_CASES, Case
 from benchmarks.tables import NONE, table
 
 PROCESSORS = 132
@@ -45,12 +45,12 @@ class Floors(NamedTuple):
         return min(each for each in self if each is not None)
 
 
-def parameters(case: GpuCase) -> int:
+def parameters(case: Case) -> int:
     """Return the parameters of a member."""
     return sum(fan_in * fan_out + fan_out for fan_in, fan_out in pairwise(case.sizes))
 
 
-def layer_bytes(case: GpuCase, precision: str) -> float:
+def layer_bytes(case: Case, precision: str) -> float:
     """Return the bytes of a step that goes through memory after each layer.
 
     Forward a layer reads its input and writes its output; backward it reads both again, reads the
@@ -62,18 +62,18 @@ def layer_bytes(case: GpuCase, precision: str) -> float:
     return case.members * (item * rows + 16.0 * parameters(case))
 
 
-def fused_bytes(case: GpuCase) -> float:
+def fused_bytes(case: Case) -> float:
     """Return the bytes of a step that reads its rows once and keeps all else on the chip."""
     rows = case.batch * (case.sizes[0] + case.sizes[-1])
     return 4.0 * (rows + 4 * case.members * parameters(case))
 
 
-def launches(case: GpuCase) -> int:
+def launches(case: Case) -> int:
     """Return the kernels of a step that has one for each product and one around it a direction."""
     return 3 * (len(case.sizes) - 1) + 4
 
 
-def floors(case: GpuCase, precision: str) -> Floors:
+def floors(case: Case, precision: str) -> Floors:
     """Return the bounds of a step."""
     flops = case.flops_per_step
     nodes = launches(case) * NODE_SECONDS
@@ -100,7 +100,7 @@ def micros(seconds: float | None) -> str:
 def rows(precision: str) -> list[list[str]]:
     """Return a line for each case."""
     found = []
-    for case in CASES:
+    for case in GPU_CASES:
         bound = floors(case, precision)
         times = [micros(each) for each in bound]
         gain = f"{bound.graph / bound.ours:.1f}"

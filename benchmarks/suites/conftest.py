@@ -15,11 +15,12 @@ import pytest
 
 from benchmarks import cases, whole_fits
 from benchmarks.prediction import predictions
-from benchmarks.providers import BASELINES
+from benchmarks.providers import BASELINES, named
 from benchmarks.turns import Measurement, Settings, in_turns, variants_in_turns
 from benchmarks.validation import Disagreement
-from benchmarks.workers import CLOCK, Failed, Missing, Pool
+from benchmarks.workers import CLOCK, PATIENCE, Failed, Missing, Pool
 from fastmlp.device.machine import count_cores, detect
+from fastmlp_kernels.problem import PRECISIONS
 
 MOST_ROUNDS = 5
 LEAST_SECONDS = 0.02
@@ -42,36 +43,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     kinds = ",".join(cases.KINDS)
     group.addoption("--kinds", default=kinds, help="what variants differ in")
     group.addoption("--devices", default="cpu,cuda", help="cpu, cuda or both")
+    group.addoption("--precisions", default="float32", help="what products may round to")
     group.addoption("--threads", default=threads, help="numbers of threads to try")
     group.addoption("--providers", default=",".join(BASELINES), help="names")
     group.addoption("--passes", default=7, type=int, help="how often each provider has its turn")
     group.addoption("--turn-seconds", default=0.2, type=float, help="length of a turn, about")
+    group.addoption("--patience", default=PATIENCE, type=float, help="seconds for an answer")
     group.addoption("--steps", default=0, type=int, help="most steps of an epoch; 0: the case's")
 
 
 def read_settings(config: pytest.Config) -> Settings:
     """Turn the options into values; an unknown name ends the run."""
+    options = ("cases", "devices", "precisions", "threads", "providers")
     words = {
-        name: [word for word in str(config.getoption(name)).split(",") if word]
-        for name in ("cases", "devices", "threads", "providers")
+        name: [word for word in str(config.getoption(name)).split(",") if word] for name in options
     }
     most_steps = config.getoption("steps")
     try:
         chosen = [cases.find(name) for name in words["cases"]]
+        providers = named(words["providers"])
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     if most_steps:
         chosen = [case.with_steps(min(case.steps, most_steps)) for case in chosen]
-    known = {"devices": ("cpu", "cuda"), "providers": tuple(BASELINES)}
-    for option, names in known.items():
+    for option, names in {"devices": ("cpu", "cuda"), "precisions": PRECISIONS}.items():
         for word in words[option]:
             if word not in names:
                 raise pytest.UsageError(f"{option}: got {word!r}, wanted {', '.join(names)}")
     return Settings(
-        chosen,
+        [replace(case, precision=word) for word in words["precisions"] for case in chosen],
         words["devices"],
         [int(word) for word in words["threads"]],
-        words["providers"],
+        providers,
         config.getoption("passes"),
         config.getoption("turn_seconds"),
     )
@@ -144,7 +147,7 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 @pytest.fixture(scope="session")
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """Return the workers of the case that is being measured."""
-    workers = Pool()
+    workers = Pool(request.config.getoption("patience"))
     request.config.refusals = workers.refusals
     yield workers
     workers.close()
@@ -167,6 +170,7 @@ def turn(benchmark: Any, measurement: Measurement) -> Callable[..., None]:
             reason=case.reason,
             cases=case.group,
             dtype=case.dtype,
+            precision=case.precision,
             provider=entry.provider,
             role=provider.role,
             version=version(provider.packages[0]),
@@ -198,6 +202,17 @@ def take_rounds(benchmark: Any, target: Callable[[], None], rounds: int) -> None
 
 
 @pytest.fixture
+def ask(prepared: Any, measurement: Measurement) -> Callable[..., None]:
+    """Return what asks the worker for seconds and advances the clock."""
+    worker, _ = prepared
+
+    def advance(*request: Any) -> None:
+        CLOCK.advance(worker.ask(*request, of=(measurement.case, measurement.entry)))
+
+    return advance
+
+
+@pytest.fixture
 def prepared(pool: Pool, measurement: Measurement) -> tuple[Any, dict[str, Any]]:
     """Return the validated worker; skip what is missing, fail what disagrees, each once."""
     known = (measurement.case, measurement.entry) in REPORTED
@@ -214,16 +229,19 @@ def prepared(pool: Pool, measurement: Measurement) -> tuple[Any, dict[str, Any]]
 
 @pytest.fixture
 def epochs(
-    measurement: Measurement, prepared: tuple[Any, dict[str, Any]], turn: Any, settings: Settings
+    measurement: Measurement, prepared: Any, pool: Pool, turn: Any, settings: Settings
 ) -> Callable[[str], None]:
     """Return what times whole epochs under the name of a suite."""
-    worker, about = prepared
+    _, about = prepared
     count = epochs_of(about["seconds"])
+    competitor = measurement.case, measurement.entry
+    if measurement.number and pool.is_far_behind(competitor):
+        pytest.skip("far behind: one turn says enough")
 
     def take(name: str) -> None:
         turn(
             name,
-            lambda: CLOCK.advance(worker.ask("epoch", count)),
+            lambda: CLOCK.advance(pool.epoch(competitor, count)),
             rounds_of(settings, count * about["seconds"]),
             **{word: value for word, value in about.items() if word != "seconds"},
         )
@@ -248,8 +266,11 @@ def rounds_of(settings: Settings, seconds: float) -> int:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish() -> Iterator[None]:
     """Save what was measured, whoever presses Ctrl-C now."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return (yield)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return (yield)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def version(package: str) -> str:

@@ -17,9 +17,8 @@ def test_fit(epochs):
 
 
 @pytest.fixture
-def predictions(measurement, prepared, turn):
+def predictions(measurement, ask, turn):
     """What times predictions of so many rows."""
-    worker, _ = prepared
 
     def take(rows):
         if measurement.case.search:
@@ -28,7 +27,7 @@ def predictions(measurement, prepared, turn):
             pytest.skip("it has fewer rows")
         turn(
             f"predict, {rows:,} {'row' if rows == 1 else 'rows'}",
-            lambda: CLOCK.advance(worker.ask("predict", CALLS[rows], rows)),
+            lambda: ask("predict", CALLS[rows], rows),
             3,
             goal=0.0,
         )

@@ -49,16 +49,14 @@ def only_with_a_role(name, measurement):
 
 
 @pytest.mark.benchmark(timer=CLOCK.now)
-def test_one_batch(prepared, single):
-    worker, _ = prepared
-    single("one batch", lambda: CLOCK.advance(worker.ask("epoch", CALLS)), 3)
+def test_one_batch(ask, single):
+    single("one batch", lambda: ask("epoch", CALLS), 3)
 
 
 @pytest.mark.benchmark(timer=CLOCK.now)
-def test_one_row(measurement, prepared, single):
+def test_one_row(measurement, ask, single):
     only_with_a_role("one row", measurement)
-    worker, _ = prepared
-    single("one row", lambda: CLOCK.advance(worker.ask("predict", ROWS)), 3)
+    single("one row", lambda: ask("predict", ROWS), 3)
 
 
 @pytest.mark.benchmark(timer=CLOCK.now)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.comparisons import comparisons
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import device_cases, report, sanitizer, steps
 from benchmarks.gpu.steps import Context, Skipped, Step
 from fastmlp.device.machine import detect
 from tests import ROOT
+from tests.benchmarking.records import benchmark
 
 MODULES = {
     "step_that_is_done": """
@@ -308,24 +310,33 @@ def test_every_file_of_cuda_cases_is_run():
     assert all((ROOT / "tests" / "gpu" / name).exists() for name in names)
 
 
-def entry(label, role, turns, **more):
-    return {"label": label, "role": role, "kernel": more.pop("kernel", ""), "turns": turns, **more}
+def timing(provider, role, turn, seconds, **more):
+    about = {"case": "64x4", "batch": 1000, "device": "cuda", "per": 2, "flops": 3e9}
+    return benchmark(provider, role, turn, [seconds], **(about | more))
 
 
 def made_up_record():
     """Return a record as a run would leave it; its figures are made up for this test."""
-    row = {"case": "64x4", "batch": 1000, "steps": 2, "precision": "float32", "sizes": [64, 16]}
-    row |= {"flops_per_step": 3e9, "members": 1, "reason": "made up"}
-    chosen = entry("fastmlp (cuda.a)", "ours", {"0": 2e-3, "1": 4e-3}, kernel="cuda.a", error=1e-5)
-    chosen["notes"] = {"products": "tiles"}
-    slower = entry("fastmlp (cuda.b)", "ours", {"0": 1e-3, "1": 2e-3}, kernel="cuda.b", error=1e-5)
-    eager = entry("PyTorch eager", "peer", {"0": 9e-3, "1": 9e-3}, error=1e-5)
-    graph = entry("PyTorch graph", "peer", {"0": 6e-3, "1": 8e-3}, error=1e-5)
-    wrong = {"label": "JAX", "role": "peer", "kernel": "", "refused": "it trains something else"}
-    compiled = entry("PyTorch compile", "peer", {"0": 3e-3, "1": 4e-3}, error=1e-5)
-    chosen["chosen"], slower["chosen"] = True, False
-    ours = [chosen, slower]
-    products = {"float32": 1e13}
+    timings = [
+        timing("fastmlp", "ours", turn, seconds, kernel=kernel, chosen=kernel == "cuda.a", **more)
+        for kernel, scale, more in (
+            ("cuda.a", 1, {"notes": {"products": "tiles", "graphs": ""}}),
+            ("cuda.b", 0.5, {}),
+        )
+        for turn, seconds in ((0, 2e-3 * scale), (1, 4e-3 * scale), (1000, 3e-3 * scale))
+    ]
+    timings += [timing("PyTorch", "peer", turn, 9e-3) for turn in (0, 1)]
+    timings += [timing("PyTorch graph", "peer", turn, 8e-3) for turn in (0, 1)]
+    timings += [timing("PyTorch compile", "peer", 1000, 4.5e-3)]
+    wrong = {"kind": "disagreement", "provider": "JAX", "device": "cuda", "reason": "another"}
+    compared = {
+        "benchmarks": timings,
+        "refusals": [wrong],
+        "machine_info": {"processors": 2, "gpu": "GPU of a test"},
+        "commit_info": {"id": "abc"},
+        "datetime": "2026-01-02T03:04:05",
+        "unfinished": ["64x4 tf32, 1000"],
+    }
     beside = {
         "seconds": {"cpu.fused": 4e-3, "cuda.a": 1e-3, "cuda.b": 2e-3},
         "auto": "cuda.b",
@@ -345,40 +356,36 @@ def made_up_record():
         "datetime": "2026",
         "steps": {
             "versions": step({"device": {"name": "GPU of a test"}}),
-            "ceilings": step({"products": products}),
+            "ceilings": step({"products": {"float32": 1e13}}),
             "device_cases": step({"x": {"passed": False, "output": "E  boom"}}, "failed"),
-            "comparison": step(
-                {
-                    "64x4, 1000, float32": row | {"entries": [*ours, eager, graph, wrong]},
-                    "64x4, 1000, float32, compiled": row | {"entries": [*ours, compiled]},
-                    "unfinished": ["more"],
-                }
-            ),
+            "comparison": step(compared),
             "crossover": step({"64, 1000": beside}),
         },
     }
 
 
-def test_the_best_peer_of_all_rows_is_what_counts():
-    ((case, precision, ratio),) = report.compared(made_up_record())
-    assert (case, precision) == ("64x4, 1000", "float32")
-    # 3/2 and 4/4 of the compiled row; the captured graph is slower.
-    assert ratio.median == pytest.approx(1.25)
+def test_the_best_peer_counts_in_the_turns_that_it_had():
+    (item,) = comparisons(report.compared(made_up_record()))
+    # 4.5 ms over 3 ms: the compiled one's only turn.
+    assert item.best("peer").provider == "PyTorch compile"
+    assert item.ratio.median == pytest.approx(1.5)
 
 
 def test_the_tables_say_what_the_record_says():
     page = report.markdown(made_up_record())
     assert "GPU of a test" in page
-    # Half of 3 ms a step: 2 TFLOP/s, of 10 measured; the other kernel takes half of it.
-    line = next(row for row in page.splitlines() if row.startswith("| 64x4, 1000, float32 |"))
+    # A median of 1.5 ms a step is 2 TFLOP/s, of 10 measured; the other kernel takes half of it.
+    line = next(row for row in page.splitlines() if row.startswith("| 64x4, 1000 |"))
     assert "cuda.a: 1.5 (1.25–1.75) ms" in line
-    assert "PyTorch graph: 3.5" in line and "**2.50** (2.25–2.75)" in line
-    assert "| 2 | 20.0% | 2.00 (cuda.b) |" in line
-    assert "refused: it trains something else" in page
+    assert "PyTorch compile (1 thread): 2.25" in line and "**1.50** (1.50–1.50)" in line
+    assert "| 2e+03 | 20.0% |" in line
+    assert "worst regret is 2.00, of 64x4 on cuda" in page
+    assert "- JAX on cuda: refused: another" in page
+    assert "not in all of their turns: 64x4 tf32, 1000" in page
     assert (
         "| cpu.fused: 4000 µs | cuda.a: 1000 µs | **4.00** | cuda.b: 2.00 | cuda.a: 1.00 |" in page
     )
-    assert "| 1e-05 | products: tiles |" in page
+    assert "- fastmlp (cuda.a, 1 thread): products: tiles" in page and "graphs: \n" not in page
     assert "E  boom" in page
 
 
@@ -392,10 +399,20 @@ def test_the_report_as_a_command_and_its_plot(tmp_path, capsys):
     assert report.main([str(tmp_path / "none.json")]) == 2
 
 
+def test_the_step_leaves_tables_and_rows(tmp_path):
+    file = tmp_path / "gpu-1.json"
+    file.write_text(json.dumps(made_up_record()))
+    here = context(record=str(file))
+    report.run(here)
+    assert here.failures == [] and file.with_suffix(".md").exists()
+    rows = (tmp_path / "results.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 6 and all("GPU of a test" in row for row in rows[1:])
+
+
 def test_a_record_of_nothing_has_a_report():
     bare = made_up_record() | {"steps": {}}
     assert "GPU: none" in report.markdown(bare)
-    assert report.compared(bare) == []
+    assert report.compared(bare) is None
 
 
 def test_the_sanitizer_is_found_in_the_toolkits_folder(tmp_path):

@@ -1,7 +1,6 @@
-"""The comparison of `dev.py gpu`, on the CPU at toy sizes: oracle, peers, turns, crossover."""
+"""What `dev.py gpu` measures, on the CPU at toy sizes: peers, shared processes, crossover."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,161 +10,132 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import validation
-from benchmarks.cases import CASES as NAMED
-from benchmarks.gpu import cases, comparison, crossover, ours, peers, prediction, report
-from benchmarks.gpu.cases import GpuCase, expected, validate
-from benchmarks.gpu.processes import Failed, Process
-from benchmarks.gpu.provider import Provider, way
-from benchmarks.gpu.providers import FAMILIES
-from benchmarks.gpu.steps import Context, Skipped
-from benchmarks.validation import Disagreement
-from fastmlp_kernels.registry import KERNELS
+from benchmarks import cases, peers, servers, validation, workers
+from benchmarks.baselines import Entry, Missing
+from benchmarks.cases import GPU_CASES, Case
+from benchmarks.gpu import comparison, crossover, prediction
+from benchmarks.gpu.steps import Context
+from benchmarks.ours import Fastmlp, FastmlpFit, choices
+from benchmarks.providers import BASELINES, entries, named
+from benchmarks.turns import Settings, in_turns
+from benchmarks.validation import Disagreement, expected_parameters, validate
 from tests import ROOT
 
-TOY = GpuCase("toy", (5, 9, 7, 3), 8, 6, "a toy", 1.0)
+TOY = Case("toy", (5, 9, 7, 3), 8, 6, "a toy", 1.0)
 MEMBERS = replace(TOY, name="toys", members=3)
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 def trained(provider, case):
-    """Return a provider's parameters after an epoch, and what is wanted."""
-    data, weights = case.data(), case.member_weights()
-    provider.prepare(case, data, weights)()
-    return weights, expected(case, data, weights), provider.parameters()
-
-
-def test_the_oracle_is_that_of_the_cpu_benchmarks():
-    for case in (TOY, replace(NAMED[1].with_steps(4))):
-        single = GpuCase(case.name, case.sizes, case.batch, case.steps, "", 1.0)
-        data, weights = case.data(), case.initial_weights()
-        wanted = validation.expected_parameters(case, data, weights)
-        np.testing.assert_allclose(expected(single, data, [weights])[0], wanted, rtol=1e-12)
+    """Return a provider's parameters after an epoch."""
+    reason = provider.available()
+    if reason is not None:
+        pytest.skip(reason)
+    provider.prepare(case, case.data(), case.initial_weights())()
+    return provider.parameters()
 
 
 def test_members_are_trained_each_from_weights_of_its_own():
-    data, weights = MEMBERS.data(), MEMBERS.member_weights()
+    weights = MEMBERS.initial_weights()
     assert not np.array_equal(weights[0][0][0], weights[2][0][0])
-    together = expected(MEMBERS, data, weights)
+    together = expected_parameters(MEMBERS)
     assert together.shape == (3, sum(W.size + b.size for W, b in weights[0]))
-    for k, each in enumerate(weights):
-        np.testing.assert_allclose(together[k], expected(TOY, data, [each])[0], rtol=1e-12)
+    np.testing.assert_allclose(together[0], expected_parameters(TOY)[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_validation_refuses_what_is_beyond_the_precision(precision):
     case = replace(MEMBERS, precision=precision)
-    weights = case.member_weights()
-    wanted = expected(case, case.data(), weights)
-    initial = np.stack([validation.flatten(each) for each in weights])
-    limit = cases.TOLERANCES[precision]
+    wanted = expected_parameters(case)
+    initial = validation.flatten(case.initial_weights())
+    limit = validation.TOLERANCES[precision]
     near = wanted + 0.9 * limit * (wanted - initial)
-    assert validate(case, weights, wanted, near) == pytest.approx(0.9 * limit, rel=1e-6)
+    assert validate(case, wanted, near) == pytest.approx(0.9 * limit, rel=1e-6)
     far = wanted.copy()
     far[1] += 1.1 * limit * (wanted - initial)[1]
     with pytest.raises(Disagreement, match=f"of member 1 .* in {precision}"):
-        validate(case, weights, wanted, far)
+        validate(case, wanted, far)
     far[1] = np.nan
     with pytest.raises(Disagreement):
-        validate(case, weights, wanted, far)
+        validate(case, wanted, far)
     with pytest.raises(Disagreement, match="got shape"):
-        validate(case, weights, wanted, wanted[:2])
+        validate(case, wanted, wanted[:2])
 
 
 def test_the_cases_are_the_ones_that_were_promised():
-    assert [case.name for case in cases.CASES[:7]] == [case.name for case in NAMED[:7]]
-    shapes = {(case.name, case.batch) for case in cases.CASES[7:]}
+    assert GPU_CASES[:7] == cases.CASES[:7]
+    shapes = {(case.name, case.batch) for case in GPU_CASES[7:]}
     assert {("64x4", 16384), ("64x4-large", 262144), ("128x4", 65536), ("1024x3", 8192)} < shapes
-    assert [case.sizes for case in cases.CASES if case.members == 132] == [
-        (16, 64, 1),
-        (64, 64, 10),
-    ]
-    assert [case.name for case in cases.choose(None, quick=True)] == list(cases.QUICK)
-    assert all(case.steps <= 3 for case in cases.choose(None, quick=True))
-    assert [case.name for case in cases.choose(["64x4"], quick=False)] == ["64x4"]
+    assert [case.sizes for case in GPU_CASES if case.members == 132] == [(16, 64, 1), (64, 64, 10)]
+    assert {case.devices for case in GPU_CASES[7:]} == {("cuda",)}
+    quick = comparison.choose(None, quick=True)
+    assert [case.name for case in quick] == list(cases.QUICK_GPU_CASES)
+    assert all(case.steps <= 3 for case in quick)
+    assert comparison.choose(["64x4"], quick=False) == [cases.find("64x4")]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", [TOY, MEMBERS], ids=lambda case: case.name)
-@pytest.mark.parametrize("name", ["Torch", "Jax"])
+@pytest.mark.parametrize("name", ["PyTorch", "JAX"])
 @pytest.mark.peer
 def test_a_peer_trains_what_the_oracle_trains(name, case, precision):
-    pytest.importorskip(name.lower(), reason=f"{name} is not installed")
     asked = replace(case, precision=precision)
-    weights, wanted, got = trained(getattr(peers, name)("cpu"), asked)
-    error = validate(asked, weights, wanted, got)
+    got = trained(BASELINES[name](Entry(name)), asked)
+    error = validate(asked, expected_parameters(case), got)
     # bfloat16 is seen to round; a CPU has no tf32.
     assert (error > 1e-3) == (precision == "bfloat16")
 
 
 @pytest.mark.peer
-def test_the_compiled_peer_trains_what_the_oracle_trains():
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    try:
-        weights, wanted, got = trained(peers.TorchCompiled("cpu"), MEMBERS)
-    except Skipped as reason:
-        pytest.skip(str(reason))
-    validate(MEMBERS, weights, wanted, got)
+def test_the_compiled_peer_trains_members():
+    name = "PyTorch compile"
+    got = trained(BASELINES[name](Entry(name)), MEMBERS)
+    validate(MEMBERS, expected_parameters(MEMBERS), got)
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("name", ["torch", "jax"])
+@pytest.mark.parametrize("name", ["PyTorch", "JAX"])
 def test_a_peer_with_another_rate_is_refused(name, monkeypatch):
-    pytest.importorskip(name, reason=f"{name} is not installed")
     monkeypatch.setattr(peers, "LEARNING_RATE", 0.05)
-    provider = {"torch": peers.Torch, "jax": peers.Jax}[name]("cpu")
     for precision in PRECISIONS:
-        weights, wanted, got = trained(provider, replace(TOY, precision=precision))
+        case = replace(TOY, precision=precision)
+        got = trained(BASELINES[name](Entry(name)), case)
         with pytest.raises(Disagreement):
-            validate(replace(TOY, precision=precision), weights, wanted, got)
-
-
-@pytest.mark.peer
-def test_a_captured_graph_needs_a_gpu():
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    with pytest.raises(Skipped, match="CUDA graphs do not run on 'cpu'"):
-        trained(peers.TorchGraph("cpu"), TOY)
+            validate(case, expected_parameters(case), got)
 
 
 def test_layouts_of_members_and_of_one_network():
-    weights = MEMBERS.member_weights()
+    weights = MEMBERS.initial_weights()
     parts = peers.layout(weights)
     assert [part.shape for part in parts[:2]] == [(3, 5, 9), (3, 1, 9)]
-    wanted = np.stack([validation.flatten(each) for each in weights])
-    np.testing.assert_array_equal(peers.flattened(parts, 3), wanted)
+    wanted = validation.flatten(weights)
+    np.testing.assert_array_equal(peers.flattened(parts), wanted)
     parts = peers.layout(weights[:1])
     assert [part.shape for part in parts[:2]] == [(5, 9), (9,)]
-    np.testing.assert_array_equal(peers.flattened(parts, 1), wanted[:1])
+    np.testing.assert_array_equal(peers.flattened(parts), wanted[:1])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_fastmlp_trains_what_the_oracle_trains(precision):
     case = replace(TOY, precision=precision)
-    for provider in (ours.Fastmlp("cpu", "cpu.fused"), ours.FastmlpFit("cpu")):
-        weights, wanted, got = trained(provider, case)
-        validate(case, weights, wanted, got)
+    for provider in (Fastmlp, FastmlpFit):
+        validate(
+            case, expected_parameters(TOY), trained(provider(Entry("", kernel="cpu.fused")), case)
+        )
 
 
-def test_fastmlp_trains_members_where_a_kernel_can():
-    able = [name for name in ours.kernels_for(MEMBERS, "cpu")]
-    problem = ours.problem(MEMBERS)
-    if problem.members != 3 or not refuses_members():
-        pytest.skip("no kernel of the CPU says how many networks it trains")
-    for name in able:
-        weights, wanted, got = trained(ours.Fastmlp("cpu", name), MEMBERS)
-        validate(MEMBERS, weights, wanted, got)
-
-
-def refuses_members():
-    """Return whether kernels know of members: the reference trains one network at a time."""
-    from fastmlp_kernels.problem import Machine
-
-    (reference,) = [kernel for kernel in KERNELS if kernel.name == "reference"]
-    return reference.supports(ours.problem(MEMBERS), Machine()) is not None
+def test_fastmlp_trains_members():
+    ways = choices(MEMBERS, "cpu", [1])
+    assert ways
+    for way in ways:
+        got = trained(Fastmlp(Entry("fastmlp", "cpu", way.threads, way.kernel)), MEMBERS)
+        validate(MEMBERS, expected_parameters(MEMBERS), got)
+    with pytest.raises(Missing, match="those of their seeds"):
+        trained(FastmlpFit(Entry("fastmlp.fit")), MEMBERS)
 
 
 def test_notes_say_where_products_come_from():
-    provider = ours.Fastmlp("cpu", "cpu.fused")
+    provider = Fastmlp(Entry("fastmlp"))
     provider.program = SimpleNamespace(
         products=SimpleNamespace(name="tiles", reason="cuBLASLt was not found"),
         steps=SimpleNamespace(reason=""),
@@ -173,193 +143,189 @@ def test_notes_say_where_products_come_from():
     assert provider.notes() == {"products": "tiles, cuBLASLt was not found", "graphs": ""}
 
 
-def test_every_way_has_a_label_of_its_own():
-    labels = [
-        each["label"]
-        for family in FAMILIES.values()
-        for provider in family
-        for each in provider.ways(TOY, "cpu")
-    ]
-    assert len(set(labels)) == len(labels)
-    chosen = [each for each in ours.Fastmlp.ways(TOY, "cpu") if each["chosen"]]
-    assert [each["kernel"] for each in chosen] == ["cpu.fused"]
+def test_a_name_stands_for_all_providers_of_fastmlp():
+    found = named(["fastmlp"])
+    assert {"fastmlp", "fastmlp.fit", "fastmlp.step", "fastmlp.predict"} < set(found)
+    assert {name.partition(".")[0] for name in found} == {"fastmlp"}
+    assert named(["JAX", "PyTorch"]) == ["PyTorch", "JAX"]
+    with pytest.raises(ValueError, match="got 'Keras', wanted some of fastmlp, "):
+        named(["Keras"])
+
+
+def test_a_case_is_measured_where_it_belongs():
+    large = cases.find("64x4-large")
+    assert entries(large, ["cpu"], [1], ["JAX"]) == []
+    assert entries(large, ["cpu", "cuda"], [1], ["JAX"]) == [Entry("JAX", "cuda")]
+    assert [e.device for e in entries(TOY, ["cpu", "cuda"], [1], ["JAX"])] == ["cpu", "cuda"]
+
+
+# --- processes that providers share ---------------------------------------------------------------
+
+
+class Told:
+    """A worker that answers as it is told, and remembers who was asked."""
+
+    made = []
+    answers = {}
+
+    def __init__(self, entry):
+        self.alive, self.asked = True, []
+        self.process = SimpleNamespace(is_alive=lambda: self.alive)
+        Told.made.append(self)
+
+    def ask(self, name, *arguments, of=None, patience=0.0):
+        self.asked.append((name, of and of[1].provider))
+        found = Told.answers.get((name, of and of[1].provider), {} if name == "prepare" else 0.01)
+        if isinstance(found, list):
+            found = found.pop(0) if found else {}
+        if isinstance(found, Exception):
+            self.alive = "died" not in str(found)
+            raise found
+        return found
+
+    def close(self):
+        self.alive = False
+
+    stop = close
 
 
 @pytest.fixture
-def process():
-    made = Process("fastmlp", "cpu")
-    yield made
-    made.close()
+def told(monkeypatch):
+    monkeypatch.setattr(workers, "Worker", Told)
+    monkeypatch.setattr(workers, "SHARED", {})
+    monkeypatch.setattr(Told, "made", [])
+    monkeypatch.setattr(Told, "answers", {})
+    return Told
 
 
-def test_a_process_answers_times_and_survives_its_own_death(process):
-    (kernel, fit) = process.ask(60, "ways", TOY)
-    answer = process.ask(60, "prepare", TOY, kernel)
-    assert answer["notes"] == {}
-    got, weights = answer["parameters"], TOY.member_weights()
-    validate(TOY, weights, expected(TOY, TOY.data(), weights), got)
-    assert 0 < process.ask(60, "epochs", kernel["label"], 3) < 1
-    with pytest.raises(Failed, match="KeyError"):
-        process.ask(60, "epochs", fit["label"], 1)
-    process.ask(60, "release")
-    with pytest.raises(Failed, match="KeyError"):
-        process.ask(60, "epochs", kernel["label"], 1)
-    os.kill(process.process.pid, signal.SIGKILL)
-    with pytest.raises(Failed, match=r"epochs: the process died with exit code -9"):
-        process.ask(60, "epochs", kernel["label"], 1)
-    assert process.ask(60, "ways", TOY) == [kernel, fit]
+def everyone(*names, case=TOY):
+    return tuple((case, Entry(name, "cuda")) for name in names)
 
 
-def test_a_process_that_does_not_answer_is_ended(process):
-    process.ask(60, "ways", TOY)
-    number = process.process.pid
-    with pytest.raises(Failed, match="prepare: no answer in 0 seconds"):
-        process.ask(0.0, "prepare", replace(TOY, steps=50000), process_way())
-    assert process.process is None
-    with pytest.raises(ProcessLookupError):
-        os.kill(number, 0)
+def test_a_family_shares_a_process_from_case_to_case(told):
+    pool = workers.Pool()
+    pool.open(everyone("fastmlp", "fastmlp.fit", "PyTorch", "PyTorch graph", "JAX"))
+    assert len(told.made) == 3 and len(pool.workers) == 5
+    pool.close()
+    pool.open(everyone("fastmlp", "JAX", case=MEMBERS))
+    assert len(told.made) == 3
+    ours = workers.SHARED["fastmlp"]
+    assert [name for name, _ in ours.asked].count("release") == 1
+    workers.end_shared()
+    assert not any(each.alive for each in told.made) and not workers.SHARED
 
 
-def process_way():
-    return way(ours.Fastmlp, "cpu.fused")
+def test_who_was_ready_in_a_process_that_died_is_prepared_again(told):
+    told.answers["prepare", "PyTorch graph"] = workers.Failed("the process died")
+    pool = workers.Pool()
+    pool.open(everyone("PyTorch", "PyTorch graph"))
+    assert [each for _, each in pool.workers] == [Entry("PyTorch", "cuda")]
+    assert "died" in str(pool.refusals[everyone("PyTorch graph")[0]])
+    assert [each.asked[0] for each in told.made] == [("prepare", "PyTorch")] * 2
+    assert pool.workers[everyone("PyTorch")[0]][0] is told.made[1]
 
 
-class Answers:
-    """A process that answers as it is told, for what the turns make of it."""
-
-    def __init__(self, answers, seconds=0.01):
-        self.answers, self.seconds, self.asked = answers, seconds, []
-        self.process = self
-
-    def ask(self, patience, name, *arguments):
-        self.asked.append((name, *arguments))
-        if name == "ways":
-            return [{**way(Named), "label": label} for label in self.answers]
-        if name == "prepare":
-            found = self.answers[arguments[1]["label"]]
-            if isinstance(found, Exception):
-                raise found
-            return {"parameters": found, "notes": {}}
-        if name == "epochs" and arguments[0] == "dies":
-            raise Failed("epochs: the process died")
-        return self.seconds
-
-    def close(self):
-        self.process = None
+def test_a_first_epoch_that_fails_is_a_refusal(told):
+    told.answers["epoch", "JAX"] = workers.Failed("epoch: no")
+    pool = workers.Pool()
+    pool.open(everyone("PyTorch", "JAX"))
+    assert set(pool.workers) == set(everyone("PyTorch")) and set(pool.refusals) == set(
+        everyone("JAX")
+    )
 
 
-class Named(Provider):
-    name = "named"
+def test_what_is_far_behind_has_one_turn(told):
+    told.answers = Told.answers
+    told.answers.update({("epoch", "PyTorch"): 0.5, ("epoch", "JAX"): 0.19})
+    pool = workers.Pool()
+    pool.open(everyone("fastmlp", "PyTorch", "JAX"))
+    behind = [entry.provider for case, entry in pool.workers if pool.is_far_behind((case, entry))]
+    assert behind == ["PyTorch"]
+
+
+def test_a_worker_that_does_not_answer_is_ended():
+    worker = workers.Worker(Entry("fastmlp", kernel="cpu.fused"))
+    with pytest.raises(workers.Failed, match="prepare: no answer in 0 seconds"):
+        worker.ask("prepare", TOY, expected_parameters(TOY), patience=0.0)
+    assert not worker.process.is_alive()
+    worker.close()
+
+
+def test_a_worker_holds_several_and_lets_go_of_them():
+    held = {}
+    ours = (TOY, Entry("fastmlp", kernel="cpu.fused"))
+    request = ("prepare", (TOY, expected_parameters(TOY)))
+    assert servers.answer(held, ours[1], ours, *request)[0] == "done"
+    wrong = ("prepare", (TOY, expected_parameters(MEMBERS)))
+    assert servers.answer(held, ours[1], (MEMBERS, ours[1]), *wrong)[0] == "refused"
+    assert servers.answer(held, ours[1], ours, "epoch", ())[1] > 0
+    assert set(held) == {ours, (MEMBERS, ours[1])}
+    assert servers.answer(held, ours[1], None, "release", ()) == ("done", None)
+    assert not held
+
+
+# --- the step ------------------------------------------------------------------------------------
 
 
 def context(seconds=120.0, **options):
     return Context({"quick": True, "device": "cpu", **options}, {}, time.monotonic() + seconds)
 
 
-def test_a_row_has_a_time_a_refusal_or_a_reason_for_each(monkeypatch):
-    monkeypatch.setattr(comparison, "TURN_SECONDS", 0.05)
-    weights = TOY.member_weights()
-    wanted = expected(TOY, TOY.data(), weights)
-    answers = {
-        "right": wanted,
-        "wrong": wanted + 1.0,
-        "absent": Skipped("not installed"),
-        "broken": Failed("ValueError: no"),
-        "dies": wanted,
-    }
-    processes = {"a": Answers(answers), "b": Answers({})}
-    row = comparison.Row(TOY, ("a", "b"))
-    found = comparison.measure(row, processes, comparison.Oracles(), 3, context())
-    entries = {each["label"]: each for each in found["entries"]}
-    assert list(entries["right"]["turns"]) == [0, 1, 2] and entries["right"]["epochs"] == 5
-    assert entries["right"]["error"] == 0.0
-    assert "refused" in entries["wrong"] and "turns" not in entries["wrong"]
-    assert entries["absent"]["skipped"] == "not installed"
-    assert entries["broken"]["failed"] == "ValueError: no"
-    assert "the process died" in entries["dies"]["failed"] and entries["dies"]["turns"] == {}
-    assert entries["b"]["skipped"] == "no kernel of the device can run it"
-    assert processes["a"].asked[-1] == ("release",)
-    # The parameters are no part of the record.
-    assert not any("parameters" in each for each in found["entries"])
-
-
-def test_every_pass_begins_with_another_one():
-    order = []
-
-    class Ordered(Answers):
-        def ask(self, patience, name, *arguments):
-            if name == "epochs":
-                order.append(arguments[0])
-            return super().ask(patience, name, *arguments)
-
-    wanted = expected(TOY, TOY.data(), TOY.member_weights())
-    processes = {"a": Ordered({"x": wanted, "y": wanted, "z": wanted})}
-    comparison.measure(comparison.Row(TOY, ("a",)), processes, comparison.Oracles(), 3, context())
-    assert "".join(order) == "xyz" + "xyz" + "yzx" + "zxy"
-
-
-def test_what_is_far_behind_has_one_turn(monkeypatch):
-    monkeypatch.setattr(comparison, "LONG_SECONDS", 0.005)
-    wanted = expected(TOY, TOY.data(), TOY.member_weights())
-
-    class Uneven(Answers):
-        def ask(self, patience, name, *arguments):
-            answer = super().ask(patience, name, *arguments)
-            return 0.1 if name == "epochs" and arguments[0] == "slow" else answer
-
-    processes = {"a": Uneven({"slow": wanted, "fast": wanted})}
-    row = comparison.Row(TOY, ("a",))
-    found = comparison.measure(row, processes, comparison.Oracles(), 3, context())
-    slow, fast = found["entries"]
-    assert slow["turns"] == {0: 0.1} and len(fast["turns"]) == 3
-    assert report.ratio(slow, fast).median == pytest.approx(10)
-
-
-def test_a_wrong_kernel_of_ours_fails_the_step_and_a_wrong_peer_does_not():
-    entries = [
-        {"label": "JAX", "family": "JAX", "refused": "wrong"},
-        {"label": "fastmlp (k)", "family": "fastmlp", "refused": "wrong too"},
-    ]
-    here = context()
-    comparison.complain(here, comparison.Row(TOY, ("JAX",)), {"entries": entries})
-    assert here.failures == ["toy, 8, float32: fastmlp (k): wrong too"]
-
-
 def test_rows_come_in_order_of_interest():
     found = comparison.rows([TOY, MEMBERS], list(PRECISIONS), quick=False)
     names = [row.name for row in found]
-    assert names[:4] == [
-        "toy, 8, float32",
-        "toys, 8, float32",
-        "toy, 8, bfloat16",
-        "toys, 8, bfloat16",
-    ]
-    assert names[4] == "toy, 8, float32, compiled" and names[12] == "toy, 8, float32, tuned"
+    assert names[:4] == ["toy, 8", "toys, 8", "toy bfloat16, 8", "toys bfloat16, 8"]
+    assert names[4] == "toy, 8, compiled" and names[12] == "toy, 8, tuned"
     assert len(set(names)) == len(names) == 18
     assert len(comparison.rows([TOY], ["tf32"], quick=True)) == 1
+
+
+def test_a_wrong_kernel_of_ours_fails_the_step_and_a_wrong_peer_does_not():
+    refusals = [
+        {"kind": "disagreement", "provider": "JAX", "reason": "wrong"},
+        {"kind": "missing", "provider": "fastmlp.fit", "reason": "members"},
+        {"kind": "failed", "provider": "fastmlp", "reason": "wrong too"},
+    ]
+    here = context()
+    comparison.complain(here, comparison.Row(TOY, ""), refusals)
+    assert here.failures == ["toy, 8: fastmlp: wrong too"]
 
 
 @pytest.mark.peer
 def test_the_whole_comparison_on_a_cpu(monkeypatch):
     """Real processes, real peers: what a run on a GPU does, with the CPU in its place."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    pytest.importorskip("jax", reason="JAX is not installed")
-    monkeypatch.setattr(comparison, "choose", lambda names, quick: [TOY])
-    here = context(precisions=["bfloat16"])
+    monkeypatch.setattr(comparison, "ORDER", (("bfloat16", ""), ("bfloat16", ", compiled")))
+    monkeypatch.setitem(comparison.GROUPS, ", compiled", ("fastmlp",))
+    monkeypatch.setattr(comparison, "QUICK_STEPS", 2)
+    here = context(cases=["2-20-5"], precisions=["bfloat16"])
+    plain = comparison.rows
+    monkeypatch.setattr(comparison, "rows", lambda cases, known, quick: plain(cases, known, False))
     comparison.run(here)
     assert here.failures == []
-    row = here.results["toy, 8, bfloat16"]
-    timed = {each["label"] for each in row["entries"] if each.get("turns")}
-    assert timed == {"fastmlp (cpu.fused)", "fastmlp.fit", "PyTorch eager", "JAX"}
-    record = {"steps": {"comparison": {"results": here.results}}}
-    assert len(report.compared(record)) == 1
+    (item,) = comparison.comparisons(here.results)
+    assert (item.case, item.precision, item.device) == ("2-20-5 bfloat16", "bfloat16", "cpu")
+    (ours,) = [each for each in item.settings if each.provider == "fastmlp" and each.chosen]
+    # Turns of two groups are not the same turns.
+    assert list(ours.turns) == [0, 1, 1000, 1001]
+    assert all(each.turns.keys() <= ours.turns.keys() for each in item.settings)
+    assert not {each.provider for each in item.settings} - {
+        "fastmlp",
+        "fastmlp.fit",
+        "PyTorch",
+        "JAX",
+    }
 
 
-def test_no_row_is_begun_without_time(monkeypatch):
-    monkeypatch.setattr(comparison, "choose", lambda names, quick: [TOY])
-    late = context(seconds=5.0, precisions=["float32"])
+def test_no_row_is_begun_without_time():
+    late = context(seconds=5.0, precisions=["float32"], cases=["2-20-5"])
     comparison.run(late)
-    assert late.results == {"unfinished": ["toy, 8, float32"]}
+    assert late.results == {"unfinished": ["2-20-5, 10"]}
+
+
+def test_a_case_has_its_precisions_in_its_turns():
+    several = [replace(TOY, precision=name) for name in PRECISIONS]
+    found = in_turns(Settings(several, ["cpu"], [1], ["JAX"], passes=1, seconds=0.0))
+    assert [item.case.title for item in found] == ["toy", "toy tf32", "toy bfloat16"]
 
 
 def test_cpu_and_gpu_side_by_side():
@@ -375,11 +341,14 @@ def test_the_ladder_goes_up():
     for case in rungs:
         flops[case.batch].append(case.flops_per_step)
     assert all(values == sorted(values) and len(values) == 4 for values in flops.values())
-    assert len({case.title for case in rungs}) == len(rungs)
+    here = context(cases=["2-20-5"])
+    crossover.run(here)
+    names = ["16-16-16-8, 32", "16-16-16-8, 512", "64-64-64-8, 32", "64-64-64-8, 512", "2-20-5, 10"]
+    assert list(here.results) == names and here.failures == []
 
 
 def test_predictions_are_bounds_by_hand():
-    (case,) = [case for case in cases.CASES if case.name == "128x4"]
+    (case,) = [case for case in GPU_CASES if case.name == "128x4"]
     # 128-128-128-128-128-16 forward, backward and weights, 65,536 rows.
     products = 4 * 128 * 128 + 128 * 16
     flops = 2 * 65536 * (3 * products - 128 * 128)
@@ -388,9 +357,9 @@ def test_predictions_are_bounds_by_hand():
     assert bound.graph == pytest.approx(flops / 51.5e12)
     assert bound.fused == pytest.approx(flops / 51.5e12)
     assert bound.resident is None and bound.ours == bound.fused
-    (small,) = [case for case in cases.CASES if case.name == "2-20-5"]
+    (small,) = [case for case in GPU_CASES if case.name == "2-20-5"]
     assert prediction.floors(small, "float32").graph == pytest.approx(10 * 2e-6)
-    (wide,) = [case for case in cases.CASES if case.name == "1024x3"]
+    (wide,) = [case for case in GPU_CASES if case.name == "1024x3"]
     assert prediction.floors(wide, "bfloat16").fused is None
 
 

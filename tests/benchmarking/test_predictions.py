@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import prediction, run, workers
+from benchmarks import prediction, run, servers, workers
 from benchmarks.baselines import Entry
 from benchmarks.validation import Disagreement
 
@@ -25,7 +25,7 @@ def test_every_network_has_every_number_of_rows():
 @pytest.mark.parametrize("name", ["fastmlp.predict", "NumPy", "onnxruntime"])
 @pytest.mark.parametrize("rows", [1, 32])
 def test_whoever_predicts_agrees_with_float64(name, rows):
-    case, server = replace(FEW, batch=rows), workers.Server(Entry(name))
+    case, server = replace(FEW, batch=rows), servers.Server(Entry(name))
     try:
         about = server.prepare(case, workers.oracle(case))
     except workers.Missing as missing:
@@ -39,7 +39,7 @@ def test_another_network_is_refused(monkeypatch):
     predict = prediction.NumPy.predict
     monkeypatch.setattr(prediction.NumPy, "predict", lambda self, X: 1.001 * predict(self, X))
     with pytest.raises(Disagreement, match="outputs: got an error of 0.001"):
-        workers.Server(Entry("NumPy")).prepare(FEW, workers.oracle(FEW))
+        servers.Server(Entry("NumPy")).prepare(FEW, workers.oracle(FEW))
     with pytest.raises(Disagreement):
         prediction.check_outputs(np.full((32, 1), np.nan), workers.oracle(FEW))
 

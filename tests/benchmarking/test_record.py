@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +29,24 @@ def test_what_is_named_wins_over_quick():
     found = run.pytest_options(options, run.parts(options)[0])
     assert (found["threads"], found["passes"], found["devices"]) == ("1,2", "4", "cpu")
     assert (found["steps"], found["cases"]) == ("3", cases.QUICK_CASES[0])
-    assert run.pytest_options(run.parse([]), run.Part("overhead")) == {}
+    both = run.parse(["--device", "both"])
+    assert run.pytest_options(both, run.Part("overhead")) == {"devices": "cpu,cuda"}
+
+
+def test_what_is_here_is_measured(monkeypatch):
+    monkeypatch.setattr(run, "detect", lambda: SimpleNamespace(cuda_missing="no GPU"))
+    assert run.devices(run.parse([])) == ["cpu"]
+    monkeypatch.setattr(run, "detect", lambda: SimpleNamespace(cuda_missing=None))
+    assert run.devices(run.parse([])) == ["cpu", "cuda"]
+    names = [part.name for part in run.parts(run.parse(["--suites", "training"]))]
+    assert names == [f"training {case.name}" for case in cases.EVERY_CASE]
+    assert run.devices(run.parse(["--device", "cuda"])) == ["cuda"]
+
+
+def test_a_name_that_is_no_providers_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.parse(["--providers", "fastmpl"])
+    assert "got 'fastmpl', wanted some of fastmlp, " in capsys.readouterr().err
 
 
 def test_a_run_has_a_part_for_each_case_and_kind():
@@ -174,7 +192,7 @@ def test_a_quick_run_leaves_a_record_and_its_report(tmp_path):
     for item in document["benchmarks"]:
         about = item["extra_info"]
         by_provider.setdefault(about["provider"], []).append(about["turn"])
-        assert about["error"] < validation.TOLERANCE
+        assert about["error"] < validation.TOLERANCES["float32"]
         assert min(item["stats"]["data"]) > 0
         assert (about["shape"], about["dtype"], about["per"]) == ([10, 2], "float32", 3)
         assert about["flops"] == TOY.flops_per_step

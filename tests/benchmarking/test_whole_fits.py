@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import outcomes, report, run, validation, whole_fits, workers
+from benchmarks import outcomes, report, run, servers, validation, whole_fits, workers
 from benchmarks.baselines import Entry
 from benchmarks.estimators import Estimator
 from benchmarks.providers import BASELINES, entries
@@ -82,7 +82,7 @@ def stand_in(**settings):
 
 def prepared(monkeypatch, provider):
     monkeypatch.setitem(BASELINES, OURS, provider)
-    server = workers.Server(Entry(OURS))
+    server = servers.Server(Entry(OURS))
     return server, server.prepare(SMALL, workers.oracle(SMALL))
 
 
@@ -99,7 +99,7 @@ def prepared(monkeypatch, provider):
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_another_training_is_refused_before_it_is_timed(monkeypatch, settings, words):
-    monkeypatch.setattr(workers, "timed", lambda *_: pytest.fail("it was timed"))
+    monkeypatch.setattr(servers, "timed", lambda *_: pytest.fail("it was timed"))
     with pytest.raises(validation.Disagreement, match=words):
         prepared(monkeypatch, stand_in(**settings))
 
@@ -214,7 +214,7 @@ def test_a_searchs_processes_end_with_their_worker(way):
     with pytest.raises(ProcessLookupError):
         for _ in range(100):
             os.killpg(worker.process.pid, 0)
-            workers.time.sleep(0.05)
+            servers.time.sleep(0.05)
 
 
 def test_data_that_are_not_installed_are_missing_for_everybody(monkeypatch):
