@@ -94,7 +94,9 @@ def test_epochs_have_the_same_bits(settings, optimizer, lines, loops):
     assert len(lines) == 1
 
 
-@pytest.mark.parametrize("more", [{"l2": 0.1}, {"sample_weight": np.linspace(0.5, 2, ROWS)}], ids=["l2", "weights"])
+@pytest.mark.parametrize(
+    "more", [{"l2": 0.1}, {"sample_weight": np.linspace(0.5, 2, ROWS)}], ids=["l2", "weights"]
+)
 def test_kinds_of_epochs_have_lines_of_their_own(more, lines, loops):
     settings, optimizer = NETWORKS["deep"], OPTIMIZERS["adam"]
     X, y = _data(settings)
@@ -178,7 +180,9 @@ def test_a_short_fit_starts_no_compiler(monkeypatch):
 def test_a_long_fit_goes_on_in_a_straight_line(monkeypatch):
     programs = []
     took = FusedProgram.took
-    monkeypatch.setattr(FusedProgram, "took", lambda self, s: (programs.append(self), took(self, s)))
+    monkeypatch.setattr(
+        FusedProgram, "took", lambda self, s: (programs.append(self), took(self, s))
+    )
     monkeypatch.setattr(straight_line, "PATIENCE", 0.001)
     settings = NETWORKS["relu"]
     X, y = _data(settings)
@@ -209,3 +213,13 @@ def test_a_program_may_end_while_a_line_is_written(child_environment):
         timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_history_counts_the_epochs_in_a_straight_line(lines):
+    settings = NETWORKS["relu"]
+    X, y = _data(settings)
+    model = fastmlp.MLP(**settings)
+    first = model.fit(X, y, epochs=5, batch_size=BATCH, optimizer="sgd")
+    second = model.fit(X, y, epochs=5, batch_size=BATCH, optimizer="sgd")
+    # After the first epoch there is one.
+    assert (first.straight_epochs, second.straight_epochs) == (4, 5)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.compile import CPU_FLAGS, part
-from fastmlp_kernels.cpu.intrinsics import atomic_add, nanoseconds, set_word, word
+from fastmlp_kernels.cpu.atomics import atomic_add, nanoseconds
+from fastmlp_kernels.cpu.intrinsics import set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cpu.tables import BELL, MASK_BYTES, MEETING
 from fastmlp_kernels.cpu.team import (

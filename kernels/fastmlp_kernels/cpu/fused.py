@@ -9,6 +9,7 @@ operations whoever computes it: the result does not depend on the number of thre
 
 from fastmlp_kernels.algebra.optimizers import CLIP_NORM, CLIPPINGS
 from fastmlp_kernels.compile import kernel, part
+from fastmlp_kernels.cpu.atomics import atomic_load, atomic_store, publish
 from fastmlp_kernels.cpu.columns import first_layer, own_inputs, panel_owner
 from fastmlp_kernels.cpu.gather import (
     collect_rows,
@@ -17,12 +18,9 @@ from fastmlp_kernels.cpu.gather import (
     spread_rows,
 )
 from fastmlp_kernels.cpu.intrinsics import (
-    atomic_load,
-    atomic_store,
     call,
     field_address,
     former_arithmetic,
-    publish,
     record_at,
     standard_arithmetic,
 )

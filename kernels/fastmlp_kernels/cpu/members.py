@@ -14,8 +14,9 @@ import numpy as np
 
 from fastmlp_kernels.compile import kernel, part
 from fastmlp_kernels.cpu import best_threads
+from fastmlp_kernels.cpu.atomics import atomic_add, atomic_load
 from fastmlp_kernels.cpu.fused import run
-from fastmlp_kernels.cpu.intrinsics import atomic_add, atomic_load, record_at, set_word, word
+from fastmlp_kernels.cpu.intrinsics import record_at, set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cpu.tables import (
     BELL,

@@ -49,8 +49,6 @@ SLOTS = (at.first, at.second)
 class FusedProgram(Layout):
     """A problem's memory and the calls into compiled code; see `problem.Program`."""
 
-    memory = None
-
     def __init__(self, problem: Problem, machine: Machine | None = None) -> None:
         machine = Machine() if machine is None else machine
         target = instruction_set(machine.instruction_set)
@@ -153,15 +151,6 @@ class FusedProgram(Layout):
     def _choose_places(self) -> None:
         places = self.constants["places"]
         self.words[at.places] = address(places) if choose_places(places) else 0
-
-    def to_device(self, array: np.ndarray) -> np.ndarray:
-        """Return the array itself."""
-        return array
-
-    def to_host(self, array: np.ndarray, out: np.ndarray) -> None:
-        """Copy, unless it is the same array."""
-        if array is not out:
-            out[...] = array
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`: compile what an epoch needs, look at X, and run nothing.

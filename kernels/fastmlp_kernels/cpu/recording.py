@@ -117,9 +117,7 @@ def _records(array: np.ndarray) -> list[Record]:
     """Return records as objects of plain numbers, each with the one that follows it."""
     assert array.dtype.names is not None
     rows = array.view(np.int64).reshape(len(array), -1).tolist()
-    records = [
-        Record(words=row, **dict(zip(array.dtype.names, row, strict=True))) for row in rows
-    ]
+    records = [Record(words=row, **dict(zip(array.dtype.names, row, strict=True))) for row in rows]
     for record, following in zip(records, records[1:], strict=False):
         record.following = following
     return records

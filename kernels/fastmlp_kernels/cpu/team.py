@@ -10,22 +10,20 @@ from collections.abc import Callable
 import numpy as np
 
 from fastmlp_kernels.compile import part
-from fastmlp_kernels.cpu.intrinsics import (
+from fastmlp_kernels.cpu.atomics import (
     atomic_add,
     atomic_load,
     atomic_store,
     compare_and_swap,
-    field_address,
     give_way,
     nanoseconds,
     pause,
     processor,
-    record_at,
     set_processors,
     sleep_on,
     wake,
-    word,
 )
+from fastmlp_kernels.cpu.intrinsics import field_address, record_at, word
 from fastmlp_kernels.cpu.tables import BELL, MASK_BYTES, MEETING
 from fastmlp_kernels.shield import start_thread
 
