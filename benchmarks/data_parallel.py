@@ -95,7 +95,7 @@ def step_seconds(computing: float, size: int, ranks: int, network: Network) -> f
     generator, numbers = np.random.default_rng(ranks), np.arange(ranks)
     clocks = computing * (1 + SPREAD * np.abs(generator.standard_normal(ranks)))
     bits = [1 << k for k in range(ranks.bit_length() - 1)]
-    if size < HALVING_BYTES or ranks <= 2:
+    if size < HALVING_BYTES:
         rounds = [(bit, size) for bit in bits]
     else:
         halves = [(bit, size >> (k + 1)) for k, bit in enumerate(bits)]

@@ -12,7 +12,7 @@ from fastmlp_kernels.problem import Machine, Problem
 # Of a message between two ranks of one machine: what it takes beside its bytes, and bytes a second.
 # Of each part of a batch and of each batch: Python's share. (mpich 5.0 by mpi4py 4.1, messages of
 # 26 KB to 7 MB; 2-core AMD EPYC, Zen 3, 2026-11-29.)
-MESSAGE_SECONDS, MESSAGE_BYTES = 1e-5, 3.5e9
+MESSAGE_SECONDS, MESSAGE_BYTES = 1e-5, 5e9
 SHARD_SECONDS, BATCH_SECONDS = 2.5e-5, 3e-5
 # A gain that is less than this is no gain: ranks wait for the slowest of them.
 WORTHWHILE = 1.2
@@ -71,7 +71,7 @@ def sum_seconds(
         Seconds of a message without bytes, and bytes a second.
     """
     rounds = ranks.bit_length() - 1
-    if ranks <= 2 or size < HALVING_BYTES:
+    if size < HALVING_BYTES:
         return rounds * (latency + size / bandwidth)
     return 2 * (rounds * latency + (1 - 1 / ranks) * size / bandwidth)
 

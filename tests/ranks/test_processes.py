@@ -16,6 +16,7 @@ import pytest
 
 from fastmlp import load
 from fastmlp.distributed import run_on_threads
+from tests.house.test_architecture import imported, sources
 from tests.ranks import child
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
@@ -116,6 +117,11 @@ def test_ctrl_c_on_one_rank_stops_all(tmp_path, child_environment, interrupts_he
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode != 0
     assert "RankFailedError: communicator: got a failure (rank 1: KeyboardInterrupt" in errors
+
+
+def test_nothing_imports_mpi4py():
+    """Its import starts MPI, which ends a process that no `mpiexec` knows of on some clusters."""
+    assert not [path for path in sources("fastmlp", "kernels") if "mpi4py" in imported(path)]
 
 
 @pytest.mark.peer
