@@ -1,14 +1,19 @@
-"""The command ``fastmlp``: compile ahead, and measure the constants of this machine."""
+"""The command ``fastmlp``: train and predict from files, compile ahead, measure this machine."""
 
 import argparse
+import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from fastmlp.atomic_writing import write_atomically
 from fastmlp.device.machine import detect
 from fastmlp.device.machine_file import CONSTANTS, store_constants
 from fastmlp.dispatch.calibration import calibrate, calibrate_gpu
 from fastmlp.dispatch.warming import warmup
+from fastmlp.errors import FastMLPError, NonFiniteTrainingError
+from fastmlp.version import VERSION
 from fastmlp_kernels.problem import DTYPES
 
 # Measurements until one is undisturbed, and the pause between two.
@@ -16,29 +21,90 @@ ATTEMPTS, PAUSE_SECONDS = 3, 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="fastmlp", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    ahead = "compile all kernels ahead, so that no first fit has to"
-    command = commands.add_parser("warmup", help=ahead, description=ahead)
+    """Run a command line; return the exit status: 2 for what is wrong with it or with its files."""
+    chosen = parser().parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except NonFiniteTrainingError as error:
+        say(f"fastmlp: {error}")
+        return 1
+    except (FastMLPError, OSError) as error:
+        say(f"fastmlp: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads a command line; each command has its function, `run`."""
+    whole = argparse.ArgumentParser(prog="fastmlp", description=__doc__)
+    whole.add_argument("--version", action="version", version=f"fastmlp {VERSION}")
+    commands = whole.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], says: str) -> Any:
+        command = commands.add_parser(name, help=says, description=says)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("train", run_train, "train as a file of settings (TOML) says, and save the model")
+    command.add_argument("settings", help="the file: see the guide, “From the command line”")
+    command.add_argument("--mpi", action="store_true", help="train on all ranks: mpiexec -n 4 ...")
+    command.add_argument("--quiet", action="store_true", help="show no progress")
+    command = add("predict", run_predict, "write what a model predicts, as CSV")
+    command.add_argument("model", help="what `train` or `model.save` wrote")
+    command.add_argument("rows", help="a file of CSV, Parquet or NPZ")
+    command.add_argument("--out", help="where to write; by default to standard output")
+    command.add_argument("--delimiter", default=",", help="between the cells of a CSV file")
+    add("info", run_info, "show what a file of a model holds").add_argument("model")
+    command = add("warmup", run_warmup, "compile all kernels ahead, so that no first fit has to")
     command.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     measure = (
         "measure the speed of this machine, by which kernels and threads are chosen, and keep it "
         "in the user's configuration folder"
     )
-    commands.add_parser("calibrate", help=measure, description=measure)
-    chosen = parser.parse_args(arguments)
-    return run_warmup(chosen.dtype) if chosen.command == "warmup" else run_calibrate()
+    add("calibrate", run_calibrate, measure)
+    return whole
 
 
-def run_warmup(dtypes: Sequence[str]) -> int:
+def run_train(chosen: argparse.Namespace) -> int:
+    """Train, and say what came of it."""
+    from fastmlp.command.training import is_first, train
+
+    _, history = train(chosen.settings, chosen.mpi, False if chosen.quiet else None)
+    if is_first(chosen.mpi):
+        say(str(history))
+    return 0
+
+
+def run_predict(chosen: argparse.Namespace) -> int:
+    """Predict to a file, which is there whole or not at all, or to standard output."""
+    from fastmlp.command.predicting import predict
+
+    text = io.StringIO()
+    predict(chosen.model, chosen.rows, text, chosen.delimiter)
+    if chosen.out is None:
+        sys.stdout.write(text.getvalue())
+    else:
+        write_atomically(chosen.out, text.getvalue().encode())
+    return 0
+
+
+def run_info(chosen: argparse.Namespace) -> int:
+    """Describe a file."""
+    from fastmlp.command.predicting import describe
+
+    sys.stdout.write(f"{describe(chosen.model)}\n")
+    return 0
+
+
+def run_warmup(chosen: argparse.Namespace) -> int:
     """Compile ahead."""
-    for dtype in dtypes:
+    for dtype in chosen.dtype:
         say(f"{dtype}: compiled or loaded in {warmup(dtype):.1f} s")
     return 0
 
 
-def run_calibrate() -> int:
+def run_calibrate(chosen: argparse.Namespace) -> int:
     """Measure, show and store."""
     machine = detect()
     warmup("float32")

@@ -107,6 +107,8 @@ def _combinations(grid: Any, fixed: Mapping[str, Any]) -> list[dict[str, Any]]:
             refuse_keyword("grid", str(name), DEFAULTS)
         if name in fixed:
             raise DomainError(f"{name}: got it in grid and beside it, wanted one of the two")
+        # Of an array, Python's own numbers.
+        values = values.tolist() if isinstance(values, np.ndarray) else values
         listed = list(values) if is_sequence(values) else [values]
         if not listed:
             raise DomainError(f"grid[{name!r}]: got no values, wanted at least one")

@@ -13,15 +13,25 @@ from fastmlp.sklearn.requirement import require_scikit_learn
 
 if TYPE_CHECKING:
     from fastmlp.sklearn.callbacks import EpochEnd as EpochEnd
+    from fastmlp.sklearn.ensembles import EnsembleClassifier as EnsembleClassifier
+    from fastmlp.sklearn.ensembles import EnsembleRegressor as EnsembleRegressor
     from fastmlp.sklearn.estimators import MLPClassifier as MLPClassifier
     from fastmlp.sklearn.estimators import MLPRegressor as MLPRegressor
     from fastmlp.sklearn.onnx_conversion import register_onnx as register_onnx
     from fastmlp.sklearn.patching import patch as patch
     from fastmlp.sklearn.patching import unpatch as unpatch
+    from fastmlp.sklearn.searches import GridSearchCV as GridSearchCV
+    from fastmlp.sklearn.searches import HalvingGridSearchCV as HalvingGridSearchCV
+    from fastmlp.sklearn.searches import RandomizedSearchCV as RandomizedSearchCV
 
 _MODULE_OF = {
     "MLPClassifier": "estimators",
     "MLPRegressor": "estimators",
+    "EnsembleClassifier": "ensembles",
+    "EnsembleRegressor": "ensembles",
+    "GridSearchCV": "searches",
+    "RandomizedSearchCV": "searches",
+    "HalvingGridSearchCV": "searches",
     "EpochEnd": "callbacks",
     "register_onnx": "onnx_conversion",
     "patch": "patching",

@@ -1,5 +1,6 @@
 """What computes an epoch: the interface between scikit-learn's bookkeeping and arithmetic."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,3 +101,39 @@ class ScikitLearnEngine:
 
     def finish(self) -> None:
         """Do nothing, since nothing is kept for another call."""
+
+
+class Fit:
+    """A fit between two of its epochs.
+
+    Parameters
+    ----------
+    training : Training
+    epochs : generator
+        It yields the order of each epoch and takes scikit-learn's `loss_`.
+
+    Attributes
+    ----------
+    order : ndarray
+        int64[rows], of the next epoch.
+    done : bool
+        Whether there is none.
+    """
+
+    def __init__(self, training: Training, epochs: Generator[Any, Any, None]) -> None:
+        self.training, self._epochs = training, epochs
+        self.order: Any = next(epochs, None)
+        self.done = self.order is None
+
+    def take(self, loss: Any) -> None:
+        """Take the loss of an epoch, which has been trained in `order`."""
+        try:
+            self.order = self._epochs.send(loss)
+        except StopIteration:
+            self.done = True
+
+    def run(self, engine: Engine) -> None:
+        """Train all epochs that are left."""
+        while not self.done:
+            self.take(engine.epoch(self.order))
+        engine.finish()

@@ -26,12 +26,12 @@ from fastmlp.sklearn.engine import ScikitLearnEngine, Training
 from fastmlp.sklearn.optimizers import KernelOptimizer, state_names
 from fastmlp.state.parameters import aligned_zeros, bias_views, weight_views
 from fastmlp.state.training_state import TrainingState
-from fastmlp.training.epochs import Epoch
 from fastmlp.training.trainer import Trainer
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.problem import parameter_layout
 
 Array = NDArray[Any]
+Numbers = NDArray[np.float64]
 
 # By output activation: the loss as scikit-learn computes it, and fastmlp's activation.
 TRAINED = {
@@ -105,10 +105,10 @@ class KernelEngine:
             return "a row has not one class"
         return None
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Training, alone: bool = True) -> None:
         self._estimator = estimator = training.estimator
         self._training, self._own = training, ScikitLearnEngine(training)
-        X, y, output = training.X, training.y, estimator.out_activation_
+        X, output = training.X, estimator.out_activation_
         layers = len(training.parameters) // 2
         sizes = (X.shape[1], *(each.size for each in training.parameters[layers:]))
         loss, last = TRAINED[output]
@@ -133,21 +133,53 @@ class KernelEngine:
         self._state = TrainingState(aligned_zeros((self._problem.parameter_count,), X.dtype), 0)
         self._ours = self._views(self._state.parameters)
         self._take_parameters()
-        spare = estimator._network.training
+        if alone:
+            self._take_trainer()
+        self._adopt_state()
+        self._behind = False
+        if alone:
+            self._trainer.prepare()
+
+    def _take_trainer(self) -> None:
+        spare = self._estimator._network.training
         self._programs = spare.take(self._problem, lambda: Programs(self._problem))
         self._trainer = Trainer(
             self._state,
             self._programs,
-            training_data(X, y, output),
-            int(training.batch_size),
+            self.data(),
+            int(self._training.batch_size),
             Update(self._rule),
-            Where(device=estimator.device, threads=threads_of(estimator)),
+            self.where,
             weights=self._weights,
             l2=self._alpha,
         )
-        self._adopt_state()
-        self._behind = False
-        self._trainer.prepare()
+
+    @property
+    def where(self) -> Where:
+        """Where the estimator is trained."""
+        estimator = self._estimator
+        return Where(device=estimator.device, threads=threads_of(estimator))
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What fits have in common that one program can train side by side."""
+        update, size = self.solvers()[0].update, int(self._training.batch_size)
+        return self._problem, update, size, self._alpha > 0, self.where
+
+    @property
+    def alpha(self) -> float:
+        """The factor of the penalty."""
+        return self._alpha
+
+    @property
+    def state(self) -> TrainingState:
+        """What the training changes."""
+        return self._state
+
+    def data(self) -> Data:
+        """Return the rows as kernels want them."""
+        training = self._training
+        return training_data(training.X, training.y, training.estimator.out_activation_)
 
     def finish(self) -> None:
         """Leave the programs to the next fit. After an exception nobody relies on them."""
@@ -182,7 +214,7 @@ class KernelEngine:
                 view[...] = values
             setattr(optimizer, name, views)
 
-    def _report(self) -> None:
+    def report(self) -> None:
         """Give the estimator its parameters, and tell the optimizer how many steps it has taken.
 
         A second call changes nothing, so it repairs one that was interrupted.
@@ -210,12 +242,12 @@ class KernelEngine:
                 self._catch_up()
             before = self._state.steps
             try:
-                epoch = self._trainer.run(order[None], self._solvers_now())
-                loss = self._loss(epoch)
-                reason = self._distrust(epoch, loss)
+                epoch = self._trainer.run(order[None], self.solvers())
+                loss = self.loss(epoch.losses[0], epoch.penalties[0])
+                reason = self.distrust(epoch.failed, loss, self._state.parameters)
                 if reason is None:
-                    self._report()
-                    return self._loss_type(loss)
+                    self.report()
+                    return self.typed(loss)
                 self._trainer.undo()
             except BaseException:
                 # Usually an interrupt, which may come between any two lines.
@@ -229,13 +261,17 @@ class KernelEngine:
         Its finished batches count. `before` is the number of steps before the epoch.
         """
         if self._state.steps > before and not undo:
-            self._report()
+            self.report()
             return
         own = self._training.parameters
         same = all(np.array_equal(*both) for both in zip(self._ours, own, strict=True))
         # Batches that were trained and not counted. The optimizer's state is that after them.
         if undo or not same:
             self._trainer.undo()
+
+    def typed(self, loss: float) -> Any:
+        """Return a loss as scikit-learn's `loss_`."""
+        return self._loss_type(loss)
 
     def _refusal_of_epoch(self, order: NDArray[np.int64]) -> str | None:
         """Return why scikit-learn must run the next epoch, or None."""
@@ -253,9 +289,12 @@ class KernelEngine:
         ordinary = np.isfinite(theirs).all() and (totals >= np.finfo(np.float64).tiny).all()
         return None if ordinary else "the sum of a mini-batch's weights is negative or out of range"
 
-    def _distrust(self, epoch: Epoch, loss: float) -> str | None:
-        """Return why an epoch that has been trained is done again by scikit-learn, or None."""
-        if epoch.failed:
+    def distrust(self, failed: bool, loss: float, flat: Array) -> str | None:
+        """Return why an epoch that has been trained is done again by scikit-learn, or None.
+
+        `failed` says whether it met a number that is not finite; `flat` are the parameters now.
+        """
+        if failed:
             return "an epoch met a number that is not finite"
         if beyond_scikit_learn(self._estimator) is not None:
             return None
@@ -264,11 +303,10 @@ class KernelEngine:
             # The penalty is part of the loss.
             largest /= min(1.0, self._alpha)
         else:
-            flat = self._state.parameters
             largest = max(largest, float(max(flat.max(), -flat.min())) ** 2 * flat.size)
         return None if largest < self._large else "an epoch met numbers that nearly overflow"
 
-    def _solvers_now(self) -> tuple[Optimizer, ...]:
+    def solvers(self) -> tuple[Optimizer, ...]:
         """Return fastmlp's optimizer; one that has not changed is not made and checked again."""
         theirs = self._estimator._optimizer
         # Adam's rate is that of its last step, and Adam computes it itself.
@@ -299,9 +337,10 @@ class KernelEngine:
         self._trainer.upload()
         self._behind = False
 
-    def _loss(self, epoch: Epoch) -> float:
+    def loss(self, losses: Numbers, penalties: Numbers) -> float:
+        """Return scikit-learn's loss of an epoch from those of its mini-batches."""
         # scikit-learn weighs mini-batches by their rows, also where rows have weights.
-        return float(np.dot(epoch.losses[0] * self._scale + epoch.penalties[0], self._shares))
+        return float(np.dot(losses * self._scale + penalties, self._shares))
 
 
 def _type_of_losses(training: Training) -> Any:

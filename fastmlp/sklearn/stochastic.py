@@ -5,6 +5,7 @@ begins), then the rows set aside, then a permutation for each epoch.
 """
 
 import warnings
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from sklearn.model_selection import train_test_split
 
 from fastmlp.sklearn.callbacks import FitTask, Listeners
 from fastmlp.sklearn.dispatch import make_engine
-from fastmlp.sklearn.engine import Engine, Training
+from fastmlp.sklearn.engine import Fit, Training
+from fastmlp.sklearn.meeting import may_join, meeting_here
 from fastmlp.sklearn.optimizers import prepare_optimizer
 
 # The rows of a mini-batch by default. The number is scikit-learn's.
@@ -51,13 +53,17 @@ def fit_stochastic(
     training = Training(
         estimator, parameters, split.X, split.y, split.sample_weight, batch_size, memory
     )
-    engine = make_engine(training)
+    meeting = meeting_here() if may_join(training, incremental) else None
+    engine = make_engine(training) if meeting is None else None
     name, epochs = ("partial_fit", 1) if incremental else ("fit", estimator.max_iter)
     task = FitTask(estimator, split.X, split.y, split.sample_weight, name, epochs)
     listeners = Listeners(estimator, task, -(-rows // batch_size))
     try:
-        run_epochs(estimator, split, engine, listeners, incremental)
-        engine.finish()
+        fit = Fit(training, run_epochs(estimator, split, listeners, incremental))
+        if meeting is not None:
+            meeting.train(fit)
+        if not fit.done:
+            fit.run(engine or make_engine(training))
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=2)
     if estimator.early_stopping:
@@ -106,9 +112,9 @@ def choose_batch_size(asked: Any, rows: int) -> Any:
 
 
 def run_epochs(
-    estimator: Any, split: Split, engine: Engine, listeners: Listeners, incremental: bool
-) -> None:
-    """Train until a rule or a callback stops the fit."""
+    estimator: Any, split: Split, listeners: Listeners, incremental: bool
+) -> Generator[Any, Any, None]:
+    """Yield the order of each epoch and take its loss, until a rule or a callback stops the fit."""
     rows = split.X.shape[0]
     order = np.arange(rows, dtype=np.int64)
     estimator.n_iter_ = 0
@@ -116,7 +122,7 @@ def run_epochs(
         if estimator.shuffle:
             order = shuffled(order, estimator._random_state)
         listeners.begin_epoch()
-        loss = engine.epoch(order)
+        loss = yield order
         learning_rate = estimator._optimizer.learning_rate
         record_epoch(estimator, loss, rows)
         estimator._update_no_improvement_count(

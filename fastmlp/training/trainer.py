@@ -368,10 +368,10 @@ class Trainer:
                 failed = own[:, STATUS] > 0
                 words[failed, STATUS] = first + own[failed, STATUS]
 
-    def undo(self) -> None:
-        """Go back to the parameters and the state from before the last epoch."""
+    def undo(self, networks: NDArray[np.bool_] | None = None) -> None:
+        """Go back to what was before the last epoch; with `networks`, only those of several."""
         self._hyper.forget()
         with self._guarded():
-            self._home.undo()
+            self._home.undo(networks)
             if not self._lazy:
                 self._home.fetch()

@@ -10,7 +10,7 @@ from tests import ROOT
 
 # What a newcomer reads in two minutes.
 LONGEST_README = 120
-WITHOUT_CODE = {"installing.md"}
+WITHOUT_CODE = {"installing.md", "command.md"}
 
 
 def run_snippets(page, count, tmp_path):
