@@ -18,6 +18,7 @@ from tests import ROOT
 SITE = ROOT / "build" / "site"
 PAGES = {
     "start": "docs/index.html",
+    "guide": "docs/guide/command.html",
     "reference": "docs/reference/generated/fastmlp.MLP.html",
     "gallery": "docs/examples/plot_early_stopping.html",
     "formulas": "docs/formulas.html",
