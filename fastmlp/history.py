@@ -54,6 +54,9 @@ class History:
     best_epoch : int, ndarray or None
         The epoch, from 1, that early stopping found best, of each network of an ensemble; None in a
         fit without it.
+    straight_epochs : int
+        How many epochs of this process ran in code of their own (see "Threads and bits" in the
+        guide), which a long fit of a small network gets. It changes no number.
 
     Notes
     -----
@@ -85,6 +88,7 @@ class History:
         self.members = members
         self.validation = validation
         self.best_epoch: Any = None
+        self.straight_epochs = 0
         # Each is added or replaced by one operation: an interrupt leaves all columns equally long.
         self._epochs: list[EpochRecord] = []
 

@@ -177,7 +177,7 @@ class Network(Described):
         data: Rows
         data, where, columns = self._admit_rows(X, y, where)
         if agreement is not None:
-            data, where = share(agreement, data, where)
+            data, where = share(agreement, data, where, columns)
         if given["validation_split"] is None:
             validation = self._admit_validation(given["validation_data"], where, columns)
         else:

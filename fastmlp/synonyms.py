@@ -296,7 +296,7 @@ _OF_A_MODEL = (
 _OF_A_FIT = (
     *("epochs", "batch_size", "optimizer", "validation_data", "shuffle", "sample_weight"),
     *("validation_split", "metrics"),
-    *("class_weight", "l2", "early_stopping", "callbacks", "resume"),
+    *("class_weight", "l2", "early_stopping", "callbacks", "resume", "communicator"),
     *("device", "kernel", "threads", "progress", "verbose"),
 )
 HOMES: Mapping[str, str] = {

@@ -20,6 +20,8 @@ from fastmlp_kernels.problem import Machine
 logger = logging.getLogger("fastmlp")
 
 CGROUP = Path("/sys/fs/cgroup")
+# By these, users and schedulers limit a process; joblib and Dask set the first for their workers.
+THREAD_LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 NAME_BYTES = 256
 # Values of CUdevice_attribute: the compute capability, the multiprocessors, and the most shared
 # memory that a block may ask for.
@@ -55,7 +57,19 @@ def count_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, cgroup_quota())))
+    return max(1, math.ceil(min(cores, cgroup_quota(), environment_limit())))
+
+
+def environment_limit() -> float:
+    """Return the threads that the environment allows this process; infinity if it says nothing.
+
+    Of a list, as OpenMP takes for nested loops, the first number counts. What is no positive number
+    is passed over, as OpenMP does.
+    """
+    given = (os.environ.get(name, "").split(",")[0].strip() for name in THREAD_LIMITS)
+    return min(
+        (int(each) for each in given if each.isdecimal() and int(each) > 0), default=math.inf
+    )
 
 
 def physical_memory() -> int:

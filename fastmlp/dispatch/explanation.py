@@ -120,7 +120,14 @@ class Explanation:
         ]
         line = f"threads: {self.threads} of {cores}; predicted {', '.join(predicted)}"
         others = close_threads(self.plan.problem, self.machine)[1:]
-        return line + "".join(f"; a fit tries {other} too and keeps the faster" for other in others)
+        line += "".join(f"; a fit tries {other} too and keeps the faster" for other in others)
+        if 1 not in (self.threads, *others):
+            return line
+        # As `cpu.straight_line` has it.
+        return (
+            f"{line}\ncode: on one thread, whole batches of a fit longer than a second go on "
+            "in code of their own, if a block has room for all of their rows"
+        )
 
     def __repr__(self) -> str:
         return str(self)

@@ -76,7 +76,9 @@ def take_own(agreement: Agreement, X: Any, y: Any, weights: Any) -> tuple[Any, A
     return X[own], y[own], None if weights is None else weights[own]
 
 
-def share(agreement: Agreement, data: Any, where: Where) -> tuple[OwnRows, Where]:
+def share(
+    agreement: Agreement, data: Any, where: Where, columns: Sequence[str] | None
+) -> tuple[OwnRows, Where]:
     """Return the data, with the number of rows of all ranks, and how many threads a rank uses."""
     ranks = agreement.ranks
     shown = {
@@ -88,6 +90,7 @@ def share(agreement: Agreement, data: Any, where: Where) -> tuple[OwnRows, Where
         "shards": agreement.shards,
         "shared_rows": agreement.shared_rows,
         "columns of X": data.X.shape[1],
+        "names of the columns": columns and list(columns),
         "dtype": str(data.X.dtype),
         "labels": data.labels,
         "y as a vector": data.vector,

@@ -127,7 +127,7 @@ class ShardedProgram:
         Whether a batch was refused for numbers of this rank.
     """
 
-    memory = None
+    memory, straight = None, False
 
     def __init__(
         self, problem: Problem, program: Program, agreement: Agreement, part: Part

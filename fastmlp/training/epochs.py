@@ -28,6 +28,8 @@ class Epoch(NamedTuple):
         are again those from before the epoch.
     failed : bool
         Whether something was not finite, in any network.
+    straight : bool
+        Whether its whole batches went in a straight line: see `Program`.
     """
 
     losses: Numbers
@@ -37,6 +39,7 @@ class Epoch(NamedTuple):
     bad_batches: NDArray[np.int64]
     finite: NDArray[np.bool_]
     failed: bool
+    straight: bool = False
 
 
 def joined(parts: Sequence[Epoch]) -> Epoch:

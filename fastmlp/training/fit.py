@@ -211,6 +211,7 @@ class Fit:
             penalty = combine_losses(epoch.penalties, epoch.weights, reduction)
         loss, penalty, rates = (self._own(each) for each in (loss, penalty, self._last_rates()))
         self.history.record(loss, epoch.seconds, penalty, rates)
+        self.history.straight_epochs += epoch.straight
         if self.validation:
             self._validate()
         report.epoch()

@@ -274,7 +274,8 @@ class Trainer:
         penalties = penalty if self._squares is None else 0.5 * penalty * self._squares
         losses, bad_batches = self._losses.astype(np.float64), control[:, STATUS].copy()
         failed = finite is not self._well or bool(bad_batches.any())
-        return Epoch(losses, penalties, weights, seconds, bad_batches, finite, failed)
+        rest = finite, failed, self.program.straight
+        return Epoch(losses, penalties, weights, seconds, bad_batches, *rest)
 
     def _keep_the_other_optimizer(self) -> None:
         """Go back to the former optimizer's state, unless this one has taken a step."""

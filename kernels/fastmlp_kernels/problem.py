@@ -244,6 +244,8 @@ class Program(Protocol):
     memory : DeviceMemory or None
         Where the program computes, if that is not the host's memory. Parameters and state then
         stay there from one epoch to the next, and it is the caller who brings them to the host.
+    straight : bool
+        Whether the last epoch's whole batches went in a straight line: see `cpu.straight_line`.
     control : ndarray
         On the host: the control words of all calls but `epoch`. Another thread may set
         ``control[STOP]`` of one that takes long; what it returns is then not to be used.
@@ -251,6 +253,7 @@ class Program(Protocol):
 
     problem: Problem
     memory: DeviceMemory | None
+    straight: bool
     control: np.ndarray
 
     def to_device(self, array: np.ndarray) -> Any:

@@ -138,7 +138,7 @@ def clipped(problem: Problem, gradient: np.ndarray, hyper: np.ndarray) -> np.nda
 class ReferenceProgram:
     """The `Program` of the reference kernel."""
 
-    memory = None
+    memory, straight = None, False
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

@@ -9,8 +9,8 @@ import pytest
 from fastmlp import MLP, SGD, Adam, AdamW, EarlyStopping, Ensemble, History
 from fastmlp.data import shuffling as orders
 from fastmlp.errors import DomainError, NonFiniteTrainingError, ShapeError
+from fastmlp.optimizer_base import Optimizer
 from fastmlp.schedules import ExponentialDecay
-from fastmlp.training import fit
 from tests.api.test_ensemble import assert_same_member
 from tests.samples import epoch_order
 
@@ -310,10 +310,8 @@ def test_a_history_that_nobody_stopped_is_told_by_its_mean_and_range():
 
 
 def test_the_rate_of_each_network_is_asked_of_schedules_alone(monkeypatch):
-    asked, rates = [], fit.Optimizer.rates
-    monkeypatch.setattr(
-        fit.Optimizer, "rates", lambda self, *a: asked.append(self) or rates(self, *a)
-    )
+    asked, rates = [], Optimizer.rates
+    monkeypatch.setattr(Optimizer, "rates", lambda self, *a: asked.append(self) or rates(self, *a))
     optimizers = [SGD(0.01), SGD(ExponentialDecay(0.02, 0.9)), SGD(0.03)]
     history = ensemble_of(3).fit(X, Y, epochs=3, batch_size=70, optimizer=optimizers)
     np.testing.assert_allclose(history.learning_rate[:, 1], 0.02 * 0.9 ** np.arange(3))

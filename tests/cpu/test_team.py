@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.compile import CPU_FLAGS, part
-from fastmlp_kernels.cpu.intrinsics import atomic_add, nanoseconds, set_word, word
+from fastmlp_kernels.cpu.atomics import atomic_add, nanoseconds
+from fastmlp_kernels.cpu.intrinsics import set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cpu.tables import BELL, MASK_BYTES, MEETING
 from fastmlp_kernels.cpu.team import (
@@ -22,6 +23,8 @@ from fastmlp_kernels.cpu.team import (
     GONE,
     LISTENING,
     NEXT_NANOSECONDS,
+    SLEEP_NANOSECONDS,
+    SLEEPING,
     Team,
     arrives,
     call_team,
@@ -270,6 +273,62 @@ def test_a_thread_leaves_by_the_clock():
         counted.states[0] = LISTENING
         assert wait(counted.bells.ctypes.data, loyalty) >= loyalty
         assert counted.states[0] == GONE
+
+
+ONLY_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can")
+
+
+def _asleep(counted):
+    """Wait until all other threads sleep."""
+    deadline = time.monotonic() + 30
+    while (counted.states != SLEEPING).any():
+        assert time.monotonic() < deadline, f"states {counted.states}"
+        if (counted.states == GONE).all():
+            counted.run()
+        time.sleep(0.001)
+
+
+@ONLY_LINUX
+@pytest.mark.parametrize("threads", [2, 4])
+def test_a_thread_that_sleeps_is_woken_by_a_call(threads):
+    """No other one is started, and each call finds all of them."""
+    counted, took = Counted(threads), []
+    counted.run()
+    for _ in range(5):
+        _asleep(counted)
+        before, started, begun = counted.counts.copy(), counted.started, time.monotonic_ns()
+        assert counted.work(CALLER)
+        took.append(time.monotonic_ns() - begun)
+        assert (counted.counts == before + 1).all() and counted.started == started
+    # None woke by its own clock.
+    assert min(took) < SLEEP_NANOSECONDS / 4
+    assert nobody_stays() and not counted.states.any()
+
+
+@ONLY_LINUX
+def test_a_call_that_finds_one_thread_missing_leaves_the_sleeping_ones_to_the_next():
+    counted = Counted(3)
+    counted.run()
+    _asleep(counted)
+    counted.states[1] = GONE
+    assert not counted.work(CALLER)
+    counted.states[1] = SLEEPING
+    before = counted.counts.copy()
+    assert counted.work(CALLER)
+    assert (counted.counts == before + 1).all()
+    assert nobody_stays() and not counted.states.any()
+
+
+@ONLY_LINUX
+def test_a_thread_that_sleeps_takes_no_time_of_a_processor():
+    counted = Counted(2)
+    counted.run()
+    _asleep(counted)
+    spent, begun = time.process_time(), time.monotonic()
+    while counted.states[0] == SLEEPING and time.monotonic() - begun < 1e-9 * SLEEP_NANOSECONDS:
+        time.sleep(0.02)
+    assert time.process_time() - spent < 0.5 * (time.monotonic() - begun)
+    assert nobody_stays()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux places threads")

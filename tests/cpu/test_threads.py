@@ -151,6 +151,14 @@ def results(problem, program):
     found["weighted value"] = np.array(
         program.value_and_gradient(start, X, y, gradient, other.factors[:rows].copy())
     )
+    # As a part of a larger batch, of a training step.
+    dropout = data.hyper[:1].copy(), 7
+    found["part value"] = np.array(
+        program.value_and_gradient(start, X, y, gradient, None, dropout, unchanged=True)
+    )
+    found["part gradient"] = gradient.copy()
+    program.value_and_gradient(start, X, y, gradient, None, dropout)
+    np.testing.assert_array_equal(gradient, found["part gradient"])
     for link in (False, True):
         predictions = np.full((len(data.X), problem.sizes[-1]), np.nan, problem.dtype)
         program.predict(start, data.X, predictions, link)

@@ -7,7 +7,7 @@ import pytest
 
 import fastmlp
 from fastmlp import MLP, Adam, Checkpoint
-from fastmlp.distributed import DataParallel, run_on_threads, threads
+from fastmlp.distributed import DataParallel, rows_of_rank, run_on_threads, threads
 from fastmlp.errors import (
     DeviceError,
     DomainError,
@@ -157,6 +157,18 @@ def test_parts_of_other_sizes_and_the_same_rows_are_refused():
         assert "got the same first 40 rows on all 2 ranks" in str(error)
 
 
+def test_frames_with_other_columns_are_refused():
+    pandas = pytest.importorskip("pandas")
+
+    def change(communicator, model, given):
+        rows, names = rows_of_rank(80, communicator.rank, 2), list("abcd")
+        frame = pandas.DataFrame(X[rows], columns=names[:: -1 if communicator.rank else 1])
+        given.update(X=frame, y=Y[rows], communicator=communicator)
+
+    for error, _ in errors(change):
+        assert "names of the columns=['a', 'b', 'c', 'd'] on rank 0 and" in str(error)
+
+
 def test_numbers_that_overflow_on_one_rank_stop_all_before_the_update():
     rows = X.copy()
 
@@ -278,6 +290,17 @@ def test_shards_that_are_no_power_of_two_are_refused(shards):
 def test_more_ranks_than_shards_are_refused():
     with pytest.raises(DomainError, match="got 4 ranks, wanted a power of two and at most"):
         run_on_threads(4, lambda each: DataParallel(each, 2))
+
+
+def test_a_number_of_ranks_that_is_no_power_of_two_is_refused():
+    class Three:
+        rank, size = 1, 3
+
+        def exchange(self, partner, sent, received):
+            raise AssertionError
+
+    with pytest.raises(DomainError, match="got 3 ranks, wanted a power of two"):
+        MLP([4, 8, 1]).fit(X, Y, communicator=Three())
 
 
 def test_a_failure_between_two_rounds_is_told_in_the_next_one():

@@ -9,6 +9,7 @@ operations whoever computes it: the result does not depend on the number of thre
 
 from fastmlp_kernels.algebra.optimizers import CLIP_NORM, CLIPPINGS
 from fastmlp_kernels.compile import kernel, part
+from fastmlp_kernels.cpu.atomics import atomic_load, atomic_store, publish
 from fastmlp_kernels.cpu.columns import first_layer, own_inputs, panel_owner
 from fastmlp_kernels.cpu.gather import (
     collect_rows,
@@ -17,8 +18,6 @@ from fastmlp_kernels.cpu.gather import (
     spread_rows,
 )
 from fastmlp_kernels.cpu.intrinsics import (
-    atomic_load,
-    atomic_store,
     call,
     field_address,
     former_arithmetic,
@@ -249,7 +248,10 @@ def _batch(step, thread, batch):
             atomic_store(field_address(step, "abandoned"), 1)
             break
         last = min(first + step.row_block, end)
-        seen = max(seen, _rows(step, thread, start, scale, first, last, hyper))
+        if step.rows_code and last - first == step.batch_size:
+            seen = call(step.rows_code, (start, scale, hyper, field_address(step, "layers")))
+        else:
+            seen = max(seen, _rows(step, thread, start, scale, first, last, hyper))
     if seen >= step.largest:
         atomic_store(control + STATUS * WORD_BYTES, batch + 1)
     if not stages & (LOSS | GRADIENT):
@@ -269,7 +271,12 @@ def _gradient(step, thread, batch, rows):
     work = COMPUTING if by_norm else COMPUTING | FINISHING
     # One place that calls it: each would be compiled with a copy of all that it calls.
     while True:
-        _units(step, thread, work, rows, hyper)
+        code = step.finishing_code if work == FINISHING else step.units_code
+        # A gradient that the caller gives is that of any number of rows.
+        if code and (rows == step.batch_size or step.gradient):
+            call(code, (0, 0, hyper, field_address(step, "layers")))
+        else:
+            _units(step, thread, work, rows, hyper)
         if work != COMPUTING:
             return True
         meet(step.meeting, step.threads)
@@ -304,7 +311,7 @@ def _learn(step, thread, batch, rows):
             out = step.squares_out + batch * WORD_BYTES
             squares = (step.unit_squares, step.units, out)
             call(step.sum_squares, squares)
-        atomic_store(control + BATCHES * WORD_BYTES, batch + 1)
+        publish(control + BATCHES * WORD_BYTES, batch + 1)
     return step.halt == 0
 
 

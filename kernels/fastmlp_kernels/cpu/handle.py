@@ -13,6 +13,7 @@ from fastmlp_kernels.cpu.handle_numbers import StepNumbers
 from fastmlp_kernels.cpu.handle_record import CALLS, HANDLE
 from fastmlp_kernels.cpu.handle_type import handle_type
 from fastmlp_kernels.cpu.program import FusedProgram
+from fastmlp_kernels.cpu.straight_line import write_in_background
 from fastmlp_kernels.cpu.tables import PACK, PACKED, address
 from fastmlp_kernels.problem import Machine, Problem
 
@@ -22,6 +23,9 @@ class SettledProgram(FusedProgram):
 
     def _run(self) -> None:
         pass
+
+    def took(self, seconds: float) -> None:
+        """Take no note of it: nothing has run."""
 
     def _predict_in_batches(self, parameters: np.ndarray, X: np.ndarray, out: np.ndarray) -> None:
         """Describe predictions of one batch after another: a handle has no team to share them."""
@@ -42,6 +46,7 @@ class SettledProgram(FusedProgram):
         for method, *arguments in (
             (self._predict_in_batches, parameters, X, out),
             (self.forward, parameters, X, out),
+            (self.backward, parameters, out, gradient, X[:0]),
             (self.backward, parameters, out, gradient, X),
             (self.value_and_gradient, *batch),
             (self.value_and_gradient, *batch, factors),
@@ -99,6 +104,7 @@ class Handle:
         self._numbers: list[StepNumbers] = []
         self._writing = RLock()
         self._tables, self._entries = tables, entries()
+        self._lines = write_in_background(program, tables)
         self._record = np.zeros(1, dtype=HANDLE)
         numbers = {
             "run": self._entries.run,

@@ -41,7 +41,7 @@ from fastmlp_kernels.cpu.intrinsics import (
 )
 from fastmlp_kernels.cpu.linear import dot_rows, layer_of, panels_of
 from fastmlp_kernels.cpu.outputs import write_outputs
-from fastmlp_kernels.cpu.tables import INPUT_GRADIENT, PACK, PLAIN_TILE, STEP, TILE
+from fastmlp_kernels.cpu.tables import PACK, PLAIN_TILE, STEP, TILE
 from fastmlp_kernels.cpu.team import CALLER
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS
 
@@ -149,16 +149,13 @@ def _forward(address, X, out, rows, unused, unused_too):
 def _backward(address, upstream, gradient, input_gradient, rows, unused):
     """Add to a gradient, for any derivative by the outputs; write the inputs' if it has a place."""
     handle = record_at(address, HANDLE, 0)
-    step = record_at(handle.backward_table, STEP, 0)
+    place = handle.input_backward_table if input_gradient else handle.backward_table
+    step = record_at(place, STEP, 0)
     if handle.rows == 0 or handle.rows != rows:
         return NO_FORWARD
     step.upstream_rows, step.target, step.rows = upstream, gradient, rows
     step.input_gradient_rows = input_gradient
-    if input_gradient:
-        step.stages |= INPUT_GRADIENT
-    else:
-        step.stages &= ~INPUT_GRADIENT
-    _run(handle, handle.backward_table, ALL if input_gradient else FOR_TRAINING)
+    _run(handle, place, ALL if input_gradient else FOR_TRAINING)
     return DONE
 
 

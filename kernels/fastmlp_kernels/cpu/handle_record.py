@@ -1,7 +1,8 @@
 """The record of a handle, who may work with it, and what its calls answer."""
 
 from fastmlp_kernels.compile import part
-from fastmlp_kernels.cpu.intrinsics import atomic_store, compare_and_swap, field_address
+from fastmlp_kernels.cpu.atomics import atomic_store, compare_and_swap
+from fastmlp_kernels.cpu.intrinsics import field_address
 from fastmlp_kernels.records import table
 
 # The kinds of calls, each with a table of its own.
@@ -9,6 +10,7 @@ CALLS = (
     "predict",
     "forward",
     "backward",
+    "input_backward",
     "gradient",
     "weighted_gradient",
     "step",

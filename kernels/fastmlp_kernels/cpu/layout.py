@@ -63,6 +63,8 @@ class Layout:
         The most threads of a team.
     """
 
+    memory = None
+
     def __init__(self, problem: Problem, target: InstructionSet, threads: int) -> None:
         self.problem, self.target, self.threads = problem, target, threads
         self.dtype = np.dtype(problem.dtype)
@@ -88,6 +90,20 @@ class Layout:
         self._fill_functions()
         self._fill_chain()
         self.connect()
+
+    @property
+    def straight(self) -> bool:
+        """Whether whole batches of the last epoch went in a straight line."""
+        return bool(self.step["rows_code"][0])
+
+    def to_device(self, array: np.ndarray) -> np.ndarray:
+        """Return the array itself."""
+        return array
+
+    def to_host(self, array: np.ndarray, out: np.ndarray) -> None:
+        """Copy, unless it is the same array."""
+        if array is not out:
+            out[...] = array
 
     def _shares_columns(self) -> bool:
         """Return whether a team shares the columns of the first layer, and not its rows.

@@ -44,14 +44,14 @@ def emit_all(target: InstructionSet, dtype: str) -> Emitter:
     return e
 
 
-def target_machine(target: InstructionSet) -> llvm.TargetMachine:
+def target_machine(target: InstructionSet, optimization: int = 3) -> llvm.TargetMachine:
     """Return LLVM's code generator for an instruction set, of this architecture or another."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     native = target in host_instruction_sets() or not target.triple
     triple = llvm.get_process_triple() if native else target.triple
     return llvm.Target.from_triple(triple).create_target_machine(
-        cpu=target.cpu, opt=3, reloc="pic", codemodel="default", jit=native
+        cpu=target.cpu, opt=optimization, reloc="pic", codemodel="default", jit=native
     )
 
 

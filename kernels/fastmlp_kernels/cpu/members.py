@@ -7,14 +7,16 @@ is written, so the result does not depend on who trains which, or on how many th
 """
 
 import functools
+import time
 from dataclasses import replace
 
 import numpy as np
 
 from fastmlp_kernels.compile import kernel, part
 from fastmlp_kernels.cpu import best_threads
+from fastmlp_kernels.cpu.atomics import atomic_add, atomic_load
 from fastmlp_kernels.cpu.fused import run
-from fastmlp_kernels.cpu.intrinsics import atomic_add, atomic_load, record_at, set_word, word
+from fastmlp_kernels.cpu.intrinsics import record_at, set_word, word
 from fastmlp_kernels.cpu.program import FusedProgram
 from fastmlp_kernels.cpu.tables import (
     BELL,
@@ -203,7 +205,11 @@ class SideBySideProgram(FusedProgram):
         ]
         self._moves["start"], self._moves["stride"] = zip(*there, strict=True)
         self._turns[0] = 0
+        started = time.perf_counter()
         self._turn_takers.run(self._train, self.at_once, self._choose_processors)
+        seconds = time.perf_counter() - started
+        for each in self._programs:
+            each.took(seconds)
 
     def _train(self, thread: int) -> bool:
         return train_in_turns(address(self._shared), thread)

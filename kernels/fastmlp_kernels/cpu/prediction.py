@@ -1,12 +1,10 @@
 """Predictions: blocks of rows that threads take one after another, straight from the caller's X."""
 
 from fastmlp_kernels.compile import kernel, part
+from fastmlp_kernels.cpu.atomics import atomic_add, atomic_load, atomic_store
 from fastmlp_kernels.cpu.caller_arrays import ARRAY, OBJECT_HEAD, point_at
 from fastmlp_kernels.cpu.gather import gather_rows
 from fastmlp_kernels.cpu.intrinsics import (
-    atomic_add,
-    atomic_load,
-    atomic_store,
     field_address,
     former_arithmetic,
     record_at,

@@ -15,6 +15,7 @@ from fastmlp_kernels.cpu.prediction import FINITE, TOGETHER
 from fastmlp_kernels.cpu.prediction import predict as predict_rows
 from fastmlp_kernels.cpu.simd import instruction_set
 from fastmlp_kernels.cpu.skip_choice import choose_skips
+from fastmlp_kernels.cpu.straight_line import StraightLines, connect
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
     DROPOUT,
@@ -48,8 +49,6 @@ SLOTS = (at.first, at.second)
 class FusedProgram(Layout):
     """A problem's memory and the calls into compiled code; see `problem.Program`."""
 
-    memory = None
-
     def __init__(self, problem: Problem, machine: Machine | None = None) -> None:
         machine = Machine() if machine is None else machine
         target = instruction_set(machine.instruction_set)
@@ -57,7 +56,7 @@ class FusedProgram(Layout):
         self._team_rows = team_rows(problem, machine)
         predicting = prediction_threads(problem.rows, self._team_rows[0], machine.cores)
         super().__init__(problem, target, max(*candidates, predicting))
-        self._thread_choice = ThreadChoice(candidates)
+        self._thread_choice, self._lines = ThreadChoice(candidates), StraightLines()
         self._call_threads = min(call_threads(problem, machine), self.threads)
         self.control = np.zeros(CONTROL_WORDS, dtype=np.int64)
         self.one_loss = self._zeros(1)
@@ -118,7 +117,7 @@ class FusedProgram(Layout):
         """
         self._settled = ()
         words, problem = self.words, self.problem
-        columns = self.columns and threads > 1 and stages & UPDATE != 0
+        columns = self.columns and threads > 1 and stages & (GATHER | UPDATE) == GATHER | UPDATE
         words[at.stages], words[at.threads] = stages, threads
         words[at.columns] = columns
         words[at.skips] = self.skips if stages & UPDATE else 0
@@ -128,6 +127,7 @@ class FusedProgram(Layout):
         words[at.sequential] = stages & UPDATE == 0
         words[at.panel_stride] = self.capacity * self.panel
         words[at.claims] = 0
+        connect(words, None)
         words[at.packed] = PACKED
         words[at.squares_out] = words[at.gradient] = 0
         words[at.output_gradient] = words[at.slopes]
@@ -152,15 +152,6 @@ class FusedProgram(Layout):
         places = self.constants["places"]
         self.words[at.places] = address(places) if choose_places(places) else 0
 
-    def to_device(self, array: np.ndarray) -> np.ndarray:
-        """Return the array itself."""
-        return array
-
-    def to_host(self, array: np.ndarray, out: np.ndarray) -> None:
-        """Copy, unless it is the same array."""
-        if array is not out:
-            out[...] = array
-
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`: compile what an epoch needs, look at X, and run nothing.
 
@@ -181,12 +172,14 @@ class FusedProgram(Layout):
         if control.item(STOP):
             return
         self.set_epoch(parameters, state, X, y, order, hyper, losses, control, factors, squares)
-        if not self._thread_choice.tries:
-            self._run()
-            return
         started = time.perf_counter()
         self._run()
-        self._thread_choice.took(time.perf_counter() - started)
+        self.took(time.perf_counter() - started)
+
+    def took(self, seconds):
+        """Take note of how long an epoch took: later ones may be computed in another way."""
+        self._thread_choice.took(seconds)
+        self._lines.took(self._settled[:-1], seconds, self)
 
     def set_epoch(self, parameters, state, X, y, order, hyper, losses, control, factors, squares):
         """Describe an epoch in the table, and run nothing."""
@@ -202,7 +195,8 @@ class FusedProgram(Layout):
         if kept.get(at.first) is not state:
             self._keep_state(state)
         weighted, penalized = factors is not None, squares is not None
-        kind = ("epoch", weighted, penalized, self._thread_choice.threads())
+        threads, lines = self._thread_choice.threads(), self._lines.count
+        kind = ("epoch", weighted, penalized, threads, self.skips, lines)
         if kind != self._settled:
             self._settle_epoch(kind)
         # The caller's data is not kept: a model would hold on to its last training set.
@@ -218,7 +212,7 @@ class FusedProgram(Layout):
 
     def _settle_epoch(self, kind: tuple) -> None:
         """Set what all epochs of a kind have in common."""
-        _, weighted, penalized, threads = kind
+        _, weighted, penalized, threads, *_ = kind
         problem, words = self.problem, self.words
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE | DROPOUT
         self._settle(stages, threads, (problem.rows, self._batches))
@@ -226,6 +220,7 @@ class FusedProgram(Layout):
         words[at.factors] = 0
         words[at.finish] = self._update(penalized)
         words[at.target] = words[at.parameters]
+        connect(words, self._lines.of(kind[:-1]))
         self._settled = kind
 
     def _update(self, penalized: bool) -> int:
@@ -390,7 +385,7 @@ class FusedProgram(Layout):
         self._keep(at.control, self.control, CONTROL_WORDS)
         self._keep_state(state)
         self.control.fill(0)
-        self._settle(GRADIENT | UPDATE, 1, (0, 1))
+        self._settle(GRADIENT | UPDATE, self._call_threads, (0, 1))
         self._point_vector(at.gradient, gradient, self._count)
         self._point(at.hyper, hyper, 1, problem.hyper_columns)
         words[at.finish] = self._update(False)

@@ -145,6 +145,10 @@ STEP_CALL = table(
     "not_finite",  # set by any thread: X of a prediction holds a number that is not
     "called",  # threads that were called to a prediction
     "unit_cost",  # of all units of weights together
+    # The phases of a whole batch in a straight line, or 0; see `cpu.straight_line`.
+    "rows_code",
+    "units_code",  # gradients, and their update where no norm is limited
+    "finishing_code",  # the update where one is
     # The caller's arrays.
     "X",
     "Y",

@@ -10,30 +10,34 @@ from collections.abc import Callable
 import numpy as np
 
 from fastmlp_kernels.compile import part
-from fastmlp_kernels.cpu.intrinsics import (
+from fastmlp_kernels.cpu.atomics import (
     atomic_add,
     atomic_load,
     atomic_store,
     compare_and_swap,
-    field_address,
     give_way,
     nanoseconds,
     pause,
     processor,
-    record_at,
     set_processors,
-    word,
+    sleep_on,
+    wake,
 )
+from fastmlp_kernels.cpu.intrinsics import field_address, record_at, word
 from fastmlp_kernels.cpu.tables import BELL, MASK_BYTES, MEETING
 from fastmlp_kernels.shield import start_thread
 
 # What a thread's bell holds. Nobody is there (as in memory that is zero); a thread has been asked
-# to come; it waits for a call; the caller counts on it; it is called; it works.
-GONE, COMING, LISTENING, CLAIMED, CALLED, BUSY = range(6)
+# to come; it waits for a call; the caller counts on it; it is called; it works; it sleeps until it
+# is called.
+GONE, COMING, LISTENING, CLAIMED, CALLED, BUSY, SLEEPING = range(7)
 # How long a thread waits for its first call, before which others may still have to be started, and
 # for each next one. The next epoch of a fit usually comes within 0.3 ms.
 FIRST_NANOSECONDS = 100_000_000
 NEXT_NANOSECONDS = 1_000_000
+# How long it then sleeps. To wake it takes 50 us, to start another 200 us and more. A model that is
+# dropped is kept alive so long.
+SLEEP_NANOSECONDS = 200_000_000
 # How long compiled code waits for a thread that was asked to come, before it lets Python look.
 ARRIVAL_NANOSECONDS = 10_000_000
 # After so long a thread is asked for once more: the first may have died before it came.
@@ -79,6 +83,18 @@ def _bell(bells, thread):
 
 
 @part
+def _reach(bell, value):
+    """Turn the bell of a thread that waits or sleeps to a value; return whether it did."""
+    if compare_and_swap(bell, LISTENING, value):
+        return True
+    if not compare_and_swap(bell, SLEEPING, value):
+        return False
+    # At once, whatever becomes of the call: nobody sleeps at a bell that says anything else.
+    wake(bell)
+    return True
+
+
+@part
 def call_team(bells, others):
     """Call threads 0 to `others` - 1, if all are there; return whether they were.
 
@@ -89,7 +105,7 @@ def call_team(bells, others):
         bell, since = _bell(bells, thread), nanoseconds()
         while atomic_load(bell) == COMING and nanoseconds() - since < ARRIVAL_NANOSECONDS:
             give_way()
-        if not compare_and_swap(bell, LISTENING, CLAIMED):
+        if not _reach(bell, CLAIMED):
             for claimed in range(thread):
                 atomic_store(_bell(bells, claimed), LISTENING)
             return False
@@ -119,19 +135,13 @@ def wait_for_team(bells, others):
 
 
 @part
-def _turn(bells, others, before, after):
-    """Turn the bells that hold one value to another; return how many they were."""
-    turned = 0
-    for thread in range(others):
-        if compare_and_swap(_bell(bells, thread), before, after):
-            turned += 1
-    return turned
-
-
-@part
 def call_present(bells, others):
-    """Call those of threads 0 to `others` - 1 that wait for a call; return how many they were."""
-    return _turn(bells, others, LISTENING, CALLED)
+    """Call those of threads 0 to `others` - 1 that wait or sleep; return how many they were."""
+    called = 0
+    for thread in range(others):
+        if _reach(_bell(bells, thread), CALLED):
+            called += 1
+    return called
 
 
 @part
@@ -140,7 +150,11 @@ def withdraw(bells, others):
 
     A thread that has no processor then keeps nobody waiting.
     """
-    return _turn(bells, others, CALLED, LISTENING)
+    withdrawn = 0
+    for thread in range(others):
+        if compare_and_swap(_bell(bells, thread), CALLED, LISTENING):
+            withdrawn += 1
+    return withdrawn
 
 
 @part
@@ -175,7 +189,10 @@ def settle(places, thread):
 
 @part
 def is_called(bells, thread, loyalty, places):
-    """Wait so many nanoseconds to be called, at the thread's place; return whether it was."""
+    """Wait so many nanoseconds to be called, at the thread's place, and sleep for a while then.
+
+    Returns whether it was called. If not, nobody counts on it any more.
+    """
     bell, patience, since = _bell(bells, thread), PATIENCE, nanoseconds()
     while not (atomic_load(bell) == CALLED and compare_and_swap(bell, CALLED, BUSY)):
         if patience > 0:
@@ -187,8 +204,14 @@ def is_called(bells, thread, loyalty, places):
             settle(places, thread)
         # By the clock: where processors are busy, each turn that is given away takes long.
         late = nanoseconds() - since > loyalty
-        if late and compare_and_swap(bell, LISTENING, GONE):
-            return False
+        if late and compare_and_swap(bell, LISTENING, SLEEPING):
+            sleep_on(bell, SLEEPING, SLEEP_NANOSECONDS)
+            if compare_and_swap(bell, SLEEPING, GONE):
+                return False
+            if places:
+                # It wakes up where its waker runs.
+                settle(places, thread)
+            patience, since = PATIENCE, nanoseconds()
     return True
 
 
@@ -233,8 +256,8 @@ class Team:
 
     A thread that has done its part of a call waits in compiled code for the next one, for a
     millisecond: the next epoch of a fit then starts in less than a microsecond instead of the 0.1
-    to 0.2 ms that starting threads takes. Nothing is left running for longer, and a forked child,
-    which has none of the threads, starts its own.
+    to 0.2 ms that starting threads takes. Then it sleeps for a fifth of a second, and leaves. A
+    forked child, which has none of the threads, starts its own.
 
     An exception at any moment, as Ctrl-C raises, leaves nobody waiting for a call that never comes.
 

@@ -57,6 +57,8 @@ class LayeredProgram:
         them.
     """
 
+    straight = False
+
     def __init__(
         self,
         problem: Problem,

@@ -17,6 +17,7 @@ class SingleCalls:
     def __init__(self, layered: LayeredProgram) -> None:
         self.layered = layered
         self.problem, self.memory = layered.problem, layered.memory
+        self.straight = layered.straight
 
     def to_device(self, array: Any) -> Any:
         """See `Program.to_device`."""
