@@ -211,16 +211,16 @@ def test_a_validation_set_and_weights_of_rows():
     assert model.evaluate(*rest[:2], sample_weight=rest[2]).score == found.fold_scores[1, 0]
 
 
-def test_rows_to_judge_by_have_their_weights():
+def test_rows_of_a_fold_have_their_weights():
     weights = RNG.random(len(X))
-    folds = [(np.arange(50), np.arange(50, 71))]
-    found = fastmlp.search(X, Y, {"seed": [0]}, cv=folds, epochs=2, sample_weight=weights)
-    model = MLP([5, 64, 2]).fit
+    test = np.arange(0, 71, 3)
+    train = np.setdiff1d(np.arange(71), test)
+    rest = {"epochs": 2, "sample_weight": weights, "metric": "loss"}
+    found = fastmlp.search(X, Y, {"seed": [0]}, cv=[(train, test)], **rest)
     alone = MLP([5, 64, 2])
-    alone.fit(X[:50], Y[:50], epochs=2, sample_weight=weights[:50])
-    judged = alone.evaluate(X[50:], Y[50:], sample_weight=weights[50:])
-    assert judged.score == found.fold_scores[0, 0]
-    assert model is not None
+    alone.fit(X[train], Y[train], epochs=2, sample_weight=weights[train])
+    judged = alone.evaluate(X[test], Y[test], sample_weight=weights[test])
+    assert judged.loss == found.fold_scores[0, 0]
 
 
 def test_folds_spread_the_classes_and_cover_the_rows():
@@ -354,17 +354,26 @@ def test_an_error_of_the_work_itself_is_raised():
         search_with(pool, metric=broken, higher_is_better=True)
 
 
+class Remembering(ThreadPoolExecutor):
+    """An executor that remembers what it was given."""
+
+    def submit(self, *given):
+        self.futures = [*vars(self).get("futures", []), super().submit(*given)]
+        return self.futures[-1]
+
+
 def test_ctrl_c_ends_a_search_and_leaves_nothing_waiting(interrupts_heard):
     started = time.monotonic()
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         fastmlp.search(X, LABELS, GRID, cv=3, epochs=10**6, **CLASSES)
-    with ThreadPoolExecutor(1) as pool:
+    with Remembering(1) as pool:
         timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            search_with(pool, epochs=600, halving=None, refit=False)
+            search_with(pool, epochs=1500, halving=None, refit=False)
+    assert any(each.cancelled() for each in pool.futures)
     assert time.monotonic() - started < 20
 
 

@@ -26,10 +26,10 @@ FEW = {"hidden_layer_sizes": (9,), "max_iter": 8}
 CHECKS = parametrize_with_checks(
     [
         EnsembleClassifier(
-            MLPClassifier((20,), max_iter=80, learning_rate_init=0.02), n_estimators=2
+            MLPClassifier((20,), max_iter=30, learning_rate_init=0.05), n_estimators=2
         ),
         EnsembleRegressor(
-            MLPRegressor(hidden_layer_sizes=(20,), max_iter=80, learning_rate_init=0.02),
+            MLPRegressor(hidden_layer_sizes=(20,), max_iter=30, learning_rate_init=0.05),
             n_estimators=2,
         ),
     ]

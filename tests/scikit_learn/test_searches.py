@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from joblib import parallel_config
 from sklearn.datasets import make_classification, make_regression
-from sklearn.exceptions import FitFailedWarning
+from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV as PlainGridSearchCV
 from sklearn.model_selection import KFold
@@ -134,6 +134,8 @@ CASES = {
         LABELS,
     ),
     "float32": (MLPRegressor(**SETTINGS), {"alpha": [1e-3, 1e-2]}, Y.astype(np.float32)),
+    # Losses near the largest number, whose epochs scikit-learn trains itself.
+    "huge targets": (MLPRegressor(**SETTINGS), RATES, (Y * 1e16).astype(np.float32)),
 }
 
 
@@ -146,6 +148,21 @@ def test_results_are_scikit_learns(case, groups):
     assert groups and min(groups) > 1
     theirs = results_of(PlainGridSearchCV(estimator, grid, **given), y, rows)
     assert_same(ours, theirs)
+
+
+def test_a_warning_that_is_an_error_fails_its_fit_alone(groups):
+    estimator = MLPRegressor(**SETTINGS, tol=0.5, n_iter_no_change=2)
+    given = {"cv": KFold(3), "refit": False, "error_score": -100.0}
+    scores = []
+    for search in (GridSearchCV, PlainGridSearchCV):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FitFailedWarning)
+            warnings.simplefilter("error", ConvergenceWarning)
+            found = search(estimator, {"max_iter": [1, 300]}, **given).fit(X, Y)
+        scores.append(found.cv_results_["mean_test_score"].tolist())
+    assert scores[0] == scores[1]
+    assert scores[0][0] == -100.0 < scores[0][1]
+    assert groups == [2] * 3
 
 
 def test_the_best_is_scikit_learns_too():
