@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -227,7 +228,8 @@ def test_without_a_gpu_each_step_says_so_in_a_line(tmp_path):
     record = json.loads(path.read_text())
     assert record["steps"]["versions"]["results"]["packages"]["numpy"] != "none"
     page = path.with_suffix(".md").read_text()
-    assert f"| Measured ceilings | skipped | 0 s | {reason} |" in page
+    # Seconds, on a machine that others use too.
+    assert re.search(rf"\| Measured ceilings \| skipped \| \d+ s \| {re.escape(reason)} \|", page)
 
 
 def context(seconds=60.0, **options):
