@@ -165,7 +165,8 @@ def exp_float32(z):
     value = np.int32(np.float32(ONE + p).view(np.int32) + k).view(np.float32)
     value = INFINITY_32 if z > LARGEST_32 else value
     value = np.float32(0) if z < SMALLEST_32 else value
-    return z if z != z else value
+    # Not `z` itself: in place, LLVM would store what has changed alone, under a mask (see `anew`).
+    return z + z if z != z else value
 
 
 def exp_float64(z):
@@ -174,7 +175,7 @@ def exp_float64(z):
     value = np.int64(np.float64(ONE + p).view(np.int64) + k).view(np.float64)
     value = INFINITY_64 if z > LARGEST_64 else value
     value = np.float64(0) if z < SMALLEST_64 else value
-    return z if z != z else value
+    return z + z if z != z else value
 
 
 def expm1_float32(z):

@@ -6,7 +6,7 @@ from numba.core import types
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import leaf
-from fastmlp_kernels.cpu.intrinsics import magnitude, read, write
+from fastmlp_kernels.cpu.intrinsics import anew, magnitude, read, write
 
 NUMBERS = {"float32": types.float32, "float64": types.float64}
 
@@ -37,7 +37,7 @@ def activation_forward(name: str, dtype: str) -> int:
         for i in range(count):
             z = read(Z, i, 0) if apart else read(A, i, 1)
             seen = max(seen, magnitude(z))
-            write(A, i, value(z), 1)
+            write(A, i, anew(value(z)), 1)
         return types.int64(seen)
 
     signature = types.int64(pointer, pointer, types.int64)

@@ -158,6 +158,23 @@ def write(typing_context, pointer, index, value, stream):
 
 
 @intrinsic
+def anew(typing_context, value):
+    """Return a number as one that LLVM takes for another.
+
+    It stores nothing where it sees that a number is there already. In a loop over vectors that is a
+    store under a mask, which takes 12 to 19 cycles on AMD processors before Zen 4.
+    """
+
+    def generate(context, builder, signature, values):
+        # llvmlite has no method for this instruction of LLVM.
+        frozen = ir.instructions.Instruction(builder.block, values[0].type, "freeze", values)
+        builder._insert(frozen)
+        return frozen
+
+    return value(value), generate
+
+
+@intrinsic
 def magnitude(typing_context, value):
     """Return the bits of |value| as an integer: larger for larger magnitudes, NaN the largest.
 
