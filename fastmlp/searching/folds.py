@@ -36,6 +36,8 @@ def make_folds(cv: Any, X: Any, y: Any, rows: int, labels: Any, seed: int) -> li
     if not isinstance(cv, int | np.integer) or isinstance(cv, bool):
         pairs = cv.split(X, y) if hasattr(cv, "split") and not isinstance(cv, str) else cv
         return _check_folds(pairs, rows)
+    if rows < 2:
+        raise ShapeError(f"X: got {rows} row, wanted at least 2 to divide into folds")
     count = check_integer(cv, "cv", 2, rows, ", the rows of X")
     order = np.random.default_rng(seed).permutation(rows)
     if labels is not None:

@@ -18,6 +18,7 @@ from fastmlp.data.shuffling import Orders
 from fastmlp.data.validation import Validation
 from fastmlp.data.weighting import Weights
 from fastmlp.dispatch.planning import Programs, Where
+from fastmlp.errors import DTypeError
 from fastmlp.metrics import Metric, check_metrics
 from fastmlp.optimizer_base import Optimizer, joint_update
 from fastmlp.state.parameters import aligned_zeros
@@ -93,6 +94,8 @@ def check_metric(metric: Any, problem: Problem, test: Validation) -> Metric | No
     """Return what judges networks; None stands for their loss."""
     if metric == "loss":
         return None
+    if not (metric is None or isinstance(metric, str) or callable(metric)):
+        raise DTypeError(f"metric: got {metric!r}, wanted a name or a function f(y, prediction)")
     sets = {"": test}
     if metric is None or isinstance(metric, str):
         return check_metrics(None, problem, sets, metric)[0]

@@ -109,7 +109,7 @@ def _search(X: Any, y: Any, grid: Any, given: Mapping[str, Any]) -> SearchResult
     candidates = list_candidates(grid, given["fixed"])
     rows = SearchedRows(X, y, weight, given["validation_data"], given["bootstrap"], metric, where)
     trials = make_trials(candidates, given["fixed"], rows.inputs, y)
-    rows.divide(trials, given["cv"], given["fold_seed"])
+    rows.divide(trials, given["cv"], check_integer(given["fold_seed"], "fold_seed", 0))
     higher = _direction(metric, given["higher_is_better"], rows.metrics)
     epochs = check_integer(given["epochs"], "epochs", 1)
     progress = Progress(trials, rows)

@@ -15,7 +15,8 @@ Found = TypeVar("Found")
 
 def check_executor(executor: Any) -> None:
     """Refuse what has no method ``submit``."""
-    if executor is None or callable(getattr(executor, "submit", None)):
+    usable = callable(getattr(executor, "submit", None)) and not isinstance(executor, type)
+    if executor is None or usable:
         return
     raise DTypeError(
         f"executor: got {executor!r}, wanted a concurrent.futures.Executor, such as "

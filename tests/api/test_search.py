@@ -410,6 +410,11 @@ REFUSED = {
         DomainError,
         "higher_is_better: got False",
     ),
+    "a list of metrics": ((X, Y, {}), {"metric": ["r2"]}, DTypeError, "metric: got"),
+    "one row": ((X[:1], Y[:1], {}), {}, ShapeError, "X: got 1 row"),
+    "no seed": ((X, Y, {}), {"fold_seed": -1}, DomainError, "fold_seed: got -1"),
+    "seed of a text": ((X, Y, {}), {"fold_seed": "a"}, DTypeError, "fold_seed: got 'a'"),
+    "a class": ((X, Y, {}), {"executor": ThreadPoolExecutor}, DTypeError, "executor: got <class"),
     "halving": ((X, Y, {}), {"halving": 1}, DomainError, "halving: got 1"),
     "epochs": ((X, Y, {}), {"epochs": 0}, DomainError, "epochs: got 0"),
     "plateau": (
