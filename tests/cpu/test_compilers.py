@@ -10,6 +10,7 @@ from fastmlp_kernels import compile as compiling
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.compilers import PartLibrary
+from fastmlp_kernels.cpu import activation, loss
 from fastmlp_kernels.cpu import update as updates
 from fastmlp_kernels.cpu.simd import instruction_set
 
@@ -52,18 +53,35 @@ def test_only_what_calls_parts_is_optimised(monkeypatch):
     assert len(libraries) == 1 and isinstance(libraries[0], PartLibrary)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
-def test_updates_are_vectors(name, dtype, monkeypatch):
-    """A row of a panel has a short known length: a loop of such a length is easily unrolled."""
-    made = []
+@pytest.fixture
+def made(monkeypatch):
+    """Leaves that are compiled anew, in the order in which they are asked for."""
+    found = []
 
     def uncached(*arguments, **options):
-        made.append(compiling.leaf(*arguments, **options))
-        return made[-1]
+        found.append(compiling.leaf(*arguments, **options))
+        return found[-1]
 
     monkeypatch.setattr(compiling.StampedCache, "load_overload", lambda *_: None)
-    monkeypatch.setattr(updates, "leaf", uncached)
+    for module in (updates, activation, loss):
+        monkeypatch.setattr(module, "leaf", uncached)
+    return found
+
+
+@pytest.mark.parametrize("rule", ["relu", "leaky_relu", "elu", "tanh", "exp", "softmax"])
+def test_what_is_computed_in_place_is_stored_whole(rule, made):
+    """Also where a number may stay as it is: see `intrinsics.anew`."""
+    if rule == "softmax":
+        loss.loss_and_gradient.__wrapped__("softmax_cross_entropy", "float32")
+    else:
+        activation.activation_forward.__wrapped__(rule, "float32")
+    assert "maskmov" not in made[0]._library.get_asm_str()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_updates_are_vectors(name, dtype, made):
+    """A row of a panel has a short known length: a loop of such a length is easily unrolled."""
     updates.update.__wrapped__(name, dtype, instruction_set().panel(dtype))
     code = made[0]._library.get_llvm_str()
     kind = "float" if dtype == "float32" else "double"

@@ -161,8 +161,8 @@ def write(typing_context, pointer, index, value, stream):
 def anew(typing_context, value):
     """Return a number as one that LLVM takes for another.
 
-    It stores nothing where it sees that a number is there already. In a loop over vectors that is a
-    store under a mask, which takes 12 to 19 cycles on AMD processors before Zen 4.
+    On x86 it stores nothing where it sees that a number is there already. In a loop over vectors
+    that is a store under a mask, which takes 12 to 19 cycles on AMD processors before Zen 4.
     """
 
     def generate(context, builder, signature, values):
