@@ -13,7 +13,7 @@ from fastmlp.data.batches import batch_rows
 from fastmlp.dispatch.planning import Programs, Where
 from fastmlp.dispatch.problems import make_problem
 from fastmlp.errors import NonFiniteTrainingError
-from fastmlp.optimizer_base import Optimizer, Update
+from fastmlp.optimizer_base import Optimizer
 from fastmlp.optimizers import SGD, Adam
 from fastmlp.sklearn.acceleration import (
     beyond_scikit_learn,
@@ -148,7 +148,7 @@ class KernelEngine:
             self._programs,
             self.data(),
             int(self._training.batch_size),
-            Update(self._rule),
+            self.solvers()[0].update,
             self.where,
             weights=self._weights,
             l2=self._alpha,

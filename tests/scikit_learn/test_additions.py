@@ -447,3 +447,33 @@ def test_a_device_that_is_not_here():
     X, y = data("multiclass")
     with pytest.raises(DeviceError, match="device: got 'cuda'"):
         MLPClassifier(device="cuda").fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "limit", [{"clip_norm": 1e-9}, {"clip_value": 1e-9}], ids=["norm", "value"]
+)
+def test_limits_of_a_gradient_hold(limit):
+    """As those of a model do: steps of rate 0.1 along gradients of that size go nowhere."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 4))
+
+    def fitted(epochs):
+        settings = {"hidden_layer_sizes": (8,), "max_iter": epochs, "random_state": 0, "alpha": 0}
+        optimizer = fastmlp.SGD(0.1, **limit)
+        return MLPRegressor(**settings, optimizer=optimizer).fit(X, X[:, 0]).coefs_
+
+    for first, last in zip(fitted(1), fitted(5), strict=True):
+        assert 0 < np.abs(last - first).max() < 1e-8
+
+
+def test_a_layer_of_rate_0_stays():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 4))
+
+    def fitted(epochs):
+        settings = {"hidden_layer_sizes": (8,), "max_iter": epochs, "random_state": 0}
+        optimizer = fastmlp.Adam(0.01, layer_rates=[0, 1])
+        return MLPRegressor(**settings, optimizer=optimizer).fit(X, X[:, 0]).coefs_
+
+    (frozen, free), (still_frozen, later) = fitted(1), fitted(5)
+    assert np.array_equal(frozen, still_frozen) and not np.array_equal(free, later)
