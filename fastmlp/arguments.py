@@ -69,6 +69,13 @@ def check_positive(value: Any, argument: str) -> float:
     return check_within(value, argument, POSITIVE)
 
 
+def check_switch(value: Any, argument: str) -> bool:
+    """Return True or False, and take nothing else for one of them."""
+    if not isinstance(value, bool | np.bool_):
+        raise DTypeError(f"{argument}: got {value!r}, wanted True or False")
+    return bool(value)
+
+
 def is_sequence(value: Any) -> bool:
     """Return whether a value is a sequence: neither text nor an array without an axis."""
     if isinstance(value, np.ndarray):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.arguments import check_integer, check_number
+from fastmlp.arguments import check_integer, check_number, check_switch
 from fastmlp.errors import DomainError, DTypeError, ShapeError, check_name, known_keywords
 from fastmlp.synonyms import resolve
 
@@ -220,8 +220,7 @@ class EarlyStopping:
         check_integer(self.patience, "patience", 1)
         check_number(self.tolerance, "tolerance")
         for name in ("restore_best", "relative"):
-            if not isinstance(getattr(self, name), bool):
-                raise DTypeError(f"{name}: got {getattr(self, name)!r}, wanted True or False")
+            check_switch(getattr(self, name), name)
         higher = self.higher_is_better
         if higher is not None and not isinstance(higher, bool):
             raise DTypeError(f"higher_is_better: got {higher!r}, wanted True, False or None")

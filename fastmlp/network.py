@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_integer, check_number
+from fastmlp.arguments import check_integer, check_number, check_switch
 from fastmlp.callbacks import (
     EarlyStopping,
     check_callbacks,
@@ -191,7 +191,7 @@ class Network(Described):
             batch_size=check_batch_size(given["batch_size"], data.batch_limit),
             optimizers=self._optimizers(given["optimizer"]),
             metrics=metrics,
-            shuffle=bool(given["shuffle"]),
+            shuffle=check_switch(given["shuffle"], "shuffle"),
             weights=check_weights(sample_weight, given["class_weight"], data, self._members),
             l2=check_number(given["l2"], "l2"),
             early_stopping=check_early_stopping(rule, watched),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastmlp.arguments import check_within, is_sequence
+from fastmlp.arguments import check_switch, check_within, is_sequence
 from fastmlp.errors import DomainError, DTypeError, ShapeError
 from fastmlp.schedules import check_schedule, rates_of
 from fastmlp_kernels.algebra import OPTIMIZERS, hyper_table
@@ -74,8 +74,7 @@ class Optimizer:
         for each in fields(self):
             name, value = each.name, getattr(self, each.name)
             if name in _SWITCHES:
-                if not isinstance(value, bool):
-                    raise DTypeError(f"{name}: got {value!r}, wanted True or False")
+                object.__setattr__(self, name, check_switch(value, name))
             elif name == _LAYER_RATES:
                 object.__setattr__(self, name, _check_layer_rates(value))
             elif name == "learning_rate" and callable(value):

@@ -693,6 +693,7 @@ BAD = {
     ),
     "l2": (lambda e: e.fit(X, Y, l2=-1), DomainError, "l2: got -1, wanted a finite number"),
     "threads": (lambda e: e.fit(X, Y, threads=0), DomainError, "threads: got 0, wanted"),
+    "shuffle": (lambda e: e.fit(X, Y, shuffle="no"), DTypeError, "shuffle: got 'no', wanted True"),
     "device": (lambda e: e.predict(X, device="tpu"), ValueError, "device: got 'tpu'"),
     "kernel": (lambda e: e.fit(X, Y, kernel="cpu"), ValueError, "kernel: got 'cpu'"),
     "inputs": (lambda e: e.predict_mean(X[:, :2]), ShapeError, "X: got shape"),
