@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fastmlp
+from fastmlp_kernels import shield
 from fastmlp_kernels.cpu import straight_line
 from fastmlp_kernels.cpu.handle_record import CALLS
 from fastmlp_kernels.cpu.program import FusedProgram
@@ -49,7 +50,7 @@ def lines(monkeypatch):
 
     monkeypatch.setattr(straight_line, "StraightLine", Counted)
     monkeypatch.setattr(straight_line, "PATIENCE", 0.0)
-    monkeypatch.setattr(straight_line, "_begin", lambda work: work())
+    monkeypatch.setattr(straight_line, "later", lambda work: work())
     return made
 
 
@@ -156,7 +157,8 @@ def test_handles_have_the_same_bits(settings, optimizer, lines, loops):
     wanted = loops(lambda: _handled(settings, OPTIMIZERS[optimizer]))
     assert not lines
     assert _handled(settings, OPTIMIZERS[optimizer]) == wanted
-    assert len(lines) == len(CALLS)
+    assert len(lines) == 1
+    assert sum(name.startswith("rows") for name in lines[0]) == len(CALLS)
 
 
 def test_what_skips_zeros_or_takes_several_threads_has_no_line(lines):
@@ -169,11 +171,40 @@ def test_what_skips_zeros_or_takes_several_threads_has_no_line(lines):
     assert not lines
 
 
+def test_a_large_network_has_no_line(lines):
+    """Its calls would take minutes to compile, and it would gain nothing."""
+    settings = {"sizes": (700, 500, 1)}
+    X, y = _data(settings)
+    model = fastmlp.MLP(**settings)
+    model.fit(X, y, epochs=3, batch_size=BATCH, optimizer="sgd", threads=1)
+    model.compiled(batch_size=BATCH)
+    assert not lines
+
+
+def test_a_fork_waits_for_a_line(monkeypatch):
+    """A child would wait for ever for the compiler's lock."""
+    monkeypatch.setattr(straight_line, "PATIENCE", 0.0)
+    seen, at_work = [], []
+    record = straight_line.phases_of
+
+    def watched(*given):
+        at_work.append(dict(shield._at_work))
+        seen.append(record(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(straight_line, "phases_of", watched)
+    _fit(NETWORKS["relu"], OPTIMIZERS["sgd"])
+    deadline = time.monotonic() + 60
+    while not seen and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(seen) == len(at_work) == 1 and at_work[0]
+
+
 def test_a_short_fit_starts_no_compiler(monkeypatch):
     def never(work):
         raise AssertionError("began")
 
-    monkeypatch.setattr(straight_line, "_begin", never)
+    monkeypatch.setattr(straight_line, "later", never)
     _fit(NETWORKS["relu"], OPTIMIZERS["sgd"])
 
 

@@ -131,6 +131,11 @@ class Layout:
             costs.append(single if layer.fan_out == 1 else rows * vectors)
         return costs
 
+    @property
+    def units(self) -> int:
+        """The number of units of weights."""
+        return sum(self._units())
+
     def _units(self) -> list[int]:
         """Return the number of units of each layer."""
         panels = [-(-units // self.panel) for units in self.problem.sizes]
@@ -170,7 +175,7 @@ class Layout:
         kept = zip(problem.sizes[1:], problem.keeps_input, strict=True)
         rates = zip(problem.sizes[1:-1], problem.dropout, strict=False)
         dropped = [self._panels(units) for units, rate in rates if rate > 0]
-        clipped = sum(self._units()) if problem.clipping == "norm" else 0
+        clipped = self.units if problem.clipping == "norm" else 0
         return Workspace(
             inputs=self._zeros(
                 self._panels(problem.sizes[0]) * (self.threads if self.columns else 1)
@@ -184,10 +189,10 @@ class Layout:
             slopes=self._zeros(batch, problem.sizes[-1]),
             upstream=self._zeros(batch, problem.sizes[-1]),
             scratch=self._zeros(self.threads, self._tile_elements()),
-            unit_squares=np.zeros(sum(self._units()), dtype=np.float64),
+            unit_squares=np.zeros(self.units, dtype=np.float64),
             dropped=self._zeros(sum(dropped)),
             gradients=self._zeros(clipped, self._tile_elements()),
-            gradient_squares=np.zeros(2 * sum(self._units()), dtype=np.float64),
+            gradient_squares=np.zeros(2 * self.units, dtype=np.float64),
             column_lists=self._bytes(self.threads * self._list_bytes()[1]).view(self.dtype),
             row_lists=self._bytes(self.threads * self._list_bytes()[3]).view(self.dtype),
         )
@@ -222,7 +227,7 @@ class Layout:
             "target_columns": problem.target_columns,
             "output_columns": problem.sizes[-1],
             "losses_per_row": losses_per_row(problem.rule, problem.sizes[-1]),
-            "units": sum(self._units()),
+            "units": self.units,
             "keeps_output": ACTIVATIONS[problem.activations[-1]].keeps == "output",
             "inputs_stride": self._panels(problem.sizes[0]) * self.dtype.itemsize,
             "scratch_stride": self._tile_elements() * self.dtype.itemsize,

@@ -8,15 +8,15 @@ are recorded once and compiled: a row of calls, with their arguments as constant
 The leaves are the same, in the same order, with the same arguments: no bit changes.
 """
 
-import contextlib
-import threading
-from collections.abc import Callable, Hashable, Sequence
+import weakref
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
+from fastmlp_kernels.background import later
 from fastmlp_kernels.cpu import fused
 from fastmlp_kernels.cpu.machine_code import target_machine
 from fastmlp_kernels.cpu.recording import Call, Recording, Sum, symbol
@@ -27,14 +27,19 @@ from fastmlp_kernels.problem import Problem
 # Seconds of epochs of a kind after which its straight line is written: that takes 30 us a call, on
 # a thread of its own, for 100 to 5,000 calls.
 PATIENCE = 1.0
-# The units of weights of the largest network whose handles get straight lines: of all kinds of
-# calls, as nobody knows which will be made. A larger one gains little by them.
-MOST_UNITS = 150
+# The units of weights of the largest network that gets a straight line: it has 5,000 calls, which
+# take 0.15 s, and gains 2 % (64-256-256-8 at batch 64). Handles get those of all kinds of calls, as
+# nobody knows which will be made, so theirs are of smaller networks.
+MOST_UNITS, MOST_UNITS_OF_HANDLES = 400, 150
 # What a phase is given: the batch's first place in the order, the addresses of its scale and of its
 # hyper-parameters, and that of the table.
 PARAMETERS = ("start", "scale", "hyper", "table")
 # Words of a table that hold a straight line's phases: addresses, or 0 where there is none.
 WORDS = {"rows": at.rows_code, "units": at.units_code, "finishing": at.finishing_code}
+
+
+# The calls of a phase, and the places of those whose largest result it returns.
+Phase = tuple[list[Call], frozenset[int]]
 
 
 class StraightLine:
@@ -52,9 +57,7 @@ class StraightLine:
         Of the phases, each a function of the PARAMETERS.
     """
 
-    def __init__(
-        self, phases: dict[str, tuple[list[Call], frozenset[int]]], target: InstructionSet
-    ) -> None:
+    def __init__(self, phases: dict[str, Phase], target: InstructionSet) -> None:
         text = "\n".join(_function(name, *phase) for name, phase in phases.items())
         with global_compiler_lock:
             # A row of calls has nothing that could be optimised: 5 ms for 100 calls, not 22.
@@ -123,34 +126,8 @@ def suits(problem: Problem, step: Any) -> bool:
     return bool(step["threads"] == 1 and one_block and not step["skips"] and not predicts)
 
 
-def write_in_background(program: Any, steps: np.ndarray) -> list[StraightLine]:
-    """Write the straight line of each kind of call into its table, on a thread of its own.
-
-    Calls may go on meanwhile. Who makes them keeps the list that this returns.
-    """
-    lines: list[StraightLine] = []
-    if sum(program._units()) > MOST_UNITS:
-        return lines
-
-    def write() -> None:
-        for step in steps:
-            if suits(program.problem, step):
-                tables = step.reshape(1), program.chain, program.tiles
-                lines.append(straight_line(program.problem, tables, program.target))
-                connect(step.reshape(1).view(np.int64), lines[-1])
-
-    _begin(write)
-    return lines
-
-
-def _begin(work: Callable[[], None]) -> None:
-    # Not a daemon: an interpreter that ends would take the compiler's memory away.
-    with contextlib.suppress(RuntimeError):  # no thread is to be had
-        threading.Thread(target=work).start()
-
-
-def straight_line(problem: Problem, tables: Sequence[Any], target: InstructionSet) -> StraightLine:
-    """Record and compile a whole batch of an epoch.
+def phases_of(problem: Problem, tables: Sequence[Any], kind: str = "") -> dict[str, Phase]:
+    """Record a whole batch.
 
     Parameters
     ----------
@@ -158,26 +135,55 @@ def straight_line(problem: Problem, tables: Sequence[Any], target: InstructionSe
     tables : (ndarray, ndarray, ndarray)
         The step (of the kind of call), the chain and the tiles of a program. The code is that of
         this program's arrays, and may be given any table that leads to the same ones.
-    target : InstructionSet
+    kind : str
+        Added to the names of the phases.
     """
     recording, stages = Recording(*tables), tables[0]["stages"][0]
     start, scale, hyper = (symbol(name) for name in PARAMETERS[:3])
     rows = problem.batch_size
-    phases = {"rows": recording.run(fused._rows, 0, start, scale, 0, rows, hyper)}
+    phases = {f"rows{kind}": recording.run(fused._rows, 0, start, scale, 0, rows, hyper)}
     passes = {}
     if stages & GRADIENT:
         passes = {"units": fused.COMPUTING | fused.FINISHING}
     if problem.clipping == "norm" and stages & UPDATE:
         passes = {"units": fused.COMPUTING, "finishing": fused.FINISHING}
     for name, work in passes.items():
-        phases[name] = recording.run(fused._units, 0, work, rows, hyper)
-    return StraightLine(phases, target)
+        phases[f"{name}{kind}"] = recording.run(fused._units, 0, work, rows, hyper)
+    return phases
 
 
-def connect(words: np.ndarray, line: StraightLine | None) -> None:
+def connect(words: np.ndarray, line: StraightLine | None, kind: str = "") -> None:
     """Write a straight line into a table, or that there is none."""
     for name, word in WORDS.items():
-        words[word] = line.addresses.get(name, 0) if line else 0
+        words[word] = line.addresses.get(f"{name}{kind}", 0) if line else 0
+
+
+def write_in_background(program: Any, steps: np.ndarray) -> list[StraightLine]:
+    """Write the straight line of each kind of call into its table, some time later.
+
+    Calls may go on meanwhile. Who makes them keeps the list that this returns.
+    """
+    lines: list[StraightLine] = []
+    kinds = {str(k): step for k, step in enumerate(steps) if suits(program.problem, step)}
+    if not kinds or program.units > MOST_UNITS_OF_HANDLES:
+        return lines
+    # Many handles may be made, and dropped at once.
+    kept = weakref.ref(program)
+
+    def write() -> None:
+        program = kept()
+        if program is None:
+            return
+        phases = {}
+        for kind, step in kinds.items():
+            tables = step.reshape(1), program.chain, program.tiles
+            phases |= phases_of(program.problem, tables, kind)
+        lines.append(StraightLine(phases, program.target))
+        for kind, step in kinds.items():
+            connect(step.reshape(1).view(np.int64), lines[0], kind)
+
+    later(write)
+    return lines
 
 
 class StraightLines:
@@ -202,12 +208,14 @@ class StraightLines:
         """Take note of an epoch; begin to write its straight line if that is due."""
         before = self._seconds.get(kind, 0.0)
         self._seconds[kind] = before + seconds
-        if before <= PATIENCE < before + seconds and suits(program.problem, program.step[0]):
+        due = before <= PATIENCE < before + seconds and program.units <= MOST_UNITS
+        if due and suits(program.problem, program.step[0]):
             # The table is another kind's by the time that the thread reads it.
             tables = program.step.copy(), program.chain, program.tiles
 
             def write() -> None:
-                self._lines[kind] = straight_line(program.problem, tables, program.target)
+                phases = phases_of(program.problem, tables)
+                self._lines[kind] = StraightLine(phases, program.target)
                 self.count += 1
 
-            _begin(write)
+            later(write)
