@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import re
+from numbers import Integral
 from typing import Any
 
 from joblib import parallel_config
@@ -76,6 +78,15 @@ def places_for(X: Any) -> int:
     return max(1, min(MOST_FITS, MOST_BYTES // size))
 
 
+def handed_out(pre_dispatch: Any, places: int) -> int:
+    """Return how many of so many fits may wait for each other, by what joblib hands out at once."""
+    if isinstance(pre_dispatch, Integral):
+        return max(1, min(places, int(pre_dispatch)))
+    # Any other expression may be less than the number of threads.
+    several = r"\s*([1-9]\d*\s*\*\s*)?n_jobs\s*|all"
+    return places if re.fullmatch(several, str(pre_dispatch)) else 1
+
+
 class SideBySide:
     """What a search does otherwise than scikit-learn's, the next in the order of methods."""
 
@@ -89,7 +100,8 @@ class SideBySide:
         if reason is not None:
             say_once(f"a search trains its candidates one by one, as {reason}")
             return own.fit(X, y, **params)
-        self._meeting = meeting = Meeting(places_for(X))
+        places = handed_out(self.pre_dispatch, places_for(X))  # type: ignore[attr-defined]
+        self._meeting = meeting = Meeting(places)
         # Of the fit before.
         vars(self).pop("n_splits_", None)
         try:

@@ -26,7 +26,8 @@ def later(work: Callable[[], object]) -> None:
             return
         _at_work = True
     try:
-        threading.Thread(target=_work_off).start()
+        # Whoever asks may be a daemon: its threads would be daemons too, and not be waited for.
+        threading.Thread(target=_work_off, daemon=False).start()
     except RuntimeError:
         _forget()
 

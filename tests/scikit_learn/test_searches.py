@@ -278,3 +278,24 @@ def test_one_place_is_no_meeting():
     alone.close()
     with pytest.raises(fastmlp.errors.CallOrderError, match="a search that has ended"):
         alone.attended(fit)()
+
+
+@pytest.mark.parametrize("pre_dispatch", [1, 2, "n_jobs // 20", "n_jobs", "2*n_jobs", "all"])
+def test_nobody_waits_for_fits_that_are_not_handed_out(pre_dispatch):
+    given = {"cv": KFold(3), "scoring": fingerprint, "refit": False, "pre_dispatch": pre_dispatch}
+    estimator, grid = MLPRegressor(**SETTINGS), {"alpha": [1e-4, 1e-3]}
+    ours = results_of(GridSearchCV(estimator, grid, **given), Y)
+    assert_same(ours, results_of(PlainGridSearchCV(estimator, grid, **given), Y))
+
+
+@pytest.mark.parametrize("pre_dispatch", [0, -1, 1.5, None, "nonsense"])
+def test_a_bad_pre_dispatch_is_refused_as_by_scikit_learn(pre_dispatch):
+    estimator, grid = MLPRegressor(**SETTINGS), {"alpha": [1e-4, 1e-3]}
+    said = []
+    for search in (GridSearchCV, PlainGridSearchCV):
+        try:
+            found = search(estimator, grid, cv=3, pre_dispatch=pre_dispatch).fit(X, Y)
+            said.append(found.best_params_)
+        except Exception as error:
+            said.append((type(error), str(error).replace(search.__module__, "")))
+    assert said[0] == said[1]
