@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.arguments import check_integer, check_number, is_sequence
+from fastmlp.arguments import check_integer, check_number, check_switch, is_sequence
 from fastmlp.data.arrays import host_array
 from fastmlp.errors import DomainError, DTypeError, refuse_keyword
 from fastmlp.initialization import new_network
@@ -133,6 +133,7 @@ def make_trials(
         optimizer = optimizers.setdefault(_identity(optimizer), optimizer)
         values |= {"seed": made.state.seed, "hidden_sizes": hidden}
         check_number(values["l2"], "l2")
+        check_switch(values["shuffle"], "shuffle")
         if values["batch_size"] is not None:
             check_integer(values["batch_size"], "batch_size", 1)
         trials.append(Trial(values, made.template, made.state.parameters, optimizer))

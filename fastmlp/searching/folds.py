@@ -68,7 +68,10 @@ def _check_folds(pairs: Any, rows: int) -> list[Fold]:
 
 
 def _check_rows(given: Any, argument: str, rows: int) -> Rows:
-    numbers = np.asarray(given)
+    try:
+        numbers = np.asarray(given)
+    except ValueError:
+        raise ShapeError(f"{argument}: got {given!r}, wanted some numbers of rows") from None
     if numbers.dtype == bool and numbers.shape == (rows,):
         numbers = np.flatnonzero(numbers)
     if numbers.ndim != 1 or not numbers.size:

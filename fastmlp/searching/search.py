@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.arguments import check_integer, check_within
+from fastmlp.arguments import check_integer, check_switch, check_within
 from fastmlp.dispatch.planning import asked
 from fastmlp.errors import DomainError, NonFiniteTrainingError
 from fastmlp.metrics import Metric
@@ -106,6 +106,7 @@ def _search(X: Any, y: Any, grid: Any, given: Mapping[str, Any]) -> SearchResult
     where = asked(*place, None)
     if executor is not None and where.threads is None:
         where = where._replace(threads=1)
+    refit = check_switch(given["refit"], "refit")
     candidates = list_candidates(grid, given["fixed"])
     rows = SearchedRows(X, y, weight, given["validation_data"], given["bootstrap"], metric, where)
     trials = make_trials(candidates, given["fixed"], rows.inputs, y)
@@ -119,12 +120,12 @@ def _search(X: Any, y: Any, grid: Any, given: Mapping[str, Any]) -> SearchResult
     best = int(np.argmin(ranks))
     if np.isnan(progress.scores[best]).any():
         raise NonFiniteTrainingError(
-            "search: got a loss, gradient or parameter that is not finite in every candidate, "
-            "wanted finite numbers; try smaller learning rates, and inputs and targets of the "
-            "order of 1"
+            "search: got a loss, gradient, parameter or score that is not finite in every "
+            "candidate, wanted finite numbers; try smaller learning rates, inputs and targets of "
+            "the order of 1, and a metric that gives a number for these rows"
         )
     model = None
-    if given["refit"]:
+    if refit:
         model = _refit(trials[best], X, y, epochs, weight, place)
     name = "loss" if rows.metrics[0] is None else rows.metrics[0].name
     values = [each.values for each in trials]
