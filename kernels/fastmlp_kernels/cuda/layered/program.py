@@ -57,8 +57,6 @@ class LayeredProgram:
         them.
     """
 
-    straight = False
-
     def __init__(
         self,
         problem: Problem,
@@ -71,7 +69,7 @@ class LayeredProgram:
         self.kernels = build(self.tiles, problem.rule, problem.loss)
         self.launches = Launches(self.tiles)
         self.stream = cuda.stream()
-        self.memory = DeviceMemory(self.stream)
+        self.memory, self.straight = DeviceMemory(self.stream), False
         self.steps = Steps(self.launches, recorder)
         self.dtype = np.dtype(problem.dtype)
         self.layout = parameter_layout(problem.sizes)
@@ -91,8 +89,7 @@ class LayeredProgram:
         self.identity = ACTIVATIONS.code("identity")
         self.order = cuda.device_array(problem.rows, np.int64)
         self.hyper = self.empty(problem.batches, problem.hyper_columns)
-        self.losses = self.empty(problem.batches)
-        self.squares = self.empty(problem.batches)
+        self.losses, self.squares = (self.empty(problem.batches) for _ in range(2))
         self.updating = Updating(problem, self.launches, self.kernels)
         scales = [1 / (1 - share) for share in problem.dropout]
         self.keep_scales = cuda.to_device(np.array(scales, self.dtype))
@@ -108,8 +105,7 @@ class LayeredProgram:
         self.first_batch = cuda.to_device(self.start)
         # A single update moves the first word of its own on, and reads the second, which stays.
         self.single_step = cuda.to_device(self.start)
-        self.one_loss = self.empty(1)
-        self.no_state = self.empty(0)
+        self.one_loss, self.no_state = self.empty(1), self.empty(0)
         self.rows = 0
         self.inputs = self.workspace.inputs
 
@@ -370,8 +366,14 @@ class LayeredProgram:
         wanted = input_gradient if input_gradient.shape[0] > 0 else None
         self._backward_chain(parameters, self.inputs, rows, 1, gradient, wanted)
 
-    def value_and_gradient(self, parameters, X, y, gradient, factors=None):
+    def value_and_gradient(
+        self, parameters, X, y, gradient, factors=None, dropout=None, unchanged=False
+    ):
         """See `Program.value_and_gradient`."""
+        if dropout is not None:
+            raise ValueError(
+                f"a kernel was given dropout, wanted none on a GPU, for {self.problem}"
+            )
         check_data(self.problem, X, y)
         check_shape("the gradient", gradient, (self.problem.parameter_count,), self.problem)
         self.rows, self.inputs = len(X), X

@@ -39,9 +39,11 @@ class SingleCalls:
         """See `Program.backward`."""
         self.layered.backward(parameters, upstream, gradient, input_gradient)
 
-    def value_and_gradient(self, parameters, X, y, gradient, factors=None):
+    def value_and_gradient(
+        self, parameters, X, y, gradient, factors=None, dropout=None, unchanged=False
+    ):
         """See `Program.value_and_gradient`."""
-        return self.layered.value_and_gradient(parameters, X, y, gradient, factors)
+        return self.layered.value_and_gradient(parameters, X, y, gradient, factors, dropout)
 
     def update(self, parameters, gradient, state, hyper):
         """See `Program.update`."""
