@@ -67,12 +67,10 @@ class LayeredProgram:
         self.problem = problem
         self.tiles = tiles or default_tiles()
         self.kernels = build(self.tiles, problem.rule, problem.loss)
-        self.launches = Launches(self.tiles)
-        self.stream = cuda.stream()
+        self.launches, self.stream = Launches(self.tiles), cuda.stream()
         self.memory, self.straight = DeviceMemory(self.stream), False
         self.steps = Steps(self.launches, recorder)
-        self.dtype = np.dtype(problem.dtype)
-        self.layout = parameter_layout(problem.sizes)
+        self.dtype, self.layout = np.dtype(problem.dtype), parameter_layout(problem.sizes)
         self.remembered: list[tuple[Any, list]] = []
         self.workspace = workspace.allocate(problem)
         self.layers = workspace.layers_of(problem, self.workspace)
