@@ -37,7 +37,7 @@ FIRST_NANOSECONDS = 100_000_000
 NEXT_NANOSECONDS = 1_000_000
 # How long it then sleeps. To wake it takes 50 us, to start another 200 us and more. A model that is
 # dropped is kept alive so long.
-SLEEP_NANOSECONDS = 200_000_000
+SLEEP_NANOSECONDS = 100_000_000
 # How long compiled code waits for a thread that was asked to come, before it lets Python look.
 ARRIVAL_NANOSECONDS = 10_000_000
 # After so long a thread is asked for once more: the first may have died before it came.
@@ -256,7 +256,7 @@ class Team:
 
     A thread that has done its part of a call waits in compiled code for the next one, for a
     millisecond: the next epoch of a fit then starts in less than a microsecond instead of the 0.1
-    to 0.2 ms that starting threads takes. Then it sleeps for a fifth of a second, and leaves. A
+    to 0.2 ms that starting threads takes. Then it sleeps for a tenth of a second, and leaves. A
     forked child, which has none of the threads, starts its own.
 
     An exception at any moment, as Ctrl-C raises, leaves nobody waiting for a call that never comes.
