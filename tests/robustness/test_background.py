@@ -49,9 +49,16 @@ def test_pieces_are_done_in_order_by_one_thread_that_is_no_daemon():
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_piece_that_fails_stops_no_later_one():
     assert _ended()
-    done = []
-    background.later(lambda: 1 / 0)
+    done, threads = [], []
+
+    def fail():
+        threads.append(threading.current_thread())
+        raise ValueError
+
+    background.later(fail)
     assert _ended()
+    # Its exception is this test's, and no later one's.
+    threads[0].join(60)
     background.later(lambda: done.append(1))
     assert _ended() and done == [1]
 
