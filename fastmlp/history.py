@@ -55,8 +55,8 @@ class History:
         The epoch, from 1, that early stopping found best, of each network of an ensemble; None in a
         fit without it.
     straight_epochs : int
-        How many epochs of this process ran in code of their own (see "Threads and bits" in the
-        guide), which a long fit of a small network gets. It changes no number.
+        How many epochs ran in code of their own, which a long fit of a small network gets (see
+        "Which kernel, and why" in the guide). It changes no bit, and is not saved.
 
     Notes
     -----

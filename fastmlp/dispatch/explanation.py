@@ -125,8 +125,8 @@ class Explanation:
             return line
         # As `cpu.straight_line` has it.
         return (
-            f"{line}\ncode: on one thread, whole batches of a fit longer than a second go on "
-            "in code of their own, if a block has room for all of their rows"
+            f"{line}\ncode: on one thread, a fit longer than a second goes on in code of its own "
+            "for whole batches, if they and the network are small"
         )
 
     def __repr__(self) -> str:

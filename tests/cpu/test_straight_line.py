@@ -1,5 +1,6 @@
 """Whole batches in a straight line: the same bits as the loops give, for every kind of call."""
 
+import gc
 import subprocess
 import sys
 import time
@@ -201,11 +202,25 @@ def test_a_fork_waits_for_a_line(monkeypatch):
 
 
 def test_a_short_fit_starts_no_compiler(monkeypatch):
-    def never(work):
-        raise AssertionError("began")
-
-    monkeypatch.setattr(straight_line, "later", never)
+    begun = []
+    monkeypatch.setattr(straight_line, "later", begun.append)
     _fit(NETWORKS["relu"], OPTIMIZERS["sgd"])
+    assert not begun
+    monkeypatch.setattr(straight_line, "PATIENCE", 0.0)
+    _fit(NETWORKS["relu"], OPTIMIZERS["sgd"])
+    assert len(begun) == 1
+
+
+def test_a_handle_that_was_dropped_gets_no_line(lines, monkeypatch):
+    begun = []
+    monkeypatch.setattr(straight_line, "later", begun.append)
+    kept, _ = (fastmlp.MLP((5, 40, 3)).compiled(batch_size=BATCH) for _ in range(2))
+    del _
+    gc.collect()
+    for work in begun:
+        work()
+    assert len(begun) == 2 and len(lines) == 1
+    assert kept._lines
 
 
 def test_a_long_fit_goes_on_in_a_straight_line(monkeypatch):
