@@ -2,8 +2,9 @@
 
 Needs no network and no configuration. Each step runs in a process of its own, within a budget of
 the eight minutes that the whole takes at most, and says in one line what became of it; the record
-(JSON) is written after each step, the tables and the plot at the end. ``--quick`` shows that it
-works: its figures mean nothing.
+(JSON) is written after each step, the tables and the plot at the end. ``--quick`` takes three
+minutes at most and shows that it works: a case of every kernel, and one comparison. Its figures
+mean nothing.
 
 Exit codes: 0 when every step is done, or was skipped because something is missing here; 1 when one
 failed, or found a wrong result; 2 for a wrong argument; 3 when nothing failed, but a step was cut
@@ -38,13 +39,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     known = [case.name for case in GPU_CASES]
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="show that it works; no figures")
-    parser.add_argument("--minutes", type=float, default=steps.LIMIT / 60, help="of the whole")
+    parser.add_argument("--minutes", type=float, help="of the whole (8; quick: 3)")
     parser.add_argument("--steps", nargs="+", choices=steps.names(), metavar="STEP", help="some of")
     parser.add_argument("--cases", nargs="+", choices=known, metavar="CASE", help="some of")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     options = parser.parse_args(arguments)
+    if options.minutes is None:
+        options.minutes = (steps.QUICK_LIMIT if options.quick else steps.LIMIT) / 60
     if options.minutes <= 0:
         parser.error(f"--minutes: got {options.minutes:g}, wanted more than 0")
+    options.steps = options.steps or steps.names(options.quick)
     return options
 
 
@@ -88,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cases": options.cases,
         "precisions": options.precisions,
     }
-    wanted = [step for step in steps.STEPS if step.name in (options.steps or steps.names())]
+    wanted = [step for step in steps.STEPS if step.name in options.steps]
     steps.sequence(wanted, told, record, path, options.minutes * 60)
     print(f"\nRecord: {path}")
     for step in steps.STEPS:

@@ -20,11 +20,3 @@ def meet_block(count, out):
     for _ in range(count):
         cuda.syncthreads()
     out[0] = count
-
-
-def meet_grid(count, out):
-    """Let all threads of a cooperative grid wait for each other so many times."""
-    grid = cuda.cg.this_grid()
-    for _ in range(count):
-        grid.sync()
-    out[cuda.grid(1)] = count

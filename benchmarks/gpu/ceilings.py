@@ -7,42 +7,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.gpu.steps import Context, Skipped
 
-LAUNCHES = 2000
-NODES = 1000
-MEETINGS = 20000
-GRID_MEETINGS = 2000
-PRODUCT = 4096
-LOOPS = 20000
 ACCUMULATORS = 8
 MEBIBYTE = 2**20
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: repetitions of each kind, bytes of a copy, rows of a product."""
+
+    launches: int = 2000
+    nodes: int = 1000
+    meetings: int = 20000
+    loops: int = 20000
+    copied: int = 64 * MEBIBYTE
+    product: int = 4096
+
+
+QUICK = Effort(20, 20, 50, 20, MEBIBYTE, 1024)
+
+
 def run(context: Context) -> None:
     """Measure one after the other; what cannot be measured here does not hide the rest."""
-    context.attempt("launch", launch_costs)
-    context.attempt("block_barrier", block_barrier)
-    context.attempt("grid_barrier", grid_barrier)
-    context.attempt("copies", host_copies)
-    products = context.attempt("products", products_by_torch, context.quick)
-    context.attempt("memory", memory_copy)
-    context.attempt("graph_node", graph_node)
-    context.attempt("tensor_core_loop", tensor_core_loop)
+    effort = QUICK if context.quick else Effort()
     context.attempt("constants", constants, context.quick)
+    context.attempt("launch", launch_costs, effort)
+    context.attempt("block_barrier", block_barrier, effort)
+    context.attempt("copies", host_copies, effort)
+    context.attempt("tensor_core_loop", tensor_core_loop, effort)
+    products = context.attempt("products", products_by_torch, effort)
+    context.attempt("memory", memory_copy)
+    context.attempt("graph_node", graph_node, effort)
     if products and "skipped" in products:
         print("  without PyTorch no product was measured", flush=True)
 
 
 def constants(quick: bool) -> dict[str, float]:
     """Return the fields of `Machine` as ``fastmlp calibrate`` measures them."""
-    from fastmlp_kernels.cuda.measuring import Effort, measure
+    from fastmlp_kernels.cuda import measuring
 
-    return measure(Effort(launches=100, meetings=1000, bytes=2**22, width=512) if quick else None)
+    little = measuring.Effort(20, 50, bytes=2**16, width=64, repeats=2)
+    return measuring.measure(little if quick else None)
 
 
 def median_of(repeats: int, function: Callable[[], float]) -> float:
@@ -51,7 +62,7 @@ def median_of(repeats: int, function: Callable[[], float]) -> float:
     return float(np.median([function() for _ in range(repeats)]))
 
 
-def launch_costs() -> dict[str, float]:
+def launch_costs(effort: Effort) -> dict[str, float]:
     """Return host seconds of enqueuing a kernel that does nothing, by its number of arrays."""
     from numba import cuda
 
@@ -70,10 +81,10 @@ def launch_costs() -> dict[str, float]:
         def several(kernel: Any = kernel, arguments: tuple[Any, ...] = arguments) -> float:
             cuda.synchronize()
             started = time.perf_counter()
-            for _ in range(LAUNCHES):
+            for _ in range(effort.launches):
                 kernel[1, 32](*arguments)
             cuda.synchronize()
-            return (time.perf_counter() - started) / LAUNCHES
+            return (time.perf_counter() - started) / effort.launches
 
         found[name] = median_of(3, several)
     return found
@@ -91,7 +102,7 @@ def timed_on_device(launch: Callable[[], None]) -> float:
     return cuda.event_elapsed_time(first, last) / 1e3
 
 
-def block_barrier() -> dict[str, float]:
+def block_barrier(effort: Effort) -> dict[str, float]:
     """Return the seconds of a barrier of a block, by its number of threads."""
     from numba import cuda
 
@@ -103,40 +114,19 @@ def block_barrier() -> dict[str, float]:
     for threads in (128, 256, 512, 1024):
 
         def extra(threads: int = threads) -> float:
-            many = timed_on_device(lambda: meet[1, threads](MEETINGS, out))
+            many = timed_on_device(lambda: meet[1, threads](effort.meetings, out))
             few = timed_on_device(lambda: meet[1, threads](1, out))
-            return (many - few) / MEETINGS
+            return (many - few) / effort.meetings
 
         found[f"{threads}_threads"] = median_of(3, extra)
     return found
 
 
-def grid_barrier() -> dict[str, float]:
-    """Return the seconds of a barrier of a cooperative grid, by its number of blocks."""
-    from numba import cuda
-
-    from benchmarks.gpu import ceiling_kernels as kernels
-
-    meet = cuda.jit(kernels.meet_grid)
-    processors = cuda.get_current_device().MULTIPROCESSOR_COUNT
-    out = cuda.to_device(np.zeros(processors * 256, np.int64))
-    found = {}
-    for blocks in sorted({1, 16, processors // 2, processors}):
-
-        def extra(blocks: int = blocks) -> float:
-            many = timed_on_device(lambda: meet[blocks, 256](GRID_MEETINGS, out))
-            few = timed_on_device(lambda: meet[blocks, 256](1, out))
-            return (many - few) / GRID_MEETINGS
-
-        found[f"{blocks}_blocks"] = median_of(3, extra)
-    return found
-
-
-def host_copies() -> dict[str, float]:
+def host_copies(effort: Effort) -> dict[str, float]:
     """Return bytes a second between host and device, and the seconds of the smallest copy."""
     from numba import cuda
 
-    size = 64 * MEBIBYTE
+    size = effort.copied
     ordinary, pinned = np.zeros(size, np.uint8), cuda.pinned_array(size, np.uint8)
     pinned[:] = 0
     ordinary[:] = 1
@@ -191,10 +181,10 @@ def torch_seconds(torch: Any, function: Callable[[], Any], repeats: int) -> floa
     return median_of(repeats, once)
 
 
-def products_by_torch(quick: bool) -> dict[str, float]:
+def products_by_torch(effort: Effort) -> dict[str, float]:
     """Return operations a second of a large product of random matrices, by precision."""
     torch = torch_on_gpu()
-    size = PRODUCT // 4 if quick else PRODUCT
+    size = effort.product
     found = {}
     for name, dtype in (("float32", "float32"), ("tf32", "float32"), ("bfloat16", "bfloat16")):
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
@@ -222,7 +212,7 @@ def memory_copy() -> dict[str, float]:
     return {"bytes_per_second": 2 * size / seconds, "bytes": size}
 
 
-def graph_node() -> dict[str, float]:
+def graph_node(effort: Effort) -> dict[str, float]:
     """Return the seconds of a node of a captured graph: tiny kernels, one after the other."""
     torch = torch_on_gpu()
     number = torch.zeros(1, device="cuda")
@@ -231,12 +221,12 @@ def graph_node() -> dict[str, float]:
         number.add_(1)
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
-        for _ in range(NODES):
+        for _ in range(effort.nodes):
             number.add_(1)
-    return {"seconds": torch_seconds(torch, graph.replay, 10) / NODES, "nodes": NODES}
+    return {"seconds": torch_seconds(torch, graph.replay, 10) / effort.nodes, "nodes": effort.nodes}
 
 
-def tensor_core_loop() -> dict[str, float]:
+def tensor_core_loop(effort: Effort) -> dict[str, float]:
     """Return operations a second of mma.sync on registers alone, by precision.
 
     All multiprocessors compute. It is the ceiling of our own tiles.
@@ -253,8 +243,11 @@ def tensor_core_loop() -> dict[str, float]:
     for name, depth in (("tf32", 8), ("bfloat16", 16)):
         kernel = peak_kernel(name)
         seconds = median_of(
-            3, lambda kernel=kernel: timed_on_device(lambda: kernel[blocks, threads](LOOPS, out))
+            3,
+            lambda kernel=kernel: timed_on_device(
+                lambda: kernel[blocks, threads](effort.loops, out)
+            ),
         )
-        products = blocks * threads / LANES * LOOPS * ACCUMULATORS
+        products = blocks * threads / LANES * effort.loops * ACCUMULATORS
         found[name] = products * 2.0 * 16 * 8 * depth / seconds
     return found

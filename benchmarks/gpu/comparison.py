@@ -44,7 +44,8 @@ ORDER = (
 )
 PASSES, QUICK_PASSES, QUICK_STEPS = 5, 2, 3
 PATIENCE = 45.0
-"""Seconds that anybody may take to prepare a case: kernels are compiled in them."""
+"""Seconds that anybody may take to prepare a case: kernels are compiled in them. A quarter of what
+is left, where that is more."""
 LEAST_SECONDS = 8.0
 """What has to be left for a row to be begun."""
 TURNS = 1000
@@ -118,7 +119,7 @@ def measure(row: Row, context: Context) -> dict[str, Any] | None:
         "passes": str(QUICK_PASSES if context.quick else PASSES),
         "turn-seconds": "0",
         "steps": str(QUICK_STEPS if context.quick else 0),
-        "patience": str(min(PATIENCE, context.left())),
+        "patience": str(min(max(PATIENCE, context.left() / 4), context.left())),
     }
     output = io.StringIO()
     with TemporaryDirectory() as folder:

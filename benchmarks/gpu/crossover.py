@@ -32,8 +32,8 @@ REPEATS = 3
 def ladder(quick: bool) -> list[Case]:
     """Return networks of two equal hidden layers, from narrow to wide and from few rows to many."""
     found = []
-    for width in WIDTHS[:2] if quick else WIDTHS:
-        for batch in BATCHES[:2] if quick else BATCHES:
+    for width in WIDTHS[:1] if quick else WIDTHS:
+        for batch in BATCHES[:1] if quick else BATCHES:
             sizes = (width, width, width, 8)
             case = Case("-".join(map(str, sizes)), sizes, batch, 1, "a ladder", 1.0)
             steps = int(np.clip(EPOCH_FLOPS / case.flops_per_step, 1, 4 if quick else 100))

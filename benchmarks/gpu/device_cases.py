@@ -1,7 +1,7 @@
 """All CUDA cases of the tests on the GPU, in several pytest processes at a time.
 
 Compiling is most of it, which the host does: one case of each test comes first, and then all others
-for as long as there is time.
+for as long as there is time. Processes find on the disk what others have compiled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from benchmarks.gpu.steps import ROOT, Context
 MOST_AT_A_TIME = 12
 # Cases of a process: starting one takes some seconds.
 CASES_A_PROCESS = 6
+# A quick run takes a case of each file, and of these one of each test: one of each kernel.
+EVERY_TEST_OF = ("kernel_cases.py",)
 TAIL = 3000
 
 
@@ -36,26 +38,30 @@ def run(context: Context) -> None:
     with ThreadPoolExecutor(workers) as several:
         ids = [each for found in several.map(collected, case_files()) for each in found]
         waiting = {
-            name: several.submit(run_cases, cases, context)
+            several.submit(run_cases, cases, context): name
             for name, cases in portions(ids, context.quick)
         }
-        for name, answer in waiting.items():
-            found = answer.result()
+        for answer in as_completed(waiting):
+            name, found = waiting[answer], answer.result()
             context.keep(name, found)
             if found["code"] is None:
-                print(f"  {name}: cut off", flush=True)
+                print(f"  {name}: {found['summary']}", flush=True)
             elif not found["passed"]:
                 context.fail(f"{name}: {found['summary']}")
-    done = sum(found["cases"] for found in context.results.values() if found["passed"])
+    done = sum(found["done"] for found in context.results.values())
     print(f"  {done} of {len(ids)} cases passed", flush=True)
 
 
 def portions(ids: list[str], quick: bool) -> list[tuple[str, list[str]]]:
     """Return the cases of each process, by name: those that come first of each test, then others.
 
-    With `quick`, the first alone.
+    With `quick`, one of each kernel alone.
     """
     first = first_of_each(ids)
+    if quick:
+        files = [each.partition("::")[0] for each in first]
+        chosen = [f not in files[:k] or f.endswith(EVERY_TEST_OF) for k, f in enumerate(files)]
+        first = list(itertools.compress(first, chosen))
     rest = [] if quick else sorted(set(ids) - set(first), key=ids.index)
     found = []
     for kind, chosen in (("one of each test", first), ("others", rest)):
@@ -68,11 +74,14 @@ def portions(ids: list[str], quick: bool) -> list[tuple[str, list[str]]]:
 
 
 def run_cases(cases: list[str], context: Context) -> dict[str, Any]:
-    """Run some cases; return pytest's summary, the end of its output, and how many they were."""
+    """Run some cases; return pytest's summary, the end of its output, and how many passed.
+
+    Of a process that is cut off, those count that had passed by then.
+    """
     if context.left() <= 0:
-        return {"code": None, "passed": False, "summary": "cut off", "output": "", "cases": 0}
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-rfEs", *cases]
-    return run_pytest(command, context.left()) | {"cases": len(cases)}
+        return {"code": None, "passed": False, "summary": "cut off", "output": "", "done": 0}
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-rfEs", *cases]
+    return run_pytest(command, context.left())
 
 
 def run_pytest(command: list[str], seconds: float) -> dict[str, Any]:
@@ -107,12 +116,17 @@ def summary(text: str, code: int | None) -> dict[str, Any]:
     counts = re.findall(r"(\d+) (passed|failed|errors?|skipped|deselected)", "".join(lines[-1:]))
     said = ", ".join(f"{number} {kind}" for number, kind in counts)
     if code is None:
-        return {"passed": False, "summary": "cut off", "output": text[-TAIL:]}
+        # Of a file's cases, each has a line when it has run.
+        done = len(re.findall(r"^\S+::.* PASSED", text, re.MULTILINE))
+        said = f"cut off after {done} passed" if done else "cut off"
+        return {"passed": False, "summary": said, "output": text[-TAIL:], "done": done}
+    done = sum(int(number) for number, kind in counts if kind == "passed")
     passed = code == 0 and "passed" in {kind for _, kind in counts}
     return {
         "passed": passed,
         "summary": said or f"nothing ran (exit code {code})",
         "output": "" if passed and "skipped" not in said else text[-TAIL:],
+        "done": done,
     }
 
 

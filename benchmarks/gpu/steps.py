@@ -47,6 +47,8 @@ class Step:
         What it is in the report.
     seconds : float
         Its budget; what earlier steps did not use is added.
+    quick_seconds : float
+        The same of a quick run; 0 where that leaves it out.
     needs_gpu : bool
         Whether it is skipped on a machine without a GPU.
     module : str
@@ -56,6 +58,7 @@ class Step:
     name: str
     title: str
     seconds: float
+    quick_seconds: float = 0.0
     needs_gpu: bool = True
     module: str = ""
 
@@ -65,23 +68,25 @@ class Step:
         return self.module or f"benchmarks.gpu.{self.name}"
 
 
-# 470 seconds of the 480 that the whole may take; the last one always has its share.
+# What matters most comes first: whether instructions do what the kernels are built on, whether the
+# kernels are right, and how they compare. The last one always has its share.
 STEPS = (
-    Step("versions", "Versions and limits", 40, needs_gpu=False),
-    Step("ceilings", "Measured ceilings", 60),
-    Step("instructions", "Instructions against NumPy", 30),
-    Step("device_cases", "CUDA tests on the GPU", 90),
-    Step("comparison", "Comparison with PyTorch and JAX", 165),
+    Step("versions", "Versions and limits", 40, 25, needs_gpu=False),
+    Step("instructions", "Instructions against NumPy", 30, 20),
+    Step("device_cases", "CUDA tests on the GPU", 110, 65),
+    Step("comparison", "Comparison with PyTorch and JAX", 150, 50),
+    Step("ceilings", "Measured ceilings", 45),
     Step("crossover", "CPU beside GPU", 45),
     Step("sanitizer", "CUDA tests under compute-sanitizer", 30),
-    Step("report", "Tables and plot", 10, needs_gpu=False),
+    Step("report", "Tables and plot", 15, 10, needs_gpu=False),
 )
-LIMIT = 480.0
+# Of a GPU that is rented for 15 minutes in all.
+LIMIT, QUICK_LIMIT = 470.0, 175.0
 
 
-def names() -> list[str]:
-    """Return the names of all steps, in their order."""
-    return [step.name for step in STEPS]
+def names(quick: bool = False) -> list[str]:
+    """Return the names of all steps, or of those of a quick run, in their order."""
+    return [step.name for step in STEPS if step.quick_seconds or not quick]
 
 
 @dataclass
@@ -271,11 +276,16 @@ def sequence(
     """Run the steps; the record is on the disk after each."""
     deadline = time.monotonic() + limit
     waiting = list(wanted)
-    scale = min(1.0, limit / sum(step.seconds for step in wanted))
+    quick = bool(options.get("quick"))
+
+    def budget(some: Sequence[Step]) -> float:
+        return sum((quick and step.quick_seconds) or step.seconds for step in some)
+
+    scale = min(1.0, limit / budget(wanted))
     while waiting:
         step = waiting.pop(0)
         # What is left beside the budgets of those that follow: an early end leaves them its time.
-        budgets = sum(each.seconds for each in waiting)
+        budgets = budget(waiting)
         seconds = deadline - time.monotonic() - budgets * scale
         print(f"\n{step.title}: at most {max(seconds, 0):.0f} s", flush=True)
         if seconds < 1:

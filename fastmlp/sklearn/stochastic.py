@@ -60,7 +60,9 @@ def fit_stochastic(
     listeners = Listeners(estimator, task, -(-rows // batch_size))
     try:
         fit = Fit(training, run_epochs(estimator, split, listeners, incremental))
-        if meeting is None or not meeting.train(fit):
+        if meeting is not None:
+            meeting.train(fit)
+        if not fit.done:
             fit.run(engine or make_engine(training))
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=2)

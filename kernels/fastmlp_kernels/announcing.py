@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 logger = logging.getLogger("fastmlp")
 
@@ -67,3 +67,19 @@ def compile_always(work: Callable[[], Result], compiled: str, how_often: str) ->
         return work()
 
     return compile_or_load(begun, compiled, how_often)
+
+
+def passes(events: Any, begins: Callable[[], None]) -> Any:
+    """Return what hears a compiler's passes: what is loaded from the disk cache goes through none.
+
+    `events` is of the compiler; each has a class of its own for listeners.
+    """
+
+    class Passes(events.Listener):
+        def on_start(self, started: Any) -> None:
+            begins()
+
+        def on_end(self, ended: Any) -> None:
+            pass
+
+    return Passes()

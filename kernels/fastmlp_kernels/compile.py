@@ -14,7 +14,6 @@ import hashlib
 import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,12 @@ from numba.extending import overload, register_jitable
 
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.elementary import FORMS, plus
-from fastmlp_kernels.announcing import compile_always, compile_or_load
+from fastmlp_kernels.announcing import compile_or_load, passes
 from fastmlp_kernels.compilers import PartCompiler
 from fastmlp_kernels.disk_cache import CacheFolder, warn_once
+from fastmlp_kernels.fingerprints import UnknownValueError, identity
 from fastmlp_kernels.shield import shield
-from fastmlp_kernels.stamped_cache import StampedCache
+from fastmlp_kernels.stamped_cache import CudaCache, StampedCache
 
 # error_model="numpy": Python's would put a zero check on every division, and no loop with one
 # vectorises (sigmoid 8.2 ns an element instead of 0.7, 2-core AMD EPYC, 2026-11-23). "contract"
@@ -52,10 +52,16 @@ RULE_FLAGS: dict[str, Any] = {**CPU_FLAGS, "forceinline": True}
 # be split over lanes, and a loss that is summed beside its slope is vector code (cross-entropy of a
 # logit in float32: 25 ns an element without, 1 ns with; same machine and day).
 SUM_FLAGS: dict[str, Any] = {**RULE_FLAGS, "fastmath": {"contract", "reassoc"}}
-# The default FMA contraction stays on; fastmath would flush and approximate.
+# The default FMA contraction stays on; fastmath would flush and approximate. `cuda.jit(**flags)(f)`
+# would drop them (numba-cuda 0.30).
 CUDA_FLAGS: dict[str, Any] = {"fastmath": False}
-# What they are called where it is said that they are being compiled.
-CPU_KERNELS = "kernels"
+# Without optimization at link time a GPU runs what is assembled from the PTX that the emulated GPU
+# runs, and NVVM works once: 5.7 s and not 9.0 of compilers for `cuda.resident`, for 2 % more
+# instructions (2-core AMD EPYC, Zen 3, 2026-11-29).
+CUDA_KERNEL_FLAGS: dict[str, Any] = {**CUDA_FLAGS, "lto": False}
+# What they are called where it is said that they are being compiled, and the compilers' passes.
+CPU_KERNELS, CUDA_KERNELS = "kernels", "GPU kernels"
+CPU_PASS, CUDA_PASS = "numba:run_pass", "numba-cuda:run_pass"
 
 
 def _callees(function: types.FunctionType) -> list[types.FunctionType]:
@@ -119,33 +125,32 @@ def _text(flags: dict[str, Any]) -> str:
 
 
 @functools.cache
-def stamp() -> str:
+def stamp(target: str = "cpu") -> str:
     """Return a hash of every source that a kernel may call, of the flags and of the tables' rows.
 
     Numba's own cache looks at the one file that defines a kernel: an edit to the algebra would
     go unseen, and the old result be served.
+
+    Parameters
+    ----------
+    target : str
+        "cpu" or "cuda": an edit of a kernel of one is nothing to those of the other.
     """
-    flags = [_text(each) for each in (CPU_FLAGS, PART_FLAGS, RULE_FLAGS, SUM_FLAGS)]
+    flags = [
+        _text(each) for each in (CPU_FLAGS, PART_FLAGS, RULE_FLAGS, SUM_FLAGS, CUDA_KERNEL_FLAGS)
+    ]
     digest = hashlib.sha256(repr((numba.__version__, llvmlite.__version__, flags)).encode())
     folder = Path(__file__).parent
+    other = folder / ("cuda" if target == "cpu" else "cpu")
     for path in sorted(folder.rglob("*.py")):
-        # CUDA kernels are not cached: an edit of one is nothing to the others.
-        if folder / "cuda" not in path.parents:
+        if other not in path.parents:
             digest.update(path.read_bytes())
     for row in (*ACTIVATIONS, *loss_rules(), *OPTIMIZERS):
         digest.update(row.name.encode())
         for value in vars(row).values():
             if isinstance(value, types.FunctionType):
-                digest.update(_identity(value))
+                digest.update(identity(value))
     return digest.hexdigest()
-
-
-def _identity(function: types.FunctionType) -> bytes:
-    """Return what a rule is: its code, and the numbers in it or closed over."""
-    held = [cell.cell_contents for cell in function.__closure__ or ()]
-    numbers = [x for x in (*function.__code__.co_consts, *held) if isinstance(x, Real | str)]
-    inner = b"".join(_identity(each) for each in held if isinstance(each, types.FunctionType))
-    return function.__code__.co_code + repr(numbers).encode() + inner
 
 
 def cache_folder() -> CacheFolder | None:
@@ -167,33 +172,25 @@ def kernel(function: Callable) -> Any:
     return dispatcher
 
 
-class _Passes(event.Listener):
-    """Hears the compiler's passes: what is loaded from the disk cache goes through none."""
-
-    def __init__(self, begins: Callable[[], None]) -> None:
-        self._begins = begins
-
-    def on_start(self, started: Any) -> None:
-        self._begins()
-
-    def on_end(self, ended: Any) -> None:
-        pass
-
-
-def _announced(work: Callable[[], Any]) -> Any:
-    """Compile or load CPU code by calling `work`."""
+def _announced(
+    work: Callable[[], Any],
+    events: Any = event,
+    passing: str = CPU_PASS,
+    compiled: str = CPU_KERNELS,
+) -> Any:
+    """Compile or load code by calling `work`; a compiler's events of one kind are its passes."""
 
     def heard(begins: Callable[[], None]) -> Any:
-        with uncollected(), event.install_listener("numba:run_pass", _Passes(begins)):
+        with uncollected(), events.install_listener(passing, passes(events, begins)):
             # What is shown ends with an interrupt, also where the compiler goes on.
             return shield(work)
 
-    return compile_or_load(heard, CPU_KERNELS, how_often())
+    return compile_or_load(heard, compiled, how_often())
 
 
 @functools.cache
 def how_often() -> str:
-    """Return in words how often a CPU kernel is compiled."""
+    """Return in words how often a kernel is compiled."""
     if cache_folder() is None:
         return "in each process, as there is no cache folder"
     return "once per installation and version"
@@ -330,7 +327,7 @@ def cuda_function(function: types.FunctionType) -> Callable:
     copy = types.FunctionType(
         function.__code__, {**function.__globals__, **twins}, function.__name__, None, cells or None
     )
-    return cuda.jit(device=True, **CUDA_FLAGS)(copy)
+    return cuda.jit(copy, device=True, **CUDA_FLAGS)
 
 
 def cuda_switch(functions: Sequence[types.FunctionType]) -> Callable:
@@ -340,14 +337,14 @@ def cuda_switch(functions: Sequence[types.FunctionType]) -> Callable:
         return select
     from numba import cuda
 
-    return cuda.jit(device=True, **CUDA_FLAGS)(select)
+    return cuda.jit(select, device=True, **CUDA_FLAGS)
 
 
 def cuda_part(function: Callable) -> Any:
     """Compile a part of CUDA kernels, which may itself wait for the threads of its block."""
     from numba import cuda
 
-    return cuda.jit(device=True, **CUDA_FLAGS)(function)
+    return cuda.jit(function, device=True, **CUDA_FLAGS)
 
 
 def cuda_inlined(function: Callable) -> Any:
@@ -358,18 +355,46 @@ def cuda_inlined(function: Callable) -> Any:
     from numba import cuda
 
     if simulated():
-        return cuda.jit(device=True, **CUDA_FLAGS)(function)
-    return cuda.jit(device=True, forceinline=True, **CUDA_FLAGS)(function)
+        return cuda.jit(function, device=True, **CUDA_FLAGS)
+    return cuda.jit(function, device=True, forceinline=True, **CUDA_FLAGS)
 
 
 def cuda_kernel(function: Callable) -> Any:
-    """Compile a CUDA kernel, to be launched as ``kernel[grid, block](...)``."""
+    """Compile a CUDA kernel, to be launched as ``kernel[grid, block](...)``.
+
+    Cached on disk where a cache folder can be had.
+    """
     from numba import cuda
 
-    dispatcher = cuda.jit(**CUDA_FLAGS)(function)
-    if not simulated():
-        compiling = dispatcher.compile
-        dispatcher.compile = lambda signature: compile_always(
-            lambda: compiling(signature), "GPU kernels", "in each process"
-        )
+    if simulated():
+        return cuda.jit(function, **CUDA_FLAGS)
+    dispatcher = cuda.jit(function, **CUDA_KERNEL_FLAGS)
+    compiling = dispatcher.compile
+    # Not at once: the fingerprint is of all that the kernel's globals are by then.
+    give_cache = functools.cache(lambda: _give_cache(dispatcher))
+
+    def compile_or_load_here(signature: Any) -> Any:
+        from numba.cuda.core import event as events
+
+        give_cache()
+        gpu = cuda.gpus[cuda.get_current_device().id]
+
+        def work() -> Any:
+            # A thread begins with the first GPU; the shield's takes that of its caller.
+            with gpu:
+                return compiling(signature)
+
+        return _announced(work, events, CUDA_PASS, CUDA_KERNELS)
+
+    dispatcher.compile = compile_or_load_here
     return dispatcher
+
+
+def _give_cache(dispatcher: Any) -> None:
+    """Have a kernel cached on disk, if it can be."""
+    try:
+        dispatcher._cache = CudaCache(dispatcher, stamp("cuda"))
+    except UnknownValueError as error:
+        warn_once("%s is compiled anew in each process: %s", dispatcher.py_func.__name__, error)
+    except RuntimeError:
+        pass  # There is no folder: `how_often` says so.

@@ -66,7 +66,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def step(name, seconds=20.0, needs_gpu=False):
-        return Step(name, name, seconds, needs_gpu, f"step_that_{name}")
+        return Step(name, name, seconds, 0, needs_gpu, f"step_that_{name}")
 
     return step
 
@@ -156,6 +156,10 @@ def test_time_that_is_left_goes_to_the_steps_that_follow(monkeypatch, tmp_path):
     given.clear()
     steps.sequence(wanted, {}, {"steps": {}}, tmp_path / "r.json", 30.0)
     assert given == pytest.approx([5, 15, 30], abs=1)
+    given.clear()
+    quick = [Step("a", "a", 100, 5), Step("b", "b", 200, 15), Step("c", "c", 30)]
+    steps.sequence(quick, {"quick": True}, {"steps": {}}, tmp_path / "r.json", 50.0)
+    assert given == pytest.approx([5, 20, 50], abs=1)
 
 
 def test_a_step_without_time_is_not_begun(monkeypatch, tmp_path):
@@ -165,8 +169,14 @@ def test_a_step_without_time_is_not_begun(monkeypatch, tmp_path):
     assert record["steps"]["a"]["status"] == "cut off"
 
 
-def test_the_whole_takes_eight_minutes_at_most():
-    assert sum(step.seconds for step in steps.STEPS) <= steps.LIMIT == 480
+def test_the_whole_takes_eight_minutes_at_most_and_a_quick_run_three():
+    assert sum(step.seconds for step in steps.STEPS) <= steps.LIMIT < 480
+    assert sum(step.quick_seconds for step in steps.STEPS) <= steps.QUICK_LIMIT < 180
+    quick = ["versions", "instructions", "device_cases", "comparison"]
+    assert steps.names(quick=True) == [*quick, "report"] and steps.names()[:4] == quick
+    assert command.parse([]).minutes == steps.LIMIT / 60
+    assert command.parse(["--quick"]).steps == steps.names(quick=True)
+    assert command.parse(["--quick", "--steps", "ceilings"]).steps == ["ceilings"]
     for step in steps.STEPS:
         assert (ROOT / "benchmarks" / "gpu" / f"{step.name}.py").exists()
 
@@ -218,6 +228,9 @@ def test_without_a_gpu_each_step_says_so_in_a_line(tmp_path):
     assert answer.returncode == 0, answer.stdout + answer.stderr
     reason = detect().cuda_missing
     for step in steps.STEPS:
+        if not step.quick_seconds:
+            assert step.title not in answer.stdout
+            continue
         (last,) = [
             line
             for line in answer.stdout.splitlines()
@@ -229,7 +242,9 @@ def test_without_a_gpu_each_step_says_so_in_a_line(tmp_path):
     assert record["steps"]["versions"]["results"]["packages"]["numpy"] != "none"
     page = path.with_suffix(".md").read_text()
     # Seconds, on a machine that others use too.
-    assert re.search(rf"\| Measured ceilings \| skipped \| \d+ s \| {re.escape(reason)} \|", page)
+    assert re.search(
+        rf"\| Instructions against NumPy \| skipped \| \d+ s \| {re.escape(reason)} \|", page
+    )
 
 
 def context(seconds=60.0, **options):
@@ -261,6 +276,7 @@ def test_an_attempt_that_skips_fails_nothing():
         ("E  9 failed\n1 failed, 3 passed in 1.2s\n", 1, False, "1 failed, 3 passed"),
         ("Segmentation fault", -11, False, "nothing ran (exit code -11)"),
         ("....", None, False, "cut off"),
+        ("a.py::x[1] PASSED [ 5%]\na.py::x[2] PASSED\nTo", None, False, "cut off after 2 passed"),
     ],
 )
 def test_what_pytest_says(text, code, passed, said):
@@ -287,7 +303,7 @@ def test_pytest_runs_without_the_simulator_and_is_cut_off(tmp_path, monkeypatch)
     assert found["summary"] == "cut off" and found["code"] is None
 
 
-def test_a_quick_run_and_the_sanitizer_take_a_case_of_each_test():
+def test_the_sanitizer_takes_a_case_of_each_test():
     ids = ["a.py::test_x[1]", "a.py::test_x[2]", "a.py::test_y", "b.py::test_x[1]"]
     chosen = ["a.py::test_x[1]", "a.py::test_y", "b.py::test_x[1]"]
     assert device_cases.first_of_each(ids) == chosen
@@ -303,7 +319,13 @@ def test_cases_are_shared_out_to_processes_the_first_of_each_test_first():
     ]
     assert [len(cases) for _, cases in found[2:]] == [6, 2]
     assert len({name for name, _ in found}) == len(found)
-    assert device_cases.portions(ids, quick=True) == found[:2]
+    every, first = device_cases.EVERY_TEST_OF[0], ["a.py::test_x[0]"]
+    quick = device_cases.portions([*ids, f"{every}::test_a", f"{every}::test_b"], quick=True)
+    assert [cases for _, cases in quick] == [
+        first,
+        ["b.py::test_z[0]"],
+        [f"{every}::test_a", f"{every}::test_b"],
+    ]
 
 
 def test_every_file_of_cuda_cases_is_run():

@@ -6,6 +6,7 @@ that is being captured.
 
 import contextlib
 import itertools
+import time
 from types import SimpleNamespace
 
 import numba
@@ -13,7 +14,8 @@ import numpy as np
 from cuda import bindings
 from cuda.bindings import driver as real
 from numba import cuda
-from numba.cuda import dispatcher
+from numba.cuda import codegen, dispatcher
+from numba.cuda.cudadrv import devices
 
 from tests.gpu.emulator.arrays import DeviceArray
 from tests.gpu.emulator.device import MOST_SHARED_BYTES, MOST_THREADS
@@ -109,56 +111,61 @@ class EmulatedDriver:
         return (results.CUDA_SUCCESS if inside else results.CUDA_ERROR_INVALID_VALUE), 0
 
 
-class Kernels:
-    """The PTX of kernels, by function and signature; the signatures that were compiled for."""
+class Event:
+    """A mark in a stream: everything before it is done when it is recorded."""
 
-    def __init__(self):
-        self._compiled, self.signatures = {}, {}
+    def record(self, stream=0):
+        self.seconds = time.perf_counter()
 
-    def ptx(self, kernel, signature):
-        key = kernel.py_func, signature
-        if key not in self._compiled:
-            try:
-                found = cuda.compile_ptx(*key, cc=CAPABILITY, lineinfo=True)
-            except Exception:  # noqa: BLE001 (NVVM refuses the lines of a few kernels)
-                found = cuda.compile_ptx(*key, cc=CAPABILITY)
-            self._compiled[key] = found[0]
-        return self._compiled[key]
+    def synchronize(self):
+        """Return at once."""
 
-    def compile(self, kernel, signature):
-        """Compile for a signature, which launches then have; return what holds the function."""
-        self.signatures[kernel] = tuple(signature)
-        self.ptx(kernel, tuple(signature))
-        function = SimpleNamespace(handle=kernel)
-        return SimpleNamespace(library=SimpleNamespace(get_cufunc=lambda: function))
+
+class Module:
+    """A module of machine code that is loaded: its functions are found by the kernel's name."""
+
+    initialized = True
+
+    def get_function(self, name):
+        return SimpleNamespace(name=name, handle=(name, id(self)), module=self)
+
+
+def compiled(kernel, signature, lines):
+    """Return a kernel for a signature, compiled or loaded by Numba; with its lines if it can be."""
+    if lines and signature not in kernel.overloads and "lineinfo" not in kernel.targetoptions:
+        kernel.targetoptions["lineinfo"] = True
+        try:
+            return kernel.compile(signature)
+        except Exception:  # noqa: BLE001 (NVVM refuses the lines of a few kernels)
+            kernel.targetoptions["lineinfo"] = False
+    return kernel.compile(signature)
 
 
 class Configured:
     """A kernel with its grid, block, stream and bytes of shared memory."""
 
-    def __init__(self, device, kernels, kernel, grid, block, stream=0, dynamic_bytes=0):
-        self.device, self.kernels, self.kernel = device, kernels, kernel
+    def __init__(self, device, kernel, grid, block, stream=0, dynamic_bytes=0):
+        self.device, self.kernel = device, kernel
         self.griddim, self.block = ((*np.atleast_1d(shape).tolist(),) for shape in (grid, block))
         self.stream, self.dynamic_bytes = stream, dynamic_bytes
-        granted = device.driver.granted.get(kernel, UNASKED_BYTES)
-        if dynamic_bytes > granted:
-            raise Fault(
-                f"[CUDA_ERROR_INVALID_VALUE] {dynamic_bytes} bytes of shared memory, {granted} "
-                "were asked for"
-            )
 
     def __call__(self, *arguments):
         self.device.driver.enqueue(self.stream, lambda: self._launch(arguments))
 
     def _launch(self, arguments):
         given = [self._placed(each) for each in arguments]
-        signature = self.kernels.signatures.get(self.kernel)
-        if signature is None:
-            signature = tuple(
-                each.numba_type if isinstance(each, DeviceArray) else numba.typeof(each)
-                for each in given
+        signature = tuple(
+            each.numba_type if isinstance(each, DeviceArray) else numba.typeof(each)
+            for each in given
+        )
+        library = compiled(self.kernel, signature, self.device.lines).library
+        granted = self.device.driver.granted.get(library.get_cufunc().handle, UNASKED_BYTES)
+        if self.dynamic_bytes > granted:
+            raise Fault(
+                f"[CUDA_ERROR_INVALID_VALUE] {self.dynamic_bytes} bytes of shared memory, "
+                f"{granted} were asked for"
             )
-        ptx, flat = self.kernels.ptx(self.kernel, signature), []
+        ptx, flat = library.get_asm_str(), []
         for each in given:
             flat += each.arguments() if isinstance(each, DeviceArray) else [each]
         name = self.kernel.py_func.__name__
@@ -202,7 +209,12 @@ def context(device):
     def free_and_total():
         return device.memory.left, len(device.memory.bytes)
 
-    return SimpleNamespace(get_memory_info=free_and_total, synchronize=lambda: None)
+    return SimpleNamespace(
+        device=facts(),
+        get_memory_info=free_and_total,
+        synchronize=lambda: None,
+        create_module_image=lambda *image: Module(),
+    )
 
 
 def facts():
@@ -228,22 +240,28 @@ class OnlyGpu:
         return 1
 
 
-def install(device):
-    """Have `numba.cuda` in this process work on an emulated device."""
-    device.driver = EmulatedDriver(device, real)
+def install(device, assembled=False):
+    """Have `numba.cuda` in this process work on an emulated device.
+
+    Kernels are compiled by Numba, with the lines of their source, to the PTX that runs. If
+    `assembled`, they are compiled as for a GPU: to machine code, and without lines.
+    """
+    device.driver, device.lines = EmulatedDriver(device, real), not assembled
     bindings.driver = device.driver
-    kernels, numbers = Kernels(), itertools.count(2)
+    numbers = itertools.count(2)
+    devices.get_context = lambda number=None: context(device)
     dispatcher.get_current_device = facts
-    dispatcher.CUDADispatcher.configure = lambda kernel, *how: Configured(
-        device, kernels, kernel, *how
-    )
-    dispatcher.CUDADispatcher.compile = lambda kernel, types: kernels.compile(kernel, types)
+    dispatcher.CUDADispatcher.configure = lambda kernel, *how: Configured(device, kernel, *how)
+    if not assembled:
+        codegen.CUDACodeLibrary.get_cubin = lambda library, cc=None: None
     cuda.to_device = lambda array, stream=0, copy=True, to=None: to_device(device, array)
     cuda.as_cuda_array = lambda value, sync=True: as_cuda_array(device, value)
     cuda.device_array = lambda shape, dtype=float: DeviceArray(device, shape, dtype)
     cuda.pinned_array = lambda shape, dtype=float: np.empty(shape, dtype)
     cuda.stream = lambda: Stream(next(numbers))
     cuda.external_stream = Stream
+    cuda.event = lambda timing=True: Event()
+    cuda.event_elapsed_time = lambda first, last: (last.seconds - first.seconds) * 1e3
     legacy = Stream(LEGACY_STREAM)
     cuda.legacy_default_stream = cuda.default_stream = lambda: legacy
     cuda.synchronize = lambda: None

@@ -44,10 +44,7 @@ def pytest_configure(config):
 
     if not hasattr(cuda, "compile_ptx"):
         raise pytest.UsageError("an emulated GPU compiles PTX: NUMBA_ENABLE_CUDASIM must be 0")
-    from fastmlp.device import machine
-    from fastmlp_kernels.cuda.device.rates import expected_rates
-    from fastmlp_kernels.cuda.layered import matrix_products
-    from tests.gpu.emulator import driver
+    from tests.gpu.emulator import machine
 
     seed = config.getoption("--warp-seed")
     config.emulated_device = Device(
@@ -56,27 +53,7 @@ def pytest_configure(config):
         seed=seed or 0,
         poison=POISONS[config.getoption("--poison")],
     )
-    driver.install(config.emulated_device)
-    # Rates of an H100: clock, memory's clock and bus as a driver states them.
-    rates = expected_rates(driver.CAPABILITY, driver.PROCESSORS, 1.98e9, 2.6e9, 5120)
-    found = {
-        "cuda_missing": None,
-        "gpu": "emulated",
-        "gpu_capability": driver.CAPABILITY,
-        "gpu_processors": driver.PROCESSORS,
-        "gpu_shared_bytes": driver.MOST_SHARED_BYTES,
-        **rates,
-    }
-    machine.find_gpu = lambda: dict(found)
-    # What a real library would be given are addresses of the host.
-    matrix_products.connect = no_library
-
-
-def no_library():
-    """Stand in for `cublas.connect`."""
-    from fastmlp_kernels.cuda.layered.cublas import CublasError
-
-    raise CublasError("an emulated GPU has the library that a test gives it")
+    machine.install(config.emulated_device)
 
 
 @pytest.fixture(autouse=True)
