@@ -66,7 +66,9 @@ def grid_searches(X: Any, y: Any, batch_size: int) -> dict[str, Callable[[int], 
         searches[f"scikit-learn, {of_jobs}"] = by_scikit_learn(PlainGridSearchCV, plain, jobs)
         name = f"scikit-learn's search of fastmlp's MLPClassifier, {of_jobs}"
         searches[name] = by_scikit_learn(PlainGridSearchCV, ours, jobs)
-    searches["fastmlp.sklearn.GridSearchCV"] = by_scikit_learn(GridSearchCV, MLPClassifier, 1)
+    for jobs in sorted({1, os.cpu_count() or 1}):
+        name = f"fastmlp.sklearn.GridSearchCV, n_jobs={jobs}"
+        searches[name] = by_scikit_learn(GridSearchCV, MLPClassifier, jobs)
     searches["fastmlp.search, float64"] = by_fastmlp("float64")
     searches["fastmlp.search"] = by_fastmlp("float32")
     return searches

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from fastmlp.errors import DTypeError
+
 try:
     from sklearn.callback import CallbackSupportMixin as CallbackSupportMixin
 except ImportError:  # before scikit-learn 1.9
@@ -139,3 +141,17 @@ class Listeners:
             answers = [callback(event) for callback in estimator.callbacks]
             stop = stop or any(bool(answer) for answer in answers)
         return stop
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse what is no list of callables."""
+    others = (
+        "(set_callbacks takes scikit-learn's callbacks; Checkpoint is for fastmlp's own models)"
+    )
+    if not isinstance(callbacks, list | tuple | None):
+        wanted = "a list or tuple of callables of one argument, an EpochEnd"
+        raise DTypeError(f"callbacks: got {callbacks!r}, wanted {wanted} {others}")
+    for index, callback in enumerate(callbacks or ()):
+        if not callable(callback):
+            wanted = "a callable of one argument, an EpochEnd"
+            raise DTypeError(f"callbacks[{index}]: got {callback!r}, wanted {wanted} {others}")

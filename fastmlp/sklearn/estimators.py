@@ -14,7 +14,7 @@ from sklearn.utils.validation import validate_data
 
 from fastmlp.device.machine import detect
 from fastmlp.dispatch.planning import DEVICES
-from fastmlp.errors import DeviceError, DomainError, DTypeError
+from fastmlp.errors import DeviceError, DomainError
 from fastmlp.optimizers import Optimizer
 from fastmlp.sklearn.acceleration import (
     NAME_OF,
@@ -23,9 +23,10 @@ from fastmlp.sklearn.acceleration import (
     say_once,
     scikit_learn_activation,
 )
-from fastmlp.sklearn.callbacks import CallbackSupportMixin, EpochEnd, FitTask
+from fastmlp.sklearn.callbacks import CallbackSupportMixin, EpochEnd, FitTask, check_callbacks
 from fastmlp.sklearn.class_weights import check_class_weight, weigh_classes
 from fastmlp.sklearn.leaving import scikit_learn_twin
+from fastmlp.sklearn.meeting import meeting_here
 from fastmlp.sklearn.prediction import Network, predict
 from fastmlp.sklearn.saving import save_estimator
 from fastmlp.sklearn.stochastic import fit_stochastic
@@ -44,19 +45,6 @@ ADDED_CONSTRAINTS: dict[str, Any] = {
 }
 
 
-def _check_callbacks(callbacks: Any) -> None:
-    others = (
-        "(set_callbacks takes scikit-learn's callbacks; Checkpoint is for fastmlp's own models)"
-    )
-    if not isinstance(callbacks, list | tuple | None):
-        wanted = "a list or tuple of callables of one argument, an EpochEnd"
-        raise DTypeError(f"callbacks: got {callbacks!r}, wanted {wanted} {others}")
-    for index, callback in enumerate(callbacks or ()):
-        if not callable(callback):
-            wanted = "a callable of one argument, an EpochEnd"
-            raise DTypeError(f"callbacks[{index}]: got {callback!r}, wanted {wanted} {others}")
-
-
 class Accelerated(CallbackSupportMixin):
     """The private hooks of scikit-learn that both estimators override.
 
@@ -65,6 +53,17 @@ class Accelerated(CallbackSupportMixin):
 
     _plain: type
     _additions: tuple[str, ...] = ("device", "threads", "callbacks", "optimizer")
+    # A class's constructor, and the names of its parameters.
+    _names: tuple[Any, list[str]]
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        # scikit-learn reads the signature anew for each clone and each change of a parameter.
+        found = vars(cls).get("_names")
+        if found is None or found[0] is not cls.__init__:
+            names: list[str] = super()._get_param_names()
+            cls._names = found = cls.__init__, names
+        return list(found[1])
 
     def to_sklearn(self) -> Any:
         """Return a plain scikit-learn estimator with copies of the parameters and of the state.
@@ -106,7 +105,7 @@ class Accelerated(CallbackSupportMixin):
         beyond = beyond_scikit_learn(self)
         if self.solver == "lbfgs" and beyond is not None:
             raise DomainError(f"{beyond} with solver='lbfgs', wanted solver='adam' or 'sgd'")
-        _check_callbacks(self.callbacks)
+        check_callbacks(self.callbacks)
         missing = detect().cuda_missing if self.device == "cuda" else None
         if missing is not None:
             raise DeviceError(f"device: got 'cuda', wanted one that is here: {missing}")
@@ -116,6 +115,13 @@ class Accelerated(CallbackSupportMixin):
         # Made here, since a prediction must not add an attribute.
         self.__dict__.setdefault("_network", Network())
         return super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
+
+    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> Any:
+        def check() -> Any:
+            return super(Accelerated, self)._validate_input(X, y, incremental, reset)
+
+        meeting = meeting_here()
+        return check() if meeting is None else meeting.checked(self, check)
 
     def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[Array, Array]:
         weights, biases = super()._init_coef(fan_in, fan_out, dtype)

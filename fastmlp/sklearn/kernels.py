@@ -51,6 +51,13 @@ LARGE = 0.75
 SMALL_ALPHA = 1e-6
 
 
+# Fits of a search share their optimizers and their problems, so that what follows from equal ones
+# is computed once.
+_sgd: Any = lru_cache(maxsize=256)(SGD)
+_adam: Any = lru_cache(maxsize=256)(Adam)
+_problem: Any = lru_cache(maxsize=256)(make_problem)
+
+
 def solver_of(optimizer: Any) -> Optimizer:
     """Return fastmlp's optimizer that steps as a given one of scikit-learn's does now."""
     if isinstance(optimizer, KernelOptimizer):
@@ -59,8 +66,8 @@ def solver_of(optimizer: Any) -> Optimizer:
     if hasattr(optimizer, "velocities"):
         rate, momentum = float(optimizer.learning_rate), float(optimizer.momentum)
         look_ahead = bool(optimizer.nesterov and momentum > 0)
-        return SGD(rate, momentum, look_ahead, rate_in_velocity=True)
-    return Adam(
+        return _sgd(rate, momentum, look_ahead, rate_in_velocity=True)
+    return _adam(
         float(optimizer.learning_rate_init),
         float(optimizer.beta_1),
         float(optimizer.beta_2),
@@ -114,7 +121,7 @@ class KernelEngine:
         loss, last = TRAINED[output]
         hidden = hidden_activations(estimator.activation, len(sizes) - 2)
         # scikit-learn's gradients are sums over outputs and means over rows, for every loss.
-        self._problem = make_problem(sizes, [*hidden, last], loss, X.dtype, "batch_mean")
+        self._problem = _problem(sizes, (*hidden, last), loss, X.dtype, "batch_mean")
         self._rows = batch_rows(len(X), int(training.batch_size))
         self._scale = 1.0 / sizes[-1] if output == "identity" else 1.0
         self._shares = self._rows / self._rows.sum()

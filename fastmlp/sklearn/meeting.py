@@ -7,9 +7,10 @@ has the same bits. An epoch costs no change of threads.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,29 @@ MOST_FITS = 64
 _of_thread = threading.local()
 
 
-def meeting_here() -> "Meeting | None":
-    """Return the meeting that this thread takes part in."""
+class Gathering(Protocol):
+    """What a thread's fits take part in."""
+
+    def checked(self, estimator: Any, check: Callable[[], Any]) -> Any:
+        """Return the rows of a fit as `check` returns them."""
+
+    def train(self, fit: Fit) -> bool:
+        """Have a fit trained; return whether its caller need not go on with it."""
+
+
+def meeting_here() -> Gathering | None:
+    """Return what this thread takes part in."""
     return getattr(_of_thread, "meeting", None)
+
+
+@contextmanager
+def taking_part(meeting: Gathering) -> Iterator[None]:
+    """Have the fits of this thread take part."""
+    _of_thread.meeting = meeting
+    try:
+        yield
+    finally:
+        _of_thread.meeting = None
 
 
 def may_join(training: Training, incremental: bool) -> bool:
@@ -97,29 +118,31 @@ class Meeting:
         self._left = 0
         self.closed = False
 
-    def expect(self, fits: int) -> None:
-        """Wait for so many fits more."""
+    def expect(self, candidates: int, folds: int = 1) -> None:
+        """Wait for so many candidates more on so many folds."""
         with self._lock:
-            self._left += fits
+            self._left += candidates * folds
 
     def attended(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function whose fits take part; after it, one fit less is expected."""
 
         def attend(*given: Any, **keywords: Any) -> Any:
-            _of_thread.meeting = self
             try:
-                with self._turn:
+                with taking_part(self), self._turn:
                     return function(*given, **keywords)
             finally:
-                _of_thread.meeting = None
                 with self._lock:
                     self._left -= 1
                     self._begin()
 
         return attend
 
-    def train(self, fit: Fit) -> None:
-        """Return when a fit has been trained, or must go on alone: it is then not `done`."""
+    def checked(self, estimator: Any, check: Callable[[], Any]) -> Any:
+        """Return the rows of a fit, which are its own."""
+        return check()
+
+    def train(self, fit: Fit) -> bool:
+        """Return when a fit has been trained, or must go on alone: False then."""
         seat = Seat(fit, KernelEngine(fit.training, alone=False))
         with self._lock:
             self._refuse_if_closed()
@@ -132,6 +155,7 @@ class Meeting:
             self._turn.acquire()
         if seat.error is not None:
             raise seat.error
+        return fit.done
 
     def _wait_or_train(self, seat: Seat) -> None:
         seat.called.wait()

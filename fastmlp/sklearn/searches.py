@@ -2,13 +2,11 @@
 
 import functools
 import inspect
-import re
-from numbers import Integral
 from typing import Any
 
 from joblib import parallel_config
 from joblib.parallel import ThreadingBackend, get_active_backend
-from sklearn import config_context
+from sklearn import clone, config_context
 from sklearn.model_selection import GridSearchCV as PlainGridSearchCV
 from sklearn.model_selection import RandomizedSearchCV as PlainRandomizedSearchCV
 from sklearn.model_selection._search_successive_halving import (
@@ -19,6 +17,7 @@ from sklearn.pipeline import Pipeline
 from fastmlp.sklearn.acceleration import say_once
 from fastmlp.sklearn.estimators import Accelerated
 from fastmlp.sklearn.meeting import MOST_FITS, Meeting
+from fastmlp.sklearn.queueing import Queue, handed_out, queue_for
 
 # Of the rows of fits that wait for each other.
 MOST_BYTES = 2**28
@@ -27,16 +26,39 @@ MOST_BYTES = 2**28
 class MeetingBackend(ThreadingBackend):
     """joblib's threads, as many as fits may wait for each other."""
 
-    def __init__(self, meeting: Meeting | None = None, **keywords: Any) -> None:
+    def __init__(
+        self, meeting: Meeting | None = None, queue: Queue | None = None, **keywords: Any
+    ) -> None:
         super().__init__(**keywords)
-        self._meeting = Meeting(1) if meeting is None else meeting
+        self._meeting, self._queue = Meeting(1) if meeting is None else meeting, queue
 
     def effective_n_jobs(self, n_jobs: Any) -> int:
-        """Return the places of the meeting, whatever `n_jobs` says."""
-        return self._meeting.places
+        """Return the places of the meeting or of the queue, whatever number `n_jobs` is."""
+        super().effective_n_jobs(n_jobs)
+        return (self._queue or self._meeting).places
 
     def submit(self, func: Any, callback: Any = None) -> Any:
-        """Have a fit take part in the meeting."""
+        """Have a fit take part."""
+        queue = self._queue
+        if queue is None:
+            return self._attend(func, callback)
+        if not queue.take([(given, more) for _, given, more in func.items], (func, callback)):
+            self._begin_again(func, callback)
+        for (own, told), results in queue.run():
+            if results is None:
+                self._begin_again(own, told)
+            else:
+                told(results)
+        return None
+
+    def _begin_again(self, func: Any, callback: Any) -> None:
+        """Have scikit-learn's own code fit candidates that the queue has begun."""
+        func.items = [
+            (each, (clone(first), *rest), more) for each, (first, *rest), more in func.items
+        ]
+        self._attend(func, callback)
+
+    def _attend(self, func: Any, callback: Any) -> Any:
         func.items = [(sharing_filters(each), *rest) for each, *rest in func.items]
         return super().submit(self._meeting.attended(func), callback)
 
@@ -78,20 +100,11 @@ def places_for(X: Any) -> int:
     return max(1, min(MOST_FITS, MOST_BYTES // size))
 
 
-def handed_out(pre_dispatch: Any, places: int) -> int:
-    """Return how many of so many fits may wait for each other, by what joblib hands out at once."""
-    if isinstance(pre_dispatch, Integral):
-        return max(1, min(places, int(pre_dispatch)))
-    # Any other expression may be less than the number of threads.
-    several = r"\s*([1-9]\d*\s*\*\s*)?n_jobs\s*|all"
-    return places if re.fullmatch(several, str(pre_dispatch)) else 1
-
-
 class SideBySide:
     """What a search does otherwise than scikit-learn's, the next in the order of methods."""
 
     # Of the call of `fit` that is going on.
-    _meeting: Meeting | None = None
+    _meeting: Meeting | Queue | None = None
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
         """Run the search; see scikit-learn's class of this name."""
@@ -101,11 +114,14 @@ class SideBySide:
             say_once(f"a search trains its candidates one by one, as {reason}")
             return own.fit(X, y, **params)
         places = handed_out(self.pre_dispatch, places_for(X))  # type: ignore[attr-defined]
-        self._meeting = meeting = Meeting(places)
+        queue = queue_for(self, X, y)
+        # What a queue cannot fit waits for nobody.
+        meeting = Meeting(places if queue is None else 1)
+        self._meeting = queue or meeting
         # Of the fit before.
         vars(self).pop("n_splits_", None)
         try:
-            with parallel_config(backend=MeetingBackend(meeting)):
+            with parallel_config(backend=MeetingBackend(meeting, queue)):
                 return own.fit(X, y, **params)
         finally:
             meeting.close()
@@ -128,7 +144,7 @@ def announced(run_search: Any) -> Any:
                 # Nobody waits for fits of which nobody knows whether they come.
                 meeting.places = 1
             else:
-                meeting.expect(len(listed) * folds)
+                meeting.expect(len(listed), folds)
             return evaluate_candidates(listed, *rest, **keywords)
 
         return run_search(self, evaluate_candidates if meeting is None else evaluate, **more)
@@ -152,9 +168,14 @@ class GridSearchCV(SideBySide, PlainGridSearchCV):
     searched by scikit-learn's own code. Fits with `early_stopping`, `callbacks`, `verbose` or
     weights of rows are trained alone.
 
-    All parameters, attributes and methods are scikit-learn's. `n_jobs` counts only where
-    scikit-learn's own code runs: the estimators' `threads` says how many threads train. With
-    ``random_state=None`` the order in which candidates draw random numbers is not known.
+    Arrays are checked once a fold, and no more for each candidate, where the estimator is
+    fastmlp's own class, `scoring` is scikit-learn's by name or by default, and rows have no
+    weights. `n_jobs` then says how many processes train a part of the candidates each.
+    Otherwise it counts only where scikit-learn's own code runs, and the estimators' `threads` says
+    how many threads train.
+
+    All parameters, attributes and methods are scikit-learn's. With ``random_state=None`` the order
+    in which candidates draw random numbers is not known.
 
     See Also
     --------

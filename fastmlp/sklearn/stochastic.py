@@ -60,9 +60,7 @@ def fit_stochastic(
     listeners = Listeners(estimator, task, -(-rows // batch_size))
     try:
         fit = Fit(training, run_epochs(estimator, split, listeners, incremental))
-        if meeting is not None:
-            meeting.train(fit)
-        if not fit.done:
+        if meeting is None or not meeting.train(fit):
             fit.run(engine or make_engine(training))
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=2)

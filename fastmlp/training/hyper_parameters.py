@@ -114,10 +114,11 @@ class HyperParameters:
         if members == 1:
             return numbers(optimizers[0], state.steps, 0)
         tables = np.empty((epochs, members, batches, columns), dtype=self._problem.dtype)
-        made: dict[tuple[int, int, int], Array] = {}
+        made: dict[Any, Array] = {}
         for member, given in enumerate(zip(optimizers, state.steps.tolist(), strict=True)):
             # Two networks with one optimizer have numbers of their own by dropout or by penalties.
-            key = id(given[0]), given[1], member if self._problem.dropout or own else 0
+            differs = penalty[member].tobytes() if own else b""
+            key = id(given[0]), given[1], member if self._problem.dropout else 0, differs
             if key not in made:
                 made[key] = numbers(*given, member)
             tables[:, member] = made[key]

@@ -72,6 +72,27 @@ def test_loky_changes_no_bit(expected, caplog):
     assert not caplog.records
 
 
+class RayExecutor:
+    """That of the guide."""
+
+    def submit(self, function, *given):
+        ray = pytest.importorskip("ray")
+        return ray.remote(function).remote(*given).future()
+
+
+def test_ray_changes_no_bit(expected, caplog, monkeypatch):
+    ray = pytest.importorskip("ray")
+    caplog.set_level(logging.WARNING, "fastmlp")
+    # Nobody is told of this run, and nobody else may join it.
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert numbers_of(search_with(RayExecutor())) == expected
+    finally:
+        ray.shutdown()
+    assert not caplog.records
+
+
 def test_dask_changes_no_bit(expected, caplog):
     distributed = pytest.importorskip("distributed")
     caplog.set_level(logging.WARNING, "fastmlp")

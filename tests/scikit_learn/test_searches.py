@@ -234,15 +234,31 @@ def test_bad_candidates_fail_as_in_scikit_learn():
 
 
 def test_an_error_of_the_kernels_fails_every_fit_of_a_group(monkeypatch):
+    given = {"alpha": [1e-3, 1]}
+    own = results_of(GridSearchCV(MLPClassifier(**SETTINGS), given, cv=2), LABELS)
+
+    whole = meeting.Together.run
+
     def broken(self, look):
-        raise MemoryError("no room")
+        train, trained = self._trainer.run, []
+
+        def fail(*given):
+            if len(trained) == 2:
+                raise MemoryError("no room")
+            trained.append(given)
+            return train(*given)
+
+        self._trainer.run = fail
+        whole(self, look)
 
     monkeypatch.setattr(meeting.Together, "run", broken)
-    search = GridSearchCV(
-        MLPClassifier(**SETTINGS), {"alpha": [1e-3, 1]}, cv=2, error_score="raise"
-    )
+    steps = make_pipeline(StandardScaler(), MLPClassifier(**SETTINGS))
+    several = {"mlpclassifier__alpha": given["alpha"]}
     with pytest.raises(MemoryError, match="no room"):
-        search.fit(X, LABELS)
+        GridSearchCV(steps, several, cv=2, error_score="raise").fit(X, LABELS)
+    # Candidates of a queue begin again, each alone.
+    search = GridSearchCV(MLPClassifier(**SETTINGS), given, cv=2, error_score="raise")
+    assert_same(results_of(search, LABELS), own)
 
 
 def test_ctrl_c_ends_a_search_and_its_threads(interrupts_heard):
@@ -280,9 +296,10 @@ def test_one_place_is_no_meeting():
         alone.attended(fit)()
 
 
+@pytest.mark.parametrize("scoring", [fingerprint, None], ids=["meeting", "queue"])
 @pytest.mark.parametrize("pre_dispatch", [1, 2, "n_jobs // 20", "n_jobs", "2*n_jobs", "all"])
-def test_nobody_waits_for_fits_that_are_not_handed_out(pre_dispatch):
-    given = {"cv": KFold(3), "scoring": fingerprint, "refit": False, "pre_dispatch": pre_dispatch}
+def test_nobody_waits_for_fits_that_are_not_handed_out(pre_dispatch, scoring):
+    given = {"cv": KFold(3), "scoring": scoring, "refit": False, "pre_dispatch": pre_dispatch}
     estimator, grid = MLPRegressor(**SETTINGS), {"alpha": [1e-4, 1e-3]}
     ours = results_of(GridSearchCV(estimator, grid, **given), Y)
     assert_same(ours, results_of(PlainGridSearchCV(estimator, grid, **given), Y))
