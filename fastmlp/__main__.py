@@ -26,13 +26,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(chosen.run(chosen))
     except NonFiniteTrainingError as error:
-        say(f"fastmlp: {error}")
+        say_why(error)
         return 1
     except (FastMLPError, OSError) as error:
-        say(f"fastmlp: {error}")
+        say_why(error)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def say_why(error: Exception) -> None:
+    """Say what is wrong in one line, unless another rank does."""
+    if "said_by" in vars(error):
+        return
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    say(f"fastmlp: {error}{notes}")
 
 
 def parser() -> argparse.ArgumentParser:

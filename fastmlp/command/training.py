@@ -1,6 +1,7 @@
 """The command ``fastmlp train``: rows and settings from files, and the model to one."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from fastmlp.history import History
 from fastmlp.loggers import CSVLogger
 from fastmlp.losses import check_loss
 from fastmlp.model import MLP
+from fastmlp.training.agreement import agreed
+
+T = TypeVar("T")
 
 
 def train(path: str, mpi: bool = False, progress: bool | None = None) -> tuple[MLP, History]:
@@ -27,42 +31,71 @@ def train(path: str, mpi: bool = False, progress: bool | None = None) -> tuple[M
     progress : bool, optional
         As of `MLP.fit`.
     """
-    settings = read_settings(path)
-    world, first = _world() if mpi else None, is_first(mpi)
-    rows = read_rows(settings.train, settings.columns, settings.delimiter)
-    given: dict[str, Any] = dict(settings.fit)
-    if settings.validation is not None:
-        rest = Columns(settings.columns.target, _names(rows), settings.columns.weight)
-        rest = rest if settings.columns != Columns() else Columns()
-        held = read_rows(settings.validation, rest, settings.delimiter)
-        given["validation_data"] = _scaled(held, settings, rows)
-    model = MLP(_sizes(rows, settings), **settings.model)
-    callbacks: list[Any] = []
-    if settings.history is not None and first:
-        callbacks.append(CSVLogger(settings.history))
-    if settings.checkpoint:
-        callbacks.append(Checkpoint(**settings.checkpoint))
-        given["resume"] = True
-    own = slice(None)
-    if world is not None:
-        given["communicator"] = world
-        own = rows_of_rank(len(rows.y), world.rank, world.size)
-    X, y, *weights = (each[own] for each in _scaled(rows, settings, rows))
-    history = model.fit(
-        X,
-        y,
-        sample_weight=weights[0] if weights else None,
-        optimizer=settings.optimizer,
-        early_stopping=settings.early_stopping,
-        callbacks=callbacks,
-        progress=progress,
-        **given,
-    )
-    if settings.scale:
-        take_raw_features(model, *_scale(rows))
-    if first:
-        model.save(settings.output)
-    return model, history
+    world = _world() if mpi else None
+
+    def on_all(work: Callable[[], T]) -> T:
+        return work() if world is None else agreed(world, work)
+
+    run = on_all(lambda: Run(path, world))
+    history = on_all(lambda: run.fit(progress))
+    on_all(run.finish)
+    return run.model, history
+
+
+class Run:
+    """A training from files. Making it reads and checks them.
+
+    Parameters
+    ----------
+    path : str
+        The file of settings.
+    world
+        The communicator of all ranks, or None.
+    """
+
+    def __init__(self, path: str, world: Any) -> None:
+        self._settings = settings = read_settings(path)
+        self._world, self._first = world, world is None or world.rank == 0
+        self._rows = rows = read_rows(settings.train, settings.columns, settings.delimiter)
+        self._own = slice(None)
+        self._given: dict[str, Any] = dict(settings.fit)
+        if world is not None:
+            self._own = rows_of_rank(len(rows.y), world.rank, world.size)
+            self._given["communicator"] = world
+        if settings.validation is not None:
+            rest = Columns(settings.columns.target, _names(rows), settings.columns.weight)
+            rest = rest if settings.columns != Columns() else Columns()
+            held = read_rows(settings.validation, rest, settings.delimiter)
+            self._given["validation_data"] = _scaled(held, settings, rows)
+        self.model = MLP(_sizes(rows, settings), **settings.model)
+
+    def fit(self, progress: bool | None) -> History:
+        """Train on the rows, or on this rank's part of them."""
+        settings, given = self._settings, dict(self._given)
+        callbacks: list[Any] = []
+        if settings.history is not None and self._first:
+            callbacks.append(CSVLogger(settings.history))
+        if settings.checkpoint:
+            callbacks.append(Checkpoint(**settings.checkpoint))
+            given["resume"] = True
+        X, y, *weights = (each[self._own] for each in _scaled(self._rows, settings, self._rows))
+        return self.model.fit(
+            X,
+            y,
+            sample_weight=weights[0] if weights else None,
+            optimizer=settings.optimizer,
+            early_stopping=settings.early_stopping,
+            callbacks=callbacks,
+            progress=progress,
+            **given,
+        )
+
+    def finish(self) -> None:
+        """Have the model take features as they are in the file, and write it."""
+        if self._settings.scale:
+            take_raw_features(self.model, *_scale(self._rows))
+        if self._first:
+            self.model.save(self._settings.output)
 
 
 def is_first(mpi: bool) -> bool:

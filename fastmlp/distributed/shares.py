@@ -47,7 +47,7 @@ def rows_of_rank(rows: int, rank: int, size: int) -> slice:
     Raises
     ------
     DomainError
-        If there are no such ranks.
+        If there are no such ranks, or more of them than rows.
 
     Examples
     --------
@@ -57,6 +57,8 @@ def rows_of_rank(rows: int, rank: int, size: int) -> slice:
     """
     count, size = check_integer(rows, "rows", 0, 2**62), check_size(size)
     rank = check_integer(rank, "rank", 0, size - 1)
+    if count < size:
+        raise DomainError(f"rows: got {count} for {size} ranks, wanted one for each at least")
     sizes = shares(count, size)
     first = int(sizes[:rank].sum())
     return slice(first, first + int(sizes[rank]))

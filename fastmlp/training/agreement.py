@@ -59,7 +59,9 @@ class Agreement:
         self.own = slice(share * ranks.rank, share * (ranks.rank + 1))
         self.next = GATHERING
         self.message: Array = np.zeros(MESSAGE_WORDS)
-        self._failed: list[str] = []
+        # Ranks that have failed by themselves, and why.
+        self.failed: dict[int, str] = {}
+        self._stopped = False
 
     def guard(self, work: Callable[[], T]) -> T:
         """Return ``work()``; whatever it raises, the other ranks are told of."""
@@ -101,7 +103,7 @@ class Agreement:
             If a rank has failed, so that it does not come to the same place.
         """
         records = _undisturbed(lambda: self._gather(record, raw, then))
-        if self._failed:
+        if self._stopped:
             raise RankFailedError
         return records
 
@@ -118,11 +120,10 @@ class Agreement:
             head, _, tail = message.partition(b"\n")
             found.append({**json.loads(head), "raw": tail})
         told = [each.get("failure") for each in found]
-        self._failed += [f"rank {rank}: {reason}" for rank, reason in enumerate(told) if reason]
-        # A rank that only says that it has stopped too.
-        if not self._failed and any(reason is not None for reason in told):
-            self._failed = ["another rank"]
-        self.next = NONE if self._failed else then(found)
+        self.failed |= {rank: reason for rank, reason in enumerate(told) if reason}
+        # Some only say that they have stopped too.
+        self._stopped |= any(reason is not None for reason in told)
+        self.next = NONE if self._stopped else then(found)
         return found
 
     def _leave(self, failure: BaseException) -> None:
@@ -141,11 +142,50 @@ class Agreement:
         _undisturbed(tell)
 
     def _refuse(self) -> NoReturn:
-        reasons = "; ".join(self._failed) or "a communicator that failed"
+        unknown = "another rank" if self._stopped else "a communicator that failed"
+        known = [f"rank {rank}: {reason}" for rank, reason in self.failed.items()]
+        reasons = "; ".join(known) or unknown
         raise RankFailedError(
             f"communicator: got a failure ({reasons}), wanted all ranks to go on. This rank has "
             "stopped too, and its model holds the last good parameters"
         ) from None
+
+
+def agreed(communicator: Any, work: Callable[[], T]) -> T:
+    """Return ``work()`` of this rank, once all ranks have done it without an error.
+
+    It has no rounds, or is a fit, after which all ranks have failed or none has. Whatever is
+    raised, one rank is to say so: the errors of all others have the attribute `said_by`, which is
+    its number.
+
+    Raises
+    ------
+    RankFailedError
+        If another rank has failed.
+    """
+    carrier = as_communicator(communicator)
+    try:
+        agreement = Agreement(DataParallel(communicator))
+    except DomainError as error:
+        # All ranks find the same.
+        if carrier.rank:
+            vars(error)["said_by"] = 0
+        raise
+
+    def whole() -> T:
+        found = work()
+        agreement.gather({})
+        return found
+
+    try:
+        return agreement.guard(whole)
+    except Exception as error:
+        first = min(agreement.failed, default=carrier.rank)
+        if first != carrier.rank:
+            vars(error)["said_by"] = first
+        elif 0 < len(agreement.failed) < carrier.size:
+            error.add_note(f"on rank {first}")
+        raise
 
 
 def check_alike(records: list[dict[str, Any]], hint: str = "") -> None:

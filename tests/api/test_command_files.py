@@ -16,6 +16,7 @@ from fastmlp.command.settings import read_settings
 from fastmlp.command.tables import Columns, read_columns, read_rows
 from fastmlp.command.training import take_raw_features, train
 from fastmlp.distributed import run_on_threads
+from fastmlp.errors import RankFailedError
 from tests import ROOT
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -251,6 +252,88 @@ def test_the_settings_of_the_guide_are_read(tmp_path):
     settings = read_settings(str(path))
     assert settings.hidden == [64, 64] and settings.output == "houses.fastmlp"
     assert set(tomllib.loads(text)) <= set(re.findall(r"`\[(\w+)\]`", page))
+
+
+def ranks_that_fail(size, monkeypatch, prepare=lambda rank: None):
+    """Return what each rank of threads raises when it trains."""
+    worlds = threading.local()
+    monkeypatch.setattr(training, "_world", lambda: worlds.own)
+
+    def run(world):
+        worlds.own = world
+        try:
+            prepare(world.rank)
+            train("settings.toml", mpi=True)
+        except Exception as error:
+            return error
+        return None
+
+    return run_on_threads(size, run)
+
+
+def said(error, monkeypatch, capsys):
+    """Return the status of the command for an error, and what it says."""
+
+    def fail(*given):
+        raise error
+
+    monkeypatch.setattr(training, "train", fail)
+    return __main__.main(["train", "settings.toml", "--quiet"]), capsys.readouterr().err
+
+
+def test_a_file_that_one_rank_cannot_read_ends_all(folder, monkeypatch, capsys):
+    ranks, read = threading.local(), training.read_rows
+
+    def broken(*given):
+        if ranks.own == 1:
+            raise DomainError("rows.csv, line 3: got 'much' in the column 'x', wanted a number")
+        return read(*given)
+
+    monkeypatch.setattr(training, "read_rows", broken)
+    errors = ranks_that_fail(2, monkeypatch, lambda rank: setattr(ranks, "own", rank))
+    assert [type(each) for each in errors] == [RankFailedError, DomainError]
+    assert "rank 1: DomainError: rows.csv, line 3" in str(errors[0])
+    wanted = (
+        "fastmlp: rows.csv, line 3: got 'much' in the column 'x', wanted a number (on rank 1)\n"
+    )
+    assert [said(each, monkeypatch, capsys) for each in errors] == [(2, ""), (2, wanted)]
+    assert not (folder[0] / "model.fastmlp").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "old", "new", "message"),
+    [
+        (2, "rows.csv", "none.csv", "No such file or directory: 'none.csv'"),
+        (2, "hidden", "hiden", "hiden"),
+        (16, "x", "x", "got 16 ranks, wanted a power of two and at most shards=8"),
+        (2, "0.02", "1e30", "not finite"),
+    ],
+    ids=["file", "settings", "ranks", "numbers"],
+)
+def test_what_all_ranks_find_is_said_by_one(size, old, new, message, folder, monkeypatch, capsys):
+    change(folder, (old, new), ('"Adam"', '"sgd"'))
+    heard = [said(each, monkeypatch, capsys) for each in ranks_that_fail(size, monkeypatch)]
+    status = 1 if message == "not finite" else 2
+    assert [each for each, _ in heard] == [status] * size
+    assert message in heard[0][1] and heard[0][1].count("\n") == 1
+    assert {line for _, line in heard[1:]} == {""}
+
+
+def test_fewer_rows_than_ranks_are_refused_by_one(folder, monkeypatch, capsys):
+    with open("rows.csv") as file:
+        first = file.readlines()[:4]
+    (folder[0] / "rows.csv").write_text("".join(first))
+    heard = [said(each, monkeypatch, capsys) for each in ranks_that_fail(4, monkeypatch)]
+    assert heard == [
+        (2, "fastmlp: rows: got 3 for 4 ranks, wanted one for each at least\n"),
+        *[(2, "")] * 3,
+    ]
+
+
+def test_a_model_that_the_first_rank_cannot_write_ends_all(folder, monkeypatch):
+    change(folder, ('"model.fastmlp"', '"no folder/model.fastmlp"'))
+    errors = ranks_that_fail(2, monkeypatch)
+    assert isinstance(errors[0], OSError) and isinstance(errors[1], RankFailedError)
 
 
 def test_ranks_train_the_model_of_one_rank(folder, monkeypatch):

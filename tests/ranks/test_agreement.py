@@ -65,7 +65,7 @@ ALONE = {
     "a bad number": (on_one(X=BAD), DomainError),
     "a name": (on_one(optimizer="adamm"), UnknownNameError),
     "epochs": (on_one(epochs=0), DomainError),
-    "no rows": (on_one(X=X[:0], y=Y[:0]), ShapeError),
+    "no rows": (on_one(X=X[:0], y=Y[:0]), DomainError),
     "a list": (on_one(X=X.tolist()), DTypeError),
     "a callback": (on_one(callbacks=lambda event: 1 / 0), ZeroDivisionError),
 }

@@ -119,6 +119,31 @@ def test_ctrl_c_on_one_rank_stops_all(tmp_path, child_environment, interrupts_he
     assert "RankFailedError: communicator: got a failure (rank 1: KeyboardInterrupt" in errors
 
 
+@with_mpi
+@pytest.mark.parametrize("rows", [None, 1], ids=["no file", "one row"])
+def test_files_that_are_wrong_on_one_rank_or_all_end_all_with_one_line(
+    rows, tmp_path, child_environment
+):
+    """Both ranks run the command, and the file of the second one has other names."""
+    pytest.importorskip("safetensors")
+    form = '[data]\ntrain = "{}"\ntarget = "y"\n[model]\nhidden = [4]\n[output]\nmodel = "{}"\n'
+    table, model = tmp_path / "rows.csv", tmp_path / "model.fastmlp"
+    table.write_text("x,y\n" + "1,2\n" * (rows or 20))
+    line = [MPIEXEC]
+    for rank, name in enumerate(("rows.csv", "none.csv" if rows is None else "rows.csv")):
+        settings = tmp_path / f"{rank}.toml"
+        settings.write_text(form.format((tmp_path / name).as_posix(), model.as_posix()))
+        command = [sys.executable, "-m", "fastmlp", "train", str(settings), "--mpi"]
+        line += [":"] * rank + ["-n", "1", *command]
+    process = begin(line, child_environment)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 2
+    said = [each for each in errors.splitlines() if each.startswith("fastmlp: ")]
+    wanted = "none.csv' (on rank 1)" if rows is None else "got 1 for 2 ranks, wanted one for each"
+    assert len(said) == 1 and wanted in said[0]
+    assert not model.exists()
+
+
 def test_the_command_alone_imports_mpi4py():
     """Its import starts MPI, which ends a process that no `mpiexec` knows of on some clusters."""
     found = [path.name for path in sources("fastmlp", "kernels") if "mpi4py" in imported(path)]

@@ -32,7 +32,7 @@ def test_the_parts_of_a_rank_are_those_of_its_own_rows(rows, ranks, shards):
     assert sum(finer, []) == shares(rows, ranks * shards).tolist()
 
 
-@given(st.integers(0, 1000), POWERS)
+@given(st.integers(32, 1000), POWERS)
 def test_the_rows_of_ranks_are_all_rows_once(rows, size):
     own = [np.arange(rows)[rows_of_rank(rows, rank, size)] for rank in range(size)]
     np.testing.assert_array_equal(np.concatenate(own), np.arange(rows))
@@ -50,7 +50,7 @@ def test_batches_have_the_sizes_of_any_fit(rows, batch_size, shards):
 
 @given(ROWS, st.integers(1, 80), POWERS, POWERS, st.integers(0, 3))
 def test_the_parts_of_ranks_are_the_parts_of_one(rows, batch_size, shards, ranks, epoch):
-    ranks = min(ranks, shards)
+    ranks = min(ranks, shards, 1 << (rows.bit_length() - 1))
     sharding = Sharding(rows, min(rows, batch_size), shards)
     whole = sharding.part(slice(None))
     order = whole.order(7, epoch, True)[0]
@@ -82,8 +82,13 @@ def test_each_shard_and_epoch_has_an_order_of_its_own():
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [((10, 0, 3), DomainError), ((10, 2, 2), DomainError), ((10, 0.0, 2), DTypeError)],
-    ids=["no power of two", "no such rank", "no whole number"],
+    [
+        ((10, 0, 3), DomainError),
+        ((10, 2, 2), DomainError),
+        ((10, 0.0, 2), DTypeError),
+        ((3, 0, 4), DomainError),
+    ],
+    ids=["no power of two", "no such rank", "no whole number", "fewer rows than ranks"],
 )
 def test_ranks_that_are_none_are_refused(arguments, error):
     with pytest.raises(error, match="got"):
