@@ -247,6 +247,30 @@ def test_without_a_gpu_each_step_says_so_in_a_line(tmp_path):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.cuda_compile
+@pytest.mark.skipif(os.environ.get("EMULATED_CASES") != "all", reason="takes a quarter of an hour")
+def test_every_step_runs_on_the_emulated_gpu(tmp_path):
+    pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+    command = [sys.executable, "-m", "tests.gpu.emulator.rehearsal", "--quick", "--minutes", "45"]
+    command += ["--cases", "2-20-5", "--precisions", "float32", "--out", str(tmp_path)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    answer = subprocess.run(
+        [*command, "--steps", *steps.names()],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout[-5000:] + answer.stderr[-2000:]
+    (path,) = tmp_path.glob("gpu-*.json")
+    found = {name: step["status"] for name, step in json.loads(path.read_text())["steps"].items()}
+    # What it needs is a program of NVIDIA's and a real GPU.
+    assert found.pop("sanitizer") in ("skipped", "done")
+    assert found.keys() | {"sanitizer"} == set(steps.names()) and set(found.values()) == {"done"}
+
+
 def context(seconds=60.0, **options):
     return Context({"quick": True, "device": "cpu", **options}, {}, time.monotonic() + seconds)
 

@@ -6,6 +6,7 @@ variable EMULATED_CASES is "all" it takes all files, with both.
 """
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -21,6 +22,10 @@ EMULATED = {
     ("kernel_cases", "nan"),
     ("program_cases", "number"),
     ("tensor_cases", "nan"),
+}
+# PyTorch's own arrays are on a real GPU.
+ON_A_GPU_ALONE = {
+    "tests/gpu/memory_cases.py::test_arrays_of_pytorch_are_used_without_a_copy",
 }
 
 
@@ -48,8 +53,15 @@ def test_there_are_cases():
     assert len(CASES) >= 10 and all(functions_of(file) for file in CASES)
 
 
+def emulated_gpu_missing():
+    """Return whether no PTX can be made here."""
+    return importlib.util.find_spec("numba_cuda") is None
+
+
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
 def test_the_cases_in_the_simulator(file, child_python, child_environment):
+    if file.stem in dict(EMULATED) and not emulated_gpu_missing():
+        pytest.skip("the emulated GPU runs them: the same cases, as PTX")
     run_cases(file, child_python, {**child_environment, "NUMBA_ENABLE_CUDASIM": "1"})
 
 
@@ -65,6 +77,26 @@ def test_the_cases_on_an_emulated_gpu(file, poison, child_python, child_environm
     environment = {**child_environment, "NUMBA_ENABLE_CUDASIM": "0", "OMP_NUM_THREADS": "1"}
     options = ["-p", "tests.gpu.emulator.plugin", f"--poison={poison}"]
     run_cases(file, child_python, environment, *options)
+
+
+def cases_there(folder, python, environment, *options):
+    """Return the ids of all cases that would be run somewhere."""
+    command = [python, "-m", "pytest", *map(str, CASES), "--collect-only", "-q", *options]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, check=True
+    )
+    return {line for line in answer.stdout.splitlines() if "::" in line}
+
+
+@pytest.mark.slow
+@pytest.mark.cuda_compile
+def test_the_emulated_gpu_has_the_cases_of_a_gpu(child_python, child_environment):
+    pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+    environment = {**child_environment, "NUMBA_ENABLE_CUDASIM": "0"}
+    there = cases_there(ROOT, child_python, environment)
+    emulated = cases_there(ROOT, child_python, environment, "-p", "tests.gpu.emulator.plugin")
+    assert emulated < there and len(emulated) > 1000
+    assert {each.partition("[")[0] for each in there - emulated} == ON_A_GPU_ALONE
 
 
 @pytest.mark.gpu

@@ -8,9 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 
+from fastmlp_kernels import compile as compiler
+from fastmlp_kernels import stamped_cache
 from fastmlp_kernels.fingerprints import UnknownValueError, fingerprint
 from tests import ROOT
 
@@ -204,19 +208,45 @@ def test_what_is_edited_is_compiled_anew_over_the_old_file(filled):
     assert asked(found) == COMPILED and place.files() == before
 
 
-def test_another_capability_and_another_setting_have_files_of_their_own(filled):
+def test_another_capability_has_files_of_its_own(filled):
     place, first = filled
     other, _ = place.run(capability=(8, 0))
-    assert other["values"] == RIGHT and asked(other) == COMPILED
+    assert other["values"] == RIGHT and asked(other) == COMPILED and len(place.files()) == 6
     assert not {*sum(other["code"], [])} & {*sum(first["code"], [])}
-    place.before = "import numba; numba.config.CUDA_A_SETTING_OF_A_LATER_RELEASE = 1\n"
-    assert asked(place.run()[0]) == COMPILED
-    place.before = "from fastmlp_kernels import stamped_cache as cache\n"
-    place.before += "cache.cuda_toolchain = lambda: 'of tomorrow'\n"
-    assert asked(place.run()[0]) == COMPILED
-    assert len(place.files()) == 12
-    place.before = ""
-    assert asked(place.run()[0]) == asked(place.run(capability=(8, 0))[0]) == LOADED
+    assert asked(place.run(capability=(8, 0))[0]) == LOADED
+
+
+def test_every_circumstance_has_a_file_of_its_own(monkeypatch):
+    from numba import config, cuda, float32
+
+    device = SimpleNamespace(compute_capability=(9, 0))
+    monkeypatch.setattr(cuda, "get_current_device", lambda: device)
+    kernel = cuda.jit(limited)
+    cache = stamped_cache.CudaCache(kernel, "stamp")
+    names = set()
+
+    def note(signature=(float32,)):
+        names.add(cache._file(cache._key(signature, None))[0])
+
+    note()
+    note()
+    assert len(names) == 1
+    note((float32, float32))
+    device.compute_capability = (10, 0)
+    note()
+    kernel.targetoptions["lineinfo"] = True
+    note()
+    monkeypatch.setattr(config, "CUDA_A_SETTING_OF_A_LATER_RELEASE", 1, raising=False)
+    note()
+    monkeypatch.setattr(stamped_cache, "cuda_toolchain", lambda: "of tomorrow")
+    note()
+    assert len(names) == 6
+
+
+def test_the_toolchain_is_versions_and_files():
+    said = stamped_cache.cuda_toolchain()
+    for part in ("libdevice", "libnvvm", "libnvJitLink", metadata.version("numba-cuda")):
+        assert part in said
 
 
 def test_damaged_and_foreign_files_are_compiled_anew(filled):
@@ -242,11 +272,19 @@ def test_where_nothing_can_be_kept_everything_is_compiled(filled):
     folder.chmod(0o777)
     found, warned = place.run()
     assert found["values"] == RIGHT and asked(found) == COMPILED and len(warned) == 1
-    place.before = "from fastmlp_kernels import compile as compiler\n"
-    place.before += "def nowhere(*arguments):\n    raise RuntimeError('no locator available')\n"
-    place.before += "compiler.CudaCache = nowhere\n"
-    found, _ = place.run()
-    assert found["values"] == RIGHT and asked(found) == COMPILED
+
+
+def test_without_a_folder_a_kernel_is_compiled_all_the_same(monkeypatch):
+    from numba import cuda
+
+    def nowhere(*arguments):
+        raise RuntimeError("no locator available")
+
+    kernel = cuda.jit(limited)
+    before = kernel._cache
+    monkeypatch.setattr(compiler, "CudaCache", nowhere)
+    compiler._give_cache(kernel)
+    assert kernel._cache is before
 
 
 UNKNOWN = (
@@ -263,10 +301,9 @@ print(json.dumps({"values": x.copy_to_host().tolist(), **counts}))
 
 def test_a_kernel_that_cannot_be_told_from_others_is_not_kept(filled):
     place, _ = filled
-    for _ in range(2):
-        found, warned = place.run(UNKNOWN)
-        assert found == {"values": [8.0], "NVVM": 1, "nvJitLink": 1}
-        assert len(warned) == 1 and "scale is compiled anew in each process" in warned[0]
+    found, warned = place.run(UNKNOWN)
+    assert found == {"values": [8.0], "NVVM": 1, "nvJitLink": 1}
+    assert len(warned) == 1 and "scale is compiled anew in each process" in warned[0]
     assert len(place.files()) == 3
 
 
