@@ -23,6 +23,8 @@ EMULATED = {
     ("program_cases", "number"),
     ("tensor_cases", "nan"),
 }
+# The simulator has no case of these beside those of the emulated GPU.
+EMULATED_ALONE = {"kernel_cases", "program_cases"}
 # PyTorch's own arrays are on a real GPU.
 ON_A_GPU_ALONE = {
     "tests/gpu/memory_cases.py::test_arrays_of_pytorch_are_used_without_a_copy",
@@ -60,7 +62,7 @@ def emulated_gpu_missing():
 
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
 def test_the_cases_in_the_simulator(file, child_python, child_environment):
-    if file.stem in dict(EMULATED) and not emulated_gpu_missing():
+    if file.stem in EMULATED_ALONE and not emulated_gpu_missing():
         pytest.skip("the emulated GPU runs them: the same cases, as PTX")
     run_cases(file, child_python, {**child_environment, "NUMBA_ENABLE_CUDASIM": "1"})
 

@@ -252,18 +252,16 @@ def test_the_toolchain_is_versions_and_files():
 def test_damaged_and_foreign_files_are_compiled_anew(filled):
     place, first = filled
     whole = [path.read_bytes() for path in place.files()]
-    half, flipped, moved = place.files()
+    half, moved, open_to_all = place.files()
     half.write_bytes(whole[0][: len(whole[0]) // 2])
-    flipped.write_bytes(whole[1][:-1] + bytes([whole[1][-1] ^ 1]))
     # Whole, and of another choice.
     moved.write_bytes(whole[0])
+    open_to_all.chmod(0o666)
     found, warned = place.run()
     assert found == {**first, "NVVM": 3, "nvJitLink": 3}
-    assert len(warned) == 1 and "is damaged" in warned[0]
-    half.chmod(0o666)
-    found, warned = place.run()
-    assert found["values"] == RIGHT and asked(found) == (1, 1)
-    assert len(warned) == 1 and "others can write to" in warned[0]
+    assert len(warned) == 2
+    assert any("is damaged" in each for each in warned)
+    assert any("others can write to" in each for each in warned)
 
 
 def test_where_nothing_can_be_kept_everything_is_compiled(filled):
