@@ -1,9 +1,9 @@
 """What a data-parallel step costs: measured on two ranks, and simulated for many.
 
 ``python -m benchmarks.data_parallel`` starts two ranks by mpiexec, each with one thread, and prints
-two tables for docs/guide/distributed.md. The first is measured here. The second is simulated: all
-ranks compute, some a little longer than others, and exchange in rounds with partners, over a
-network whose latency and bandwidth are arguments.
+three tables for docs/guide/distributed.md. The first is measured here. The others are simulated:
+all ranks compute, some a little longer than others, and exchange in rounds with partners, over a
+network whose latency and bandwidth are arguments. The third is of sums beside the computing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastmlp import MLP, Adam
 from fastmlp.dispatch.planning import readable_time
@@ -92,8 +94,18 @@ def step_seconds(computing: float, size: int, ranks: int, network: Network) -> f
         A power of two.
     network : Network
     """
-    generator, numbers = np.random.default_rng(ranks), np.arange(ranks)
-    clocks = computing * (1 + SPREAD * np.abs(generator.standard_normal(ranks)))
+    return float(after_sum(clocks_of(computing, ranks), size, network).max())
+
+
+def clocks_of(computing: float, ranks: int) -> NDArray[np.float64]:
+    """Return the seconds that each rank computes."""
+    generator = np.random.default_rng(ranks)
+    return computing * (1 + SPREAD * np.abs(generator.standard_normal(ranks)))
+
+
+def after_sum(clocks: NDArray[np.float64], size: int, network: Network) -> NDArray[np.float64]:
+    """Return when each rank has the sum of so many bytes, given when each one begins."""
+    ranks, numbers = len(clocks), np.arange(len(clocks))
     bits = [1 << k for k in range(ranks.bit_length() - 1)]
     if size < HALVING_BYTES:
         rounds = [(bit, size) for bit in bits]
@@ -104,7 +116,26 @@ def step_seconds(computing: float, size: int, ranks: int, network: Network) -> f
         # A pair begins when the later of both has come.
         clocks = np.maximum(clocks, clocks[numbers ^ bit])
         clocks += network.latency + sent / network.bandwidth
-    return float(clocks.max())
+    return clocks
+
+
+def overlapped_seconds(
+    computing: float, sizes: tuple[int, ...], ranks: int, network: Network
+) -> float:
+    """Return the least seconds of a step whose sums begin before its computing ends.
+
+    All layers but the first are summed while the gradient of the first is computed, by a network
+    that takes nothing of the processors.
+    """
+    products = [inputs * outputs for inputs, outputs in pairwise(sizes)]
+    # What is left then: the slope behind the first layer, and the first layer's gradient. Nobody
+    # needs a slope before the first layer.
+    left = (products[0] + products[1]) / (3 * sum(products) - products[0])
+    first = 4 * (products[0] + sizes[1])
+    rest = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes)) - first
+    clocks = clocks_of(computing, ranks)
+    summed = after_sum(clocks * (1 - left), rest, network)
+    return float(after_sum(np.maximum(clocks, summed), first, network).max())
 
 
 def least_computing(size: int, ranks: int, network: Network) -> float:
@@ -125,20 +156,24 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def report(measured: list[dict[str, float]], network: Network) -> str:
     """Return both tables."""
-    parts, first, second = [MLP(sizes).parameters.size for _, sizes, _, _ in CASES], [], []
+    parts = [MLP(sizes).parameters.size for _, sizes, _, _ in CASES]
+    first, second, third = [], [], []
     for (_, sizes, batch_size, _), count, found in zip(CASES, parts, measured, strict=True):
         name, size = "-".join(map(str, sizes)), 4 * count
         times = [readable_time(found[key]) for key in ("alone", "together", "sum")]
         gain = found["alone"] / found["together"]
         first.append([name, f"{batch_size:,}", f"{count:,}", *times, f"{gain:.2f}"])
         # Weak scaling: each rank computes what one does here.
-        row = [name]
+        row, gains = [name], [name]
         for ranks in RANKS:
             seconds = step_seconds(found["alone"], size, ranks, network)
             rows = batch_size * least_computing(size, ranks, network) / found["alone"]
             share = found["alone"] / seconds
             row += [f"{share:.0%}", f"{max(1, round(rows)):,}"]
+            overlapped = overlapped_seconds(found["alone"], sizes, ranks, network)
+            gains.append(f"{seconds / overlapped:.3f}")
         second.append(row)
+        third.append(gains)
     head = ["network", "batch", "parameters", "one process", "two ranks", "of it the sum", "gain"]
     many = [text for ranks in RANKS for text in (f"{ranks:,} ranks", "rows from which it pays")]
     words = (
@@ -148,7 +183,13 @@ def report(measured: list[dict[str, float]], network: Network) -> str:
         "the share of a step that is computing, and the rows of a batch on each rank from which "
         "that share is a half."
     )
-    return f"{table(head, first)}\n{words}\n\n{table(['network', *many], second)}"
+    more = (
+        "How many times as fast a step is at most if all layers but the first are summed while "
+        "the gradient of the first is computed:"
+    )
+    tables = table(head, first), table(["network", *many], second)
+    gain = table(["network", *(f"{ranks:,} ranks" for ranks in RANKS)], third)
+    return f"{tables[0]}\n{words}\n\n{tables[1]}\n{more}\n\n{gain}"
 
 
 def main() -> int:

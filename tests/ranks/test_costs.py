@@ -5,7 +5,13 @@ import pytest
 
 import fastmlp
 from benchmarks import data_parallel
-from benchmarks.data_parallel import Network, least_computing, report, step_seconds
+from benchmarks.data_parallel import (
+    Network,
+    least_computing,
+    overlapped_seconds,
+    report,
+    step_seconds,
+)
 from fastmlp import MLP
 from fastmlp.distributed import DataParallel, run_on_threads
 from fastmlp.distributed.costs import sum_seconds
@@ -66,6 +72,20 @@ def test_half_of_the_time_is_computing_where_it_is_said_to_pay():
     network = Network(1e-5, 1e10)
     least = least_computing(10**6, 64, network)
     assert least / step_seconds(least, 10**6, 64, network) == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("latency", [0.0, 1e-4], ids=["no latency", "latency"])
+def test_sums_beside_the_computing_hide_what_fits_there(monkeypatch, latency):
+    monkeypatch.setattr(data_parallel, "SPREAD", 0.0)
+    sizes, network = (100, 200, 300, 10), Network(latency, 1e9)
+    first, rest = 4 * 101 * 200, 4 * (201 * 300 + 301 * 10)
+    # Of 3 * 83,000 - 20,000 products 80,000 are left when the second layer's gradient is there.
+    left, alone = 80 / 229, sum_seconds(rest, 16, latency, 1e9)
+    for computing in (0.1 * alone, 100 * alone):
+        waiting = max(0.0, alone - left * computing)
+        expected = computing + waiting + sum_seconds(first, 16, latency, 1e9)
+        found = overlapped_seconds(computing, sizes, 16, network)
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_report_has_a_row_for_each_network():
