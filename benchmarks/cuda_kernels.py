@@ -67,38 +67,37 @@ def layered_signature(name: str, dtype: str) -> tuple[Any, ...]:
     number, indices = types.int64, types.Array(types.int64, 1, "C")
     mask, places = types.Array(types.uint8, 1, "C"), types.Array(types.int32, 1, "C")
     halves, half_rows = types.Array(types.uint16, 1, "C"), types.Array(types.uint16, 2, "C")
+    update = (*[vector] * 4, mask, halves, number, matrix, vector, indices, indices, places, halves)
+    rows = (matrix, matrix, indices, number, matrix, matrix, half_rows)
     return {
         "activation_forward": (matrix, number, number, matrix),
         "activation_backward": (matrix, matrix, number, number, matrix),
         "linear_forward": (matrix, matrix, vector, number, number, matrix, matrix),
         "linear_backward": (matrix, matrix, number, number, matrix, matrix, matrix),
-        "weight_gradient": (matrix, matrix, number, number, matrix, vector),
+        "weight_gradient": (
+            *(*[vector] * 3, types.Array(types.int64, 2, "C"), *[number] * 3),
+            *(vector, vector, places, indices, indices),
+        ),
         "bias_and_activation": (matrix, vector, number, number, matrix, half_rows),
         "slope_and_sums": (
             *(matrix, matrix, number, number, number, matrix),
             *(vector, places, vector, half_rows),
         ),
         "loss_and_gradient": (
-            *(matrix, matrix, number, vector),
-            *(indices, number, vector, matrix),
+            *(matrix, matrix, number, vector, indices, number, matrix),
+            *(vector, places, vector, indices),
         ),
-        "sum_losses": (vector, number, vector, number, indices),
-        "check_finite": (vector, vector, number, vector, indices, indices),
+        "check_finite": (vector, indices, indices),
         "predict_rows": (matrix, number),
-        "update": (
-            *(*[vector] * 4, mask, halves, number, matrix, vector),
-            *(indices, indices, places, halves),
-        ),
+        "update": update,
+        "update_and_gather": (*update, *rows),
         "sum_squares": (vector, mask, vector, indices, vector, places),
         "clip_by_norm": (vector, matrix, indices, indices, vector, vector, places),
         "dropout": (
             *(matrix, matrix, number, matrix, indices),
             *(number, number, vector, half_rows),
         ),
-        "gather_rows": (
-            *(matrix, matrix, indices, indices, number, number),
-            *(matrix, matrix, half_rows),
-        ),
+        "gather_rows": (*rows[:3], indices, *rows[3:]),
         "round_rows": (matrix, number, half_rows),
     }[name]
 

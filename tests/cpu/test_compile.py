@@ -439,11 +439,11 @@ def test_every_kernel_has_the_flags_of_one_file(leaves):
 # Twins share names and meaning, not parameters: on the CPU a kernel works on a block of rows or on
 # a unit of weights that the program's tables describe, and rows of the algebra are leaves, so that
 # some of these functions make a leaf. Whether everything is finite is seen by the leaves there, and
-# `update` itself sums squares.
+# `update` itself sums squares. On CUDA the loss sums itself, and an update collects the next rows.
 TWINS = {
     "activation": ["activation_forward", "activation_backward"],
     "linear": ["linear_forward", "linear_backward", "weight_gradient"],
-    "loss": ["loss_and_gradient", "sum_losses", "predict_rows"],
+    "loss": ["loss_and_gradient", "predict_rows"],
     "update": ["update"],
     "clipping": ["clip_by_norm"],
     "dropout": ["dropout"],
@@ -457,6 +457,7 @@ ON_CUDA_ONLY = {
     "round_rows",
     "slope_and_sums",
     "sum_squares",
+    "update_and_gather",
 }
 
 

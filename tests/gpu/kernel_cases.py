@@ -4,15 +4,19 @@ Not collected by itself: `test_case_files` runs this file in a process of its ow
 simulator (which must be chosen before Numba is imported) and, where there is one, on the GPU.
 """
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS, HYPER_WIDTH, LOSSES, OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import CLIP_NORM, CLIP_VALUE, clip_scale
-from fastmlp_kernels.cuda.layered.launching import Launches, build
+from fastmlp_kernels.cuda.layered import workspace
+from fastmlp_kernels.cuda.layered.gradient_tiles import gradient_table
+from fastmlp_kernels.cuda.layered.launching import build
 from fastmlp_kernels.cuda.layered.workspace import bias_mask
-from fastmlp_kernels.problem import DTYPES, Problem
+from fastmlp_kernels.problem import DTYPES, Problem, parameter_layout
 from fastmlp_kernels.reference import elementwise
 from tests import tolerances
 from tests.gpu.device import (
@@ -105,27 +109,51 @@ def test_linear_backward_with_the_slope_of_the_layer_below(tiles, dtype, name):
 
 
 @pytest.mark.parametrize("accumulate", [0, 1])
+@pytest.mark.parametrize("slices", [1, 2, 3])
 @pytest.mark.parametrize("shape", range(5))
-def test_weight_gradient(tiles, dtype, shape, accumulate):
-    rows, fan_in, fan_out = shapes(tiles)[shape]
-    A, dZ = normal((rows, fan_in), dtype), normal((rows, fan_out), dtype, 1)
-    precision = Precision(dtype)
-    oracles = [
-        precision.product(Bounded.exact(A.T), Bounded.exact(dZ)),
-        precision.sum_rows(Bounded.exact(dZ)),
-    ]
-    results = [np.full((fan_in, fan_out), np.nan, dtype), np.full(fan_out, np.nan, dtype)]
-    if accumulate:
-        results = [normal(array.shape, dtype, 3) for array in results]
-        held = [result.astype(np.float64) for result in results]
-        oracles = [
-            Bounded(o.value + h, o.error + precision.gamma(rows + 2) * (o.size + np.abs(h)))
-            for o, h in zip(oracles, held, strict=True)
-        ]
-    arguments = (padded(A), padded(dZ), rows, accumulate, *results)
-    product(tiles, build(tiles).weight_gradient, fan_in, fan_out, *arguments)
-    for result, oracle, what in zip(results, oracles, ("dW", "db"), strict=True):
-        compare(result, oracle, what)
+def test_weight_gradient(tiles, dtype, shape, slices, accumulate):
+    """Of three layers at once, the last one of a single output."""
+    slice_rows, precision = shapes(tiles)[shape][0], Precision(dtype)
+    rows, sizes = (
+        (slices - 1) * slice_rows + max(1, slice_rows // 2),
+        (*shapes(tiles)[shape][1:], 1),
+    )
+    problem = Problem((3, *sizes), ("relu",) * 3, "half_squared_error", dtype=dtype)
+    problem = dataclasses.replace(problem, batch_size=rows + 2)
+    A = [normal((rows, width), dtype, seed) for seed, width in enumerate(problem.sizes[:-1])]
+    dZ = [normal((rows, width), dtype, seed) for seed, width in enumerate(sizes, 5)]
+    work = workspace.allocate(problem, 1)
+    layers = workspace.layers_of(problem, work)
+    flat = [np.full(array.shape, np.nan, dtype) for array in (work.stored, work.deltas)]
+    for layer, outputs, given in zip(layers, [*A[1:], None], dZ, strict=True):
+        for array, start, values in (
+            (flat[0], layer.places.A, outputs),
+            (flat[1], layer.places.dZ, given),
+        ):
+            if values is not None:
+                array[start : start + values.size] = values.ravel()
+    count = problem.parameter_count
+    result = normal((count,), dtype, 9) if accumulate else np.full(count, np.nan, dtype)
+    before, partial = result.astype(np.float64), np.full(slices * count, np.nan, dtype)
+    table = gradient_table(layers, tiles.side, True)
+    blocks = len(table)
+    arrivals, status = np.zeros(blocks, np.int32), np.zeros(3, np.int64)
+    arguments = (padded(A[0]).ravel(), *flat, table, rows, slice_rows, accumulate, result, partial)
+    grid, block = (blocks, slices), (tiles.tile, tiles.tile)
+    launch(build(tiles).weight_gradient, grid, block, *arguments, arrivals, first_batch(4), status)
+    assert not arrivals.any() and not status.any()
+    for layer, inputs, given in zip(layers, A, dZ, strict=True):
+        oracles = {
+            "weight": precision.product(Bounded.exact(inputs.T), Bounded.exact(given)),
+            "bias": precision.sum_rows(Bounded.exact(given)),
+        }
+        for what, oracle in oracles.items():
+            part = getattr(layer.layout, what)
+            if accumulate:
+                held = before[part].reshape(oracle.value.shape)
+                error = oracle.error + precision.gamma(rows + 2) * (oracle.size + np.abs(held))
+                oracle = Bounded(oracle.value + held, error)
+            compare(result[part].reshape(oracle.value.shape), oracle, what)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS.names)
@@ -189,30 +217,40 @@ def test_loss(tiles, dtype, loss, activation, labels, rows):
     expected, slope = tolerances.loss_and_gradient(problem, Bounded.exact(A), y)
     kernels, scale = build(tiles, problem.rule), np.array([problem.scale(rows)], dtype)
     for in_place in (False, True):
-        given, row_losses = padded(A), np.full(rows + 2, np.nan, dtype)
+        given, losses = padded(A), np.full(3, np.nan, dtype)
         dA = given if in_place else unwritten(rows, 4, dtype)
-        arguments = (given, padded(y), rows, scale, first_batch(), 0)
-        arguments += (row_losses, dA)
-        over(tiles, kernels.loss_and_gradient, rows, *arguments)
-        losses, status = np.full(3, np.nan, dtype), np.zeros(3, np.int64)
-        launch(kernels.sum_losses, 1, tiles.threads, row_losses, rows, losses, 1, status)
+        counter, status = np.array([1, 7], np.int64), np.zeros(3, np.int64)
+        judge(tiles, kernels, given, padded(y), rows, scale, counter, dA, losses, status)
         compare_rows(dA, slope, "gradient")
         compare(losses[1:2], expected, "loss")
         assert np.isnan(losses[[0, 2]]).all() and not status.any()
-        assert np.isnan(row_losses[rows:]).all()
+        assert counter.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("offset", [-1, 0, 1, 8])
-def test_sum_losses(tiles, dtype, offset):
-    rows, kernel = tiles.threads + offset, build(tiles).sum_losses
-    terms, losses = np.abs(normal((rows, 1), dtype)), np.full(1, np.nan, dtype)
-    given, status = padded(terms)[:, 0].copy(), np.zeros(3, np.int64)
-    launch(kernel, 1, tiles.threads, given, rows, losses, 0, status)
-    compare(losses, Precision(dtype).sum_rows(Bounded.exact(terms)), "sum")
-    assert not status.any()
-    again = np.full(1, np.nan, dtype)
-    launch(kernel, 1, tiles.threads, given, rows, again, 0, status)
-    assert again.tobytes() == losses.tobytes()
+def judge(tiles, kernels, A, y, rows, factors, counter, dA, losses, status):
+    """Launch `loss_and_gradient` as the program does."""
+    threads = tiles.row_threads
+    blocks = -(-rows // threads)
+    sums, arrivals = np.full(blocks, np.nan, A.dtype), np.zeros(1, np.int32)
+    arguments = (A, y, rows, factors, counter, 0, dA, sums, arrivals, losses, status)
+    launch(kernels.loss_and_gradient, blocks, threads, *arguments)
+    assert not arrivals.any()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 40])
+def test_the_losses_of_all_blocks_are_added_in_one_order(tiles, dtype, blocks):
+    """Of more blocks than one has threads, too."""
+    rows, kernels = blocks * tiles.row_threads - 1, build(tiles, "half_squared_error")
+    A = normal((rows, 1), dtype)
+    y, scale, found = np.zeros_like(A), np.ones(1, dtype), []
+    for _ in range(2):
+        losses, status = np.full(1, np.nan, dtype), np.zeros(3, np.int64)
+        judge(tiles, kernels, A, y, rows, scale, first_batch(), np.zeros_like(A), losses, status)
+        found.append(losses.tobytes())
+    precision = Precision(dtype)
+    half_squares = precision.times(Bounded.exact(A), Bounded.exact(A / 2))
+    compare(losses, precision.sum_rows(half_squares), "sum")
+    assert not status.any() and found[0] == found[1]
 
 
 def first_batch(batch=0):
@@ -220,37 +258,52 @@ def first_batch(batch=0):
     return np.array([batch, 0], np.int64)
 
 
-def check(tiles, gradient, row_losses, losses, batch, status):
-    """Launch `check_finite` as the program does."""
-    arrays = (gradient, row_losses, losses, first_batch(batch), status)
-    gradient, row_losses, held, counter, judged = map(cuda.to_device, arrays)
-    arguments = (gradient, row_losses, len(row_losses), held, counter, judged)
-    Launches(tiles).one_more(build(tiles).check_finite, len(gradient), *arguments)
-    held.copy_to_host(losses)
-    judged.copy_to_host(status)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_batch_that_is_not_finite_is_noted(tiles, dtype, bad):
-    kernels, count = build(tiles), 2 * tiles.threads + 1
-    fine, row_losses = np.ones(count, dtype), np.ones(7, dtype)
-    losses, status = np.zeros(9, dtype), np.zeros(3, np.int64)
-    check(tiles, fine, row_losses, losses, 3, status)
-    assert losses.tolist() == [0, 0, 0, 7, 0, 0, 0, 0, 0]
-    launch(kernels.sum_losses, 1, tiles.threads, fine, count, losses, 3, status)
-    assert not status.any()
-    for place in (0, tiles.threads, count - 1):
-        spoilt = fine.copy()
-        spoilt[place] = bad
-        for earlier, noted in ((0, 7), (2, 2)):
+    kernels, count = build(tiles, "half_squared_error"), 2 * tiles.threads + 1
+    fine = np.ones(count, dtype)
+
+    def checked(gradient, status):
+        over(tiles, kernels.check_finite, count, gradient, first_batch(6), status)
+
+    def judged(gradient, status):
+        A, counter, losses = gradient[:, None].copy(), first_batch(6), np.zeros(9, dtype)
+        arrays = (A, np.zeros_like(A), count, np.ones(1, dtype), counter, np.zeros_like(A))
+        judge(tiles, kernels, *arrays, losses, status)
+
+    for kernel in (checked, judged):
+        status = np.zeros(3, np.int64)
+        kernel(fine, status)
+        assert not status.any()
+        for place in (0, tiles.threads, count - 1):
+            spoilt = fine.copy()
+            spoilt[place] = bad
+            for earlier, noted in ((0, 7), (2, 2)):
+                status = np.array([0, 0, earlier], np.int64)
+                kernel(spoilt, status)
+                assert status.tolist() == [0, 0, noted]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_weight_gradient_notes_what_is_not_finite(tiles, dtype, rows, bad):
+    """In an element of a weight or of a bias alone, in any slice."""
+    slice_rows = tiles.depth
+    slices = -(-rows // slice_rows)
+    arguments = np.ones(2 * rows, dtype), np.ones(rows, dtype), np.ones(rows, dtype)
+    layers = [SimpleNamespace(layout=layout) for layout in parameter_layout((2, 1))]
+    layers[0].places = workspace.Places(0, 0, 0, 0)
+    table = gradient_table(layers, tiles.side, True)
+    for which, place in ((0, 0), (0, 2 * rows - 1), (2, rows - 1)):
+        for earlier, noted in ((0, 5), (2, 2)):
+            given = [array.copy() for array in arguments]
+            given[which][place] = bad
+            gradient, partial = np.zeros(3, dtype), np.zeros(3 * slices, dtype)
             status = np.array([0, 0, earlier], np.int64)
-            check(tiles, spoilt, row_losses, losses, 6, status)
-            assert status.tolist() == [0, 0, noted]
-            status = np.array([0, 0, earlier], np.int64)
-            check(tiles, fine, spoilt, losses, 6, status)
-            assert status.tolist() == [0, 0, noted]
-            status = np.array([0, 0, earlier], np.int64)
-            launch(kernels.sum_losses, 1, tiles.threads, spoilt, count, losses, 6, status)
+            words = np.zeros(1, np.int32), first_batch(4), status
+            numbers = (table, rows, slice_rows, 0, gradient, partial)
+            block = (tiles.tile, tiles.tile)
+            launch(build(tiles).weight_gradient, (1, slices), block, *given, *numbers, *words)
             assert status.tolist() == [0, 0, noted]
 
 
@@ -317,16 +370,46 @@ def test_sum_squares(tiles, dtype, units):
 
 
 @pytest.mark.parametrize("columns", [1, 4])
-def test_gather_rows(tiles, dtype, columns):
+@pytest.mark.parametrize(("batch", "rows"), [(1, 4), (2, 1), (3, 0)])
+def test_gather_rows(tiles, dtype, columns, batch, rows):
+    """A full batch, the last one, and what is beyond it."""
     X, y, order = normal((9, columns), dtype), normal((9, 2), dtype, 1), generator(3).permutation(9)
     inputs, targets = unwritten(4, columns, dtype), unwritten(4, 2, dtype)
-    counter = first_batch(1)
-    arguments = (X, y, order, counter, 3, 4, inputs, targets, np.empty((0, 0), np.uint16))
+    counter = first_batch(batch)
+    arguments = (X, y, order, counter, 4, inputs, targets, np.empty((0, 0), np.uint16))
     over(tiles, build(tiles).gather_rows, 4 * (columns + 2), *arguments)
     for out, source in ((inputs, X), (targets, y)):
-        assert out[:4].tobytes() == source[order[3:7]].tobytes()
-        assert np.isnan(out[4:]).all()
-    assert counter.tolist() == [1, 1]
+        assert out[:rows].tobytes() == source[order[4 * batch :][:rows]].tobytes()
+        assert np.isnan(out[rows:]).all()
+    assert counter.tolist() == [batch, 0]
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_update_and_gather(tiles, dtype, status):
+    """What the two kernels do, of one batch and of the next."""
+    problem = Problem((3, 4), ("identity",), "half_squared_error", "adam", dtype=dtype)
+    data, count, kernels = sample(problem), problem.parameter_count, build(tiles)
+    vectors = [data.parameters, normal((count,), dtype, 1), *np.abs(normal((2, count), dtype, 2))]
+    vectors += [bias_mask(problem), np.empty(0, np.uint16)]
+    hyper = np.stack([np.full(HYPER_WIDTH, np.nan, dtype), data.hyper[0]])
+    nothing = (np.empty(0, np.int32), np.empty(0, np.uint16))
+    numbers = (OPTIMIZERS.code("adam"), hyper, np.empty(0, dtype))
+    judged = np.array([0, 0, status], np.int64)
+    X, y, order = normal((9, 3), dtype), normal((9, 4), dtype, 1), generator(3).permutation(9)
+    expected = [vector.copy() for vector in vectors]
+    words = (np.array([7, 1], np.int64), judged)
+    over(tiles, kernels.update, count, *expected, *numbers, *words, *nothing)
+    counter = np.array([1, 1], np.int64)
+    inputs, targets = unwritten(4, 3, dtype), unwritten(4, 4, dtype)
+    rows = (X, y, order, 4, inputs, targets, np.empty((0, 0), np.uint16))
+    arguments = (*vectors, *numbers, counter, judged, *nothing, *rows)
+    over(tiles, kernels.update_and_gather, count + 4 * 7, *arguments)
+    assert counter.tolist() == [2, 1]
+    for vector, wanted in zip(vectors, expected, strict=True):
+        assert vector.tobytes() == wanted.tobytes()
+    # The batch of before was the second one; the third has a single row.
+    assert inputs[:1].tobytes() == X[order[8:]].tobytes() and np.isnan(inputs[1:]).all()
+    assert targets[:1].tobytes() == y[order[8:]].tobytes() and np.isnan(targets[1:]).all()
 
 
 @pytest.mark.parametrize("limit", [0.5, 1e9])

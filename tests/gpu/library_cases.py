@@ -14,10 +14,10 @@ import pytest
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import simulated
-from fastmlp_kernels.cuda.costs import layered_launches
+from fastmlp_kernels.cuda.costs import gradients_together, layered_launches
 from fastmlp_kernels.cuda.layered.activation import ROWS_OF_A_LANE
 from fastmlp_kernels.cuda.layered.launching import build
-from fastmlp_kernels.problem import DTYPES
+from fastmlp_kernels.problem import DTYPES, Machine, Problem
 from tests import tolerances
 from tests.gpu.device import (
     MARKS,
@@ -40,7 +40,7 @@ from tests.gpu.program_cases import (
     count_launches,
 )
 from tests.gpu.recording_cublas import Recorder, RecordingCublasLt, from_bfloat16
-from tests.samples import sample
+from tests.samples import DROPPED, DROPPED_AND_CLIPPED, first_batches, sample
 from tests.tolerances import Bounded, Precision, compare
 
 pytestmark = MARKS
@@ -53,6 +53,9 @@ FORMS = {
 }
 COMPUTE = {"float32": 68, "float64": 70, "tf32": 77, "bfloat16": 68}
 ROUNDED = ("tf32", "bfloat16")
+# Where launches take the time, and where they take none: all gradients of weights together, or one
+# by one.
+MACHINES = {"together": Machine(gpu_node_seconds=1.0), "apart": Machine(gpu_node_seconds=0.0)}
 
 
 @pytest.fixture(params=TILES, ids=str)
@@ -70,18 +73,24 @@ def form(request):
     return request.param
 
 
-def stand_in():
+@pytest.fixture(params=MACHINES)
+def where(request):
+    return request.param
+
+
+def stand_in(**choices):
     """Return what stands in for the library where there is no GPU that it could use."""
     if simulated():
-        return RecordingCublasLt()
+        return RecordingCublasLt(**choices)
     device = emulated_device()
-    return None if device is None else EmulatedCublasLt(device)
+    return None if device is None else EmulatedCublasLt(device, **choices)
 
 
-def with_library(problem, tiles, recorder=False, library=None):
+def with_library(problem, tiles, recorder=False, library=None, where="together"):
     """Return a program with the library's products, or those of what stands in for it."""
-    library = library or stand_in()
-    device = OnDevice(problem, tiles, library=library, recorder=recorder)
+    library, machine = library or stand_in(), MACHINES[where]
+    assert gradients_together(problem, machine) == (where == "together")
+    device = OnDevice(problem, tiles, library=library, recorder=recorder, machine=machine)
     device.library = library
     if library:
         assert device.program.products.name == "cuBLASLt"
@@ -96,46 +105,181 @@ def in_form(problem, form, **changes):
     return dataclasses.replace(problem, dtype=dtype, precision=precision, **changes)
 
 
+# ReLU chains, which the library's epilogues are for; a layer of one unit, a column; a last layer
+# with a slope of its own.
+CHAINS = [
+    Problem((3, 5, 4, 2), ("relu", "relu", "identity"), "half_squared_error", "momentum"),
+    Problem((4, 6, 3), ("relu", "identity"), "softmax_cross_entropy", "sgd", labels=True),
+    Problem((3, 4, 1, 3, 1), ("relu", "tanh", "relu", "identity"), "half_squared_error", "sgd"),
+    Problem((4, 5, 6), ("relu", "relu"), "half_squared_error", "sgd"),
+]
 # Every program where our own kernels differ from `program_cases`, a few where products do.
 EPOCHS = [(form, i) for form in ("float32", "bfloat16") for i in range(len(PROGRAMS))]
 EPOCHS += [("float64", 1), ("tf32", 1), ("tf32", 4)]
+EPOCHS += [(form, len(PROGRAMS) + i) for form in FORMS for i in range(len(CHAINS))]
+
+
+def compute_of(form, where):
+    """Return the library's compute type; bfloat16 is more exact where launches take the time."""
+    return COMPUTE["tf32" if (form, where) == ("bfloat16", "together") else form]
+
+
+def columns_of(problem, form, where):
+    """Return how many products of a column by a row a kernel of ours computes."""
+    rounds = (form, where) == ("bfloat16", "apart")
+    return 0 if rounds else sum(width == 1 for width in problem.sizes[2:])
 
 
 @pytest.mark.parametrize(("form", "index"), EPOCHS)
-def test_epoch(tiles, form, index):
-    problem = in_form(PROGRAMS[index], form, batch_size=4, rows=7)
+def test_epoch(tiles, form, index, where):
+    problem = in_form([*PROGRAMS, *CHAINS][index], form, batch_size=4, rows=7)
     made = []
 
     def make(part):
-        made.append(with_library(part, tiles))
+        made.append(with_library(part, tiles, where=where))
         return made[-1]
 
     check_epoch(problem, make, plain=index % 2 == 0)
     if made[-1].library:
         products = made[-1].library.products
         layers = len(problem.sizes) - 1
-        assert len(products) == 2 * (3 * layers - 1)
-        assert {facts[3] for facts in products} == {COMPUTE[form]}
+        step = 2 * layers - 1 + layers * (where == "apart") - columns_of(problem, form, where)
+        assert len(products) == 2 * step
+        assert {facts[3] for facts in products} == {compute_of(form, where)}
 
 
-def test_the_separate_parts(tiles, form):
-    problem = in_form(PROGRAMS[2], form, batch_size=4, rows=7)
-    check_the_parts(problem, with_library(problem, tiles))
+@pytest.mark.parametrize("form", ["float32", "float64"])
+def test_masks_of_more_than_one_group_of_bits(tiles, form, where):
+    """The bits of a row are padded to groups of 128."""
+    problem = Problem((4, 130, 3), ("relu", "identity"), "softmax_cross_entropy", labels=True)
+    problem, made = in_form(problem, form, batch_size=4, rows=7), []
+
+    def make(part):
+        made.append(with_library(part, tiles, where=where))
+        return made[-1]
+
+    check_epoch(problem, make, True)
+    for device in made:
+        # A row of too few bits is refused, and a kernel does the work.
+        assert not device.library or {134, 136} <= set(device.library.epilogues)
 
 
-def test_the_fused_step_equals_the_parts_and_the_epoch(tiles, form):
-    problem = in_form(PROGRAMS[1], form, batch_size=4, rows=4)
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dropped", [DROPPED, DROPPED_AND_CLIPPED], ids=["adam", "clipped"])
+def test_epoch_with_dropout(tiles, form, dropped, where):
+    problem = in_form(dropped, form, batch_size=4, rows=7)
+    check_epoch(problem, lambda part: with_library(part, tiles, where=where), True)
+
+
+@pytest.mark.parametrize("keeps_nan", [False, True])
+def test_training_stops_at_a_nan(tiles, where, keeps_nan):
+    """Whatever the library's ReLU makes of one."""
+    problem = dataclasses.replace(CHAINS[0], batch_size=2, rows=8)
+    data = sample(problem, seed=4)
+    part, healthy = first_batches(problem, data, 2)
+    with_library(part, tiles, where=where).epoch(healthy)
+    data.X[data.order[5]] = np.nan
+    library = stand_in(keeps_nan=keeps_nan)
+    with_library(problem, tiles, library=library, where=where).epoch(data)
+    assert data.control.tolist() == [0, 2, 3]
+    assert data.parameters.tobytes() == healthy.parameters.tobytes()
+
+
+def steps_of(problem, tiles, where):
+    """Return the kernels and the products of a step: of a second batch, beside the first."""
+    counts = []
+    for batches in (1, 2):
+        part = dataclasses.replace(problem, batch_size=2, rows=2 * batches)
+        device = with_library(part, tiles, where=where)
+        held = count_launches(device)
+        device.epoch(sample(part))
+        products = len(device.library.products) if device.library else 0
+        counts.append((len(held), products))
+        counted = layered_launches(part, MACHINES[where], library=True)
+        assert not device.library or sum(counts[-1]) == counted
+    return tuple(more - less for less, more in zip(*counts, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layers", [2, 3, 4])
+def test_a_step_of_a_relu_chain_has_half_the_launches_that_it_had(tiles, form, layers):
+    """It had five a layer and three: product, bias; slope, two products; and around them."""
+    before = 5 * layers + 3
+    problem = in_form(relu_chain(layers), form)
+    kernels, products = steps_of(problem, tiles, "together")
+    # The loss, the gradients of weights, the update.
+    assert kernels == 3
+    if emulated_device() or simulated():
+        assert products == 2 * layers - 1 and 2 * (kernels + products) <= before
+
+
+@pytest.mark.parametrize(
+    ("form", "kernels"), [("float32", 3), ("tf32", 3), ("float64", 3), ("bfloat16", 8)]
+)
+def test_a_step_of_a_wide_relu_chain(tiles, form, kernels):
+    """The gradients of weights are the library's: only what rounds to bfloat16 has kernels."""
+    found = steps_of(in_form(relu_chain(3), form), tiles, "apart")
+    assert found[0] == kernels
+    if emulated_device() or simulated():
+        assert found[1] == 8
+
+
+@pytest.mark.parametrize("index", range(len(CHAINS)))
+def test_an_epoch_makes_the_launches_that_are_counted(tiles, form, index, where):
+    steps_of(in_form(CHAINS[index], form), tiles, where)
+
+
+@pytest.mark.parametrize("index", range(len(PROGRAMS)))
+def test_other_activations_make_the_launches_that_are_counted(tiles, index, where):
+    steps_of(in_form(PROGRAMS[index], "bfloat16"), tiles, where)
+
+
+def relu_chain(layers):
+    sizes, activations = (3, *[4] * (layers - 1), 2), ("relu",) * (layers - 1)
+    return Problem(sizes, (*activations, "identity"), "half_squared_error", "momentum")
+
+
+@pytest.mark.parametrize("refused", [134, 136, 4, 256], ids=["relu", "drelu", "bias", "bgrada"])
+def test_where_an_epilogue_is_refused_kernels_do_its_work(tiles, refused, where):
+    problem, made = dataclasses.replace(CHAINS[0], batch_size=4, rows=7), []
+
+    def make(part):
+        library = stand_in(refusing={refused})
+        made.append(with_library(part, tiles, library=library, where=where))
+        return made[-1]
+
+    check_epoch(problem, make, plain=False)
+    check_the_parts(problem, make(problem))
+    for device in made:
+        assert not device.library or refused not in device.library.epilogues
+
+
+# Where factors are rounded, bounds of a deep chain with kinks would prove nothing.
+PARTS = [(form, i) for form in FORMS for i in (2, len(PROGRAMS) + 1)]
+PARTS += [(form, len(PROGRAMS) + i) for form in ("float32", "float64") for i in (2, 3)]
+
+
+@pytest.mark.parametrize(("form", "index"), PARTS)
+def test_the_separate_parts(tiles, form, index, where):
+    problem = in_form([*PROGRAMS, *CHAINS][index], form, batch_size=4, rows=7)
+    check_the_parts(problem, with_library(problem, tiles, where=where))
+
+
+@pytest.mark.parametrize("index", [1, len(PROGRAMS)])
+def test_the_fused_step_equals_the_parts_and_the_epoch(tiles, form, index):
+    """Where all gradients are computed together, in whatever way they are added."""
+    problem = in_form([*PROGRAMS, *CHAINS][index], form, batch_size=4, rows=4)
     check_the_fused_step(problem, with_library(problem, tiles))
 
 
 def test_the_weights_of_the_next_batch_are_rounded_by_the_update(tiles):
     """In the epoch no other kernel writes them, so a place left out would be an old weight."""
     problem = in_form(PROGRAMS[1], "bfloat16", batch_size=2, rows=6)
-    device, data = with_library(problem, tiles), sample(problem, seed=5)
+    device, data = with_library(problem, tiles, where="apart"), sample(problem, seed=5)
     before = data.parameters.copy()
     device.epoch(data)
     products, weights = device.program.products, device.program.updating.biases.copy_to_host() == 0
-    if products.places.size == 0:
+    if not device.library and products.places.size == 0:
         return
     places = products.places.copy_to_host()[weights]
     assert len(set(places.tolist())) == weights.sum()
@@ -145,51 +289,26 @@ def test_the_weights_of_the_next_batch_are_rounded_by_the_update(tiles):
     assert np.abs(rounded - before[weights]).max() > np.abs(rounded - new).max()
     # From the host's side: a program that was stopped takes up the caller's weights again.
     changed = sample(problem, seed=6)
-    again = with_library(problem, tiles)
+    again = with_library(problem, tiles, where="apart")
     again.epoch(expected := changed.copy())
     device.epoch(changed)
     assert changed.parameters.tobytes() == expected.parameters.tobytes()
 
 
-@pytest.mark.parametrize("form", ["float32", "bfloat16"])
-def test_a_bias_that_the_library_adds(tiles, form):
-    """The choice is data: a tuple of epilogues, one a layer."""
-    problem = in_form(PROGRAMS[0], form, batch_size=4, rows=7)
-
-    def make(part):
-        device = with_library(part, tiles)
-        device.program.products.epilogues = ("bias", "bias")
-        return device
-
-    check_epoch(problem, make, plain=True)
-
-
-def test_an_epoch_launches_what_is_counted_beside_the_products(tiles):
-    problem = in_form(PROGRAMS[1], "bfloat16", batch_size=2, rows=2)
-    device = with_library(problem, tiles)
-    if not device.library:
-        return
-    layers, held = len(problem.sizes) - 1, count_launches(device)
-    device.epoch(sample(problem))
-    # And the rounding of the weights, once an epoch.
-    assert (
-        len(held) + len(device.library.products) == layered_launches(problem, library=True) + layers
-    )
-
-
-def recorded(problem, tiles):
+def recorded(problem, tiles, where="together"):
     """Return a program whose full batches are replayed, and what records them."""
     library = stand_in()
     recorder = Recorder(library) if simulated() else None
-    return with_library(problem, tiles, recorder, library), recorder
+    return with_library(problem, tiles, recorder, library, where), recorder
 
 
-def test_a_replayed_epoch_has_the_bits_of_a_launched_one(tiles, form="bfloat16"):
-    problem = in_form(PROGRAMS[4], form, batch_size=2, rows=7)
-    device, recorder = recorded(problem, tiles)
+@pytest.mark.parametrize("index", [4, len(PROGRAMS)])
+def test_a_replayed_epoch_has_the_bits_of_a_launched_one(tiles, index, where):
+    problem = in_form([*PROGRAMS, *CHAINS][index], "bfloat16", batch_size=2, rows=7)
+    device, recorder = recorded(problem, tiles, where)
     for weighted, penalized in ((False, False), (True, True)):
         data = sample(problem, seed=7, weighted=weighted, penalized=penalized)
-        plain = with_library(problem, tiles).epoch(data.copy())
+        plain = with_library(problem, tiles, where=where).epoch(data.copy())
         replayed = device.epoch(data.copy())
         for actual, expected in zip(replayed.arguments(), plain.arguments(), strict=True):
             assert actual is expected is None or actual.tobytes() == expected.tobytes()
@@ -297,7 +416,7 @@ def test_everything_that_was_created_is_destroyed(tiles):
     made = [name for name in library.calls if name.endswith("Create")]
     # A description and three layouts for each product of both sizes of batches; preferences, which
     # are gone already; a handle.
-    assert len(made) == 1 + 2 * 8 * 5 and len(library.alive) == 1 + 2 * 8 * 4
+    assert len(made) == 1 + 2 * 5 * 5 and len(library.alive) == 1 + 2 * 5 * 4
     del device
     gc.collect()
     assert library.alive == {}
@@ -409,6 +528,7 @@ def test_an_epoch_runs_on_one_stream_and_single_calls_on_the_default_one(tiles):
     named = {name: Kernel(kernel) for name, kernel in program.kernels._asdict().items()}
     watched = program.kernels._replace(**named)
     program.kernels = program.products.kernels = program.updating.kernels = watched
+    program.products.together.kernels = watched
     if program.products.name != "cuBLASLt":
         return
     multiply, streams = program.products._multiply, []
@@ -419,7 +539,7 @@ def test_an_epoch_runs_on_one_stream_and_single_calls_on_the_default_one(tiles):
     data = sample(problem)
     device.epoch(data)
     assert default is not program.stream and launches.stream is default
-    assert len(seen) >= 6 and all(each is program.stream for each in (*seen, *streams))
+    assert len(seen) >= 5 and all(each is program.stream for each in (*seen, *streams))
     seen.clear()
     device.call("value_and_gradient", data.parameters, data.X[:4], data.y[:4], data.parameters * 0)
     assert len(seen) >= 4 and all(each is default for each in seen)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 
@@ -12,6 +13,7 @@ from fastmlp.dispatch.planning import plan
 from fastmlp_kernels.cuda import KERNELS, LAUNCHES, costs, launches
 from fastmlp_kernels.cuda.device.rates import expected_rates
 from fastmlp_kernels.problem import PRECISIONS, Machine, Problem
+from tests import ROOT
 
 H100 = Machine(
     cores=16,
@@ -116,7 +118,41 @@ def test_every_kernel_counts_its_launches():
     base = problem(16, 64, 1, batch=32)
     counts = {kernel.name: launches(kernel.name, base, H100) for kernel in KERNELS}
     assert counts["cuda.resident"] == 1
-    assert counts["cuda.layered"] == costs.layered_launches(base, library=True)
+    assert counts["cuda.layered"] == costs.layered_launches(base, H100, library=True)
+
+
+# Of the columns of docs/gpu.md's table: widths, rows, and precisions.
+COLUMNS = [
+    (256, 256, PRECISIONS),
+    (2048, 4096, ("float32", "tf32")),
+    (2048, 4096, ("bfloat16",)),
+]
+
+
+def test_the_page_has_the_launches_of_a_step():
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert [int(row[0]) for row in rows] == [2, 3, 4]
+    for row in rows:
+        layers, before, *shown = map(int, row)
+        # Five a layer and three: a product and its kernel; a slope, two products; and around them.
+        assert before == 5 * layers + 3 and 2 * shown[0] <= before
+        for (width, batch, precisions), wanted in zip(COLUMNS, shown, strict=True):
+            for precision in precisions:
+                sizes = (width,) * layers
+                chain = problem(*sizes, 8, batch=batch, rows=2 * batch, precision=precision)
+                one = dataclasses.replace(chain, rows=batch)
+                counts = [costs.layered_launches(each, H100, library=True) for each in (one, chain)]
+                assert counts[1] - counts[0] == wanted, (layers, width, precision)
+
+
+def test_gradients_are_computed_together_where_launches_take_the_time():
+    narrow = problem(64, 256, 256, 8, batch=256)
+    wide = problem(784, 2048, 2048, 10, batch=1024)
+    assert costs.gradients_together(narrow, H100) and not costs.gradients_together(wide, H100)
+    # A node that costs nothing saves nothing, and one that costs all decides.
+    free, dear = (dataclasses.replace(H100, gpu_node_seconds=each) for each in (0.0, 1.0))
+    assert not costs.gradients_together(wide, free) and costs.gradients_together(wide, dear)
 
 
 def test_copies_are_explained():

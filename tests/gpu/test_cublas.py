@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fastmlp_kernels.cuda.layered import cublas
-from fastmlp_kernels.cuda.layered.cublas import Cublas, CublasError, Product, alignment, connect
+from fastmlp_kernels.cuda.layered.cublas import Cublas, CublasError, connect
+from fastmlp_kernels.cuda.layered.product import EPILOGUES, Product, alignment, mask_stride
 from tests.gpu.recording_cublas import RecordingCublasLt, from_bfloat16, to_tf32
 
 FLAGS = (False, True)
@@ -80,13 +81,101 @@ def test_the_library_adds_a_bias_to_each_column():
     left, right = matrix((3, 4), 4, np.float32, 0), matrix((4, 5), 5, np.float32, 1)
     result, bias = np.full((3, 5), np.nan, np.float32), np.arange(5, dtype=np.float32)
     arrays, library = (left, right, result), RecordingCublasLt(workspace=0)
-    product = product_of(arrays, 3, 5, 4, False, False, epilogue="bias", bias_alignment=4)
+    product = product_of(arrays, 3, 5, 4, False, False, epilogue="bias", vector_alignment=4)
     pointers = tuple(array.ctypes.data for array in arrays)
     held = Cublas(library)
     held.multiply(product, pointers, False, (0, 0), 0, bias.ctypes.data)
     np.testing.assert_allclose(result, left @ right + bias, rtol=1e-6)
     described = [each for each in library.alive.values() if each.kind == "MatmulDesc"]
     assert described[0].attributes[8] == bias.ctypes.data
+
+
+WORK = np.zeros(64, np.uint8)
+
+
+def finished(library, arrays, sizes, transposed=FLAGS[:1] * 2, mask=None, vector=None, **more):
+    """Multiply with an epilogue."""
+    if mask is not None:
+        more["mask_stride"] = more.get("mask_stride", 8 * mask.shape[1])
+    product = product_of(arrays, *sizes, *transposed, **more)
+    pointers = tuple(array.ctypes.data for array in arrays)
+    at = [0 if each is None else each.ctypes.data for each in (vector, mask)]
+    work = (WORK.ctypes.data, WORK.size)
+    Cublas(library).multiply(product, pointers, False, work, 0, *at)
+
+
+def aligned_mask(rows, columns):
+    """Return a mask that begins at a multiple of 256 bytes."""
+    stride = mask_stride(columns) // 8
+    memory = np.zeros(rows * stride + 256, np.uint8)
+    start = -memory.ctypes.data % 256
+    return memory[start : start + rows * stride].reshape(rows, stride)
+
+
+@pytest.mark.parametrize("columns", [5, 128, 130])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_mask_of_the_signs_is_applied_on_the_way_back(dtype, columns):
+    left, right = matrix((3, 4), 4, dtype, 0), matrix((4, columns), columns, dtype, 1)
+    bias, mask = matrix((1, columns), columns, dtype, 2)[0], aligned_mask(3, columns)
+    result, library = np.full((3, columns), np.nan, dtype), RecordingCublasLt()
+    forward = {"epilogue": "relu_aux_bias", "vector_alignment": 4}
+    finished(library, (left, right, result), (3, columns, 4), mask=mask, vector=bias, **forward)
+    z = left.astype(np.float64) @ right + bias
+    np.testing.assert_allclose(result, np.maximum(z, 0), rtol=1e-5, atol=1e-6)
+    delta, W = matrix((3, 2), 2, dtype, 3), matrix((columns, 2), 2, dtype, 4)
+    back = np.full((3, columns), np.nan, dtype)
+    arrays, turned = (delta, W, back), (False, True)
+    finished(library, arrays, (3, columns, 2), turned, mask=mask, epilogue="drelu")
+    expected = (delta.astype(np.float64) @ W.T) * (z > 0)
+    np.testing.assert_allclose(back, expected, rtol=1e-5, atol=1e-6)
+    assert 0 < (z > 0).sum() < z.size
+
+
+@pytest.mark.parametrize("operands", [np.float32, np.uint16])
+def test_the_rows_of_the_right_factor_are_summed(operands):
+    """The gradient of a bias, beside that of the weights: float32, as the result is."""
+    A, dZ = matrix((6, 3), 3, operands, 0), matrix((6, 5), 8, operands, 1)
+    dW, db = np.full((3, 5), np.nan, np.float32), np.full(5, np.nan, np.float32)
+    arrays, more = (A, dZ, dW), {"compute": "bfloat16" if operands == np.uint16 else "float32"}
+    more["vector_alignment"] = 4
+    more["epilogue"] = "bgrada"
+    finished(RecordingCublasLt(), arrays, (3, 5, 6), (True, False), vector=db, **more)
+    left, right = (from_bfloat16(each) if operands == np.uint16 else each for each in (A, dZ))
+    np.testing.assert_allclose(dW, left.T @ right[:, :5], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(db, right[:, :5].sum(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_what_an_epilogue_lacks_is_refused():
+    """As the library does: INVALID_VALUE, or no algorithm."""
+    dtype = np.float32
+    left, right = matrix((3, 4), 4, dtype, 0), matrix((4, 5), 5, dtype, 1)
+    arrays, sizes = (left, right, np.zeros((3, 5), dtype)), (3, 5, 4)
+    bias, mask = np.zeros(5, dtype), aligned_mask(3, 5)
+    relu = {"epilogue": "relu_aux_bias", "vector_alignment": 4}
+    with pytest.raises(CublasError, match="INVALID_VALUE"):
+        finished(RecordingCublasLt(), arrays, sizes, mask=None, vector=bias, **relu)
+    with pytest.raises(CublasError, match="INVALID_VALUE"):
+        finished(RecordingCublasLt(), arrays, sizes, mask=mask, vector=None, **relu)
+    for stride in (0, 8, 64, 129):
+        with pytest.raises(CublasError, match="INVALID_VALUE"):
+            more = {**relu, "mask_stride": stride}
+            finished(RecordingCublasLt(), arrays, sizes, mask=mask, vector=bias, **more)
+    with pytest.raises(AssertionError, match="bias"):
+        more = {**relu, "vector_alignment": 256}
+        held = np.zeros(128, dtype)
+        odd = held[-held.ctypes.data % 256 // 4 + 1 :][:5]
+        finished(RecordingCublasLt(), arrays, sizes, mask=mask, vector=odd, **more)
+    column = (matrix((3, 1), 1, dtype, 0), matrix((5, 1), 1, dtype, 1), arrays[2])
+    with pytest.raises(CublasError, match="no algorithm"):
+        finished(RecordingCublasLt(), column, (3, 5, 1), (False, True), mask=mask, epilogue="drelu")
+    with pytest.raises(CublasError, match="no algorithm"):
+        refusing = RecordingCublasLt(refusing={134})
+        finished(refusing, arrays, sizes, mask=mask, vector=bias, **relu)
+
+
+@pytest.mark.parametrize(("columns", "stride"), [(1, 128), (128, 128), (129, 256)])
+def test_mask_stride(columns, stride):
+    assert mask_stride(columns) == stride
 
 
 def test_a_plan_is_made_once_for_a_product_and_everything_is_destroyed_in_order():
@@ -197,7 +286,15 @@ def test_the_values_are_those_of_the_headers():
     assert cublas.COMPUTE_TYPES == {"float32": 68, "tf32": 77, "bfloat16": 68, "float64": 70}
     assert (cublas.DESCRIPTION_TRANSA, cublas.DESCRIPTION_TRANSB) == (3, 4)
     assert (cublas.DESCRIPTION_EPILOGUE, cublas.DESCRIPTION_BIAS_POINTER) == (7, 8)
-    assert cublas.EPILOGUES == {"none": 1, "bias": 4}
+    assert (cublas.DESCRIPTION_MASK_POINTER, cublas.DESCRIPTION_MASK_STRIDE) == (11, 12)
+    # CUBLASLT_EPILOGUE_RELU is 2, and its mask 128; of DRELU the mask and 8.
+    assert EPILOGUES == {
+        "none": 1,
+        "bias": 4,
+        "relu_aux_bias": 2 | 128 | 4,
+        "drelu": 8 | 128,
+        "bgrada": 256,
+    }
     assert (cublas.PREFERENCE_WORKSPACE, cublas.PREFERENCE_ALIGNMENTS) == (1, (5, 6, 7, 8))
 
 

@@ -79,7 +79,7 @@ def test_every_loss_rule_compiles_in_its_own_precision(rule):
 
 def test_a_product_in_float64_is_seen_to_be_one():
     """The search above can fail: the float64 kernels have what it looks for."""
-    for name in ("linear_forward", "loss_and_gradient", "update", "sum_losses"):
+    for name in ("linear_forward", "loss_and_gradient", "update", "weight_gradient"):
         assert double_precision(compiled(name, "float64", (9, 0))), name
 
 
@@ -107,8 +107,10 @@ def test_a_thread_of_a_product_reads_its_neighbours_as_vectors(name, tmp_path):
     code = machine_code(compiled(name, "float32", (9, 0)), (9, 0), tmp_path)
     assert len(re.findall(r"\bLDS\.128\b", code)) >= 8
     assert len(re.findall(r"\bFFMA\b", code)) >= 4 * Tiles().registers ** 2
-    # One by one they would be as many as the multiply-adds of two terms.
-    assert len(re.findall(r"\bLDS\b(?!\.128)", code)) == 0
+    # One by one they would be as many as the multiply-adds of two terms. The last block of a tile
+    # reads a flag; a fence is followed by loads to nowhere that never run.
+    single = re.findall(r"\bLDS\b(?!\.128| RZ)", code)
+    assert len(single) == (1 if name == "weight_gradient" else 0)
 
 
 def test_the_listing_is_of_what_was_assembled(tmp_path):

@@ -197,7 +197,8 @@ def test_nothing_prints_to_standard_output():
 
 
 # What a training step is made of, on either side. On the CPU, whatever makes or copies numbers also
-# looks for one that is not finite; on CUDA that is a pass of its own.
+# looks for one that is not finite; on CUDA that may be a pass of its own. To save launches
+# the loss sums itself there, and an update collects the next rows.
 KERNEL_NAMES = {
     "activation_forward",
     "activation_backward",
@@ -205,12 +206,11 @@ KERNEL_NAMES = {
     "linear_backward",
     "weight_gradient",
     "loss_and_gradient",
-    "sum_losses",
     "predict_rows",
     "update",
     "gather_rows",
 }
-EXTRA_NAMES = {"cpu": set(), "cuda": {"check_finite"}}
+EXTRA_NAMES = {"cpu": {"sum_losses"}, "cuda": {"check_finite", "update_and_gather"}}
 # Programs have methods of these names, which the contract documents, and the products of a layer in
 # shared memory are parts of kernels, which `products` documents.
 NO_KERNELS = {"__init__", "program", "single_calls", "layered", "block_linear", "tensor_linear"}

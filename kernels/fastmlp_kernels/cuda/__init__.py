@@ -22,7 +22,7 @@ def _supports(problem: Problem, machine: Machine) -> str | None:
 def _build(problem: Problem, machine: Machine) -> Program:
     from fastmlp_kernels.cuda.layered.program import LayeredProgram
 
-    return LayeredProgram(problem)
+    return LayeredProgram(problem, machine=machine)
 
 
 def _build_resident(problem: Problem, machine: Machine) -> Program:
@@ -45,7 +45,7 @@ KERNELS = (
 
 LAUNCHES: dict[str, Callable[[Problem, Machine], int]] = {
     # Counted with cuBLASLt, which a machine with a GPU mostly has.
-    "cuda.layered": lambda problem, machine: costs.layered_launches(problem, True),
+    "cuda.layered": lambda problem, machine: costs.layered_launches(problem, machine, True),
     "cuda.fused": fused_cost.launches,
     "cuda.resident": resident_cost.launches,
 }

@@ -27,10 +27,9 @@ def block_sum(partial, t, threads):
 def grid_sum(partial, sums, arrivals, flag, total, t, threads):
     """Sum what each thread of a grid brings; return whether this block has it in ``partial[0]``.
 
-    A tree sums those of a block, and the last block to arrive those of all blocks, of which there
-    are at most `threads`. Which block that is changes no bit: error at most ``2 log2 threads``
-    roundings of the sum of magnitudes. `partial` and `flag` are in shared memory; see `is_last` for
-    `arrivals`.
+    A tree sums those of a block, and the last block to arrive those of all blocks. Which block that
+    is changes no bit: error at most ``2 log2 threads + blocks / threads`` roundings of the sum of
+    magnitudes. `partial` and `flag` are in shared memory; see `is_last` for `arrivals`.
     """
     partial[t] = total
     block_sum(partial, t, threads)
@@ -38,7 +37,10 @@ def grid_sum(partial, sums, arrivals, flag, total, t, threads):
         sums[cuda.blockIdx.x] = partial[0]
     if not is_last(arrivals, 0, cuda.gridDim.x, flag, t):
         return False
-    partial[t] = sums[t] if t < cuda.gridDim.x else total - total
+    rest = sums.dtype.type(0)
+    for block in range(t, cuda.gridDim.x, threads):
+        rest += sums[block]
+    partial[t] = rest
     block_sum(partial, t, threads)
     return True
 

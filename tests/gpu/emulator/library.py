@@ -8,7 +8,17 @@ import numpy as np
 
 from tests.gpu.emulator.global_memory import WRITTEN
 from tests.gpu.emulator.registers import Fault
-from tests.gpu.recording_cublas import STORED, RecordingCublasLt
+from tests.gpu.recording_cublas import (
+    CUBLASLT_EPILOGUE_BGRADA,
+    CUBLASLT_EPILOGUE_DRELU,
+    CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
+    STORED,
+    WITH_AUX_POINTER,
+    WITH_BIAS_POINTER,
+    RecordingCublasLt,
+)
 
 
 class EmulatedCublasLt(RecordingCublasLt):
@@ -21,20 +31,30 @@ class EmulatedCublasLt(RecordingCublasLt):
     def enqueue(self, stream, multiply):
         self.device.driver.enqueue(stream or 0, multiply)
 
-    def multiply(self, held, scales, bias, first, second, result):
+    def multiply(self, held, scales, extra, first, second, result):
         read = [self._state(*each) for each in (first, second)]
+        written = [self._state(*result)]
         if scales[1] != 0:
             read.append(self._state(*result))
-        if bias is not None:
-            # As long as a column of the result, which is a row of ours.
-            kind, rows, *_ = self.get(result[0], "MatrixLayout").facts
-            read.append(self._bytes(bias)[: rows * np.dtype(STORED[kind]).itemsize])
+        epilogue, attributes = extra
+        # As long as a column of the result, which is a row of ours.
+        kind, rows, columns, _ = self.get(result[0], "MatrixLayout").facts
+        if epilogue in WITH_BIAS_POINTER:
+            address = attributes[CUBLASLT_MATMUL_DESC_BIAS_POINTER]
+            vector = self._bytes(address)[: rows * np.dtype(STORED[kind]).itemsize]
+            (written if epilogue == CUBLASLT_EPILOGUE_BGRADA else read).append(vector)
+        if epilogue in WITH_AUX_POINTER:
+            stride = attributes[CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD] // 8
+            address = attributes[CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER]
+            bits = self._bytes(address)[: stride * columns]
+            (read if epilogue == CUBLASLT_EPILOGUE_DRELU else written).append(bits)
         if not all((each == WRITTEN).all() for each in read):
             raise Fault("a product reads memory that nobody has written, or beyond an array")
-        if not self._state(*result).all():
+        if not all(each.all() for each in written):
             raise Fault("a product writes beyond an array")
-        super().multiply(held, scales, bias, first, second, result)
-        self._state(*result)[...] = WRITTEN
+        super().multiply(held, scales, extra, first, second, result)
+        for each in written:
+            each[...] = WRITTEN
 
     def _bytes(self, address):
         """Return what is known of each byte from an address on."""

@@ -13,6 +13,7 @@ from tests.gpu.emulator.device import POISONS, Device
 INTENDED = [
     # All that write write the same value, and who reads an older one writes it once more.
     ("race", "check_finite", "status[STATUS]"),
+    ("race", "weight_gradient", "status[STATUS]"),
     ("race", "sum_and_check", "status"),
     ("race", "find_outside", "found[0]"),
     ("race", "find_bad_sums", "found[0]"),

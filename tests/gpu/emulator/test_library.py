@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastmlp_kernels.cuda.layered.cublas import Cublas, Product
+from fastmlp_kernels.cuda.layered.cublas import Cublas
+from fastmlp_kernels.cuda.layered.product import Product
 from tests.gpu.emulator.device import Device
 from tests.gpu.emulator.library import EmulatedCublasLt
 from tests.gpu.emulator.registers import Fault

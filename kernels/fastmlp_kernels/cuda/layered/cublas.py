@@ -1,20 +1,19 @@
 """cuBLASLt through ctypes: the few functions of it that matrix products take.
 
-The library is looked for where it usually is (`candidates`); nothing of it is a dependency. A
-matrix of ours is row-major, and cuBLASLt takes columns first: the memory of a row-major C is that
-of C^T, and ``C = A B`` is ``C^T = B^T A^T``, so the right factor is passed first. Names and values
-are those of cublasLt.h, cublas_api.h and library_types.h.
+The library is looked for where it usually is (`candidates`); nothing of it is a dependency. Names
+and values are those of cublasLt.h, cublas_api.h and library_types.h. `product` says how a product
+of ours is one of the library's.
 """
 
 import ctypes
-import math
 import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fastmlp_kernels.cuda.layered.product import EPILOGUES, WITH_MASK, WITH_VECTOR, Product
 
 # cudaDataType_t.
 REAL_TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}
@@ -26,8 +25,7 @@ AS_IT_IS, TRANSPOSED = 0, 1
 # cublasLtMatmulDescAttributes_t.
 DESCRIPTION_TRANSA, DESCRIPTION_TRANSB = 3, 4
 DESCRIPTION_EPILOGUE, DESCRIPTION_BIAS_POINTER = 7, 8
-# cublasLtEpilogue_t.
-EPILOGUES = {"none": 1, "bias": 4}
+DESCRIPTION_MASK_POINTER, DESCRIPTION_MASK_STRIDE = 11, 12
 # cublasLtMatmulPreferenceAttributes_t; the alignments are those of A, B, C and D.
 PREFERENCE_WORKSPACE = 1
 PREFERENCE_ALIGNMENTS = (5, 6, 7, 8)
@@ -44,10 +42,10 @@ STATUSES = {
 }
 # What NVIDIA's documentation recommends for Hopper; an algorithm takes what it needs of it.
 WORKSPACE_BYTES = 32 << 20
+# A mask that the program has allocated itself begins at a multiple of so many bytes.
+MASK_ALIGNMENT = 256
 # Plans that are kept: each number of rows to predict has some of its own.
 PLANS_KEPT = 256
-# No algorithm asks for more than this of a pointer.
-LARGEST_ALIGNMENT = 256
 
 _pointer, _size, _int = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
@@ -147,43 +145,6 @@ def connect(paths: Iterator[str] | None = None, load: Callable = ctypes.CDLL) ->
     raise CublasError(f"cuBLASLt: got {tried}, wanted {wanted}")
 
 
-@dataclass(frozen=True)
-class Product:
-    """A row-major product of rows by columns, summed over `terms`; a plan is made once for each.
-
-    Parameters
-    ----------
-    rows, columns, terms : int
-    left_transposed, right_transposed : bool
-        Whether the factor lies in memory as its transpose: ``[terms, rows]``, ``[columns, terms]``.
-    strides : tuple of int
-        Elements from a row to the next as they lie in memory, of left, right and result.
-    operands, result : str
-        Types of the factors and of the result, of `REAL_TYPES`.
-    compute : str
-        A key of `COMPUTE_TYPES`.
-    alignments : tuple of int
-        Bytes that divide the addresses of left, right and result.
-    epilogue : str
-        A key of `EPILOGUES`; "bias" adds a vector of the result's columns.
-    bias_alignment : int
-        Bytes that divide that vector's address.
-    """
-
-    rows: int
-    columns: int
-    terms: int
-    left_transposed: bool
-    right_transposed: bool
-    strides: tuple[int, int, int]
-    operands: str
-    result: str
-    compute: str
-    alignments: tuple[int, int, int]
-    epilogue: str = "none"
-    bias_alignment: int = LARGEST_ALIGNMENT
-
-
 # What was created, each with the name of the function that destroys it.
 Made = list[tuple[str, Any]]
 
@@ -274,10 +235,11 @@ class Cublas:
         )
         for attribute, value in settings:
             self._set(name, description, attribute, ctypes.c_int32(value))
-        if p.epilogue == "bias":
-            # The heuristic reads from it how the vector is aligned, and nothing else.
-            address = ctypes.c_void_p(p.bias_alignment)
-            self._set(name, description, DESCRIPTION_BIAS_POINTER, address)
+        if p.epilogue in WITH_MASK:
+            stride = ctypes.c_int64(p.mask_stride)
+            self._set(name, description, DESCRIPTION_MASK_STRIDE, stride)
+        # The heuristic reads from these how the arrays are aligned, and nothing else.
+        self._point_at(description, p, p.vector_alignment, MASK_ALIGNMENT)
         lying = [(p.rows, p.terms), (p.terms, p.columns)]
         for factor, transposed in enumerate((p.left_transposed, p.right_transposed)):
             lying[factor] = lying[factor][::-1] if transposed else lying[factor]
@@ -287,6 +249,16 @@ class Cublas:
         real = ctypes.c_double if scale == "float64" else ctypes.c_float
         heuristic = self._heuristic(product, description, first, second, result)
         return Plan(made, description, first, second, result, heuristic, real(1), real(0))
+
+    def _point_at(self, description: Any, product: Product, vector: int, mask: int) -> None:
+        """Set the addresses of what the epilogue reads or writes."""
+        name = "cublasLtMatmulDescSetAttribute"
+        for wanted, attribute, address in (
+            (WITH_VECTOR, DESCRIPTION_BIAS_POINTER, vector),
+            (WITH_MASK, DESCRIPTION_MASK_POINTER, mask),
+        ):
+            if product.epilogue in wanted:
+                self._set(name, description, attribute, ctypes.c_void_p(address))
 
     def _heuristic(self, product: Product, description, first, second, result) -> Heuristic:
         preference = ctypes.c_void_p()
@@ -321,7 +293,7 @@ class Cublas:
         return heuristic
 
     def multiply(
-        self, product: Product, pointers: tuple, accumulate, workspace, stream, bias: int = 0
+        self, product: Product, pointers: tuple, accumulate, workspace, stream, vector=0, mask=0
     ) -> None:
         """Enqueue a product on a stream.
 
@@ -335,14 +307,12 @@ class Cublas:
         workspace : tuple of int
             Address and bytes; no other stream may use it meanwhile.
         stream : int
-        bias : int
-            Address of the vector that the epilogue "bias" adds.
+        vector, mask : int
+            Addresses of what the epilogue reads or writes.
         """
         plan = self.plan(product)
         left, right, result = pointers
-        if product.epilogue == "bias":
-            name = "cublasLtMatmulDescSetAttribute"
-            self._set(name, plan.description, DESCRIPTION_BIAS_POINTER, ctypes.c_void_p(bias))
+        self._point_at(plan.description, product, vector, mask)
         self._call(
             "cublasLtMatmul",
             self.handle,
@@ -382,8 +352,3 @@ def _close(library: Any, own: Made, plans: dict[Product, Plan]) -> None:
     for plan in plans.values():
         _destroy(library, plan.made)
     _destroy(library, own)
-
-
-def alignment(address: int) -> int:
-    """Return the largest power of two, up to `LARGEST_ALIGNMENT`, that divides an address."""
-    return math.gcd(address, LARGEST_ALIGNMENT)

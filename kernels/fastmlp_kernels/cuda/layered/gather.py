@@ -2,17 +2,39 @@
 
 from numba import cuda
 
-from fastmlp_kernels.compile import cuda_kernel
+from fastmlp_kernels.compile import cuda_kernel, cuda_part
 from fastmlp_kernels.cuda.layered.bfloat16 import bfloat16_bits
 
-# Words of the counter of batches. The kernels of a step read the first; the update alone reads the
-# second, so that it can move the first on while other threads of it are still at work.
+# Words of the counter of batches. The kernels of a step read the first. The loss sets the second to
+# it, and the update alone reads that, so that it can move the first on while other threads of it
+# are still at work.
 BATCH, UPDATED = 0, 1
 COUNTER_WORDS = 2
 
 
+@cuda_part
+def gather_element(index, X, y, order, batch, batch_size, inputs, targets, rounded):
+    """Copy element `index` of the rows of a batch, or nothing if it has fewer; see `gather_rows`.
+
+    Beyond the last batch there are no rows.
+    """
+    fan_in, columns = inputs.shape[1], targets.shape[1]
+    width = fan_in + columns
+    i = index // width
+    j = index - i * width
+    place = batch * batch_size + i
+    if i < batch_size and place < order.size:
+        row = order[place]
+        if j >= fan_in:
+            targets[i, j - fan_in] = y[row, j - fan_in]
+        elif rounded.size > 0:
+            rounded[i, j] = bfloat16_bits(X[row, j])
+        else:
+            inputs[i, j] = X[row, j]
+
+
 @cuda_kernel
-def gather_rows(X, y, order, counter, batch_size, rows, inputs, targets, rounded):
+def gather_rows(X, y, order, counter, batch_size, inputs, targets, rounded):
     """Copy the rows of `X` and `y` that the batch's places in `order` name.
 
     Parameters
@@ -21,10 +43,11 @@ def gather_rows(X, y, order, counter, batch_size, rows, inputs, targets, rounded
     y : dtype[n, columns], C-contiguous, read
     order : int64[m], read
         Indices into X and y, checked before.
-    counter : int64[2], read and written
-        The batch's number is ``counter[BATCH]``; ``counter[UPDATED]`` becomes it.
-    batch_size, rows : int
-        Rows of a full batch, and of this one: place 0 of it is ``batch * batch_size``.
+    counter : int64[2], read
+        The batch's number is ``counter[BATCH]``.
+    batch_size : int
+        Rows of a full batch: place 0 of this one is ``batch * batch_size``. The last one may have
+        fewer.
     inputs : dtype[batch, fan_in], C-contiguous, written
         Left alone where there is `rounded`.
     targets : dtype[batch, columns], C-contiguous, written
@@ -33,23 +56,9 @@ def gather_rows(X, y, order, counter, batch_size, rows, inputs, targets, rounded
 
     Notes
     -----
-    Launch: a thread an element of the rows used, of both, neighbours in a row reading neighbours.
-    Cost: one read and one write of ``rows * (fan_in + columns)`` elements; exact but for the
-    rounding. Aliasing: none. Source: the mini-batch of stochastic gradient descent.
+    Launch: a thread an element of a full batch, of both, neighbours in a row reading neighbours.
+    Cost: one read and one write of each element. Accuracy: exact, or that of `bfloat16_bits`.
+    Aliasing: none. Source: the mini-batch of stochastic gradient descent.
     """
     index = cuda.grid(1)
-    fan_in, columns = inputs.shape[1], targets.shape[1]
-    batch = counter[BATCH]
-    if index == 0:
-        counter[UPDATED] = batch
-    width = fan_in + columns
-    if index < rows * width:
-        i = index // width
-        j = index - i * width
-        row = order[batch * batch_size + i]
-        if j >= fan_in:
-            targets[i, j - fan_in] = y[row, j - fan_in]
-        elif rounded.size > 0:
-            rounded[i, j] = bfloat16_bits(X[row, j])
-        else:
-            inputs[i, j] = X[row, j]
+    gather_element(index, X, y, order, counter[BATCH], batch_size, inputs, targets, rounded)

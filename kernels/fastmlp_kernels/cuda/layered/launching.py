@@ -64,9 +64,14 @@ class Tiles:
         """Return the blocks that share the columns of so many rows in `slope_and_sums`."""
         return -(-rows // (self.lanes * ROWS_OF_A_LANE))
 
+    @property
+    def row_threads(self) -> int:
+        """Threads of a block of a kernel that has one for each row: see `Launches.by_row`."""
+        return min(WARP, self.threads)
+
     def sum_blocks(self, count: int) -> int:
         """Return the blocks that share so many elements in `sum_squares`."""
-        # The last block has a thread for the sum of each.
+        # So that the last block has no more sums to add up than threads.
         return min(self.threads, -(-count // (ELEMENTS_OF_A_SUM * self.threads)))
 
 
@@ -90,10 +95,10 @@ class Kernels(NamedTuple):
     linear_backward: Any
     weight_gradient: Any
     loss_and_gradient: Any
-    sum_losses: Any
     check_finite: Any
     predict_rows: Any
     update: Any
+    update_and_gather: Any
     sum_squares: Any
     clip_by_norm: Any
     dropout: Any
@@ -110,7 +115,6 @@ def build(
     `rule` names the rule of a loss, and `link` the loss whose link predictions go through.
     """
     products = linear.build(tiles.tile, tiles.registers, tiles.depth)
-    judgements = loss.build(tiles.threads)
     return Kernels(
         activation_forward=activation_forward,
         activation_backward=activation_backward,
@@ -119,11 +123,11 @@ def build(
         linear_forward=products.linear_forward,
         linear_backward=products.linear_backward,
         weight_gradient=products.weight_gradient,
-        loss_and_gradient=loss.of_rule(rule),
-        sum_losses=judgements.sum_losses,
-        check_finite=judgements.check_finite,
+        loss_and_gradient=loss.of_rule(rule, tiles.row_threads),
+        check_finite=loss.check_finite,
         predict_rows=loss.of_link(link),
         update=update.update,
+        update_and_gather=update.update_and_gather,
         sum_squares=update.build(tiles.threads),
         clip_by_norm=clipping.build(tiles.threads),
         dropout=dropout,
@@ -171,13 +175,8 @@ class Launches:
 
         A thread goes over a whole row: a batch's rows are spread over many processors.
         """
-        threads = min(WARP, self.tiles.threads)
+        threads = self.tiles.row_threads
         self.grid(kernel, -(-rows // threads), threads, *arguments)
-
-    def one_more(self, kernel: Any, count: int, *arguments: Any) -> None:
-        """Launch with a thread for each of `count` elements, and one more block."""
-        threads = self.tiles.threads
-        self.grid(kernel, -(-count // threads) + 1, threads, *arguments)
 
     def sum_of(self, kernel: Any, count: int, *arguments: Any) -> None:
         """Launch `sum_squares` or `clip_by_norm` over so many elements."""

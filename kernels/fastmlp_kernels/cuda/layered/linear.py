@@ -5,16 +5,34 @@ result, a thread ``registers`` squared neighbours of it: each number that a thre
 shared memory goes into `registers` multiply-adds. The sum goes over slices of ``depth`` terms.
 Beyond the edges the slices hold zeros, so that any shape works and adds nothing to a sum. No
 atomics: every element is one thread's sum in a fixed order, so that a result is the same at every
-run.
+run. The gradients of all layers' weights and biases are one launch: a layer is independent of the
+others once every dZ is there, and slices of rows keep more blocks busy than a network has tiles.
 """
 
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, simulated
 from fastmlp_kernels.cuda.layered.activation import IDENTITY, activation_slope, activation_value
+from fastmlp_kernels.cuda.layered.gather import BATCH
+from fastmlp_kernels.cuda.layered.gradient_tiles import (
+    ACTIVATION,
+    DELTA,
+    FAN_IN,
+    FAN_OUT,
+    FIRST,
+    LEFT,
+    TOP,
+    column_sums_of,
+    finish,
+    keep_of,
+    load_of,
+)
+from fastmlp_kernels.cuda.sums import is_last
+from fastmlp_kernels.problem import STATUS
 
 # Four words: a row of a slice begins where four of them can be read at once, and a column that is
 # written down does not fall into one memory bank.
@@ -36,7 +54,7 @@ def build(tile: int, registers: int = 4, depth: int = 16) -> Products:
     """Return the products for blocks of (tile, tile) threads; see the module's docstring."""
     parts = _parts(tile, registers, depth)
     shape = (tile, registers, depth)
-    return Products(_forward(parts, *shape), _backward(parts, *shape), _gradient(parts, *shape))
+    return Products(_forward(parts, *shape), _backward(parts, *shape), _gradient(*shape))
 
 
 class _Parts(NamedTuple):
@@ -231,79 +249,83 @@ def _backward(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
     return linear_backward
 
 
-def _columns(registers: int, depth: int) -> tuple[Any, Any]:
-    @cuda_part
-    def begin(total, sums, dW, db, i, j, accumulate, sums_columns):
-        """Set a thread's sums to what is there, or to zero.
-
-        `db` is read by those alone that write it: another block may have written it already.
-        """
-        fan_in, fan_out = dW.shape[0], dW.shape[1]
-        for c in range(registers):
-            held = accumulate != 0 and j + c < fan_out
-            sums[c] = db[j + c] if held and sums_columns else dW.dtype.type(0)
-            for r in range(registers):
-                total[r, c] = dW[i + r, j + c] if held and i + r < fan_in else dW.dtype.type(0)
-
-    @cuda_part
-    def add_rows(sums, right, column):
-        """Add every row of a slice to a thread's sums of columns, in order."""
-        for k in range(depth):
-            for c in range(registers):
-                sums[c] += right[k, column + c]
-
-    return begin, add_rows
-
-
-def _gradient(parts: _Parts, tile: int, registers: int, depth: int) -> Any:
-    side, padded = tile * registers, tile * registers + PAD
-    load_along, add_slices, store = parts.along, parts.add, parts.store
-    begin, add_rows = _columns(registers, depth)
+def _gradient(tile: int, registers: int, depth: int) -> Any:
+    padded, shape = tile * registers + PAD, (registers, registers)
+    load, add_slices = load_of(tile, registers, depth), _sums(registers, depth)[0]
+    (zero, add_rows), keep = column_sums_of(registers, depth), keep_of(registers)
 
     @cuda_kernel
-    def weight_gradient(A, dZ, rows, accumulate, dW, db):
-        """Compute ``dW = A^T dZ`` and ``db = sum of the rows of dZ``, or add them.
+    def weight_gradient(
+        inputs,
+        activations,
+        deltas,
+        table,
+        rows,
+        slice_rows,
+        accumulate,
+        gradient,
+        partial,
+        arrivals,
+        counter,
+        status,
+    ):
+        """Compute ``dW = A^T dZ`` and ``db = sum of the rows of dZ`` of every layer, or add them.
 
         Parameters
         ----------
-        A : dtype[batch, fan_in], C-contiguous, read
-        dZ : dtype[batch, fan_out], C-contiguous, read
-        rows : int
-            Rows used, from the first.
+        inputs, activations, deltas : dtype[n], read
+            The first layer's A, those of the others, and each layer's dZ: matrices, one after
+            the other, of `rows` rows and more.
+        table : int64[tiles, TABLE_COLUMNS], read
+            See `gradient_tiles`.
+        rows, slice_rows : int
+            Rows used, from the first, and those of a slice.
         accumulate : int
-            1 adds to `dW` and `db`, 0 overwrites them.
-        dW : dtype[fan_in, fan_out], C-contiguous; db : dtype[fan_out]
-            Written; overlap neither input.
+            1 adds to `gradient`, 0 overwrites it.
+        gradient : dtype[P]; partial : dtype[slices * P]
+            Written, the second with the sums of each slice.
+        arrivals : int32[tiles], read and written
+            Zeros on entry and at the end: slices of a tile that have written their sums.
+        counter : int64[2]; status : int64[3]
+            As those of `check_finite`, which notes in them what is not finite.
 
         Notes
         -----
-        Launch: grid (tiles of fan_in, tiles of fan_out); the blocks of the first tile of fan_in
-        also sum the columns. Cost: ``2 rows fan_in fan_out`` flops. Accuracy: one chain of fused
-        multiply-adds an element, rows ascending; error at most ``rows u |A|^T |dZ|``. Source: the
-        derivation sheet, ``dl/dW = x dl/dz``.
+        Launch: grid (tiles, slices). The blocks of the first tile of fan_in also sum the columns.
+        Cost: ``2 rows fan_in fan_out`` flops a layer, and two passes over `partial`. Accuracy: a
+        chain of fused multiply-adds, rows ascending; the last block to arrive adds the slices in
+        their order, so that which one that is changes no bit. Error at most
+        ``(slice_rows + slices) u |A|^T |dZ|``. Threads may race for `status`, as in
+        `check_finite`. Source: the derivation sheet, ``dl/dW = x dl/dz``.
         """
-        left = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
-        right = cuda.shared.array((depth, padded), dZ.dtype, VECTOR_BYTES)
-        total = cuda.local.array((registers, registers), dZ.dtype)
-        sums = cuda.local.array(registers, dZ.dtype)
-        x, y = cuda.threadIdx.x, cuda.threadIdx.y
-        t = y * tile + x
-        top, start_column = cuda.blockIdx.x * side, cuda.blockIdx.y * side
-        i, j = top + y * registers, start_column + x * registers
-        fan_in, fan_out = dW.shape[0], dW.shape[1]
-        sums_columns = cuda.blockIdx.x == 0 and y == 0
-        begin(total, sums, dW, db, i, j, accumulate, sums_columns)
-        for start in range(0, rows, depth):
-            load_along(left, A, top, fan_in, start, rows, t)
-            load_along(right, dZ, start_column, fan_out, start, rows, t)
+        left = cuda.shared.array((depth, padded), gradient.dtype, VECTOR_BYTES)
+        right = cuda.shared.array((depth, padded), gradient.dtype, VECTOR_BYTES)
+        flag, total = cuda.shared.array(1, np.int32), cuda.local.array(shape, gradient.dtype)
+        column_sums = cuda.local.array(registers, gradient.dtype)
+        x, y, number = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.x
+        t, slices = y * tile + x, cuda.gridDim.y
+        fan_in, fan_out = table[number, FAN_IN], table[number, FAN_OUT]
+        top, start_column = table[number, TOP], table[number, LEFT]
+        begin, delta = table[number, ACTIVATION], table[number, DELTA]
+        A = inputs if table[number, FIRST] != 0 else activations
+        zero(total, column_sums)
+        first = cuda.blockIdx.y * slice_rows
+        stop, sums_columns = min(first + slice_rows, rows), top == 0 and y == 0
+        for start in range(first, stop, depth):
+            load(left, A, begin, fan_in, top, start, stop, t)
+            load(right, deltas, delta, fan_out, start_column, start, stop, t)
             cuda.syncthreads()
             add_slices(total, left, right, y * registers, x * registers)
             if sums_columns:
-                add_rows(sums, right, x * registers)
+                add_rows(column_sums, right, x * registers)
             cuda.syncthreads()
-        store(total, dW, i, j, fan_in, fan_out)
-        for c in range(registers):
-            if sums_columns and j + c < fan_out:
-                db[j + c] = sums[c]
+        i, j = top + y * registers, start_column + x * registers
+        keep(total, column_sums, partial, gradient.size, table, number, i, j, sums_columns)
+        if slices == 1 or is_last(arrivals, number, slices, flag, t):
+            mine = range(i, min(i + registers, fan_in)), range(j, min(j + registers, fan_out))
+            others = (table, number, accumulate, sums_columns)
+            finite = finish(gradient, partial, slices, *mine, *others)
+            if not finite and status[STATUS] == 0:
+                status[STATUS] = counter[BATCH] + 1
 
     return weight_gradient

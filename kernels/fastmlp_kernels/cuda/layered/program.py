@@ -12,10 +12,11 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS
-from fastmlp_kernels.algebra.dropout import threshold_of
 from fastmlp_kernels.contract import check_data, check_epoch, check_shape
+from fastmlp_kernels.cuda.costs import gradients_together
 from fastmlp_kernels.cuda.device.memory import DeviceMemory
 from fastmlp_kernels.cuda.layered import matrix_products, workspace
+from fastmlp_kernels.cuda.layered.chain import Chain
 from fastmlp_kernels.cuda.layered.gather import COUNTER_WORDS
 from fastmlp_kernels.cuda.layered.graphs import Steps
 from fastmlp_kernels.cuda.layered.launching import (
@@ -25,18 +26,15 @@ from fastmlp_kernels.cuda.layered.launching import (
     default_tiles,
 )
 from fastmlp_kernels.cuda.layered.updating import Updating
-from fastmlp_kernels.cuda.layered.workspace import address, matrix
+from fastmlp_kernels.cuda.layered.workspace import ParameterViews, address
 from fastmlp_kernels.problem import (
     BATCHES,
     CONTROL_WORDS,
     STATUS,
     STOP,
+    Machine,
     Problem,
-    parameter_layout,
 )
-
-# Flat vectors whose views are remembered: parameters, and the gradients of the caller and ours.
-REMEMBERED = 4
 
 
 class LayeredProgram:
@@ -55,6 +53,8 @@ class LayeredProgram:
     recorder : object, optional
         What records CUDA graphs; None takes the driver's, except in the simulator; False forbids
         them.
+    machine : Machine, optional
+        Its rates decide what computes the gradients of weights: see `costs.gradients_together`.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class LayeredProgram:
         tiles: Tiles | None = None,
         library: Any = None,
         recorder: Any = None,
+        machine: Machine | None = None,
     ) -> None:
         self.problem = problem
         self.tiles = tiles or default_tiles()
@@ -70,9 +71,9 @@ class LayeredProgram:
         self.launches, self.stream = Launches(self.tiles), cuda.stream()
         self.memory, self.straight = DeviceMemory(self.stream), False
         self.steps = Steps(self.launches, recorder)
-        self.dtype, self.layout = np.dtype(problem.dtype), parameter_layout(problem.sizes)
-        self.remembered: list[tuple[Any, list]] = []
-        self.workspace = workspace.allocate(problem)
+        self.dtype, self.views = np.dtype(problem.dtype), ParameterViews(problem)
+        blocks = -(-problem.batch_size // self.tiles.row_threads)
+        self.workspace = workspace.allocate(problem, blocks)
         self.layers = workspace.layers_of(problem, self.workspace)
         self.products = matrix_products.choose(
             problem,
@@ -80,8 +81,9 @@ class LayeredProgram:
             self.launches,
             self.kernels,
             library,
-            self.workspace.inputs,
-            self._views(self.workspace.gradient),
+            self.workspace,
+            self.views.of(self.workspace.gradient),
+            gradients_together(problem, machine or Machine()),
         )
         self.output = ACTIVATIONS.code(problem.activations[-1])
         self.identity = ACTIVATIONS.code("identity")
@@ -91,19 +93,29 @@ class LayeredProgram:
         self.updating = Updating(problem, self.launches, self.kernels)
         scales = [1 / (1 - share) for share in problem.dropout]
         self.keep_scales = cuda.to_device(np.array(scales, self.dtype))
-        self.nowhere = cuda.device_array((0, 0), np.uint16)
         self.scales: dict[int, Any] = {}
         self.epoch_factors: Any = None
         self.status = cuda.to_device(np.zeros(CONTROL_WORDS, np.int64))
         self.start = np.zeros(COUNTER_WORDS, np.int64)
         self.counter = cuda.to_device(self.start)
-        # Never written: single steps have no earlier batch that could have failed, and no other
-        # place among the factors.
+        self.loss_arrivals = cuda.to_device(np.zeros(1, np.int32))
+        # These stay as they are: single steps have no earlier batch that could have failed, and no
+        # other place among the factors.
         self.finite = cuda.to_device(np.zeros(CONTROL_WORDS, np.int64))
         self.first_batch = cuda.to_device(self.start)
         # A single update moves the first word of its own on, and reads the second, which stays.
         self.single_step = cuda.to_device(self.start)
         self.one_loss, self.no_state = self.empty(1), self.empty(0)
+        self.chain = Chain(
+            problem,
+            self.layers,
+            self.launches,
+            self.kernels,
+            self.products,
+            self.views,
+            (self.hyper, self.counter, self.keep_scales),
+            {True: (self.counter, self.status), False: (self.first_batch, self.status)},
+        )
         self.rows = 0
         self.inputs = self.workspace.inputs
 
@@ -126,21 +138,6 @@ class LayeredProgram:
             state[1] if slots > 1 else self.no_state,
         )
 
-    def _views(self, flat: Any) -> list[tuple[Any, Any]]:
-        """Return (W, b) of each layer; slicing a device array costs more than a launch."""
-        for known, views in self.remembered:
-            if known is flat:
-                return views
-        views = [
-            (
-                matrix(flat, layer.weight.start, layer.fan_in, layer.fan_out),
-                flat[layer.bias.start : layer.bias.stop],
-            )
-            for layer in self.layout
-        ]
-        self.remembered = [(flat, views), *self.remembered[: REMEMBERED - 1]]
-        return views
-
     def _over(self, kernel: Any, count: int, *arguments: Any) -> None:
         self.launches.over(kernel, count, *arguments)
 
@@ -156,73 +153,41 @@ class LayeredProgram:
         """Copy a device array, once all that was enqueued before is done."""
         self.memory.to_host(array, out)
 
-    def _drop(self, index: int, source: Any, out: Any, rows: int, rounded: Any) -> None:
-        """Enqueue the dropout of a layer, of its outputs or of the derivatives by them."""
-        threshold = threshold_of(self.problem.dropout[index])
-        arguments = (source, out, rows, self.hyper, self.counter, index, threshold)
-        count = rows * source.shape[1]
-        self._over(self.kernels.dropout, count, *arguments, self.keep_scales, rounded)
+    def _gathered(self, X: Any, y: Any) -> tuple:
+        """Return the arguments by which kernels collect the rows of a batch."""
+        work = self.workspace
+        rounded = self.products.rounded_inputs
+        return X, y, self.order, self.problem.batch_size, work.inputs, work.targets, rounded
 
-    def _forward_chain(self, parameters: Any, X: Any, rows: int, training: bool = False) -> Any:
-        """Run every layer on `rows` rows of `X`, keeping what `_backward_chain` needs.
+    def _gather_first(self, X: Any, y: Any) -> None:
+        """Enqueue what an epoch begins with: each batch collects the rows of the next one."""
+        X, y, order, *others = self._gathered(X, y)
+        elements = self.problem.batch_size * (self.problem.sizes[0] + self.problem.target_columns)
+        self._over(self.kernels.gather_rows, elements, X, y, order, self.counter, *others)
 
-        Where they are `training`, layers read what dropout leaves.
-        """
-        A = X
-        for index, (layer, (W, b)) in enumerate(
-            zip(self.layers, self._views(parameters), strict=True)
-        ):
-            self.products.forward(index, A, W, b, rows)
-            A = layer.A
-            if training and layer.dropped is not A:
-                A = layer.dropped
-                self._drop(index, layer.A, A, rows, self.products.handed_on(index))
-        return A
-
-    def _backward_chain(
-        self, parameters, X, rows, accumulate, gradient, input_gradient, training=False
-    ) -> None:
-        """Turn the last layer's dZ, which holds dA, into the gradient of every parameter."""
-        weights, slots = self._views(parameters), self._views(gradient)
-        for index in range(len(self.layers) - 1, -1, -1):
-            (W, _), (dW, db) = weights[index], slots[index]
-            lower = self.layers[index - 1] if index else None
-            drops = training and lower is not None and lower.dropped is not lower.A
-            below = X if lower is None else lower.dropped if drops else lower.A
-            self.products.enter(index, rows, accumulate, db)
-            self.products.weights(index, below, rows, accumulate, dW, db)
-            dA = input_gradient if lower is None else lower.dZ
-            if dA is not None:
-                self.products.inputs(index, W, rows, dA)
-            if drops:
-                self._drop(index - 1, dA, dA, rows, self.nowhere)
-
-    def _take(self, parameters: Any, X: Any, rows: int) -> None:
-        """Tell the products of weights and inputs that no step of an epoch has written."""
-        self.products.take_weights([W for W, _ in self._views(parameters)])
-        self.products.take_inputs(X, rows)
+    def _judge(self, A, y, rows: int, factors, counter, size: int, dA, losses) -> None:
+        """Enqueue the loss of a batch, and its gradient."""
+        sums = (self.workspace.loss_sums, self.loss_arrivals)
+        arguments = (A, y, rows, factors, counter, size, dA, *sums, losses, self.status)
+        self.launches.by_row(self.kernels.loss_and_gradient, rows, *arguments)
 
     def _batch(self, parameters, slots, X, y, rows: int, factors, penalized) -> None:
         """Enqueue everything that one mini-batch of an epoch takes: that of the counter."""
-        kernels, work, problem = self.kernels, self.workspace, self.problem
-        size, count = problem.batch_size, problem.parameter_count
-        arguments = (X, y, self.order, self.counter, size, rows, work.inputs, work.targets)
-        elements = rows * (problem.sizes[0] + problem.target_columns)
-        self._over(kernels.gather_rows, elements, *arguments, self.products.rounded_inputs)
-        A = self._forward_chain(parameters, work.inputs, rows, True)
+        work, gradient, size = self.workspace, self.workspace.gradient, self.problem.batch_size
+        A = self.chain.forward(parameters, work.inputs, rows, True)
         own = self.factors_of(rows, None) if factors is None else factors
-        arguments = (A, work.targets, rows, own, self.counter, size, work.row_losses)
-        self.launches.by_row(kernels.loss_and_gradient, rows, *arguments, self.layers[-1].dZ)
-        gradient = work.gradient
-        self._backward_chain(parameters, work.inputs, rows, 0, gradient, None, True)
-        arguments = (gradient, work.row_losses, rows, self.losses, self.counter, self.status)
-        self.launches.one_more(kernels.check_finite, count, *arguments)
+        last = self.layers[-1].dZ
+        self._judge(A, work.targets, rows, own, self.counter, size, last, self.losses)
+        self.chain.backward(parameters, work.inputs, rows, 0, gradient, None, True)
+        if not self.products.checks:
+            arguments = (gradient, self.counter, self.status)
+            self._over(self.kernels.check_finite, self.problem.parameter_count, *arguments)
         if penalized:
             self.updating.enqueue_squares(parameters, self.squares, self.counter)
         rounded = (self.products.places, self.products.rounded_weights)
         words = (self.counter, self.status)
         vectors = (parameters, gradient, slots, self.hyper)
-        self.updating.enqueue(*vectors, words, self.status, rounded)
+        self.updating.enqueue(*vectors, words, self.status, rounded, self._gathered(X, y))
 
     def _full_batch(self, batch, parameters, slots, X, y, factors, penalized):
         """Return a full batch as `Steps` takes it: kind, key, and what enqueues it."""
@@ -236,9 +201,10 @@ class LayeredProgram:
 
     def prepare(self, parameters, state, X, y, weighted=False, penalized=False):
         """See `Program.prepare`."""
-        self.prepare_batches(self._batch, parameters, state, X, y, weighted, penalized)
+        arguments = (parameters, state, X, y, weighted, penalized)
+        self.prepare_batches(self._batch, *arguments, self._gather_first)
 
-    def prepare_batches(self, batch, parameters, state, X, y, weighted, penalized):
+    def prepare_batches(self, batch, parameters, state, X, y, weighted, penalized, begin=None):
         """Prepare an epoch of `epoch_of`.
 
         A step is run on a row of the program's own, a zero, since X and y may hold nothing yet.
@@ -248,12 +214,14 @@ class LayeredProgram:
         with self.launches.on(self.stream):
             self._begin(np.zeros(self.problem.rows, np.int64), status=1)
             self.hyper.copy_to_device(np.zeros(self.hyper.shape, self.dtype), stream=self.stream)
-            self.products.take_weights([W for W, _ in self._views(parameters)])
+            self.products.take_weights([W for W, _ in self.views.of(parameters)])
             vectors, factors = (parameters, self._state(state)), self._epoch_factors(no_factors)
             kind, key, enqueue = self._full_batch(batch, *vectors, X, y, factors, penalized)
             columns = self.problem.sizes[0], self.problem.target_columns
             row = [cuda.to_device(np.zeros((1, count), self.dtype)) for count in columns]
             size = self.problem.batch_size
+            if begin is not None:
+                begin(*row)
             rehearse = functools.partial(batch, *vectors, *row, size, factors, penalized)
             self.steps.prepare(kind, key, rehearse, enqueue)
         self.stream.synchronize()
@@ -279,15 +247,28 @@ class LayeredProgram:
     ):
         """See `Program.epoch`."""
         arrays = (parameters, state, X, y, order, hyper, losses, control, factors, squares)
-        self.epoch_of(self._batch, *arrays)
+        self.epoch_of(self._batch, *arrays, self._gather_first)
 
     def epoch_of(
-        self, batch, parameters, state, X, y, order, hyper, losses, control, factors, squares
+        self,
+        batch,
+        parameters,
+        state,
+        X,
+        y,
+        order,
+        hyper,
+        losses,
+        control,
+        factors,
+        squares,
+        begin=None,
     ):
         """Run an epoch of batches that `batch` enqueues, as `Program.epoch` says.
 
         ``batch(parameters, slots, X, y, rows, factors, penalized)`` enqueues everything that the
-        counter's batch takes. ``control[BATCHES]`` is written at the end alone.
+        counter's batch takes, and ``begin(X, y)`` what comes before the first one.
+        ``control[BATCHES]`` is written at the end alone.
 
         The GPU may be hundreds of launches behind the host: a stop takes effect after the batches
         that are enqueued by then.
@@ -300,7 +281,9 @@ class LayeredProgram:
             self._begin(order)
             self.hyper.copy_to_device(hyper, stream=self.stream)
             on_device = self._epoch_factors(factors)
-            self.products.take_weights([W for W, _ in self._views(parameters)])
+            self.products.take_weights([W for W, _ in self.views.of(parameters)])
+            if begin is not None:
+                begin(X, y)
             arguments = (parameters, self._state(state), X, y)
             step = self._full_batch(batch, *arguments, on_device, penalized)
             full_batch = functools.partial(self.steps.run, *step)
@@ -327,30 +310,26 @@ class LayeredProgram:
         """See `Program.forward`."""
         self.rows, self.inputs = len(X), X
         code = self.output if self.problem.fused_output else self.identity
-        self._take(parameters, X, self.rows)
-        A = self._forward_chain(parameters, X, self.rows)
+        self.chain.take(parameters, X, self.rows)
+        A = self.chain.forward(parameters, X, self.rows)
         arguments = (A, code, self.rows, out)
         count = self.rows * self.problem.sizes[-1]
         self._over(self.kernels.activation_forward, count, *arguments)
 
     def loss(self, y, factors=None):
         """See `Program.loss`."""
-        work, rows, A = self.workspace, self.rows, self.layers[-1].A
-        kernel = self.kernels.loss_and_gradient
-        own = self.factors_of(rows, factors)
-        arguments = (A, y, rows, own, self.first_batch, 0, work.row_losses)
-        # Of no use here, but `sum_losses` notes a loss that is not finite in it.
+        # Of no use here, but a loss that is not finite is noted in it.
         self.status.copy_to_device(np.zeros(CONTROL_WORDS, np.int64))
-        self.launches.by_row(kernel, rows, *arguments, work.loss_gradient)
-        arguments = (work.row_losses, rows, self.one_loss, 0, self.status)
-        self.launches.block(self.kernels.sum_losses, *arguments)
+        own, A = self.factors_of(self.rows, factors), self.layers[-1].A
+        dA = self.workspace.loss_gradient
+        self._judge(A, y, self.rows, own, self.first_batch, 0, dA, self.one_loss)
         return float(self.one_loss.copy_to_host()[0])
 
     def backward(self, parameters, upstream, gradient, input_gradient):
         """See `Program.backward`."""
         rows, last, kernels = self.rows, self.layers[-1], self.kernels
         # The weights, and the inputs, of before: a rounded copy may have changed since.
-        self._take(parameters, self.inputs, rows)
+        self.chain.take(parameters, self.inputs, rows)
         if upstream is None:
             self._copy_rows(self.workspace.loss_gradient, rows, last.dZ)
         else:
@@ -362,7 +341,7 @@ class LayeredProgram:
                 arguments = (last.Z, A, self.output, rows, last.dZ)
                 self._over(kernels.activation_backward, count, *arguments)
         wanted = input_gradient if input_gradient.shape[0] > 0 else None
-        self._backward_chain(parameters, self.inputs, rows, 1, gradient, wanted)
+        self.chain.backward(parameters, self.inputs, rows, 1, gradient, wanted)
 
     def value_and_gradient(
         self, parameters, X, y, gradient, factors=None, dropout=None, unchanged=False
@@ -375,11 +354,11 @@ class LayeredProgram:
         check_data(self.problem, X, y)
         check_shape("the gradient", gradient, (self.problem.parameter_count,), self.problem)
         self.rows, self.inputs = len(X), X
-        self._take(parameters, X, self.rows)
-        self._forward_chain(parameters, X, self.rows)
+        self.chain.take(parameters, X, self.rows)
+        self.chain.forward(parameters, X, self.rows)
         value = self.loss(y, factors)
         self._copy_rows(self.workspace.loss_gradient, self.rows, self.layers[-1].dZ)
-        self._backward_chain(parameters, X, self.rows, 0, gradient, None)
+        self.chain.backward(parameters, X, self.rows, 0, gradient, None)
         return value
 
     def update(self, parameters, gradient, state, hyper):

@@ -14,13 +14,59 @@ from fastmlp_kernels.algebra.optimizers import (
     RULE_START,
     WEIGHT_DECAY,
 )
-from fastmlp_kernels.compile import cuda_kernel, cuda_switch
+from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
 from fastmlp_kernels.cuda.layered.bfloat16 import bfloat16_bits
-from fastmlp_kernels.cuda.layered.gather import BATCH, UPDATED
+from fastmlp_kernels.cuda.layered.gather import BATCH, UPDATED, gather_element
 from fastmlp_kernels.cuda.sums import grid_sum
 from fastmlp_kernels.problem import STATUS
 
 _rule = cuda_switch([row.update for row in OPTIMIZERS])
+
+
+@cuda_part
+def _update_element(
+    i,
+    batch,
+    parameters,
+    gradient,
+    first,
+    second,
+    biases,
+    layers,
+    rule,
+    hyper,
+    scale,
+    places,
+    rounded,
+):
+    """Apply the step of a batch to parameter `i`."""
+    own = HYPER_WIDTH * layers[i] if layers.size > 0 else 0
+    start = own + RULE_START
+    h = (
+        hyper[batch, start],
+        hyper[batch, start + 1],
+        hyper[batch, start + 2],
+        hyper[batch, start + 3],
+        hyper[batch, start + 4],
+        hyper[batch, start + 5],
+        hyper[batch, start + 6],
+        hyper[batch, start + 7],
+    )
+    decay = hyper[batch, own + (BIAS_DECAY if biases[i] != 0 else WEIGHT_DECAY)]
+    slope = gradient[i]
+    if scale.size > 0:
+        limit = hyper[batch, own + CLIP_VALUE]
+        slope = scale[0] * min(max(slope, -limit), limit)
+    slope += decay * parameters[i]
+    m = first[i] if i < first.size else slope
+    v = second[i] if i < second.size else slope
+    parameters[i], m, v = _rule(rule, parameters[i], slope, m, v, h)
+    if i < first.size:
+        first[i] = m
+    if i < second.size:
+        second[i] = v
+    if rounded.size > 0 and biases[i] == 0:
+        rounded[places[i]] = bfloat16_bits(parameters[i])
 
 
 @cuda_kernel
@@ -75,35 +121,59 @@ def update(
     batch = counter[UPDATED]
     if i == 0:
         counter[BATCH] = batch + 1
-    if i >= parameters.size or status[STATUS] != 0:
-        return
-    own = HYPER_WIDTH * layers[i] if layers.size > 0 else 0
-    start = own + RULE_START
-    h = (
-        hyper[batch, start],
-        hyper[batch, start + 1],
-        hyper[batch, start + 2],
-        hyper[batch, start + 3],
-        hyper[batch, start + 4],
-        hyper[batch, start + 5],
-        hyper[batch, start + 6],
-        hyper[batch, start + 7],
-    )
-    decay = hyper[batch, own + (BIAS_DECAY if biases[i] != 0 else WEIGHT_DECAY)]
-    slope = gradient[i]
-    if scale.size > 0:
-        limit = hyper[batch, own + CLIP_VALUE]
-        slope = scale[0] * min(max(slope, -limit), limit)
-    slope += decay * parameters[i]
-    m = first[i] if i < first.size else slope
-    v = second[i] if i < second.size else slope
-    parameters[i], m, v = _rule(rule, parameters[i], slope, m, v, h)
-    if i < first.size:
-        first[i] = m
-    if i < second.size:
-        second[i] = v
-    if rounded.size > 0 and biases[i] == 0:
-        rounded[places[i]] = bfloat16_bits(parameters[i])
+    if i < parameters.size and status[STATUS] == 0:
+        vectors = (parameters, gradient, first, second, biases, layers)
+        _update_element(i, batch, *vectors, rule, hyper, scale, places, rounded)
+
+
+@cuda_kernel
+def update_and_gather(
+    parameters,
+    gradient,
+    first,
+    second,
+    biases,
+    layers,
+    rule,
+    hyper,
+    scale,
+    counter,
+    status,
+    places,
+    rounded,
+    X,
+    y,
+    order,
+    batch_size,
+    inputs,
+    targets,
+    rounded_inputs,
+):
+    """Do what `update` does, and collect the rows of the next batch as `gather_rows` does.
+
+    Parameters
+    ----------
+    parameters, gradient, first, second, biases, layers, rule, hyper, scale, counter : see `update`
+    status, places, rounded : see `update`
+    X, y, order, batch_size, inputs, targets : see `gather_rows`
+    rounded_inputs : as the `rounded` of `gather_rows`
+
+    Notes
+    -----
+    Launch: a thread a parameter, and behind those a thread an element of a full batch. After the
+    last batch nothing is collected. Cost: that of both. Aliasing: nobody reads this batch's rows
+    any more. Source: two kernels that have nothing to do with each other, in one launch.
+    """
+    i = cuda.grid(1)
+    batch = counter[UPDATED]
+    if i == 0:
+        counter[BATCH] = batch + 1
+    if i >= parameters.size:
+        index, arrays = i - parameters.size, (inputs, targets, rounded_inputs)
+        gather_element(index, X, y, order, batch + 1, batch_size, *arrays)
+    elif status[STATUS] == 0:
+        vectors = (parameters, gradient, first, second, biases, layers)
+        _update_element(i, batch, *vectors, rule, hyper, scale, places, rounded)
 
 
 @functools.cache

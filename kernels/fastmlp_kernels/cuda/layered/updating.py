@@ -45,16 +45,22 @@ class Updating:
         words: Any,
         status: Any,
         rounded: Any,
+        rows: tuple = (),
     ) -> None:
         """Enqueue the update, and what comes before it where norms are clipped.
 
         `words` are the counter and the status that the update reads; a norm that is not finite is
         noted in `status`. `rounded` is where weights go as bfloat16: their places, and the array.
+        `rows` are the last arguments of `update_and_gather`, where the next batch's rows are to be
+        collected.
         """
         kernels, count = self.kernels, self.problem.parameter_count
         if self.problem.clipping == "norm":
             arguments = (gradient, hyper, words[0], status, self.scale, self.sums, self.arrivals)
             self.launches.sum_of(kernels.clip_by_norm, count, *arguments)
         vectors = (parameters, gradient, *slots, self.biases, self.layers)
-        arguments = (self.optimizer, hyper, self.scale, *words)
-        self.launches.over(kernels.update, count, *vectors, *arguments, *rounded)
+        arguments = (self.optimizer, hyper, self.scale, *words, *rounded, *rows)
+        elements = self.problem.batch_size * (self.problem.sizes[0] + self.problem.target_columns)
+        kernel = kernels.update_and_gather if rows else kernels.update
+        count += elements if rows else 0
+        self.launches.over(kernel, count, *vectors, *arguments)

@@ -9,20 +9,33 @@ from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.problem import LayerLayout, Problem, parameter_layout
 
+# Elements at whose multiples matrices begin: 256 bytes of float32, all that is ever asked for.
+ALIGNED = 64
+
+# Flat vectors whose views are remembered: parameters, and the gradients of the caller and ours.
+REMEMBERED = 4
+
 
 class Workspace(NamedTuple):
     """Every device array that a step writes beside parameters and state; allocated once."""
 
     inputs: Any
     targets: Any
-    row_losses: Any
+    loss_sums: Any
     stored: Any
-    dropped: Any
-    delta: Any
-    next_delta: Any
+    deltas: Any
     gradient: Any
     outputs: Any
     loss_gradient: Any
+
+
+class Places(NamedTuple):
+    """Where a layer's Z, its A, what dropout leaves of that, and its dZ begin."""
+
+    Z: int
+    A: int
+    dropped: int
+    dZ: int
 
 
 class Layer(NamedTuple):
@@ -37,6 +50,7 @@ class Layer(NamedTuple):
     A: Any
     dropped: Any
     dZ: Any
+    places: Places
 
 
 def matrix(flat: Any, start: int, rows: int, columns: int) -> Any:
@@ -44,21 +58,59 @@ def matrix(flat: Any, start: int, rows: int, columns: int) -> Any:
     return flat[start : start + rows * columns].reshape(rows, columns)
 
 
+class ParameterViews:
+    """The views (W, b) of each layer on flat vectors; slicing one costs more than a launch."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.layout = parameter_layout(problem.sizes)
+        self.remembered: list[tuple[Any, list]] = []
+
+    def of(self, flat: Any) -> list[tuple[Any, Any]]:
+        """Return the views on a vector, which are made once while it is in use."""
+        for known, views in self.remembered:
+            if known is flat:
+                return views
+        views = [
+            (
+                matrix(flat, layer.weight.start, layer.fan_in, layer.fan_out),
+                flat[layer.bias.start : layer.bias.stop],
+            )
+            for layer in self.layout
+        ]
+        self.remembered = [(flat, views), *self.remembered[: REMEMBERED - 1]]
+        return views
+
+
 def address(array: Any) -> int:
     """Return where a device array lies, as a library takes it."""
     return array.ctypes.data if simulated() else array.device_ctypes_pointer.value
 
 
-def _dropped(problem: Problem) -> list[tuple[int, float]]:
-    """Return units and share of each hidden layer that has dropout."""
-    pairs = zip(problem.sizes[1:-1], problem.dropout, strict=False)
-    return [pair for pair in pairs if pair[1] > 0]
+def _drops(problem: Problem, index: int) -> bool:
+    """Return whether dropout leaves out some outputs of a layer."""
+    return index < len(problem.dropout) and problem.dropout[index] > 0
 
 
-def allocate(problem: Problem) -> Workspace:
-    """Return the workspace of a problem, on the device."""
-    batch, outputs, widest = problem.batch_size, problem.sizes[-1], max(problem.sizes[1:])
-    units = zip(problem.sizes[1:], problem.keeps_input, strict=True)
+def _places(problem: Problem) -> tuple[list[Places], int, int]:
+    """Return where each layer lies, and the lengths of both flat arrays."""
+    places, end, delta = [], 0, 0
+    for index, width in enumerate(problem.sizes[1:]):
+        size = -(-problem.batch_size * width // ALIGNED) * ALIGNED
+        # Each is the one before it where it is not an array of its own.
+        A = end + size * int(problem.keeps_input[index])
+        dropped = A + size * int(_drops(problem, index))
+        places.append(Places(end, A, dropped, delta))
+        end, delta = dropped + size, delta + size
+    return places, end, delta
+
+
+def allocate(problem: Problem, loss_blocks: int) -> Workspace:
+    """Return the workspace of a problem, on the device.
+
+    `loss_blocks` is how many blocks compute the losses of a batch.
+    """
+    batch, outputs = problem.batch_size, problem.sizes[-1]
+    _, stored, deltas = _places(problem)
     dtype = np.dtype(problem.dtype)
 
     def empty(*shape: int) -> Any:
@@ -67,11 +119,9 @@ def allocate(problem: Problem) -> Workspace:
     return Workspace(
         inputs=empty(batch, problem.sizes[0]),
         targets=empty(batch, problem.target_columns),
-        row_losses=empty(batch),
-        stored=empty(sum(batch * width * (2 if both else 1) for width, both in units)),
-        dropped=empty(batch * sum(units for units, _ in _dropped(problem))),
-        delta=empty(batch * widest),
-        next_delta=empty(batch * widest),
+        loss_sums=empty(loss_blocks),
+        stored=empty(stored),
+        deltas=empty(deltas),
         gradient=empty(problem.parameter_count),
         outputs=empty(batch, outputs),
         loss_gradient=empty(batch, outputs),
@@ -80,24 +130,16 @@ def allocate(problem: Problem) -> Workspace:
 
 def layers_of(problem: Problem, work: Workspace) -> list[Layer]:
     """Return each layer's place in the workspace."""
-    layout, batch = parameter_layout(problem.sizes), problem.batch_size
-    layers, end, start = [], 0, 0
-    names = zip(layout, problem.training_activations, problem.keeps_input, strict=True)
-    for index, (layer, name, keeps_input) in enumerate(names):
-        width = layer.fan_out
-        Z = A = matrix(work.stored, end, batch, width)
-        end += batch * width
-        if keeps_input:
-            A = matrix(work.stored, end, batch, width)
-            end += batch * width
-        # The last layer's is `delta`; the two take turns from there down.
-        above = len(layout) - 1 - index
-        dZ = matrix((work.delta, work.next_delta)[above % 2], 0, batch, width)
-        dropped = A
-        if index < len(problem.dropout) and problem.dropout[index] > 0:
-            dropped = matrix(work.dropped, start, batch, width)
-            start += batch * width
-        layers.append(Layer(layer, ACTIVATIONS.code(name), Z, A, dropped, dZ))
+    layers, batch = [], problem.batch_size
+    layouts = zip(parameter_layout(problem.sizes), problem.training_activations, strict=True)
+    for index, ((layout, name), places) in enumerate(
+        zip(layouts, _places(problem)[0], strict=True)
+    ):
+        Z, A, dropped = (matrix(work.stored, start, batch, layout.fan_out) for start in places[:3])
+        A = A if problem.keeps_input[index] else Z
+        dropped = dropped if _drops(problem, index) else A
+        dZ = matrix(work.deltas, places.dZ, batch, layout.fan_out)
+        layers.append(Layer(layout, ACTIVATIONS.code(name), Z, A, dropped, dZ, places))
     return layers
 
 
