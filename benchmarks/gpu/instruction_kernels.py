@@ -13,7 +13,8 @@ import numpy as np
 from numba import cuda, uint16
 
 from fastmlp_kernels.compile import cuda_function, cuda_kernel, cuda_part
-from fastmlp_kernels.cuda.instructions import fragments, intrinsics
+from fastmlp_kernels.cuda.instructions import fragments, intrinsics, pointers
+from fastmlp_kernels.cuda.instructions.index32 import index32
 
 
 def multiplying() -> dict[str, Any]:
@@ -104,7 +105,7 @@ def moving() -> dict[str, Any]:
     )
     to_bfloat16, from_bfloat16 = intrinsics.to_bfloat16, intrinsics.from_bfloat16
     to_pair, to_tf32 = intrinsics.to_bfloat16_pair, intrinsics.to_tf32
-    load_bits, load4, store4 = intrinsics.load_bits, intrinsics.load4, intrinsics.store4
+    load_bits = intrinsics.load_bits
     address_down = cuda_function(fragments.address_down)
 
     @cuda_kernel
@@ -143,9 +144,9 @@ def moving() -> dict[str, Any]:
 
     @cuda_kernel
     def four(source, out):
-        t = cuda.threadIdx.x
-        a, b, c, d = load4(source, 4 * t)
-        store4(out, 4 * (31 - t), (d, c, b, a))
+        t = index32(cuda.threadIdx.x)
+        a, b, c, d = pointers.load(pointers.pointer_to(source, 4 * t), 4)
+        pointers.store(pointers.pointer_to(out, 4 * (31 - t)), (d, c, b, a))
 
     return {
         "load_matrix": load_matrix,

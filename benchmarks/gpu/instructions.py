@@ -201,11 +201,11 @@ def conversions(count: int = 256) -> dict[str, Any]:
 
 
 def four_at_once() -> dict[str, Any]:
-    """Check load4 and store4."""
+    """Check loads and stores of four numbers."""
     source = numbers(4 * LANES, 4)
     out = np.zeros_like(source)
     launch("four", source, out)
-    same("load4, store4", out, source[::-1].copy())
+    same("load, store", out, source[::-1].copy())
     return {"numbers": int(source.size)}
 
 
@@ -215,5 +215,5 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "load_matrix_x4": loads_of_matrices,
     "copy_async_16": asynchronous_copies,
     "conversions": conversions,
-    "load4_store4": four_at_once,
+    "load_store": four_at_once,
 }

@@ -374,7 +374,7 @@ from benchmarks.gpu import instructions
 for name, check in instructions.CHECKS.items():
     print(name, check())
 kernels = instructions.kernels()
-from fastmlp_kernels.cuda.instructions import intrinsics
+from fastmlp_kernels.cuda.instructions import intrinsics, pointers
 
 def caught(name, module, attribute, wrong):
     right = getattr(module, attribute)
@@ -395,7 +395,7 @@ caught("mma_tf32", intrinsics, "mma_tf32", lambda a, b, c: tf32(a, (b[1], b[0]),
 straight = intrinsics.load_matrix_x4
 caught("load_matrix_x4", intrinsics, "load_matrix_x4_transposed", straight)
 caught("conversions", intrinsics, "to_bfloat16", lambda x: np.float32(x).view(np.uint32) >> 16)
-caught("load4_store4", intrinsics, "store4", lambda out, place, values: None)
+caught("load_store", pointers, "store", lambda pointer, values: None)
 """
 
 
@@ -417,7 +417,7 @@ def test_the_instructions_in_the_simulator(child_python, child_environment):
         "caught mma_tf32 Wrong",
         "caught load_matrix_x4_transposed Wrong",
         "caught to_bfloat16 Wrong",
-        "caught store4 Wrong",
+        "caught store Wrong",
     ]
 
 

@@ -14,12 +14,14 @@ from numba import cuda
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, simulated
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
+from fastmlp_kernels.cuda.instructions.pointers import pointer_to
 from fastmlp_kernels.cuda.on_chip import block_linear, chain
 from fastmlp_kernels.cuda.on_chip.block_epilogues import Rows, in_passes
 from fastmlp_kernels.cuda.on_chip.dropout import tile_dropout
-from fastmlp_kernels.cuda.on_chip.offsets import tile_of
+from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT, tile_of
 from fastmlp_kernels.cuda.on_chip.placement import float_form, padded, place, row_stride
-from fastmlp_kernels.cuda.on_chip.products import Epilogues
+from fastmlp_kernels.cuda.on_chip.products import Epilogue, Epilogues
 from fastmlp_kernels.problem import DTYPES, Problem
 from tests import tolerances
 from tests.gpu.device import MARKS, normal
@@ -53,15 +55,28 @@ def test_what_is_short_needs_no_second_pass(name):
 
 
 @cuda_part
-def keep(operands, numbers, words, layer, i, j, value):
-    """Write an element where `words` begins, in rows of `layer`."""
-    numbers[words + i * layer + j] = value
+def word(words, k):
+    return index32(words[k])
+
+
+@cuda_part
+def row(operands, numbers, words, layer, i, j):
+    """Return where an element lies: from where `words` begins, in rows of `layer`."""
+    return pointer_to(numbers, words + i * layer + j)
+
+
+@cuda_part
+def keep(row, words, layer, i, j, distance, value):
+    row[distance] = value
+
+
+KEEP = Epilogue(row, keep)
 
 
 @cuda_part
 def add(gradient, place, value):
     """Add an element, and 1: an element of the padding is 0, and to add it would not be seen."""
-    gradient[place] += value + gradient.dtype.type(1)
+    gradient[place] += value + 1
 
 
 def run_product(name, dtype, sizes, memory, *numbers):
@@ -74,7 +89,7 @@ def run_product(name, dtype, sizes, memory, *numbers):
 @functools.cache
 def product_kernel(name, dtype, sizes):
     threads, *tile = sizes
-    products = block_linear.build(threads, dtype, Epilogues(keep, keep, add), *tile)
+    products = block_linear.build(threads, dtype, Epilogues(KEEP, KEEP, add), *tile)
     product, kind = getattr(products, name), getattr(numba, dtype)
     count = 10 if name == "forward" else 9
 
@@ -82,22 +97,29 @@ def product_kernel(name, dtype, sizes):
     def call(shared, n, t):
         # Arguments can not be counted out at run time.
         if count == 10:
-            product(shared, shared, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], t)
+            product(
+                *(shared, shared, word(n, 0), word(n, 1), word(n, 2), word(n, 3)),
+                *(word(n, 4), word(n, 5), word(n, 6), word(n, 7), word(n, 8)),
+                *(word(n, 9), t),
+            )
 
     @cuda_part
     def call_with_nine(shared, n, t):
-        product(shared, shared, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], t)
+        product(
+            *(shared, shared, word(n, 0), word(n, 1), word(n, 2), word(n, 3)),
+            *(word(n, 4), word(n, 5), word(n, 6), word(n, 7), word(n, 8), t),
+        )
 
     chosen = call if count == 10 else call_with_nine
 
     @cuda_kernel
     def kernel(memory, out, n):
-        shared = cuda.shared.array(0, kind)
+        shared = cuda.shared.array(0, kind, SHARED_ALIGNMENT)
         t = cuda.threadIdx.x
         for k in range(t, memory.size, threads):
             shared[k] = memory[k]
         cuda.syncthreads()
-        chosen(shared, n, t)
+        chosen(shared, n, index32(t))
         cuda.syncthreads()
         for k in range(t, memory.size, threads):
             out[k] = shared[k]
@@ -207,9 +229,9 @@ SPARE = 5
 
 
 @functools.cache
-def tile_kernel(form, threads, rows):
+def tile_kernel(form, threads, rows, tile_columns):
     """Return a kernel that adds a batch's gradient to one in global memory, tile by tile."""
-    parts = chain.build(form, threads, rows, True, tile_columns=form.pad)
+    parts = chain.build(form, threads, rows, True, tile_columns)
     kind, row_pad = getattr(numba, form.number), form.row_pad
     nothing, adds_losses = np.float32(np.nan), chain.loss_thread(threads)
 
@@ -228,24 +250,24 @@ def tile_kernel(form, threads, rows):
         words,
         count,
     ):
-        numbers = cuda.shared.array(0, kind)
-        t, tile = cuda.threadIdx.x, tile_of(words).rows
-        for k in range(t, tile_of(words).numbers_used, threads):
+        numbers = cuda.shared.array(0, kind, SHARED_ALIGNMENT)
+        t, tile = index32(cuda.threadIdx.x), wide(tile_of(words).rows)
+        for k in range(wide(t), wide(tile_of(words).numbers_used), threads):
             numbers[k] = nothing
         cuda.syncthreads()
-        parts.load(numbers, numbers, words, parameters, SPARE, t)
+        parts.load(numbers, numbers, words, parameters[SPARE:], t)
         total = losses.dtype.type(0)
         for start in range(0, count, tile):
-            size = min(tile, count - start)
+            size = index32(min(tile, count - start))
             rows = (size + row_pad - 1) // row_pad * row_pad
             parts.gather(numbers, numbers, words, X, y, order, start, size, rows, t)
             cuda.syncthreads()
-            dropping = tile_dropout(hyper, 0, start, keep_scales)
+            dropping = tile_dropout(hyper, index32(0), start, keep_scales)
             parts.forward(numbers, numbers, words, dropping, rows, t)
             parts.loss(numbers, numbers, words, factors, start * weighted, weighted, size, rows, t)
             cuda.syncthreads()
             total = parts.add_losses(numbers, words, rows, total, t)
-            parts.backward(numbers, numbers, words, dropping, gradient, SPARE, rows, t)
+            parts.backward(numbers, numbers, words, dropping, gradient, index32(SPARE), rows, t)
             cuda.syncthreads()
         if t == adds_losses:
             losses[0] = total
@@ -277,7 +299,7 @@ def test_tiles_of_a_batch(index, weighted, sizes):
     scales = np.array([1 / (1 - share) for share in problem.dropout], dtype)
     arrays = (data.X, data.y, data.order, factors, data.hyper[0], scales)
     held = [cuda.to_device(array) for array in (parameters, *arrays, losses, gradient)]
-    kernel = tile_kernel(form, sizes[0], chain.rows_in_use(problem))
+    kernel = tile_kernel(form, sizes[0], chain.rows_in_use(problem), sizes[2])
     words = cuda.to_device(half.table(problem))
     kernel[1, sizes[0], 0, half.shared_bytes](*held[:7], int(weighted), *held[7:], words, count)
     rows = data.order[:count]

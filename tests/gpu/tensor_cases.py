@@ -7,10 +7,14 @@ emulated.
 import numpy as np
 import pytest
 from numba import cuda, types
+from numba.core.errors import TypingError
 
 from fastmlp_kernels.compile import cuda_kernel, simulated
 from fastmlp_kernels.cuda.instructions import emulation, fragments, intrinsics
-from fastmlp_kernels.cuda.on_chip.products import Epilogues
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
+from fastmlp_kernels.cuda.instructions.pointers import load, pointer_to, store
+from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT
+from fastmlp_kernels.cuda.on_chip.products import Epilogue, Epilogues
 from fastmlp_kernels.cuda.on_chip.tensor_linear import build, conversions
 from fastmlp_kernels.records import table
 from tests.gpu.device import MARKS, generator, launch, normal
@@ -186,12 +190,12 @@ def test_a_pair_of_bfloat16_has_its_first_in_the_low_half():
 def test_loads_and_stores_of_four():
     @cuda_kernel
     def move(x, out, bits):
-        shared = cuda.shared.array(0, types.float32)
-        t = cuda.threadIdx.x
-        a, b, c, d = intrinsics.load4(x, 4 * t)
-        intrinsics.store4(shared, 4 * (31 - t), (d, c, b, a))
+        shared = cuda.shared.array(0, types.float32, SHARED_ALIGNMENT)
+        t = index32(cuda.threadIdx.x)
+        a, b, c, d = load(pointer_to(x, 4 * t), 4)
+        store(pointer_to(shared, 4 * (31 - t)), (d, c, b, a))
         cuda.syncthreads()
-        intrinsics.store4(out, 4 * t, intrinsics.load4(shared, 4 * t))
+        store(pointer_to(out, 4 * t), load(pointer_to(shared, 4 * t), 4))
         bits[t] = intrinsics.load_bits(shared, 4 * t + 1)
 
     x = normal((128,), np.float32)
@@ -201,20 +205,98 @@ def test_loads_and_stores_of_four():
     assert np.array_equal(held[2].copy_to_host(), x[::-1].copy().view(np.uint32)[1::4])
 
 
-FIELDS, LOW_BITS = table("first", "second", "third"), 255
+FIELDS, FOUR_FIELDS = table("first", "second", "third"), table(*"first second third fourth".split())
 
 
-def test_a_record_is_read_by_name_where_it_is_and_masked():
+def test_a_record_is_read_by_name_where_it_is():
     @cuda_kernel
     def read(words, place, out):
-        record = intrinsics.record_at(words, FIELDS, place, LOW_BITS)
+        record = intrinsics.record_at(words, FIELDS, place, False)
         out[0], out[1] = record.third, record.first
         words[place + 1] = 7
         out[2] = record.second
+        narrow = intrinsics.record_at(words, FOUR_FIELDS, index32(place), True)
+        out[3] = wide(narrow.second + narrow.fourth)
 
-    words, out = cuda.to_device(np.arange(-9, 3)), cuda.to_device(np.zeros(3, np.int64))
+    words, out = cuda.to_device(np.arange(9, 21)), cuda.to_device(np.zeros(4, np.int64))
     read[1, 1](words, 4, out)
-    assert out.copy_to_host().tolist() == [-3 & LOW_BITS, -5 & LOW_BITS, 7]
+    assert out.copy_to_host().tolist() == [15, 13, 7, 23]
+
+
+def test_numbers_of_32_bits():
+    @cuda_kernel
+    def compute(out, numbers):
+        a, b = index32(out[0]), index32(out[1])
+        numbers[a] = numbers[b] + 1
+        c = 2 * a + 7 * b - 3
+        out[0], out[1], out[2] = wide(c), wide(c // b), wide(c % b)
+        out[3], out[4] = wide(min(a, b)), wide(max(a, 5))
+        out[5], out[6], out[7] = wide(c & 6), wide(c >> 2), wide(a << 3)
+        out[8] = (a < b) + 2 * (a <= b) + 4 * (a > b) + 8 * (a >= b) + 16 * (a == b)
+        out[9] = 3 - a > 5 - b
+        a += b
+        b -= 1
+        b *= 4
+        out[10], out[11] = wide(a), wide(b)
+
+    out = cuda.to_device(np.array([3, 4] + [0] * 10))
+    numbers = cuda.to_device(np.arange(5, dtype=np.float64))
+    compute[1, 1](out, numbers)
+    assert numbers.copy_to_host().tolist() == [0, 1, 2, 5, 4]
+    assert out.copy_to_host().tolist() == [31, 7, 3, 3, 5, 6, 7, 24, 3, 0, 7, 12]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
+def test_pointers(dtype):
+    kind = getattr(types, dtype)
+
+    @cuda_kernel
+    def move(x, out):
+        shared = cuda.shared.array(0, kind, SHARED_ALIGNMENT)
+        for k in range(16):
+            shared[k] = x[k]
+        pointer = pointer_to(shared, index32(2))
+        pointer += 2
+        pointer[index32(1)] = pointer[3]
+        pointer = pointer + index32(4)
+        pointer[0] = x[0]
+        for k in range(16):
+            out[k] = shared[k]
+
+    x = np.arange(1, 17).astype(dtype)
+    held = [cuda.to_device(each) for each in (x, np.zeros_like(x))]
+    move[1, 1, 0, 16 * x.itemsize](*held)
+    wanted = x.copy()
+    wanted[5], wanted[8] = x[7], x[0]
+    assert held[1].copy_to_host().tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_neighbours_are_loaded_and_stored(dtype, count):
+    @cuda_kernel
+    def move(x, out):
+        t = index32(cuda.threadIdx.x)
+        store(pointer_to(out, count * (7 - t)), load(pointer_to(x, count * t), count))
+
+    x = normal((8 * count,), dtype)
+    held = [cuda.to_device(each) for each in (x, np.zeros_like(x))]
+    move[1, 8](*held)
+    wanted = x.reshape(8, count)[::-1].ravel()
+    assert held[1].copy_to_host().tolist() == wanted.tolist()
+
+
+if not simulated():
+
+    def test_a_place_in_global_memory_is_never_cut_short():
+        """Beside an int64 a number of 32 bits is an error of types."""
+
+        @cuda_kernel
+        def add(out):
+            out[index32(out[0]) + out[1]] = 1
+
+        with pytest.raises(TypingError, match=r"add\(Index32, int64\)"):
+            add[1, 1](cuda.to_device(np.zeros(2, np.int64)))
 
 
 @cuda_kernel
@@ -272,7 +354,8 @@ def test_matrix_loads():
 
 
 def test_blocks_of_part_warps_and_unknown_precisions_are_refused():
-    epilogues = Epilogues(None, None, None)
+    nothing = Epilogue(None, None)
+    epilogues = Epilogues(nothing, nothing, None)
     with pytest.raises(ValueError, match="threads: got 48, wanted a multiple of 32"):
         build(48, "tf32", epilogues)
     with pytest.raises(ValueError, match="precision: got 'float16', wanted one of"):

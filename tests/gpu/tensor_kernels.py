@@ -6,8 +6,10 @@ from numba import cuda, types
 
 from fastmlp_kernels.algebra import ACTIVATIONS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part, cuda_switch
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
+from fastmlp_kernels.cuda.instructions.pointers import pointer_to
 from fastmlp_kernels.cuda.on_chip import tensor_linear
-from fastmlp_kernels.cuda.on_chip.products import Epilogues
+from fastmlp_kernels.cuda.on_chip.products import Epilogue, Epilogues
 
 PRECISIONS = ("bfloat16", "tf32")
 NAMES = ("forward", "backward", "weight_gradient")
@@ -18,8 +20,21 @@ RESULT, PITCH, LAYER = 0, 1, 2
 
 
 @cuda_part
-def keep(operands, numbers, words, layer, i, j, value):
-    numbers[words[RESULT] + i * words[PITCH] + j] = value
+def word(words, k):
+    return index32(words[k])
+
+
+@cuda_part
+def row(operands, numbers, words, layer, i, j):
+    return pointer_to(numbers, words[RESULT] + i * words[PITCH] + j)
+
+
+@cuda_part
+def keep(row, words, layer, i, j, distance, value):
+    row[distance] = value
+
+
+KEEP = Epilogue(row, keep)
 
 
 @cuda_part
@@ -43,7 +58,7 @@ def save(image, numbers, t, threads):
 
 @functools.cache
 def products(threads, precision):
-    return tensor_linear.build(threads, precision, Epilogues(keep, keep, add))
+    return tensor_linear.build(threads, precision, Epilogues(KEEP, KEEP, add))
 
 
 @functools.cache
@@ -59,15 +74,16 @@ def _forward(product, threads, operand):
     def forward(image, words):
         operands = cuda.shared.array(0, operand)
         numbers = cuda.shared.array(0, types.float32)
-        t = cuda.threadIdx.x
-        load(image, numbers, t, threads)
-        told = (words[RESULT], words[PITCH])
-        layer, A, A_stride, W, W_stride = words[LAYER], words[3], words[4], words[5], words[6]
-        b, rows, fan_in, fan_out = words[7], words[8], words[9], words[10]
+        t = index32(cuda.threadIdx.x)
+        load(image, numbers, wide(t), threads)
+        told = (word(words, RESULT), word(words, PITCH))
+        layer = words[LAYER]
+        A, A_stride, W, W_stride = word(words, 3), word(words, 4), word(words, 5), word(words, 6)
+        b, rows, fan_in, fan_out = word(words, 7), word(words, 8), word(words, 9), word(words, 10)
         product(
             operands, numbers, told, layer, A, A_stride, W, W_stride, b, rows, fan_in, fan_out, t
         )
-        save(image, numbers, t, threads)
+        save(image, numbers, wide(t), threads)
 
     return forward
 
@@ -77,15 +93,16 @@ def _backward(product, threads, operand):
     def backward(image, words):
         operands = cuda.shared.array(0, operand)
         numbers = cuda.shared.array(0, types.float32)
-        t = cuda.threadIdx.x
-        load(image, numbers, t, threads)
-        told = (words[RESULT], words[PITCH])
-        layer, dZ, dZ_stride, W, W_stride = words[LAYER], words[3], words[4], words[5], words[6]
-        rows, fan_in, fan_out = words[7], words[8], words[9]
+        t = index32(cuda.threadIdx.x)
+        load(image, numbers, wide(t), threads)
+        told = (word(words, RESULT), word(words, PITCH))
+        layer = words[LAYER]
+        dZ, dZ_stride, W, W_stride = word(words, 3), word(words, 4), word(words, 5), word(words, 6)
+        rows, fan_in, fan_out = word(words, 7), word(words, 8), word(words, 9)
         product(
             operands, numbers, told, layer, dZ, dZ_stride, W, W_stride, rows, fan_in, fan_out, t
         )
-        save(image, numbers, t, threads)
+        save(image, numbers, wide(t), threads)
 
     return backward
 
@@ -95,14 +112,21 @@ def _weight_gradient(product, threads, operand):
     def weight_gradient(image, words):
         operands = cuda.shared.array(0, operand)
         numbers = cuda.shared.array(0, types.float32)
-        t = cuda.threadIdx.x
-        load(image, numbers, t, threads)
-        start, pitch, A, A_stride = words[RESULT], words[PITCH], words[3], words[4]
-        dZ, dZ_stride, rows, fan_in, fan_out = words[5], words[6], words[7], words[8], words[9]
+        t = index32(cuda.threadIdx.x)
+        load(image, numbers, wide(t), threads)
+        start, pitch = word(words, RESULT), word(words, PITCH)
+        A, A_stride = word(words, 3), word(words, 4)
+        dZ, dZ_stride, rows, fan_in, fan_out = (
+            word(words, 5),
+            word(words, 6),
+            word(words, 7),
+            word(words, 8),
+            word(words, 9),
+        )
         product(
             operands, numbers, start, pitch, A, A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t
         )
-        save(image, numbers, t, threads)
+        save(image, numbers, wide(t), threads)
 
     return weight_gradient
 
@@ -114,25 +138,32 @@ def layer_epilogues(precision, activations):
     slope = cuda_switch([ACTIVATIONS[name].slope for name in activations])
 
     @cuda_part
-    def forward(operands, numbers, words, last, i, j, z):
-        activation, out, out_stride, kept, kept_stride = words
-        numbers[kept + i * kept_stride + j] = z
-        a = value(activation, z)
-        if last == 0:
-            operands[out + i * out_stride + j] = to_operand(a)
-        else:
-            numbers[out + i * out_stride + j] = a
+    def row(operands, numbers, words, last, i, j):
+        _, out, out_stride, kept, kept_stride = words
+        kept += i * kept_stride + j
+        out += i * out_stride + j
+        return (
+            *(pointer_to(operands, kept), pointer_to(numbers, kept)),
+            *(pointer_to(operands, out), pointer_to(numbers, out)),
+        )
 
     @cuda_part
-    def backward(operands, numbers, words, last, i, j, da):
-        activation, out, out_stride, kept, kept_stride = words
+    def forward(row, words, last, i, j, distance, z):
+        _, kept_number, out_operand, out_number = row
+        kept_number[distance] = z
+        a = value(words[0], z)
         if last == 0:
-            x = to_number(operands[kept + i * kept_stride + j])
+            out_operand[distance] = to_operand(a)
         else:
-            x = numbers[kept + i * kept_stride + j]
-        operands[out + i * out_stride + j] = to_operand(da * slope(activation, x, x))
+            out_number[distance] = a
 
-    return Epilogues(forward, backward, add)
+    @cuda_part
+    def backward(row, words, last, i, j, distance, da):
+        kept_operand, kept_number, out_operand, _ = row
+        x = to_number(kept_operand[distance]) if last == 0 else kept_number[distance]
+        out_operand[distance] = to_operand(da * slope(words[0], x, x))
+
+    return Epilogues(Epilogue(row, forward), Epilogue(row, backward), add)
 
 
 def layer_kernel(precision, threads, activations):
@@ -145,10 +176,14 @@ def layer_kernel(precision, threads, activations):
     def layers(gradient, words):
         operands = cuda.shared.array(0, operand)
         numbers = cuda.shared.array(0, types.float32)
-        t = cuda.threadIdx.x
-        A, A_stride, W, W_stride, b = words[0], words[1], words[2], words[3], words[4]
-        rows, fan_in, fan_out = words[5], words[6], words[7]
-        told = (words[8], words[9], words[10], words[11], words[12])
+        t = index32(cuda.threadIdx.x)
+        A, A_stride, W = word(words, 0), word(words, 1), word(words, 2)
+        W_stride, b = word(words, 3), word(words, 4)
+        rows, fan_in, fan_out = word(words, 5), word(words, 6), word(words, 7)
+        told = (
+            *(word(words, 8), word(words, 9), word(words, 10)),
+            *(word(words, 11), word(words, 12)),
+        )
         for last in range(words[13]):
             forward(
                 operands,
@@ -169,7 +204,7 @@ def layer_kernel(precision, threads, activations):
             weight_gradient(
                 operands,
                 gradient,
-                0,
+                index32(0),
                 fan_out,
                 A,
                 A_stride,

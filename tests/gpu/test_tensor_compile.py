@@ -16,6 +16,9 @@ from numba.cuda import dispatcher
 
 from fastmlp_kernels.compile import cuda_kernel, simulated
 from fastmlp_kernels.cuda.instructions import intrinsics
+from fastmlp_kernels.cuda.instructions.index32 import index32
+from fastmlp_kernels.cuda.instructions.pointers import load, pointer_to, store
+from fastmlp_kernels.cuda.on_chip.offsets import SHARED_ALIGNMENT
 from fastmlp_kernels.cuda.on_chip.products import TENSOR_CAPABILITY
 from tests.gpu.tensor_kernels import NAMES, PRECISIONS, kernel, layer_kernel
 from tests.gpu.test_kernel_compile import disassembler, double_precision, machine_code
@@ -144,14 +147,15 @@ def test_earlier_gpus_do_not_assemble_them(compiled, tmp_path):
 
 def instructions(x, out, bits):
     """Use every intrinsic that the products do not."""
-    shared = cuda.shared.array(0, types.float32)
+    shared = cuda.shared.array(0, types.float32, SHARED_ALIGNMENT)
     t = cuda.threadIdx.x
     intrinsics.copy_async_16(shared, 4 * t, x, 4 * t)
     intrinsics.copy_async_commit()
     intrinsics.copy_async_wait(0)
     cuda.syncthreads()
-    a, b, c, d = intrinsics.load4(shared, 124 - 4 * t)
-    intrinsics.store4(out, 4 * t, (intrinsics.to_tf32(a), b, c, d))
+    place = 4 * index32(t)
+    a, b, c, d = load(pointer_to(shared, 124 - place), 4)
+    store(pointer_to(out, place), (intrinsics.to_tf32(a), b, c, d))
     bits[t] = intrinsics.to_bfloat16_pair(a, b)
     bits[t + 32] = intrinsics.to_bfloat16(c)
     out[t + 128] = intrinsics.from_bfloat16(types.uint16(bits[t + 64]))

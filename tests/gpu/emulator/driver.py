@@ -6,6 +6,7 @@ that is being captured.
 
 import contextlib
 import itertools
+import re
 import time
 from types import SimpleNamespace
 
@@ -135,10 +136,20 @@ def compiled(kernel, signature, lines):
     if lines and signature not in kernel.overloads and "lineinfo" not in kernel.targetoptions:
         kernel.targetoptions["lineinfo"] = True
         try:
-            return kernel.compile(signature)
+            found = kernel.compile(signature)
+            if lost_labels(kernel.inspect_asm(signature)):
+                raise Fault("NVVM has lost labels")
+            return found
         except Exception:  # noqa: BLE001 (NVVM refuses the lines of a few kernels)
             kernel.targetoptions["lineinfo"] = False
+            kernel.overloads.pop(signature, None)
     return kernel.compile(signature)
+
+
+def lost_labels(ptx):
+    """Return labels that PTX jumps to and does not have: with lines, NVVM 13 leaves some out."""
+    wanted = set(re.findall(r"\bbra(?:\.uni)?\s+([$\w]+)", ptx))
+    return wanted - set(re.findall(r"^([$\w]+):", ptx, re.MULTILINE))
 
 
 class Configured:

@@ -11,10 +11,12 @@ import functools
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_kernel, cuda_part
 from fastmlp_kernels.cuda.fused.step import filled_slices, rows_of_batch
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
 from fastmlp_kernels.cuda.layered.gather import BATCH
 from fastmlp_kernels.cuda.on_chip import block_copies, chain
 from fastmlp_kernels.cuda.on_chip.chain import Chain, Rows
@@ -109,14 +111,14 @@ def build(choice: Choice) -> Any:
         """
         numbers = cuda.shared.array(0, number, SHARED_ALIGNMENT)
         operands = cuda.shared.array(0, operand, SHARED_ALIGNMENT) if mixed else numbers
-        t, batch = cuda.threadIdx.x, counter[BATCH]
+        t, batch = index32(cuda.threadIdx.x), counter[BATCH]
         # The same for every thread: no launch that writes it runs beside this one.
         if status[STATUS] != 0:
             return
-        load(operands, numbers, words, parameters, 0, t)
+        load(operands, numbers, words, parameters, t)
         start, size = batch * epoch_of(words).batch_size, rows_of_batch(words, batch)
         filled = filled_slices(words, size, slices)
-        s = cuda.blockIdx.x
+        s = np.int64(cuda.blockIdx.x)
         # Numba counts the rounds of a `range` beforehand, by a division of 64 bits.
         while s < filled:
             total = gradients(
@@ -162,22 +164,24 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
         """
         tile = tile_of(words)
         count = tile.parameters
-        base = s * count
+        own = partials[s * wide(count) : (s + 1) * wide(count)]
         if accumulate and not shared:
-            for k in range(t, count, threads):
-                partials[base + k] = partials.dtype.type(0)
+            k = t
+            while k < count:
+                own[k] = own.dtype.type(0)
+                k += threads
         total = numbers.dtype.type(0)
-        tile_rows = tile.rows
+        tile_rows = wide(tile.rows)
         first = s * tile_rows
         while first < size:
-            held = min(tile_rows, size - first)
+            held = index32(min(tile_rows, size - first))
             rows = (held + row_pad - 1) // row_pad * row_pad
             # Between the tile before, whose rows are read until its gradients are there (or the
             # weights and zeros), and this one's rows; then between those and the forward pass.
             cuda.syncthreads()
             gather(operands, numbers, words, X, y, order, start + first, held, rows, t)
             cuda.syncthreads()
-            dropping = tile_dropout(hyper, 0, first, keep_scales)
+            dropping = tile_dropout(hyper, index32(0), first, keep_scales)
             forward(operands, numbers, words, dropping, rows, t)
             factor = (start + first) * weighted
             loss(operands, numbers, words, factors, factor, weighted, held, rows, t)
@@ -187,16 +191,18 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             if shared:
                 backward(operands, numbers, words, dropping, numbers, tile.gradient, rows, t)
             else:
-                backward(operands, numbers, words, dropping, partials, base, rows, t)
+                backward(operands, numbers, words, dropping, own, index32(0), rows, t)
             first += slices * tile_rows
         if shared:
             place = tile.gradient
             # Between the gradient's elements and the threads that copy them.
             cuda.syncthreads()
-            for k in range(t, count, threads):
-                partials[base + k] = numbers[place + k]
+            k = t
+            while k < count:
+                own[k] = numbers[place + k]
                 # For the next slice.
                 numbers[place + k] = numbers.dtype.type(0)
+                k += threads
         return total
 
     return gradients

@@ -9,13 +9,11 @@ import numpy as np
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_kernel, cuda_part
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
 from fastmlp_kernels.cuda.layered.gather import BATCH, UPDATED
 from fastmlp_kernels.cuda.on_chip.offsets import epoch_of, tile_of
 from fastmlp_kernels.cuda.sums import block_sum
 from fastmlp_kernels.problem import STATUS
-
-# Rows of a batch are fewer. Said of a number, the compiler divides it in 32 bits.
-FEWER_ROWS = (1 << 31) - 1
 
 
 class Sums(NamedTuple):
@@ -46,7 +44,7 @@ def rows_of_batch(words, batch):
 def filled_slices(words, size, slices):
     """Return how many slices have a tile, in a batch of `size` rows."""
     rows = tile_of(words).rows
-    return min(slices, ((size + rows - 1) & FEWER_ROWS) // rows)
+    return min(slices, wide((index32(size) + rows - 1) // rows))
 
 
 def sum_signature(number: str) -> tuple:

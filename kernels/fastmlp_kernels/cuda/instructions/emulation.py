@@ -290,28 +290,18 @@ def load_bits(array, place):
     return np.float32(array[place]).view(np.uint32)
 
 
-def load4(array, place):
-    """Emulate the intrinsic of this name."""
-    return tuple(_chunk("load4", array, place))
-
-
-def store4(array, place, values):
-    """Emulate the intrinsic of this name."""
-    _chunk("store4", array, place)[:] = values
-
-
 class Record:
     """A record of an array of int64, whose fields are read by name."""
 
-    def __init__(self, words: Any, dtype: np.dtype, place: int, mask: int) -> None:
-        self.words, self.fields, self.place, self.mask = words, dtype.fields, place, mask
+    def __init__(self, words: Any, dtype: np.dtype, place: int) -> None:
+        self.words, self.fields, self.place = words, dtype.fields, place
 
     def __getattr__(self, name: str) -> Any:
         """Return a field."""
         kind, offset = self.fields[name]
-        return self.words[self.place + offset // kind.itemsize] & self.mask
+        return self.words[self.place + offset // kind.itemsize]
 
 
-def record_at(words, dtype, place, mask):
+def record_at(words, dtype, place, narrow):
     """Emulate the intrinsic of this name."""
-    return Record(words, dtype, place, mask)
+    return Record(words, dtype, place)

@@ -18,6 +18,7 @@ from numba.cuda.extending import intrinsic
 
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.instructions import emulation
+from fastmlp_kernels.cuda.instructions.index32 import INDEX
 
 SHARED, GLOBAL = 3, 1
 WORD, HALF, SINGLE = ir.IntType(32), ir.IntType(16), ir.FloatType()
@@ -42,6 +43,8 @@ def _tuple(context, builder, kind, structure):
 
 def _pointer(context, builder, array_type, array, place_type, place):
     data = context.make_array(array_type)(context, builder, value=array).data
+    if place_type == INDEX:
+        place, place_type = builder.zext(place, LONG), types.intp
     return builder.gep(data, [context.cast(builder, place, place_type, types.intp)])
 
 
@@ -226,8 +229,7 @@ def to_tf32(typing_context, value):
 def load_bits(typing_context, array, place):
     """Return the bits of the float32 at `place` as uint32.
 
-    ``load_bits(array, place)``: unlike an index of Numba's, `place` is not looked at for a minus
-    sign. PTX: ld.b32; any capability.
+    ``load_bits(array, place)``. PTX: ld.b32; any capability.
     """
 
     def generate(context, builder, signature, arguments):
@@ -238,75 +240,59 @@ def load_bits(typing_context, array, place):
     return types.uint32(array, place), generate
 
 
-def _vector(builder, pointer):
-    return builder.bitcast(pointer, ir.VectorType(SINGLE, 4).as_pointer())
-
-
-@_device
-def load4(typing_context, array, place):
-    """Return 4 float32 from `place`, a multiple of 4, in shared or global memory.
-
-    The array must begin at a multiple of 16 bytes. PTX: ld.v4.f32; any capability.
-    """
-    signature = types.UniTuple(types.float32, 4)(array, place)
-
-    def generate(context, builder, signature, arguments):
-        kinds = signature.args
-        pointer = _pointer(context, builder, kinds[0], arguments[0], kinds[1], arguments[1])
-        vector = builder.load(_vector(builder, pointer), align=16)
-        values = [builder.extract_element(vector, ir.Constant(WORD, k)) for k in range(4)]
-        return context.make_tuple(builder, signature.return_type, values)
-
-    return signature, generate
-
-
-@_device
-def store4(typing_context, array, place, values):
-    """Write a tuple of 4 float32 to `place` (see `load4`). PTX: st.v4.f32; any capability."""
-    signature = types.void(array, place, values)
-
-    def generate(context, builder, signature, arguments):
-        kinds = signature.args
-        pointer = _pointer(context, builder, kinds[0], arguments[0], kinds[1], arguments[1])
-        vector = ir.Constant(ir.VectorType(SINGLE, 4), ir.Undefined)
-        for k, value in enumerate(cgutils.unpack_tuple(builder, arguments[2])):
-            vector = builder.insert_element(vector, value, ir.Constant(WORD, k))
-        builder.store(vector, _vector(builder, pointer), align=16)
-
-    return signature, generate
-
-
 class Record(types.Type):
-    """The type of a record of int64 in memory: ``record.name`` reads a field where it is.
+    """The type of a record of int64 in memory: ``record.name`` is a field.
 
     Parameters
     ----------
     fields : numba.types.Record
-    mask : int
-        The bits that its numbers may have: each is masked as it is read.
+    narrow : bool
+        Whether fields are `Index32`, and were read together; else each is read where it is.
     """
 
-    def __init__(self, fields: Any, mask: int) -> None:
-        self.fields, self.mask = fields, mask
-        super().__init__(name=f"Record({fields}, {mask})")
+    def __init__(self, fields: Any, narrow: bool) -> None:
+        self.fields, self.narrow = fields, narrow
+        super().__init__(name=f"Record({fields}, {narrow})")
+
+    def place(self, name: str) -> int:
+        """Return how many words a field is from the first."""
+        return self.fields.offset(name) // (LONG.width // 8)
 
 
 @_device
-def record_at(typing_context, words, dtype, place, mask):
+def record_at(typing_context, words, dtype, place, narrow):
     """Return the record of a structured dtype that begins at a place of an array of int64.
 
-    ``record_at(words, dtype, place, mask)``: `mask` is a constant (see `Record`). Fields are read
-    by name; a place is not looked at for a minus sign. PTX: ld.b64; any capability.
+    ``record_at(words, dtype, place, narrow)``: `narrow` is a constant (see `Record`). A narrow
+    record has an even number of fields; it begins at a multiple of 16 bytes, and its fields are
+    read by two. PTX: ld.v4.b32 or ld.b64; any capability.
     """
-    if not isinstance(mask, types.IntegerLiteral):
+    if not isinstance(narrow, types.BooleanLiteral):
         return None
-    record = Record(dtype.dtype, mask.literal_value)
+    record = Record(dtype.dtype, narrow.literal_value)
 
     def generate(context, builder, signature, arguments):
         kinds = signature.args
-        return _pointer(context, builder, kinds[0], arguments[0], kinds[2], arguments[2])
+        pointer = _pointer(context, builder, kinds[0], arguments[0], kinds[2], arguments[2])
+        return _read_by_two(builder, record, pointer) if record.narrow else pointer
 
-    return record(words, dtype, place, mask), generate
+    return record(words, dtype, place, narrow), generate
+
+
+def _read_by_two(builder, record, pointer):
+    """Return the fields as a structure of 32 bits each; what nobody uses is not read."""
+    count = len(record.fields.fields)
+    if count % 2:
+        raise ValueError(f"a narrow record: got {count} fields, wanted an even number")
+    # The low half of a word is its first.
+    pairs = builder.bitcast(pointer, ir.VectorType(WORD, 4).as_pointer())
+    fields = ir.Constant(ir.LiteralStructType([WORD] * count), ir.Undefined)
+    for first in range(0, count, 2):
+        pair = builder.load(builder.gep(pairs, [ir.Constant(LONG, first // 2)]), align=16)
+        for k in range(2):
+            word = builder.extract_element(pair, ir.Constant(WORD, 2 * k))
+            fields = builder.insert_value(fields, word, first + k)
+    return fields
 
 
 def _read_fields() -> None:
@@ -322,20 +308,24 @@ def _read_fields() -> None:
     @register_model(Record)
     class Model(core_models.PrimitiveModel):
         def __init__(self, manager, record):
-            super().__init__(manager, record, LONG.as_pointer())
+            fields = ir.LiteralStructType([WORD] * len(record.fields.fields))
+            super().__init__(manager, record, fields if record.narrow else LONG.as_pointer())
 
     @infer_getattr
     class Fields(AttributeTemplate):
         key = Record
 
         def generic_resolve(self, record, name):
-            return types.int64 if name in record.fields.fields else None
+            if name not in record.fields.fields:
+                return None
+            return INDEX if record.narrow else types.int64
 
     @lower_getattr_generic(Record)
-    def read(context, builder, record, pointer, name):
-        place = record.fields.offset(name) // (LONG.width // 8)
-        value = builder.load(builder.gep(pointer, [ir.Constant(LONG, place)]))
-        return builder.and_(value, ir.Constant(LONG, record.mask))
+    def read(context, builder, record, value, name):
+        place = record.place(name)
+        if record.narrow:
+            return builder.extract_value(value, place)
+        return builder.load(builder.gep(value, [ir.Constant(LONG, place)]))
 
 
 if not simulated():

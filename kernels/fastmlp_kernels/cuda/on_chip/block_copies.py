@@ -1,18 +1,24 @@
 """Copies between global memory and the shared memory of a block: a network, and rows of X and y."""
 
+import math
 from typing import Any
 
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_part
-from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
+from fastmlp_kernels.cuda.instructions.pointers import pointer_to
+from fastmlp_kernels.cuda.on_chip.offsets import layer_of, tile_of
+
+# Threads that copy a row together: of float32 their neighbours are a sector of global memory.
+ROW_LANES = 8
 
 
 def load(threads: int, to_operand: Any, mixed: bool) -> Any:
     """Return the copy of a network to shared memory."""
 
     @cuda_part
-    def load(operands, numbers, words, parameters, base, t):
+    def load(operands, numbers, words, parameters, t):
         """Copy a network's parameters to shared memory; anything else there becomes 0.
 
         Parameters
@@ -22,8 +28,8 @@ def load(threads: int, to_operand: Any, mixed: bool) -> Any:
             weights 0, as the products run on over it.
         words : int64[:]
         parameters : dtype[:], read
-            Global memory; the network's begin at `base`.
-        base, t : int
+            Global memory: the network's own.
+        t : int
 
         Notes
         -----
@@ -31,29 +37,41 @@ def load(threads: int, to_operand: Any, mixed: bool) -> Any:
         Cost: a read of each parameter.
         """
         tile = tile_of(words)
-        for k in range(t, tile.numbers_used, threads):
+        k = t
+        while k < tile.numbers_used:
             numbers[k] = numbers.dtype.type(0)
+            k += threads
         # Between the zeros and what the threads write over them.
         cuda.syncthreads()
-        for index in range(tile.layers):
+        index = index32(0)
+        while index < tile.layers:
             layer = layer_of(words, index)
-            fan_in, fan_out = layer.fan_in, layer.fan_out
-            W, stride = layer.W, layer.W_stride
-            start, b = base + layer.start, layer.b
-            for k in range(t, fan_in * fan_out, threads):
-                row = (k & SMALL) // fan_out
-                operands[W + row * stride + k - row * fan_out] = to_operand(parameters[start + k])
-            for j in range(t, fan_out, threads):
-                numbers[b + j] = parameters[start + fan_in * fan_out + j]
+            fan_out = layer.fan_out
+            W, stride, b = layer.W, layer.W_stride, layer.b
+            source, k = pointer_to(parameters, layer.start), t
+            while k < layer.weights:
+                row = k // fan_out
+                operands[W + row * stride + k - row * fan_out] = to_operand(source[k])
+                k += threads
+            source += layer.weights
+            j = t
+            while j < fan_out:
+                numbers[b + j] = source[j]
+                j += threads
+            index += 1
         if mixed:
-            for k in range(t, tile.parameters, threads):
-                numbers[tile.master + k] = parameters[base + k]
+            k = t
+            while k < tile.parameters:
+                numbers[tile.master + k] = parameters[k]
+                k += threads
 
     return load
 
 
 def gather(threads: int, to_operand: Any) -> Any:
     """Return the copy of a tile's rows to shared memory."""
+    lanes = math.gcd(threads, ROW_LANES)
+    groups = threads // lanes
 
     @cuda_part
     def gather(operands, numbers, words, X, y, order, start, count, rows, t):
@@ -71,33 +89,32 @@ def gather(threads: int, to_operand: Any) -> Any:
 
         Notes
         -----
-        Cost: one read of the rows, neighbours by neighbours.
+        Cost: one read of the rows, `ROW_LANES` neighbours at a time.
         """
-        tile = tile_of(words)
-        down, along, columns = tile.X_down, tile.X_along, tile.inputs
-        place, stride = tile.X, tile.X_stride
-        i = (t & SMALL) // columns
-        j = t - i * columns
+        tile, lane, first = tile_of(words), t % lanes, t // lanes
+        columns, place, stride = tile.inputs, tile.X, tile.X_stride
+        i = first
         while i < rows:
-            source = order[start + i] if i < count else order[start]
-            operands[(place + i * stride + j) & SMALL] = to_operand(X[source, j])
-            # `threads` elements on, without a division.
-            i += down
-            j += along
-            if j >= columns:
-                i += 1
-                j -= columns
-        down, along, columns = tile.target_down, tile.target_along, tile.target_columns
-        place, stride = tile.targets, tile.target_stride
-        i = (t & SMALL) // columns
-        j = t - i * columns
+            row = order[start + (wide(i) if i < count else 0)]
+            source = pointer_to(X, lane) + row * wide(columns)
+            target, j = pointer_to(operands, place + i * stride + lane), lane
+            while j < columns:
+                target[0] = to_operand(source[0])
+                source += lanes
+                target += lanes
+                j += lanes
+            i += groups
+        columns, place, stride = tile.target_columns, tile.targets, tile.target_stride
+        i = first
         while i < count:
-            numbers[(place + i * stride + j) & SMALL] = y[order[start + i], j]
-            i += down
-            j += along
-            if j >= columns:
-                i += 1
-                j -= columns
+            source = pointer_to(y, lane) + order[start + wide(i)] * wide(columns)
+            target, j = pointer_to(numbers, place + i * stride + lane), lane
+            while j < columns:
+                target[0] = source[0]
+                source += lanes
+                target += lanes
+                j += lanes
+            i += groups
 
     return gather
 
@@ -106,16 +123,16 @@ def store(threads: int, mixed: bool) -> Any:
     """Return the copy of a network back to global memory."""
 
     @cuda_part
-    def store(numbers, words, parameters, base, t):
-        """Copy a network's parameters to ``parameters[base:]``, as `load` took them.
+    def store(numbers, words, parameters, t):
+        """Copy a network's parameters back, as `load` took them.
 
         Parameters
         ----------
         numbers : dtype[:], shared memory, read
         words : int64[:]
         parameters : dtype[:], written
-            Global memory.
-        base, t : int
+            Global memory: the network's own.
+        t : int
 
         Notes
         -----
@@ -123,18 +140,26 @@ def store(threads: int, mixed: bool) -> Any:
         """
         tile = tile_of(words)
         if mixed:
-            for k in range(t, tile.parameters, threads):
-                parameters[base + k] = numbers[tile.master + k]
-        else:
-            for index in range(tile.layers):
-                layer = layer_of(words, index)
-                fan_in, fan_out = layer.fan_in, layer.fan_out
-                W, stride = layer.W, layer.W_stride
-                start, b = base + layer.start, layer.b
-                for k in range(t, fan_in * fan_out, threads):
-                    row = (k & SMALL) // fan_out
-                    parameters[start + k] = numbers[W + row * stride + k - row * fan_out]
-                for j in range(t, fan_out, threads):
-                    parameters[start + fan_in * fan_out + j] = numbers[b + j]
+            k = t
+            while k < tile.parameters:
+                parameters[k] = numbers[tile.master + k]
+                k += threads
+            return
+        index = index32(0)
+        while index < tile.layers:
+            layer = layer_of(words, index)
+            fan_out = layer.fan_out
+            W, stride, b = layer.W, layer.W_stride, layer.b
+            target, k = pointer_to(parameters, layer.start), t
+            while k < layer.weights:
+                row = k // fan_out
+                target[k] = numbers[W + row * stride + k - row * fan_out]
+                k += threads
+            target += layer.weights
+            j = t
+            while j < fan_out:
+                target[j] = numbers[b + j]
+                j += threads
+            index += 1
 
     return store

@@ -5,43 +5,26 @@ The tiles are numbered row by row and dealt out to the threads in turn, so that 
 computes a result of any size, and a narrow layer leaves no thread without work that a wide one
 would not.
 
-Which elements make up a tile decides whether the threads of a warp meet in a bank of shared memory
-(32 banks of 4 bytes; a load of 16 bytes is served for 8 threads at a time). Neighbouring threads
-have neighbouring tiles of one row of tiles.
-
-- Along an axis on which an operand is contiguous a tile is neighbours: one load of 16 bytes, and
-  8 neighbouring threads read 128 bytes that lie together.
-- Along an axis on which it is strided the elements of a tile are as far apart as there are tiles,
-  so that neighbouring threads read neighbouring rows. A stride is an odd number of 16 bytes (see
-  `placement.row_stride`), so that the 16 bytes that 8 neighbouring rows begin with lie in different
-  banks.
-
-Threads that read the same 16 bytes share one access.
+`register_tiles` has a tile's sums, and says which elements make it up.
 """
 
 import functools
 from typing import Any, NamedTuple
 
-import numba
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_inlined, cuda_part
-from fastmlp_kernels.cuda.on_chip.offsets import SMALL, multiple_of
-from fastmlp_kernels.cuda.on_chip.products import BlockProducts, Epilogues
-
-# Terms of a sum that are taken at a time: a load of 16 bytes of float32, two of float64.
-VECTOR = 4
-
-
-class Tile(NamedTuple):
-    """Elements of a result that a thread holds at a time; powers of two, columns up to `VECTOR`.
-
-    `vector` is how many elements 16 bytes are.
-    """
-
-    rows: int
-    columns: int
-    vector: int
+from fastmlp_kernels.cuda.instructions.index32 import index32
+from fastmlp_kernels.cuda.instructions.pointers import load, pointer_to, step_of
+from fastmlp_kernels.cuda.on_chip.products import BlockProducts, Epilogue, Epilogues
+from fastmlp_kernels.cuda.on_chip.register_tiles import (
+    VECTOR,
+    Tile,
+    each,
+    multiply_add,
+    multiply_add_rows,
+    multiply_add_transposed,
+)
 
 
 class SecondPass(NamedTuple):
@@ -49,8 +32,8 @@ class SecondPass(NamedTuple):
 
     A sixteenfold copy of a long rule is more than the compiler unrolls, and what it does not unroll
     keeps the tile out of registers, in local memory, throughout the product. So an epilogue stores,
-    and the rule comes in a loop of its own: ``forward(operands, numbers, words, layer, i, j)``, and
-    `backward` likewise; None where the epilogue does everything.
+    and the rule comes in a loop of its own, as a second `Epilogue`, which looks at no value; None
+    where the first does everything.
     """
 
     forward: Any = None
@@ -84,9 +67,7 @@ def build(
         See `Tile`.
     second_pass : SecondPass
     """
-    # 16 bytes.
-    vector = 4 if dtype == "float32" else 2
-    tile = Tile(tile_rows, tile_columns, vector)
+    tile = Tile(tile_rows, tile_columns)
     return BlockProducts(
         forward=_forward(threads, _finish(epilogues.forward, second_pass.forward, tile), tile),
         backward=_backward(threads, _finish(epilogues.backward, second_pass.backward, tile), tile),
@@ -94,90 +75,31 @@ def build(
         to_operand=exact,
         to_number=exact,
         pad=max(VECTOR, tile_rows),
-        skew=vector,
+        # 16 bytes.
+        skew=4 if dtype == "float32" else 2,
         row_pad=tile_rows,
     )
 
 
-def _multiply_add(tile: Tile) -> Any:
-    """Return the sum of products over the columns of a left matrix and the rows of a right one."""
-    rows, columns, vector = tile
-    aligned = multiple_of(vector)
-
-    @cuda_inlined
-    def multiply_add(operands, total, left_rows, right_rows, right_stride, terms):
-        """Add `terms` products to each element of the tile `total`, in ascending order."""
-        left = cuda.local.array((rows, VECTOR), total.dtype)
-        for k in range(0, terms, VECTOR):
-            along, down = k & aligned, (k * right_stride) & aligned
-            for m in range(rows):
-                for e in range(VECTOR):
-                    left[m, e] = operands[left_rows[m] + along + e]
-            for e in range(VECTOR):
-                for n in range(columns):
-                    right = operands[right_rows[e] + down + n]
-                    for m in range(rows):
-                        total[m, n] += left[m, e] * right
-
-    return multiply_add
-
-
-def _multiply_add_transposed(tile: Tile) -> Any:
-    """Return the sum of products over the columns of two matrices."""
-    rows, columns, vector = tile
-    aligned = multiple_of(vector)
-
-    @cuda_inlined
-    def multiply_add_transposed(operands, total, left_rows, right_rows, terms):
-        """Add `terms` products to each element of the tile `total`, in ascending order."""
-        left = cuda.local.array((rows, VECTOR), total.dtype)
-        for k in range(0, terms, VECTOR):
-            along = k & aligned
-            for m in range(rows):
-                for e in range(VECTOR):
-                    left[m, e] = operands[left_rows[m] + along + e]
-            for n in range(columns):
-                for e in range(VECTOR):
-                    right = operands[right_rows[n] + along + e]
-                    for m in range(rows):
-                        total[m, n] += left[m, e] * right
-
-    return multiply_add_transposed
-
-
-def _finish(epilogue: Any, second: Any, tile: Tile) -> Any:
+def _finish(epilogue: Epilogue, second: Any, tile: Tile) -> Any:
     """Return what becomes of a finished tile."""
-    rows, columns, _ = tile
-
-    @cuda_inlined
-    def each(operands, numbers, words, layer, total, row, down, column, apart, width):
-        """Give the elements of a tile to the epilogue, but for those beyond the last column."""
-        for n in range(columns):
-            j = column + n * apart
-            if j < width:
-                for m in range(rows):
-                    epilogue(operands, numbers, words, layer, row + m * down, j, total[m, n])
-
+    first = each(epilogue, tile)
     if second is None:
-        return each
+        return first
+    then = each(second, tile)
 
     @cuda_inlined
-    def each_twice(operands, numbers, words, layer, total, row, down, column, apart, width):
-        """Give them to both; a thread sees what it has written."""
-        each(operands, numbers, words, layer, total, row, down, column, apart, width)
-        for n in range(columns):
-            j = column + n * apart
-            if j < width:
-                for m in range(rows):
-                    second(operands, numbers, words, layer, row + m * down, j)
+    def twice(operands, numbers, words, layer, total, row, down, column, apart, width):
+        """Give the elements to both; a thread sees what it has written."""
+        first(operands, numbers, words, layer, total, row, down, column, apart, width)
+        then(operands, numbers, words, layer, total, row, down, column, apart, width)
 
-    return each_twice
+    return twice
 
 
 def _forward(threads: int, finish: Any, tile: Tile) -> Any:
-    tile_rows, tile_columns, vector = tile
-    aligned, grouped = multiple_of(vector), multiple_of(min(vector, tile_columns))
-    multiply_add = _multiply_add(tile)
+    tile_rows, tile_columns = tile
+    add_products = multiply_add(tile)
 
     @cuda_part
     def forward(
@@ -206,30 +128,30 @@ def _forward(threads: int, finish: Any, tile: Tile) -> Any:
         its bias on, k ascending: error at most ``(fan_in + 1) u (|A| |W| + |b|)``. Source:
         ``z = W x + b``.
         """
-        across = ((fan_out + tile_columns - 1) // tile_columns) & SMALL
-        down = (rows // tile_rows) & SMALL
+        across = (fan_out + tile_columns - 1) // tile_columns
+        down = rows // tile_rows
+        tiles, one = across * down, index32(1)
         total = cuda.local.array((tile_rows, tile_columns), numbers.dtype)
-        A_rows = cuda.local.array(tile_rows, numba.int64)
-        W_rows = cuda.local.array(VECTOR, numba.int64)
-        for q in range(t, across * down, threads):
-            row = (q & SMALL) // across
+        q = t
+        while q < tiles:
+            row = q // across
             column = (q - row * across) * tile_columns
-            for e in range(VECTOR):
-                W_rows[e] = (W + e * W_stride + column) & grouped
+            bias = load(pointer_to(numbers, b + column), tile_columns)
             for m in range(tile_rows):
-                A_rows[m] = (A + (row + m * down) * A_stride) & aligned
                 for n in range(tile_columns):
-                    total[m, n] = numbers[(b + column + n) & SMALL]
-            multiply_add(operands, total, A_rows, W_rows, W_stride, fan_in)
-            finish(operands, numbers, words, layer, total, row, down, column, 1, fan_out)
+                    total[m, n] = bias[n]
+            left = pointer_to(operands, A + row * A_stride)
+            right = pointer_to(operands, W + column)
+            add_products(total, left, down * A_stride, right, W_stride, fan_in)
+            finish(operands, numbers, words, layer, total, row, down, column, one, fan_out)
+            q += threads
 
     return forward
 
 
 def _backward(threads: int, finish: Any, tile: Tile) -> Any:
-    tile_rows, tile_columns, vector = tile
-    aligned = multiple_of(vector)
-    multiply_add = _multiply_add_transposed(tile)
+    tile_rows, tile_columns = tile
+    add_products = multiply_add_transposed(tile)
 
     @cuda_part
     def backward(
@@ -258,55 +180,56 @@ def _backward(threads: int, finish: Any, tile: Tile) -> Any:
         of fused multiply-adds an element, outputs ascending: error at most
         ``fan_out u |dZ| |W|^T``. Source: the chain rule, ``dl/da = W dl/dz``.
         """
-        across = ((fan_in + tile_columns - 1) // tile_columns) & SMALL
-        down = (rows // tile_rows) & SMALL
+        across = (fan_in + tile_columns - 1) // tile_columns
+        down = rows // tile_rows
+        tiles = across * down
         total = cuda.local.array((tile_rows, tile_columns), numbers.dtype)
-        dZ_rows = cuda.local.array(tile_rows, numba.int64)
-        W_rows = cuda.local.array(tile_columns, numba.int64)
-        for q in range(t, across * down, threads):
-            row = (q & SMALL) // across
+        q = t
+        while q < tiles:
+            row = q // across
             column = q - row * across
             for m in range(tile_rows):
-                dZ_rows[m] = (dZ + (row + m * down) * dZ_stride) & aligned
                 for n in range(tile_columns):
                     total[m, n] = numbers.dtype.type(0)
-            for n in range(tile_columns):
-                W_rows[n] = (W + (column + n * across) * W_stride) & aligned
-            multiply_add(operands, total, dZ_rows, W_rows, fan_out)
+            left = pointer_to(operands, dZ + row * dZ_stride)
+            right = pointer_to(operands, W + column * W_stride)
+            add_products(total, left, down * dZ_stride, right, across * W_stride, fan_out)
             finish(operands, numbers, words, layer, total, row, down, column, across, fan_in)
+            q += threads
 
     return backward
 
 
-def _multiply_add_rows(tile: Tile) -> Any:
-    """Return the sum over the rows of two matrices."""
-    high, columns, vector = tile
-    heightened, grouped = multiple_of(min(vector, high)), multiple_of(min(vector, columns))
+def _finish_gradient(epilogue: Any, tile: Tile) -> Any:
+    """Return what gives a finished tile of a gradient to the epilogue."""
+    rows, columns = tile
 
     @cuda_inlined
-    def multiply_add_rows(operands, total, A_rows, A_stride, dZ_rows, dZ_stride, rows):
-        """Add `rows` products to each element of the tile `total`, in ascending order."""
-        right = cuda.local.array(columns, total.dtype)
-        for i in range(0, rows, high):
-            down_A, down_dZ = (i * A_stride) & heightened, (i * dZ_stride) & grouped
-            for e in range(high):
+    def finish(place, stride, total, row, column, fan_in, fan_out):
+        """Give the elements to the epilogue, but for those beyond the last row and column."""
+        down = step_of(place, stride)
+        # Without a branch between them, the elements of a row share an address.
+        if row + rows <= fan_in and column + columns <= fan_out:
+            for m in range(rows):
                 for n in range(columns):
-                    right[n] = operands[dZ_rows[e] + down_dZ + n]
-                for m in range(high):
-                    left = operands[A_rows[e] + down_A + m]
-                    for n in range(columns):
-                        total[m, n] += left * right[n]
+                    epilogue(place, n, total[m, n])
+                place += down
+            return
+        for m in range(rows):
+            if row + index32(m) < fan_in:
+                for n in range(columns):
+                    if column + index32(n) < fan_out:
+                        epilogue(place, n, total[m, n])
+            place += down
 
-    return multiply_add_rows
+    return finish
 
 
 def _weight_gradient(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
     # Also as many rows at a time.
     high, tile_columns = min(VECTOR, tile.rows), tile.columns
-    heightened = multiple_of(min(tile.vector, high))
-    grouped = multiple_of(min(tile.vector, tile_columns))
-    tile = Tile(high, tile_columns, tile.vector)
-    multiply_add, finish = _multiply_add_rows(tile), epilogues.gradient
+    tile = Tile(high, tile_columns)
+    add_products, finish = multiply_add_rows(tile), _finish_gradient(epilogues.gradient, tile)
 
     @cuda_part
     def weight_gradient(
@@ -346,25 +269,21 @@ def _weight_gradient(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
         multiply-adds an element, rows ascending: error at most ``rows u |A|^T |dZ|``. Source:
         ``dl/dW = x dl/dz``.
         """
-        across = ((fan_out + tile_columns - 1) // tile_columns) & SMALL
-        down = ((fan_in + high - 1) // high) & SMALL
+        across = (fan_out + tile_columns - 1) // tile_columns
+        tiles = across * ((fan_in + high - 1) // high)
         total = cuda.local.array((high, tile_columns), gradient.dtype)
-        A_rows = cuda.local.array(high, numba.int64)
-        dZ_rows = cuda.local.array(high, numba.int64)
-        for q in range(t, across * down, threads):
-            row = (q & SMALL) // across
+        q = t
+        while q < tiles:
+            row = q // across
             column = (q - row * across) * tile_columns
             row *= high
-            for e in range(high):
-                A_rows[e] = (A + e * A_stride + row) & heightened
-                dZ_rows[e] = (dZ + e * dZ_stride + column) & grouped
-                for n in range(tile_columns):
-                    total[e, n] = gradient.dtype.type(0)
-            multiply_add(operands, total, A_rows, A_stride, dZ_rows, dZ_stride, rows)
             for m in range(high):
-                place = start + (row + m) * gradient_stride + column
                 for n in range(tile_columns):
-                    if row + m < fan_in and column + n < fan_out:
-                        finish(gradient, place + n, total[m, n])
+                    total[m, n] = gradient.dtype.type(0)
+            left, right = pointer_to(operands, A + row), pointer_to(operands, dZ + column)
+            add_products(total, left, A_stride, right, dZ_stride, rows)
+            place = pointer_to(gradient, start + row * gradient_stride + column)
+            finish(place, gradient_stride, total, row, column, fan_in, fan_out)
+            q += threads
 
     return weight_gradient

@@ -11,14 +11,15 @@ themselves say which. None of them waits at its beginning or at its end.
 import functools
 from typing import Any, NamedTuple
 
-import numba
 from numba import cuda
 
 from fastmlp_kernels.algebra import loss_rule
 from fastmlp_kernels.compile import cuda_function, cuda_part
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
+from fastmlp_kernels.cuda.instructions.pointers import pointer_to
 from fastmlp_kernels.cuda.on_chip import block_copies, block_epilogues, block_linear, dropout
 from fastmlp_kernels.cuda.on_chip.block_epilogues import Activated, Rows, Sloped, slopes
-from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
+from fastmlp_kernels.cuda.on_chip.offsets import layer_of, tile_of
 from fastmlp_kernels.cuda.on_chip.placement import Form, activations_in_use
 from fastmlp_kernels.cuda.on_chip.products import BlockProducts
 from fastmlp_kernels.problem import Problem
@@ -51,7 +52,8 @@ class Chain(NamedTuple):
 
 def rows_in_use(problem: Problem) -> Rows:
     """Return what training on a problem uses of the algebra."""
-    return Rows(activations_in_use(problem), problem.rule, any(problem.dropout))
+    hidden = len(dict.fromkeys(problem.training_activations[:-1]))
+    return Rows(activations_in_use(problem), problem.rule, any(problem.dropout), hidden)
 
 
 @functools.cache
@@ -116,7 +118,8 @@ def _forward(products: BlockProducts, rows_in_use: Rows) -> Any:
         Waits after each layer. Cost: ``2 rows P`` flops. Source: `reference`.
         """
         layers = tile_of(words).layers
-        for index in range(layers):
+        index = index32(0)
+        while index < layers:
             layer = layer_of(words, index)
             # In registers: each element's epilogue reads them.
             after = Activated(
@@ -136,6 +139,7 @@ def _forward(products: BlockProducts, rows_in_use: Rows) -> Any:
             )
             # Between a layer's activations and the next layer, or the loss, which reads rows of it.
             cuda.syncthreads()
+            index += 1
 
     return forward
 
@@ -166,29 +170,34 @@ def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
         tile = tile_of(words)
         layer = layer_of(words, tile.layers - 1)
         outputs, columns, activation = tile.outputs, tile.target_columns, layer.activation
-        for row in range(t, rows, threads):
-            i = row & SMALL
+        i = t
+        while i < rows:
             delta = layer.dZ + i * layer.dZ_stride
             if i < count:
                 kept = layer.kept + i * layer.kept_stride
                 place = tile.logits + i * tile.logit_stride
                 # Rules read matrices: here, matrices of one row.
-                prediction = numbers[place : place + outputs][None, :]
+                prediction = numbers[wide(place) : wide(place + outputs)][None, :]
                 place = tile.targets + i * tile.target_stride
-                target = numbers[place : place + columns][None, :]
+                target = numbers[wide(place) : wide(place + columns)][None, :]
                 place = tile.loss_gradient + i * tile.loss_gradient_stride
-                derivative = numbers[place : place + outputs][None, :]
-                factor = factors[first + step * i]
+                derivative = numbers[wide(place) : wide(place + outputs)][None, :]
+                factor = factors[first + step * wide(i)]
                 value = rule(prediction, target, 0, derivative)
                 numbers[tile.row_losses + i] = factor * value
-                for j in range(outputs):
+                j = index32(0)
+                while j < outputs:
                     x = numbers[kept + j]
                     dz = factor * numbers[place + j] * slope(activation, x, x)
                     operands[delta + j] = to_operand(dz)
+                    j += 1
             else:
                 numbers[tile.row_losses + i] = numbers.dtype.type(0)
-                for j in range(outputs):
+                j = index32(0)
+                while j < outputs:
                     operands[delta + j] = to_operand(numbers.dtype.type(0))
+                    j += 1
+            i += threads
 
     return loss
 
@@ -199,13 +208,12 @@ def _column_sum(step: int, to_number: Any) -> Any:
     @cuda_part
     def column_sum(values, start, stride, rows, total):
         """Return `total` and ``values[start + i * stride]`` for i below `rows`, ascending."""
-        places = cuda.local.array(step, numba.int64)
-        for e in range(step):
-            places[e] = (start + e * stride) & SMALL
-        for i in range(0, rows, step):
-            down = (i * stride) & SMALL
-            for e in range(step):
-                total += to_number(values[places[e] + down])
+        place, i = pointer_to(values, start), index32(0)
+        while i < rows:
+            for _ in range(step):
+                total += to_number(place[0])
+                place += stride
+            i += step
         return total
 
     return column_sum
@@ -235,7 +243,7 @@ def _add_losses(threads: int, step: int) -> Any:
         whole block; this waits for nobody, beside the backward pass of the others.
         """
         if t == mine:
-            total = column_sum(numbers, tile_of(words).row_losses, 1, rows, total)
+            total = column_sum(numbers, tile_of(words).row_losses, index32(1), rows, total)
         return total
 
     return add_losses
@@ -264,9 +272,10 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
         Waits between layers. The gradient of an element is always the same thread's. Cost:
         ``4 rows P`` flops, less those of the first layer's inputs. Source: `reference`.
         """
-        tile = tile_of(words)
-        for above in range(tile.layers):
-            index = tile.layers - 1 - above
+        last = tile_of(words).layers - 1
+        above = index32(0)
+        while above <= last:
+            index = last - above
             if above > 0:
                 # Between the last round, which wrote this layer's dZ and read the other buffer, and
                 # this one, which reads the one and writes the other.
@@ -280,7 +289,7 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
                 *(layer.A, layer.A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t),
             )
             bias_gradient(
-                operands, gradient, start + fan_in * fan_out, dZ, dZ_stride, rows, fan_out, t
+                operands, gradient, start + layer.weights, dZ, dZ_stride, rows, fan_out, t
             )
             if index > 0:
                 below = layer_of(words, index - 1)
@@ -297,22 +306,26 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
                     *(operands, numbers, after, index - 1),
                     *(dZ, dZ_stride, layer.W, layer.W_stride, rows, fan_in, fan_out, t),
                 )
+            above += 1
 
     return backward
 
 
 def _bias_gradient(threads: int, products: BlockProducts, accumulate: bool) -> Any:
     column_sum = _column_sum(min(products.row_pad, ROWS_AT_A_TIME), products.to_number)
+    last = threads - 1
 
     @cuda_part
     def bias_gradient(operands, gradient, start, dZ, dZ_stride, rows, fan_out, t):
         """Sum the columns of dZ, a thread a column, rows ascending."""
         # From the last thread on: the first ones have more tiles of the products.
-        for j in range(threads - 1 - t, fan_out, threads):
+        j = last - t
+        while j < fan_out:
             total = column_sum(operands, dZ + j, dZ_stride, rows, gradient.dtype.type(0))
             if accumulate:
                 gradient[start + j] += total
             else:
                 gradient[start + j] = total
+            j += threads
 
     return bias_gradient

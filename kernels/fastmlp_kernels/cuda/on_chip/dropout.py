@@ -13,6 +13,8 @@ from fastmlp_kernels.algebra import dropout as algebra
 from fastmlp_kernels.algebra.dropout import LAYER_STEP, MASK, ROW_STEP
 from fastmlp_kernels.algebra.optimizers import DROPOUT_KEY
 from fastmlp_kernels.compile import cuda_function, cuda_part
+from fastmlp_kernels.cuda.instructions.index32 import wide
+from fastmlp_kernels.cuda.instructions.pointers import pointer_to
 from fastmlp_kernels.cuda.on_chip.offsets import keep_threshold_of
 
 
@@ -46,7 +48,8 @@ def tile_dropout(hyper, place, row, scales):
 
     `place` is where in `hyper` the hyper-parameters of the step begin.
     """
-    low, high = np.int64(hyper[place + DROPOUT_KEY]), np.int64(hyper[place + DROPOUT_KEY + 1])
+    key = pointer_to(hyper, place + DROPOUT_KEY)
+    low, high = np.int64(key[0]), np.int64(key[1])
     return TileDropout((low + row * ROW_STEP) & MASK, high, scales)
 
 
@@ -73,8 +76,8 @@ def _of_layer(drops: bool) -> Any:
         """Return the `LayerDropout` of a layer."""
         threshold = keep_threshold_of(words, index)
         # The last layer keeps all, and has no scale.
-        scale = tile.scales[index if threshold != 0 else 0]
-        high = (tile.high + index * LAYER_STEP) & MASK
+        scale = tile.scales[wide(index) if threshold != 0 else 0]
+        high = (tile.high + wide(index) * LAYER_STEP) & MASK
         return LayerDropout(tile.low, high, threshold, scale)
 
     return of_layer if drops else nothing
@@ -106,7 +109,7 @@ def _leave_out(drops: bool) -> Any:
         """
         if layer.threshold == 0:
             return value
-        key = row_key(layer.low, layer.high, 0, i)
-        return value * layer.scale if is_kept(key, j, layer.threshold) else value - value
+        key = row_key(layer.low, layer.high, 0, wide(i))
+        return value * layer.scale if is_kept(key, wide(j), layer.threshold) else value - value
 
     return leave_out if drops else all_of_it

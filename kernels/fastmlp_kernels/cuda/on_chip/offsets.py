@@ -1,4 +1,4 @@
-"""Offsets in shared memory, and how the compiler is told what it needs to know of them."""
+"""The records of the table of words, as device code reads them."""
 
 from fastmlp_kernels.compile import cuda_part, simulated
 from fastmlp_kernels.cuda.instructions.intrinsics import record_at
@@ -11,46 +11,32 @@ from fastmlp_kernels.cuda.on_chip.tables import (
     TILE,
 )
 
-# An offset or a stride is not negative, and below 2^18, as no block has a megabyte. Said of each
-# number in so many words, the compiler drops Numba's test for an index from the end, and divides in
-# 32 bits.
-SMALL = (1 << 18) - 1
-# What an epoch counts has no such bound.
-ANY = -1
-
-
-def multiple_of(count: int) -> int:
-    """Return the mask that says of an offset that it is a small multiple of a power of two.
-
-    Of a multiple of 16 bytes: four loads of float32 become one. An address is the sum of one such
-    number that the loop leaves alone and one that all operands share (with a mask around each sum
-    instead, a step of 64 multiply-adds has 40 other instructions in place of 29; sm_90).
-    """
-    return SMALL - (count - 1)
+# Offsets, strides and widths in shared memory have 32 bits; what an epoch counts has 64.
+NARROW, WIDE = True, False
 
 
 @cuda_part
 def tile_of(words):
-    """Return the table's record of a tile; its numbers are small."""
-    return record_at(words, TILE, 0, SMALL)
+    """Return the table's record of a tile."""
+    return record_at(words, TILE, 0, NARROW)
 
 
 @cuda_part
 def epoch_of(words):
     """Return the table's record of an epoch."""
-    return record_at(words, EPOCH, EPOCH_PLACE, ANY)
+    return record_at(words, EPOCH, EPOCH_PLACE, WIDE)
 
 
 @cuda_part
 def layer_of(words, index):
-    """Return the table's record of a layer; its numbers are small."""
-    return record_at(words, LAYER, LAYERS_PLACE + index * LAYER_WORDS, SMALL)
+    """Return the table's record of a layer."""
+    return record_at(words, LAYER, LAYERS_PLACE + index * LAYER_WORDS, NARROW)
 
 
 @cuda_part
 def keep_threshold_of(words, index):
-    """Return a layer's `keep_threshold`, its one number that may not be small."""
-    return record_at(words, LAYER, LAYERS_PLACE + index * LAYER_WORDS, ANY).keep_threshold
+    """Return a layer's `keep_threshold`, its one number that has more bits."""
+    return record_at(words, LAYER, LAYERS_PLACE + index * LAYER_WORDS, WIDE).keep_threshold
 
 
 # Of dynamic shared memory, where a load of 16 bytes may begin; the simulator has nothing to align.

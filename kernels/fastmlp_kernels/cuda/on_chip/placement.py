@@ -183,6 +183,7 @@ def _layer(
     return {
         "fan_in": fan_in,
         "fan_out": fan_out,
+        "weights": fan_in * fan_out,
         "W": memory.take(f"W {index}", padded(fan_in, form.pad) * stride, form.operand),
         "W_stride": stride,
         # Padded, as products may read on; what they make of it is not used.
@@ -225,13 +226,9 @@ def _placement(
         "inputs": problem.sizes[0],
         "X": places.inputs[0][0],
         "X_stride": places.inputs[0][1],
-        "X_down": threads // problem.sizes[0],
-        "X_along": threads % problem.sizes[0],
         "target_columns": columns,
         "targets": numbers("targets", rows * (columns | 1)),
         "target_stride": columns | 1,
-        "target_down": threads // columns,
-        "target_along": threads % columns,
         "outputs": problem.sizes[-1],
         "logits": places.inputs[-1][0],
         "logit_stride": places.inputs[-1][1],

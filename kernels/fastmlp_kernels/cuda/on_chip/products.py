@@ -18,21 +18,35 @@ def tensor_missing(capability: tuple[int, int]) -> str | None:
     return f"capability: got {got}, wanted {wanted} or above for tf32 and bfloat16"
 
 
-class Epilogues(NamedTuple):
-    """What becomes of each element of a product: device functions that the chain gives.
+class Epilogue(NamedTuple):
+    """What becomes of each element of a product: two device functions.
 
     Attributes
     ----------
-    forward : callable
-        ``forward(operands, numbers, words, layer, i, j, z)``: one element of ``A W + b``.
-    backward : callable
-        ``backward(operands, numbers, words, layer, i, j, da)``: one element of ``dZ W^T``.
+    row : callable
+        ``row(operands, numbers, words, layer, i, j)``: pointers to what belongs to an element.
+    element : callable
+        ``element(row, words, layer, i, j, distance, value)``: takes the element of column j, which
+        is `distance` columns on from where `row` points.
+    """
+
+    row: Any
+    element: Any
+
+
+class Epilogues(NamedTuple):
+    """What becomes of the elements of each product; the chain gives it.
+
+    Attributes
+    ----------
+    forward, backward : Epilogue
+        Of ``A W + b``, and of ``dZ W^T``.
     gradient : callable
         ``gradient(gradient, place, value)``: adds one element of ``A^T dZ`` at ``place``.
     """
 
-    forward: Any
-    backward: Any
+    forward: Epilogue
+    backward: Epilogue
     gradient: Any
 
 

@@ -3,7 +3,8 @@
 Each record is declared here, once. Python fills it by name, and device code reads it by name
 through `offsets`. What a placement fixes, and what a program sets, are records of their own.
 Offsets and strides are in elements of their own array: `operands` for X, the weights, hidden
-activations and dZ, `numbers` for anything else. Plain NumPy, without Numba.
+activations and dZ, `numbers` for anything else. Device code reads two neighbouring words at once,
+so a record has an even number of them. Plain NumPy, without Numba.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,7 @@ import numpy as np
 
 from fastmlp_kernels.records import table
 
-# Fixed by a placement. A thread that walks over X or the targets, `threads` elements at a time,
-# goes `down` rows and `along` columns at once.
+# Fixed by a placement.
 TILE = table(
     "layers",
     "parameters",
@@ -22,13 +22,9 @@ TILE = table(
     "inputs",
     "X",
     "X_stride",
-    "X_down",
-    "X_along",
     "target_columns",
     "targets",
     "target_stride",
-    "target_down",
-    "target_along",
     "outputs",
     "logits",
     "logit_stride",
@@ -53,6 +49,7 @@ LAYER = table(
     "W",
     "W_stride",
     "b",
+    "weights",  # how many it has
     "A",  # what it reads
     "A_stride",
     "out",  # its activation: the last layer's is in `numbers`

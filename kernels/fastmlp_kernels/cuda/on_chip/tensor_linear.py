@@ -14,6 +14,7 @@ from numba import cuda, types
 from fastmlp_kernels.compile import cuda_part
 from fastmlp_kernels.cuda.instructions import fragments
 from fastmlp_kernels.cuda.instructions.fragments import FRAGMENT_ROWS, LANES, TILE
+from fastmlp_kernels.cuda.instructions.index32 import index32
 from fastmlp_kernels.cuda.on_chip.products import BlockProducts, Epilogues
 from fastmlp_kernels.cuda.on_chip.tensor_tiles import (
     FORMS,
@@ -71,10 +72,7 @@ def build(threads: int, precision: str, epilogues: Epilogues) -> BlockProducts:
 
 @cuda_part
 def next_tile(unit, place, across):
-    """Return row and column of a tile from a row and how far on it is, without a division.
-
-    A division of 64-bit numbers is a call of a subroutine; here there are few rounds.
-    """
+    """Return row and column of a tile from a row and how far on it is, without a division."""
     while place >= across:
         unit += 1
         place -= across
@@ -103,14 +101,16 @@ def _either(product: Any, warps: int, form: Form, epilogue: Any) -> Any:
 def _forward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     multiply = multiply_tile(form, height, left_along(form, height), right_across(form))
     top_of, row_of, column_of = tile_places(height, fragments.in_order, form.columns)
-    count = ROW_SUMS * height
+    row_at, element = epilogue
+    count, high = ROW_SUMS * height, FRAGMENT_ROWS * height
 
     @cuda_part
     def one(context, lane, s, value):
         operands, numbers, words, layer, top, left, width = context
         i, j = top + row_of(s, lane), left + column_of(s, lane)
         if j < width:
-            epilogue(operands, numbers, words, layer, i, j, value)
+            row = row_at(operands, numbers, words, layer, i, j)
+            element(row, words, layer, i, j, index32(0), value)
 
     hand = hand_out(height, one)
 
@@ -144,13 +144,13 @@ def _forward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         sums = cuda.local.array(count, types.float32)
         lane = t % LANES
         across = (fan_out + TILE - 1) // TILE
-        units = rows // (FRAGMENT_ROWS * height)
-        unit, place = next_tile(0, t // LANES, across)
+        units = rows // high
+        unit, place = next_tile(index32(0), t // LANES, across)
         while unit < units:
             top, left = top_of(unit), place * TILE
             for s in range(count):
                 # Beyond the width any number does, as nothing is made of it.
-                sums[s] = numbers[b + min(left + column_of(s, lane), fan_out - 1)]
+                sums[s] = numbers[b + min(left + column_of(index32(s), lane), fan_out - 1)]
             multiply(operands, A + top * A_stride, A_stride, W + left, W_stride, fan_in, sums, lane)
             hand((operands, numbers, words, layer, top, left, fan_out), sums, lane)
             unit, place = next_tile(unit, place + warps, across)
@@ -161,14 +161,16 @@ def _forward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
 def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     multiply = multiply_tile(form, height, left_along(form, height), right_along(form))
     top_of, row_of, column_of = tile_places(height, fragments.in_order, form.backward_columns)
-    count = ROW_SUMS * height
+    row_at, element = epilogue
+    count, high = ROW_SUMS * height, FRAGMENT_ROWS * height
 
     @cuda_part
     def one(context, lane, s, value):
         operands, numbers, words, layer, top, left, width = context
         i, j = top + row_of(s, lane), left + column_of(s, lane)
         if j < width:
-            epilogue(operands, numbers, words, layer, i, j, value)
+            row = row_at(operands, numbers, words, layer, i, j)
+            element(row, words, layer, i, j, index32(0), value)
 
     hand = hand_out(height, one)
 
@@ -194,8 +196,8 @@ def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         sums = cuda.local.array(count, types.float32)
         lane = t % LANES
         across = (fan_in + TILE - 1) // TILE
-        units = rows // (FRAGMENT_ROWS * height)
-        unit, place = next_tile(0, t // LANES, across)
+        units = rows // high
+        unit, place = next_tile(index32(0), t // LANES, across)
         while unit < units:
             top, left = top_of(unit), place * TILE
             for s in range(count):
@@ -211,7 +213,7 @@ def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
 def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
     multiply = multiply_tile(form, height, left_across(form, height), right_across(form))
     top_of, row_of, column_of = tile_places(height, form.gradient_rows, form.columns)
-    count = ROW_SUMS * height
+    count, per_tile = ROW_SUMS * height, 2 // height
 
     @cuda_part
     def one(context, lane, s, value):
@@ -246,8 +248,8 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         sums = cuda.local.array(count, types.float32)
         lane = t % LANES
         across = (fan_out + TILE - 1) // TILE
-        units = (fan_in + TILE - 1) // TILE * (2 // height)
-        unit, place = next_tile(0, t // LANES, across)
+        units = (fan_in + TILE - 1) // TILE * per_tile
+        unit, place = next_tile(index32(0), t // LANES, across)
         while unit < units:
             top, left = top_of(unit), place * TILE
             for s in range(count):

@@ -18,6 +18,7 @@ from numba import cuda, types
 from fastmlp_kernels.compile import cuda_function, cuda_inlined, cuda_part
 from fastmlp_kernels.cuda.instructions import fragments, intrinsics
 from fastmlp_kernels.cuda.instructions.fragments import FRAGMENT_COLUMNS, FRAGMENT_ROWS, TILE
+from fastmlp_kernels.cuda.instructions.index32 import index32
 
 # Registers of the four right fragments of a tile, and of the sums of one left fragment with them.
 RIGHT_REGISTERS, ROW_SUMS = 8, 16
@@ -115,7 +116,7 @@ def left_along(form: Form, height: int) -> Side:
     @cuda_inlined
     def load(operands, place, stride, registers):
         for m in range(height):
-            found = intrinsics.load_matrix_x4(operands, place + FRAGMENT_ROWS * m * stride)
+            found = intrinsics.load_matrix_x4(operands, place + index32(FRAGMENT_ROWS * m) * stride)
             for r in range(4):
                 registers[4 * m + r] = found[r]
 
@@ -134,7 +135,8 @@ def left_across(form: Form, height: int) -> Side:
     @cuda_inlined
     def load(operands, place, stride, registers):
         for m in range(height):
-            found = intrinsics.load_matrix_x4_transposed(operands, place + FRAGMENT_ROWS * m)
+            at = place + index32(FRAGMENT_ROWS * m)
+            found = intrinsics.load_matrix_x4_transposed(operands, at)
             for r in range(4):
                 registers[4 * m + r] = found[r]
 
@@ -147,7 +149,7 @@ def _left_across_tf32(height: int) -> Side:
         for m in range(height):
             for r in range(4):
                 # Slots 8 further on are 4 rows on, terms 4 further on are 4 rows of memory.
-                at = place + 4 * (2 * m + (r & 1)) + 4 * (r >> 1) * stride
+                at = place + index32(4 * (2 * m + (r & 1))) + index32(4 * (r >> 1)) * stride
                 registers[4 * m + r] = intrinsics.load_bits(operands, at)
 
     return Side(_across_tf32_start, load, False)
@@ -170,7 +172,7 @@ def right_along(form: Form) -> Side:
     @cuda_inlined
     def load(operands, place, stride, registers):
         for pair in range(2):
-            at = place + 2 * FRAGMENT_COLUMNS * pair * stride
+            at = place + index32(2 * FRAGMENT_COLUMNS * pair) * stride
             found = intrinsics.load_matrix_x4(operands, at)
             for r in range(4):
                 registers[4 * pair + r] = found[r]
@@ -190,7 +192,7 @@ def right_across(form: Form) -> Side:
     @cuda_inlined
     def load(operands, place, stride, registers):
         for pair in range(2):
-            at = place + 2 * FRAGMENT_COLUMNS * pair
+            at = place + index32(2 * FRAGMENT_COLUMNS * pair)
             found = intrinsics.load_matrix_x4_transposed(operands, at)
             for r in range(4):
                 registers[4 * pair + r] = found[r]
@@ -202,7 +204,7 @@ def right_across(form: Form) -> Side:
 def _right_across_tf32_load(operands, place, stride, registers):
     for n in range(4):
         for r in range(2):
-            at = place + 4 * n + 4 * r * stride
+            at = place + index32(4 * n) + index32(4 * r) * stride
             registers[2 * n + r] = intrinsics.load_bits(operands, at)
 
 
@@ -224,9 +226,10 @@ def multiply_tile(form: Form, height: int, left_side: Side, right_side: Side) ->
         b = cuda.local.array(RIGHT_REGISTERS, types.uint32)
         left += left_start(left_stride, lane)
         right += right_start(right_stride, lane)
-        left_step = step if left_along else step * left_stride
-        right_step = step if right_along else step * right_stride
-        for _ in range((depth + step - 1) // step):
+        left_step = index32(step) if left_along else step * left_stride
+        right_step = index32(step) if right_along else step * right_stride
+        k = index32(0)
+        while k < depth:
             left_load(operands, left, left_stride, a)
             right_load(operands, right, right_stride, b)
             for m in range(height):
@@ -241,6 +244,7 @@ def multiply_tile(form: Form, height: int, left_side: Side, right_side: Side) ->
                         sums[s + r] = found[r]
             left += left_step
             right += right_step
+            k += step
 
     return multiply
 
@@ -269,7 +273,8 @@ def tile_places(height: int, row_order: Any, column_order: Any) -> Places:
 
     @cuda_part
     def top(unit):
-        return TILE * (unit * height // 2) + second * (unit * height & 1)
+        fragment = unit * height
+        return TILE * (fragment // 2) + second * (fragment & 1)
 
     @cuda_part
     def row(s, lane):
@@ -294,7 +299,8 @@ def hand_out(height: int, one: Any) -> Any:
 
     @cuda_inlined
     def hand(context, sums, lane):
-        for s in range(0, count, GROUP):
+        s = index32(0)
+        while s < count:
             one(context, lane, s, sums[0])
             one(context, lane, s + 1, sums[1])
             one(context, lane, s + 2, sums[2])
@@ -305,5 +311,6 @@ def hand_out(height: int, one: Any) -> Any:
             one(context, lane, s + 7, sums[7])
             for k in range(count - GROUP):
                 sums[k] = sums[k + GROUP]
+            s += GROUP
 
     return hand

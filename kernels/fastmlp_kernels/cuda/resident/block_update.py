@@ -16,7 +16,10 @@ from fastmlp_kernels.algebra.optimizers import (
     clip_scale,
 )
 from fastmlp_kernels.compile import cuda_function, cuda_part, cuda_switch
-from fastmlp_kernels.cuda.on_chip.offsets import SMALL, layer_of, tile_of
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
+from fastmlp_kernels.cuda.instructions.pointers import pointer_to, step_of
+from fastmlp_kernels.cuda.on_chip.block_linear import exact
+from fastmlp_kernels.cuda.on_chip.offsets import layer_of, tile_of
 from fastmlp_kernels.cuda.sums import block_sum
 
 
@@ -40,14 +43,15 @@ def finite(threads: int, adds_losses: int) -> Any:
         Waits once, at its end: what other threads read before it may be written after it. Cost:
         P reads.
         """
-        tile = tile_of(words)
-        gradient = tile.gradient
-        found = 1 if t == adds_losses and not math.isfinite(total) else 0
-        k = t & SMALL
+        tile, zero = tile_of(words), numbers.dtype.type(0)
+        # Of a finite number it is 0, of any other NaN.
+        seen = zero * total if t == adds_losses else zero
+        element, k = pointer_to(numbers, tile.gradient + t), t
         while k < tile.parameters:
-            if not math.isfinite(numbers[(gradient + k) & SMALL]):
-                found = 1
+            seen += zero * element[0]
+            element += threads
             k += threads
+        found = 0 if seen == zero else 1
         return cuda.syncthreads_or(found) == 0
 
     return finite
@@ -61,14 +65,16 @@ def weight_squares(threads: int, mixed: bool) -> Any:
         """Return a thread's share of a layer's."""
         total = numbers.dtype.type(0)
         layer = layer_of(words, index)
-        fan_in, fan_out = layer.fan_in, layer.fan_out
+        fan_out = layer.fan_out
         W, stride = layer.W, layer.W_stride
         if mixed:
             W, stride = tile_of(words).master + layer.start, fan_out
-        for k in range(t, fan_in * fan_out, threads):
-            row = (k & SMALL) // fan_out
-            value = numbers[(W + row * stride + k - row * fan_out) & SMALL]
+        k = t
+        while k < layer.weights:
+            row = k // fan_out
+            value = numbers[W + row * stride + k - row * fan_out]
             total += value * value
+            k += threads
         return total
 
     @cuda_part
@@ -89,12 +95,14 @@ def weight_squares(threads: int, mixed: bool) -> Any:
         """
         total = numbers.dtype.type(0)
         tile = tile_of(words)
-        for index in range(tile.layers):
+        index = index32(0)
+        while index < tile.layers:
             total += layer_squares(numbers, words, index, t)
-        place = tile.partial
+            index += 1
+        place = wide(tile.partial)
         partial = numbers[place : place + threads]
         partial[t] = total
-        block_sum(partial, t, threads)
+        block_sum(partial, wide(t), threads)
         return partial[0]
 
     return weight_squares
@@ -124,15 +132,15 @@ def clipped_scale(threads: int) -> Any:
         tile = tile_of(words)
         gradient, limit = tile.gradient, numbers[hyper + CLIP_VALUE]
         total = numbers.dtype.type(0)
-        k = t & SMALL
+        k = t
         while k < tile.parameters:
-            slope = min(max(numbers[(gradient + k) & SMALL], -limit), limit)
+            slope = min(max(numbers[gradient + k], -limit), limit)
             total += slope * slope
             k += threads
-        place = tile.partial
+        place = wide(tile.partial)
         partial = numbers[place : place + threads]
         partial[t] = total
-        block_sum(partial, t, threads)
+        block_sum(partial, wide(t), threads)
         squares = partial[0]
         # Between these reads and the next partial sums.
         cuda.syncthreads()
@@ -168,7 +176,8 @@ def update_network(
     layer_rates: bool,
 ) -> Any:
     """Return the update of a network in shared memory."""
-    step = _step(optimizer, to_operand, mixed, accumulate, clips)
+    update_weight = _step(optimizer, to_operand, mixed, accumulate, clips)
+    update_bias = _step(optimizer, exact, mixed, accumulate, clips)
 
     @cuda_part
     def update_network(operands, numbers, words, state, first, second, hyper, scale, t):
@@ -198,7 +207,8 @@ def update_network(
         limit = numbers[hyper + CLIP_VALUE]
         weight_decay, bias_decay = numbers[hyper + WEIGHT_DECAY], numbers[hyper + BIAS_DECAY]
         tile = tile_of(words)
-        for index in range(tile.layers):
+        index = index32(0)
+        while index < tile.layers:
             if layer_rates and index > 0:
                 hyper += HYPER_WIDTH
                 h = _rule_numbers(numbers, hyper)
@@ -207,25 +217,47 @@ def update_network(
                     numbers[hyper + BIAS_DECAY],
                 )
             layer = layer_of(words, index)
-            fan_in, fan_out = layer.fan_in, layer.fan_out
-            W, stride = layer.W, layer.W_stride
-            down, along = layer.down, layer.along
-            b, start = layer.b, layer.start
-            memory = (operands, numbers, tile, state, first, second)
-            i = (t & SMALL) // fan_out
+            fan_out = layer.fan_out
+            count, stride, p = layer.weights, layer.W_stride, layer.start + t
+            i = t // fan_out
             j = t - i * fan_out
-            while i < fan_in:
-                place, p = W + i * stride + j, start + i * fan_out + j
-                step(*memory, place & SMALL, p & SMALL, 1, weight_decay, h, limit, scale)
+            copy = pointer_to(operands, layer.W + i * stride + j)
+            own = pointer_to(numbers, tile.master + p) if mixed else copy
+            slot = pointer_to(numbers, tile.gradient + p)
+            m, v = pointer_to(state, first + p), pointer_to(state, second + p)
+            far = step_of(copy, layer.down * stride + layer.along)
+            wrap = step_of(copy, stride - fan_out)
+            along, k = layer.along, t
+            while k < count:
+                update_weight(own, copy, slot, m, v, weight_decay, h, limit, scale)
                 # `threads` elements on, without a division.
-                i += down
+                k += threads
+                slot += threads
+                m += threads
+                v += threads
+                copy += far
                 j += along
                 if j >= fan_out:
-                    i += 1
                     j -= fan_out
-            for j in range(t, fan_out, threads):
-                p = start + fan_in * fan_out + j
-                step(*memory, b + j, p & SMALL, 0, bias_decay, h, limit, scale)
+                    copy += wrap
+                if mixed:
+                    own += threads
+                else:
+                    own = copy
+            p, j = layer.start + count + t, t
+            bias = pointer_to(numbers, layer.b + t)
+            own = pointer_to(numbers, tile.master + p) if mixed else bias
+            slot = pointer_to(numbers, tile.gradient + p)
+            m, v = pointer_to(state, first + p), pointer_to(state, second + p)
+            while j < fan_out:
+                update_bias(own, bias, slot, m, v, bias_decay, h, limit, scale)
+                own += threads
+                bias += threads
+                slot += threads
+                m += threads
+                v += threads
+                j += threads
+            index += 1
 
     return update_network
 
@@ -235,43 +267,25 @@ def _step(optimizer: str, to_operand: Any, mixed: bool, accumulate: bool, clips:
     slots, rule = row.slots, cuda_switch([row.update])
 
     @cuda_part
-    def step(
-        operands,
-        numbers,
-        tile,
-        state,
-        first,
-        second,
-        place,
-        p,
-        is_weight,
-        decay,
-        h,
-        limit,
-        scale,
-    ):
-        """Update parameter `p`, which the products read at `place`."""
-        slot = tile.gradient + p
-        own = tile.master + p if mixed else place
-        value = numbers[own]
-        slope = numbers[slot]
+    def step(own, copy, slot, m_slot, v_slot, decay, h, limit, scale):
+        """Update a parameter, and the copy that products read, by its gradient in `slot`."""
+        value = own[0]
+        slope = slot[0]
         if clips:
             slope = scale * min(max(slope, -limit), limit)
         slope += decay * value
-        m = state[first + p] if slots > 0 else numbers.dtype.type(0)
-        v = state[second + p] if slots > 1 else numbers.dtype.type(0)
+        # Where there is no slot, the rule looks at neither.
+        m = m_slot[0] if slots > 0 else value
+        v = v_slot[0] if slots > 1 else value
         value, m, v = rule(0, value, slope, m, v, h)
-        numbers[own] = value
+        own[0] = value
         if mixed:
-            if is_weight == 1:
-                operands[place] = to_operand(value)
-            else:
-                numbers[place] = value
+            copy[0] = to_operand(value)
         if slots > 0:
-            state[first + p] = m
+            m_slot[0] = m
         if slots > 1:
-            state[second + p] = v
+            v_slot[0] = v
         if accumulate:
-            numbers[slot] = numbers.dtype.type(0)
+            slot[0] = 0
 
     return step

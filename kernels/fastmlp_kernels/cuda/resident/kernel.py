@@ -14,6 +14,8 @@ from numba import cuda
 
 from fastmlp_kernels.algebra import HYPER_WIDTH, OPTIMIZERS
 from fastmlp_kernels.compile import cuda_kernel, cuda_part
+from fastmlp_kernels.cuda.instructions.index32 import index32, wide
+from fastmlp_kernels.cuda.instructions.pointers import pointer_to
 from fastmlp_kernels.cuda.on_chip import block_copies, chain
 from fastmlp_kernels.cuda.on_chip.chain import Chain, Rows
 from fastmlp_kernels.cuda.on_chip.dropout import tile_dropout
@@ -58,6 +60,7 @@ def build(choice: Choice) -> Any:
     operand, number = getattr(numba, form.operand), getattr(numba, form.number)
     parts = chain.build(form, choice.threads, choice.rows, choice.accumulate, choice.tile_columns)
     begin, train, end = _begin(choice, parts), _train(choice, parts), _end(choice)
+    slots = OPTIMIZERS[choice.optimizer].slots
 
     @cuda_kernel
     def resident(
@@ -112,18 +115,21 @@ def build(choice: Choice) -> Any:
         """
         numbers = cuda.shared.array(0, number, SHARED_ALIGNMENT)
         operands = cuda.shared.array(0, operand, SHARED_ALIGNMENT) if mixed else numbers
-        t, member = cuda.threadIdx.x, cuda.blockIdx.x
+        t, member = index32(cuda.threadIdx.x), np.int64(cuda.blockIdx.x)
         mine = member * CONTROL_WORDS
         # The same for every thread of the block: nobody waits for one that has left.
         if control[mine + STOP] == 0 and control[mine + STATUS] == 0:
-            begin(operands, numbers, words, parameters, state, member, t)
+            count = wide(tile_of(words).parameters)
+            own = parameters[member * count : (member + 1) * count]
+            own_state = state[member * slots * count : (member + 1) * slots * count]
+            begin(operands, numbers, words, own, own_state, t)
             done = train(
-                *(operands, numbers, words, state, X, y, order, hyper, keep_scales, factors),
+                *(operands, numbers, words, own_state, X, y, order, hyper, keep_scales, factors),
                 *(losses, squares, control, member, first, last, batches, weighted, penalized, t),
             )
             # Between the last updates and the copy of what they wrote.
             cuda.syncthreads()
-            end(numbers, words, parameters, state, member, t)
+            end(numbers, words, own, own_state, t)
             if t == 0:
                 control[mine + BATCHES] = done
 
@@ -135,16 +141,19 @@ def _begin(choice: Choice, parts: Chain) -> Any:
     slots = OPTIMIZERS[choice.optimizer].slots
 
     @cuda_part
-    def begin(operands, numbers, words, parameters, state, member, t):
+    def begin(operands, numbers, words, parameters, state, t):
         """Read a network and, where it lies in shared memory, its state."""
-        tile = tile_of(words)
-        count = tile.parameters
-        load(operands, numbers, words, parameters, member * count, t)
+        load(operands, numbers, words, parameters, t)
         if state_shared:
+            tile = tile_of(words)
+            count = tile.parameters
             for slot in range(slots):
-                place = tile.first if slot == 0 else tile.second
-                for k in range(t, count, threads):
-                    numbers[place + k] = state[(member * slots + slot) * count + k]
+                k = t
+                target = pointer_to(numbers, tile.first if slot == 0 else tile.second)
+                source = pointer_to(state, index32(slot) * count)
+                while k < count:
+                    target[k] = source[k]
+                    k += threads
 
     return begin
 
@@ -157,23 +166,25 @@ def _end(choice: Choice) -> Any:
     )
 
     @cuda_part
-    def end(numbers, words, parameters, state, member, t):
+    def end(numbers, words, parameters, state, t):
         """Write back what `begin` read."""
-        tile = tile_of(words)
-        count = tile.parameters
-        store(numbers, words, parameters, member * count, t)
+        store(numbers, words, parameters, t)
         if state_shared:
+            tile = tile_of(words)
+            count = tile.parameters
             for slot in range(slots):
-                place = tile.first if slot == 0 else tile.second
-                for k in range(t, count, threads):
-                    state[(member * slots + slot) * count + k] = numbers[place + k]
+                k = t
+                source = pointer_to(numbers, tile.first if slot == 0 else tile.second)
+                target = pointer_to(state, index32(slot) * count)
+                while k < count:
+                    target[k] = source[k]
+                    k += threads
 
     return end
 
 
 def _train(choice: Choice, parts: Chain) -> Any:
     threads, form, state_shared = choice.threads, choice.form, choice.state_shared
-    slots = OPTIMIZERS[choice.optimizer].slots
     adds_losses = chain.loss_thread(threads)
     weight_squares = block_update.weight_squares(threads, form.mixed)
     to_operand = parts.products.to_operand
@@ -214,7 +225,7 @@ def _train(choice: Choice, parts: Chain) -> Any:
         while done < last:
             # Between what the fetch and the update before wrote, and all that reads it.
             cuda.syncthreads()
-            place = tile.hyper + (done & 1) * hyper_width(tile)
+            place = tile.hyper + index32(done & 1) * hyper_width(tile)
             total = gradients(
                 *(operands, numbers, words, X, y, order, place, keep_scales, factors),
                 *(member, done, weighted, t),
@@ -235,8 +246,7 @@ def _train(choice: Choice, parts: Chain) -> Any:
             if state_shared:
                 update(operands, numbers, words, numbers, tile.first, tile.second, place, scale, t)
             else:
-                at_first = member * slots * tile.parameters
-                at_second = at_first + tile.parameters
+                at_first, at_second = index32(0), tile.parameters
                 update(operands, numbers, words, state, at_first, at_second, place, scale, t)
             done += 1
             # Beside the update: no other thread reads a tile's rows now, nor the other step's
@@ -273,7 +283,7 @@ def _hyper_width(choice: Choice) -> Any:
     @cuda_part
     def hyper_width(tile):
         """Return how many hyper-parameters a step has."""
-        return HYPER_WIDTH * tile.layers if layer_rates else HYPER_WIDTH
+        return HYPER_WIDTH * tile.layers if layer_rates else index32(HYPER_WIDTH)
 
     return hyper_width
 
@@ -287,11 +297,14 @@ def _fetch(choice: Choice, parts: Chain) -> Any:
         """Read a batch's hyper-parameters and the rows of its first tile; wait for nobody."""
         tile, epoch = tile_of(words), epoch_of(words)
         width = hyper_width(tile)
-        place = tile.hyper + (batch & 1) * width
-        for k in range(t, width, threads):
-            numbers[place + k] = hyper[(member * batches + batch) * width + k]
+        place = tile.hyper + index32(batch & 1) * width
+        source = (member * batches + batch) * wide(width)
+        k = t
+        while k < width:
+            numbers[place + k] = hyper[source + wide(k)]
+            k += threads
         begin = batch * epoch.batch_size
-        count = min(tile.rows, epoch.batch_size, epoch.rows - begin)
+        count = index32(min(wide(tile.rows), epoch.batch_size, epoch.rows - begin))
         rows = (count + row_pad - 1) // row_pad * row_pad
         start = member * epoch.rows + begin
         gather(operands, numbers, words, X, y, order, start, count, rows, t)
@@ -332,9 +345,9 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
         # Without weights: the factor of a full batch, or of the smaller last one.
         shared_factor = 0 if size == epoch.batch_size else 1
         total = numbers.dtype.type(0)
-        start = 0
+        start = np.int64(0)
         while start < size:
-            count = min(tile.rows, size - start)
+            count = index32(min(wide(tile.rows), size - start))
             rows = (count + row_pad - 1) // row_pad * row_pad
             if start > 0:
                 # Between the tile before, whose rows are read until its gradients are there, and
@@ -350,7 +363,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             cuda.syncthreads()
             total = add_losses(numbers, words, rows, total, t)
             backward(operands, numbers, words, dropping, numbers, tile.gradient, rows, t)
-            start += count
+            start += wide(count)
         return total
 
     return gradients
