@@ -166,6 +166,32 @@ def _rule_numbers(numbers, hyper):
     )
 
 
+@cuda_part
+def _decays(numbers, hyper):
+    return numbers[hyper + WEIGHT_DECAY], numbers[hyper + BIAS_DECAY]
+
+
+def _update_biases(threads: int, step: Any, mixed: bool) -> Any:
+    @cuda_part
+    def update_biases(numbers, tile, layer, state, first, second, decay, h, limit, scale, t):
+        """Apply a step to the biases of a layer."""
+        p, j = layer.start + layer.weights + t, t
+        bias = pointer_to(numbers, layer.b + t)
+        own = pointer_to(numbers, tile.master + p) if mixed else bias
+        slot = pointer_to(numbers, tile.gradient + p)
+        m, v = pointer_to(state, first + p), pointer_to(state, second + p)
+        while j < layer.fan_out:
+            step(own, bias, slot, m, v, decay, h, limit, scale)
+            own += threads
+            bias += threads
+            slot += threads
+            m += threads
+            v += threads
+            j += threads
+
+    return update_biases
+
+
 def update_network(
     threads: int,
     optimizer: str,
@@ -177,7 +203,8 @@ def update_network(
 ) -> Any:
     """Return the update of a network in shared memory."""
     update_weight = _step(optimizer, to_operand, mixed, accumulate, clips)
-    update_bias = _step(optimizer, exact, mixed, accumulate, clips)
+    step = _step(optimizer, exact, mixed, accumulate, clips)
+    update_biases = _update_biases(threads, step, mixed)
 
     @cuda_part
     def update_network(operands, numbers, words, state, first, second, hyper, scale, t):
@@ -205,17 +232,14 @@ def update_network(
         """
         h = _rule_numbers(numbers, hyper)
         limit = numbers[hyper + CLIP_VALUE]
-        weight_decay, bias_decay = numbers[hyper + WEIGHT_DECAY], numbers[hyper + BIAS_DECAY]
+        weight_decay, bias_decay = _decays(numbers, hyper)
         tile = tile_of(words)
         index = index32(0)
         while index < tile.layers:
             if layer_rates and index > 0:
                 hyper += HYPER_WIDTH
                 h = _rule_numbers(numbers, hyper)
-                weight_decay, bias_decay = (
-                    numbers[hyper + WEIGHT_DECAY],
-                    numbers[hyper + BIAS_DECAY],
-                )
+                weight_decay, bias_decay = _decays(numbers, hyper)
             layer = layer_of(words, index)
             fan_out = layer.fan_out
             count, stride, p = layer.weights, layer.W_stride, layer.start + t
@@ -240,23 +264,9 @@ def update_network(
                 if j >= fan_out:
                     j -= fan_out
                     copy += wrap
-                if mixed:
-                    own += threads
-                else:
-                    own = copy
-            p, j = layer.start + count + t, t
-            bias = pointer_to(numbers, layer.b + t)
-            own = pointer_to(numbers, tile.master + p) if mixed else bias
-            slot = pointer_to(numbers, tile.gradient + p)
-            m, v = pointer_to(state, first + p), pointer_to(state, second + p)
-            while j < fan_out:
-                update_bias(own, bias, slot, m, v, bias_decay, h, limit, scale)
-                own += threads
-                bias += threads
-                slot += threads
-                m += threads
-                v += threads
-                j += threads
+                own = own + threads if mixed else copy
+            vectors = (state, first, second)
+            update_biases(numbers, tile, layer, *vectors, bias_decay, h, limit, scale, t)
             index += 1
 
     return update_network
