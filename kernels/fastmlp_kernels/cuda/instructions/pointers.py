@@ -2,8 +2,8 @@
 
 An index costs a multiplication and an addition each time. A pointer is moved on by one addition,
 and a constant distance from it is a part of the instruction that loads or stores. Arrays are
-one-dimensional and contiguous; nobody looks whether an element is inside. In Numba's simulator a
-pointer is an object that looks.
+contiguous, and elements are counted row by row; nobody looks whether one is inside. In Numba's
+simulator a pointer is an object that looks.
 """
 
 import operator
@@ -178,8 +178,9 @@ def _making() -> tuple[Any, Any]:
 
     @intrinsic
     def pointer_to(typing_context, array, place):
-        """Return a pointer to the element of an array at an `Index32`."""
-        if not isinstance(array, types.Array) or not (place == INDEX or becomes_index(place)):
+        """Return a pointer to the element of a contiguous array at an `Index32`."""
+        contiguous = isinstance(array, types.Array) and array.layout == "C"
+        if not contiguous or not (place == INDEX or becomes_index(place)):
             return None
 
         def generate(context, builder, signature, arguments):
