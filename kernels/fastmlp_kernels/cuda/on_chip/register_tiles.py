@@ -36,9 +36,23 @@ class Tile(NamedTuple):
     columns: int
 
 
+def _read_rows(rows: int) -> Any:
+    @cuda_inlined
+    def read_rows(factors, row, apart):
+        """Read `VECTOR` terms of each of a tile's rows."""
+        for m in range(rows):
+            found = load(row, VECTOR)
+            for e in range(VECTOR):
+                factors[m, e] = found[e]
+            row += apart
+
+    return read_rows
+
+
 def multiply_add(tile: Tile) -> Any:
     """Return the sum of products over the columns of a left matrix and the rows of a right one."""
     rows, columns = tile
+    read_rows = _read_rows(rows)
 
     @cuda_inlined
     def add_products(total, left, left_apart, right, right_stride, terms):
@@ -49,12 +63,7 @@ def multiply_add(tile: Tile) -> Any:
         factors = cuda.local.array((rows, VECTOR), total.dtype)
         apart, stride, k = step_of(left, left_apart), step_of(right, right_stride), index32(0)
         while k < terms:
-            row = left
-            for m in range(rows):
-                found = load(row, VECTOR)
-                for e in range(VECTOR):
-                    factors[m, e] = found[e]
-                row += apart
+            read_rows(factors, left, apart)
             for e in range(VECTOR):
                 found = load(right, columns)
                 for n in range(columns):
@@ -70,6 +79,7 @@ def multiply_add(tile: Tile) -> Any:
 def multiply_add_transposed(tile: Tile) -> Any:
     """Return the sum of products over the columns of two matrices."""
     rows, columns = tile
+    read_rows = _read_rows(rows)
 
     @cuda_inlined
     def add_products(total, left, left_apart, right, right_apart, terms):
@@ -81,12 +91,7 @@ def multiply_add_transposed(tile: Tile) -> Any:
         left_step, right_step = step_of(left, left_apart), step_of(right, right_apart)
         k = index32(0)
         while k < terms:
-            row = left
-            for m in range(rows):
-                found = load(row, VECTOR)
-                for e in range(VECTOR):
-                    factors[m, e] = found[e]
-                row += left_step
+            read_rows(factors, left, left_step)
             row = right
             for n in range(columns):
                 found = load(row, VECTOR)

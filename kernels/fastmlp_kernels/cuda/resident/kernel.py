@@ -136,8 +136,20 @@ def build(choice: Choice) -> Any:
     return resident
 
 
+def _copy(threads: int) -> Any:
+    @cuda_part
+    def copy(target, source, count, t):
+        """Copy so many numbers, a block of threads at a time."""
+        k = t
+        while k < count:
+            target[k] = source[k]
+            k += threads
+
+    return copy
+
+
 def _begin(choice: Choice, parts: Chain) -> Any:
-    load, threads, state_shared = parts.load, choice.threads, choice.state_shared
+    load, state_shared, copy = parts.load, choice.state_shared, _copy(choice.threads)
     slots = OPTIMIZERS[choice.optimizer].slots
 
     @cuda_part
@@ -146,24 +158,18 @@ def _begin(choice: Choice, parts: Chain) -> Any:
         load(operands, numbers, words, parameters, t)
         if state_shared:
             tile = tile_of(words)
-            count = tile.parameters
             for slot in range(slots):
-                k = t
                 target = pointer_to(numbers, tile.first if slot == 0 else tile.second)
-                source = pointer_to(state, index32(slot) * count)
-                while k < count:
-                    target[k] = source[k]
-                    k += threads
+                source = pointer_to(state, index32(slot) * tile.parameters)
+                copy(target, source, tile.parameters, t)
 
     return begin
 
 
 def _end(choice: Choice) -> Any:
-    threads, state_shared = choice.threads, choice.state_shared
-    slots, store = (
-        OPTIMIZERS[choice.optimizer].slots,
-        block_copies.store(threads, choice.form.mixed),
-    )
+    state_shared, copy = choice.state_shared, _copy(choice.threads)
+    slots = OPTIMIZERS[choice.optimizer].slots
+    store = block_copies.store(choice.threads, choice.form.mixed)
 
     @cuda_part
     def end(numbers, words, parameters, state, t):
@@ -171,14 +177,10 @@ def _end(choice: Choice) -> Any:
         store(numbers, words, parameters, t)
         if state_shared:
             tile = tile_of(words)
-            count = tile.parameters
             for slot in range(slots):
-                k = t
                 source = pointer_to(numbers, tile.first if slot == 0 else tile.second)
-                target = pointer_to(state, index32(slot) * count)
-                while k < count:
-                    target[k] = source[k]
-                    k += threads
+                target = pointer_to(state, index32(slot) * tile.parameters)
+                copy(target, source, tile.parameters, t)
 
     return end
 
