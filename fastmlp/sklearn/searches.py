@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from contextvars import ContextVar
 from typing import Any
 
 from joblib import parallel_config
@@ -21,6 +22,8 @@ from fastmlp.sklearn.queueing import Queue, handed_out, queue_for
 
 # Of the rows of fits that wait for each other.
 MOST_BYTES = 2**28
+# That of the call of `fit` which this thread is in: several may fit one search at once.
+MEETING: ContextVar[Meeting | Queue | None] = ContextVar("meeting", default=None)
 
 
 class MeetingBackend(ThreadingBackend):
@@ -103,9 +106,6 @@ def places_for(X: Any) -> int:
 class SideBySide:
     """What a search does otherwise than scikit-learn's, the next in the order of methods."""
 
-    # Of the call of `fit` that is going on.
-    _meeting: Meeting | Queue | None = None
-
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
         """Run the search; see scikit-learn's class of this name."""
         own: Any = super()
@@ -117,7 +117,7 @@ class SideBySide:
         queue = queue_for(self, X, y)
         # What a queue cannot fit waits for nobody.
         meeting = Meeting(places if queue is None else 1)
-        self._meeting = queue or meeting
+        token = MEETING.set(queue or meeting)
         # Of the fit before.
         vars(self).pop("n_splits_", None)
         try:
@@ -125,7 +125,7 @@ class SideBySide:
                 return own.fit(X, y, **params)
         finally:
             meeting.close()
-            del self._meeting
+            MEETING.reset(token)
 
 
 def announced(run_search: Any) -> Any:
@@ -136,7 +136,9 @@ def announced(run_search: Any) -> Any:
 
     @functools.wraps(run_search)
     def run(self: Any, evaluate_candidates: Any, **more: Any) -> Any:
-        meeting, folds = self._meeting, count_folds(self, evaluate_candidates)
+        meeting, folds = MEETING.get(), count_folds(self, evaluate_candidates)
+        if meeting is None:
+            return run_search(self, evaluate_candidates, **more)
 
         def evaluate(candidates: Any, *rest: Any, **keywords: Any) -> Any:
             listed = list(candidates)
@@ -147,7 +149,7 @@ def announced(run_search: Any) -> Any:
                 meeting.expect(len(listed), folds)
             return evaluate_candidates(listed, *rest, **keywords)
 
-        return run_search(self, evaluate_candidates if meeting is None else evaluate, **more)
+        return run_search(self, evaluate, **more)
 
     return run
 

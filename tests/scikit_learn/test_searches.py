@@ -172,7 +172,29 @@ def test_the_best_is_scikit_learns_too():
     assert ours.best_params_ == theirs.best_params_
     assert ours.best_score_ == theirs.best_score_
     assert ours.predict_proba(X).tobytes() == theirs.predict_proba(X).tobytes()
-    assert "_meeting" not in vars(ours)
+    assert vars(ours).keys() == vars(theirs).keys()
+
+
+def test_one_search_is_fitted_by_several_threads_at_once():
+    given = MLPClassifier(**SETTINGS), RATES
+    alone = PlainGridSearchCV(*given, cv=3).fit(X, LABELS).cv_results_["mean_test_score"]
+    shared, failed = GridSearchCV(*given, cv=3), []
+    start = threading.Barrier(4)
+
+    def fit():
+        start.wait()
+        try:
+            shared.fit(X, LABELS)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=fit) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert failed == []
+    assert shared.cv_results_["mean_test_score"].tolist() == alone.tolist()
 
 
 def test_all_candidates_of_a_fold_are_one_group(groups):
