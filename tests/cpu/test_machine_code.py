@@ -40,8 +40,9 @@ code = machine_code.microkernels(target, "float32")
 lanes = target.lanes("float32")
 source = np.arange(lanes * target.panel("float32"), dtype=np.float32).reshape(lanes, -1)
 copy = np.zeros_like(source)
-function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)(code["transpose"])
-function(source.ctypes.data, copy.ctypes.data)
+words = [ctypes.c_int64] * 6
+function = ctypes.CFUNCTYPE(*words)(code["transpose"])
+function(source.ctypes.data, copy.ctypes.data, 1, 0, 1)
 assert np.array_equal(copy[:, :lanes], source[:, :lanes].T)
 print("ran")
 """

@@ -316,10 +316,30 @@ def test_transposes_are_exact(code):
         out, memory = code.filled((panel, panel), CANARY)
         item = code.dtype.itemsize
         offsets = (r * panel + c) * item, (c * panel + r) * item
-        code.call("transpose", source.ctypes.data + offsets[0], out.ctypes.data + offsets[1])
+        code.call(
+            "transpose", source.ctypes.data + offsets[0], out.ctypes.data + offsets[1], 1, 0, 1
+        )
         assert np.array_equal(out[c : c + lanes, r : r + lanes], A.T)
         out[c : c + lanes, r : r + lanes] = CANARY
         assert np.all(out == CANARY) and untouched(memory, out)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("across", [1, 2])
+def test_a_panel_is_transposed_into_panels(code, blocks, across):
+    lanes, panel = code.lanes, code.panel
+    rows, columns = blocks * lanes, across * lanes
+    A = code.integers(rows, panel)
+    source, _ = code.filled((rows, panel), np.nan)
+    source[...] = A
+    panels, stride = -(-rows // panel), (panel + 1) * panel
+    out, memory = code.filled((panels, panel + 1, panel), CANARY)
+    code.call("transpose", source.ctypes.data, out.ctypes.data, blocks, stride, across)
+    for row in range(rows):
+        i, place = divmod(row, panel)
+        assert np.array_equal(out[i, :columns, place], A[row, :columns])
+        out[i, :columns, place] = CANARY
+    assert np.all(out == CANARY) and untouched(memory, out)
 
 
 def copied(code, columns, padded, special=None):

@@ -38,6 +38,21 @@ def _clamped_slope(e: Emitter, a: ir.Value, clamp: tuple[float, float]) -> ir.Va
     return slope
 
 
+def finished(
+    e: Emitter, direction: str, clamp: tuple, total: ir.Value, kept: tuple, seen: ir.Value
+):
+    """Return f(Z) of a vector of Z, or ``dA * f'(Z)`` of one of dA, and note its magnitude.
+
+    `kept` is where the layer below keeps A: an address, and elements from there.
+    """
+    if direction == FORWARD:
+        note(e, seen, total)
+        return _clamped(e, total, clamp)
+    result = e.builder.fmul(total, _clamped_slope(e, e.load(*kept), clamp))
+    note(e, seen, result)
+    return result
+
+
 def finishing_name(direction: str, activation: str, rows: int, vectors: int) -> str:
     """Return the symbol of a tile that ends with an activation."""
     return f"{direction}_{activation}_{rows}x{vectors}"
@@ -69,14 +84,8 @@ def emit_finishing_products(e: Emitter, rows: int, vectors: int) -> None:
                 place = m * e.panel + v * e.lanes
                 if v >= vectors:
                     result = e.constant(0.0)
-                elif direction == FORWARD:
-                    z = e.get(totals[m][v], e.vector)
-                    note(e, seen, z)
-                    result = _clamped(e, z, clamp)
                 else:
-                    dA = e.get(totals[m][v], e.vector)
-                    slope = _clamped_slope(e, e.load(kept, place), clamp)
-                    result = e.builder.fmul(dA, slope)
-                    note(e, seen, result)
+                    total = e.get(totals[m][v], e.vector)
+                    result = finished(e, direction, clamp, total, (kept, place), seen)
                 e.store(result, arguments[-1], place)
             e.end(e.largest(e.get(seen, e.bits)))

@@ -25,19 +25,14 @@ from fastmlp_kernels.cpu.intrinsics import (
     standard_arithmetic,
 )
 from fastmlp_kernels.cpu.linear import (
-    clip_unit,
-    finish_unit,
     layer_of,
     linear_backward,
     linear_forward,
-    load_unit,
-    pack_unit,
     panels_of,
     weight_gradient,
 )
 from fastmlp_kernels.cpu.outputs import take_upstream, top_layer, write_losses, write_outputs
 from fastmlp_kernels.cpu.prediction import predict_claims
-from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL
 from fastmlp_kernels.cpu.skipping import column_lists, forget_row_lists, row_lists
 from fastmlp_kernels.cpu.tables import (
     BACKWARD,
@@ -50,7 +45,7 @@ from fastmlp_kernels.cpu.tables import (
     OUTPUT,
     PACK,
     STEP,
-    UNPACKED,
+    UNPACK,
     UPDATE,
     UPSTREAM,
     WORD_BYTES,
@@ -67,11 +62,18 @@ from fastmlp_kernels.cpu.team import (
     settle,
     wait_for_team,
 )
+from fastmlp_kernels.cpu.units import (
+    clip_unit,
+    copy_units,
+    finish_columns,
+    finish_unit,
+    load_unit,
+    unit_cost,
+)
 from fastmlp_kernels.problem import BATCHES, STATUS, STOP
 
-# What a pass over the units of weights does, as bits: copy weights into panels, compute a gradient,
-# finish it.
-PACKING, COMPUTING, FINISHING = 1, 2, 4
+# What a pass over the units of weights does, as bits: compute a gradient, finish it.
+COMPUTING, FINISHING = 1, 2
 CLIPS_NORM = CLIPPINGS.index("norm")
 
 
@@ -151,41 +153,29 @@ def _rows(step, thread, start, scale, first, last, hyper):
 
 
 @part
-def unit_cost(step, layer, i, j):
-    """Return the vectors of a unit's tiles: what a row of its weight gradient costs."""
-    panel = step.panel
-    if layer.fan_out == 1:
-        return 1
-    features = min(panel, layer.fan_in - i * panel)
-    tile = step.feature_tile
-    narrow = layer.fan_out - j * panel <= step.lanes
-    return (features + tile - 1) // tile * tile * (1 if narrow else VECTORS_PER_PANEL)
-
-
-@part
 def _units(step, thread, work, rows, hyper):
     """Do this thread's share of the units of all layers: equal shares of their cost."""
     threads, stages = step.threads, step.stages
-    packing = work == PACKING
     done = 0
     for index in range(step.layers):
         layer = layer_of(step, index)
         inputs, outputs = panels_of(step, layer.fan_in), panels_of(step, layer.fan_out)
-        if packing and step.packed == UNPACKED and layer.fan_out > 1:
-            inputs = 1  # for the biases alone
         shared = index == 0 and step.columns != 0
         inside = layer.training_input if stages & DROPOUT else layer.input
         left = own_inputs(step, thread) if shared else inside
         transposed = index > 0 or (stages & INPUT_GRADIENT) != 0
-        for i in range(inputs):
+        # The gradient of a single row is made while it is applied, to all of a panel's weights.
+        by_columns = step.finish_row != 0 and rows == 1
+        for i in range(1 if by_columns else inputs):
             for j in range(outputs):
                 if shared:
                     mine = panel_owner(j, outputs, threads) == thread
                 else:
                     mine = done * threads // step.unit_cost == thread
-                    done += unit_cost(step, layer, i, j)
-                if mine and packing:
-                    pack_unit(step, layer, i, j, transposed)
+                    for below in range(i, inputs if by_columns else i + 1):
+                        done += unit_cost(step, layer, below, j)
+                if mine and by_columns:
+                    finish_columns(step, layer, j, left, hyper, transposed)
                 elif mine:
                     updates = transposed and (stages & UPDATE) != 0
                     unit = (index, i, j, i * outputs + j)
@@ -364,8 +354,11 @@ def _all_stages(step, thread):
         predict_claims(step, thread)
         return
     if step.stages & PACK:
-        _units(step, thread, PACKING, 0, 0)
+        copy_units(step, thread, True)
         meet(step.meeting, step.threads)
     for batch in range(step.batches):
         if not _batch(step, thread, batch):
-            return
+            break
+    # All have met since a weight was last written.
+    if step.stages & UNPACK:
+        copy_units(step, thread, False)

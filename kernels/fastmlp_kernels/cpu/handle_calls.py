@@ -39,9 +39,9 @@ from fastmlp_kernels.cpu.intrinsics import (
     standard_arithmetic,
     word,
 )
-from fastmlp_kernels.cpu.linear import dot_rows, layer_of, panels_of
+from fastmlp_kernels.cpu.linear import dot_rows, layer_of, panels_of, row_product
 from fastmlp_kernels.cpu.outputs import write_outputs
-from fastmlp_kernels.cpu.tables import PACK, PLAIN_TILE, STEP, TILE
+from fastmlp_kernels.cpu.tables import PACK, PLAIN_TILE, STEP, TILE, WIDE
 from fastmlp_kernels.cpu.team import CALLER
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS
 
@@ -88,8 +88,12 @@ def _row_of_layer(step, tile, layer, left):
         finish = 0
     else:
         index = finish if finish else PLAIN_TILE
-        for j in range(panels_of(step, layer.fan_out)):
-            wide = 0 if layer.fan_out - j * panel <= step.lanes else 1
+        panels = panels_of(step, layer.fan_out)
+        operands = (left, (layer.W, layer.W_stride), (layer.B, panel), layer.Z, (index, 0))
+        block = 0, 1, 0, layer.fan_in, 0, panels
+        _, whole = row_product(step, tile, layer.fan_out, *operands, block)
+        for j in range(whole, panels):
+            wide = 0 if layer.fan_out - j * panel <= step.lanes else WIDE
             right, bias = layer.W + j * layer.W_stride * item, layer.B + j * panel * item
             out = layer.Z + j * stride * item
             call(

@@ -1,7 +1,7 @@
 """The memory of a problem: arrays in panels, and the tables that say where they are."""
 
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from fastmlp_kernels.cpu.listed_tiles import (
 from fastmlp_kernels.cpu.loss import loss_and_gradient, losses_per_row, sum_losses
 from fastmlp_kernels.cpu.machine_code import microkernels
 from fastmlp_kernels.cpu.microkernels import gradient_name, product_name
+from fastmlp_kernels.cpu.row_tiles import ROW_PRODUCT, finishing_row_name
 from fastmlp_kernels.cpu.simd import InstructionSet
 from fastmlp_kernels.cpu.tables import (
     BELL,
@@ -273,13 +274,21 @@ class Layout:
             copy, in_place = dropout(dtype, False), dropout(dtype, True)
             functions |= {"dropout_copy": copy, "dropout_in_place": in_place}
         self._fill(functions)
-        finishing = list(product(FINISHES, (FORWARD, BACKWARD)))
-        names = [partial(finishing_name, way, activation) for activation, way in finishing]
-        names = [product_name, *names]
+        finishing = [(way, activation) for activation in FINISHES for way in (FORWARD, BACKWARD)]
+        names = [(product_name, ROW_PRODUCT)]
+        names += [(partial(finishing_name, *way), finishing_row_name(*way)) for way in finishing]
+
+        def widths(height: int) -> list[int]:
+            found = []
+            for name, row_name in names:
+                found += [code[name(height, v)] for v in (1, 2)]
+                found.append(code[row_name] if height == 1 else 0)
+            return found
+
         rows = [
             (
                 height,
-                *(code[name(height, v)] for name in names for v in (1, 2)),
+                *widths(height),
                 code[direct_name(height)],
                 *(code[listed_product_name(height, v)] for v in (1, 2)),
             )

@@ -1,11 +1,11 @@
 """The three products of a linear layer, in blocks of rows and units of weights, over panels."""
 
-from fastmlp_kernels.algebra.optimizers import BIAS_DECAY, CLIP_VALUE, WEIGHT_DECAY
 from fastmlp_kernels.compile import part
 from fastmlp_kernels.cpu.direct import direct_panels, direct_rows
 from fastmlp_kernels.cpu.intrinsics import call, field_word, next_record, record_at
+from fastmlp_kernels.cpu.row_tiles import PANELS_OF_A_ROW
 from fastmlp_kernels.cpu.skipping import listed_product, listed_sum
-from fastmlp_kernels.cpu.tables import EDGES, LAYER, PACKED, PLAIN_TILE, TILE, UNPACKED, WORD_BYTES
+from fastmlp_kernels.cpu.tables import EDGES, LAYER, PANELS, PLAIN_TILE, TILE, UNPACKED, WIDE
 
 
 @part
@@ -35,8 +35,14 @@ def _product(step, left, right, initial, out, ending, block):
     stride = step.panel_stride
     left += start * stride // panel * item
     seen = 0
+    if last - first == 1:
+        tile = record_at(step.tiles, TILE, 0)
+        while tile.rows > 1:
+            tile = next_record(tile)
+        operands = left, (right, right_stride), (initial, initial_stride), out, ending, block
+        seen, first_panel = row_product(step, tile, columns, *operands)
     for j in range(first_panel, last_panel):
-        wide = 0 if columns - j * panel <= lanes else 1
+        wide = 0 if columns - j * panel <= lanes else WIDE
         right_j = right + (j * right_stride + start * panel) * item
         out_j = out + j * stride * item
         begin = initial + j * initial_stride * item
@@ -52,6 +58,31 @@ def _product(step, left, right, initial, out, ending, block):
             seen = max(seen, call(field_word(tile, index + wide), operands))
             row += tile.rows
     return seen
+
+
+@part
+def row_product(step, tile, columns, left, right, initial, out, ending, block):
+    """Do the part of `_product` that is several panels of a single row, by a tile of one row.
+
+    Returns the largest magnitude, and the first panel that is left.
+    """
+    right, right_stride = right
+    initial, initial_stride = initial
+    index, kept = ending
+    row, _, start, count, first_panel, last_panel = block
+    item, panel, stride, lanes = step.item, step.panel, step.panel_stride, step.lanes
+    left += row * panel * item
+    seen, j = 0, first_panel
+    # The last of them may be a part of a panel, but no narrow one.
+    while j + PANELS_OF_A_ROW <= last_panel and columns - (j + PANELS_OF_A_ROW - 1) * panel > lanes:
+        here = out + (j * stride + row * panel) * item
+        above = here if start > 0 else initial + j * initial_stride * item
+        apart = stride if start > 0 else initial_stride
+        weights = right + (j * right_stride + start * panel) * item, right_stride
+        operands = (left, stride, *weights, count, above, apart, here, stride, kept + here - out)
+        seen = max(seen, call(field_word(tile, index + PANELS), operands))
+        j += PANELS_OF_A_ROW
+    return seen, j
 
 
 @part
@@ -167,64 +198,6 @@ def linear_backward(step, layer, first, last, dA, kept, slope, finish):
 
 
 @part
-def _transpose_unit(step, layer, i, j, features, columns):
-    """Bring the transposed copy of a unit of weights up to date."""
-    item, panel, lanes = step.item, step.panel, step.lanes
-    source = layer.W + (j * layer.W_stride + i * panel * panel) * item
-    out = layer.transposed + (i * layer.transposed_stride + j * panel * panel) * item
-    for r in range(0, features, lanes):
-        for c in range(0, columns, lanes):
-            call(
-                step.transpose,
-                (source + (r * panel + c) * item, out + (c * panel + r) * item),
-            )
-
-
-@part
-def pack_unit(step, layer, i, j, transposed):
-    """Copy a unit of weights, panel i of its rows and j of its columns, into panels.
-
-    Where ``step.packed`` says so, of some units the biases alone are copied.
-
-    Parameters
-    ----------
-    step : record
-        The program's table, see `cpu.tables`.
-    layer : record
-    i, j : int
-    transposed : int
-        Whether backward-data needs the transposed copy.
-
-    Notes
-    -----
-    Cost: a read and two writes an element. Source: the one layout of `cpu.microkernels`.
-    """
-    item, panel = step.item, step.panel
-    features = min(panel, layer.fan_in - i * panel)
-    columns = min(panel, layer.fan_out - j * panel)
-    start = step.parameters + (layer.weight + i * panel * layer.fan_out + j * panel) * item
-    out = layer.W + (j * layer.W_stride + i * panel * panel) * item
-    order = step.identity
-    if layer.fan_out == 1:
-        # One column: as a row, it is contiguous, and the only copy that is read.
-        out = layer.transposed + i * layer.transposed_stride * item
-        rows = (start, order, 0, 1, features, features, panel)
-        call(step.copy_rows, rows + (out, panel, panel, 1))
-    elif step.packed == PACKED or (step.packed == EDGES and columns < panel):
-        rows = (start, order, 0, features, columns, layer.fan_out, panel)
-        call(step.copy_rows, rows + (out, panel, panel, 1))
-        if transposed:
-            _transpose_unit(step, layer, i, j, features, columns)
-    if i == 0:
-        start = step.parameters + (layer.bias + j * panel) * item
-        out = layer.B + j * panel * item
-        call(
-            step.copy_rows,
-            (start, order, 0, 1, columns, columns, panel, out, panel, panel, 1),
-        )
-
-
-@part
 def _sum_unit(step, tile, left, right, rows, features, scratch):
     """Sum a unit of a weight gradient over the batch, a block of rows at a time."""
     item, panel, block = step.item, step.panel, step.sum_block
@@ -282,106 +255,3 @@ def weight_gradient(step, layer, i, j, left, rows, tile, lists):
         _sum_unit(step, product, left, right, rows, features, square)
     if i == 0:
         call(step.column_sum, (right, rows, tile))
-
-
-@part
-def load_unit(step, layer, i, j, tile):
-    """Copy a unit of the caller's gradient into its tile: what `weight_gradient` computes.
-
-    Cost: a read and a write an element. Source: the one layout of `cpu.microkernels`.
-    """
-    item, panel = step.item, step.panel
-    features = min(panel, layer.fan_in - i * panel)
-    columns = min(panel, layer.fan_out - j * panel)
-    start = step.gradient + (layer.weight + i * panel * layer.fan_out + j * panel) * item
-    rows = (1, features, features) if layer.fan_out == 1 else (features, columns, layer.fan_out)
-    count, width, stride = rows
-    out = (panel, tile + panel * item, panel, panel, 1)
-    call(step.copy_rows, (start, step.identity, 0, count, width, stride, *out))
-    if i == 0:
-        start = step.gradient + (layer.bias + j * panel) * item
-        out = (panel, tile, panel, panel, 1)
-        call(step.copy_rows, (start, step.identity, 0, 1, columns, columns, *out))
-
-
-@part
-def clip_unit(step, layer, i, j, tile, hyper, squares):
-    """Limit the elements of a unit's gradient, and sum their squares.
-
-    `hyper` and `squares` are addresses: of the layer's hyper-parameters, and of two sums (float64),
-    the weights' and the biases'. Cost: 4 flops, a read and a write an element. Source:
-    `algebra.optimizers`.
-    """
-    item, panel = step.item, step.panel
-    features = min(panel, layer.fan_in - i * panel)
-    columns = min(panel, layer.fan_out - j * panel)
-    limit = hyper + CLIP_VALUE * item
-    rows, width = (1, features) if layer.fan_out == 1 else (features, columns)
-    square = tile + panel * item
-    call(step.clip, (square, rows, width, panel, limit, squares))
-    if i == 0:
-        call(step.clip, (tile, 1, columns, panel, limit, squares + WORD_BYTES))
-
-
-@part
-def finish_unit(step, layer, i, j, tile, hyper, scale, transposed):
-    """Finish a unit of a gradient: an update, or a store.
-
-    Parameters
-    ----------
-    step, layer, i, j, tile
-        See `weight_gradient`.
-    hyper, scale : int
-        Addresses of the layer's hyper-parameters, and of what the gradient is multiplied by where
-        its norm is limited.
-    transposed : int
-        Whether the transposed copy of the weights is kept up to date.
-
-    Notes
-    -----
-    Where `finish` sums squares, that of the unit goes to its place among the layer's `squares`.
-    Cost and source: see `cpu.update`.
-    """
-    item, panel = step.item, step.panel
-    features = min(panel, layer.fan_in - i * panel)
-    columns = min(panel, layer.fan_out - j * panel)
-    offset = (layer.weight + i * panel * layer.fan_out + j * panel) * item
-    weight_decay = hyper + WEIGHT_DECAY * item
-    squares = layer.squares + (i * panels_of(step, layer.fan_out) + j) * WORD_BYTES
-    if layer.fan_out == 1:
-        copy = layer.transposed + i * layer.transposed_stride * item
-        weights = (offset, tile + panel * item, copy, 1, features, features)
-        _apply(step, weights, hyper, weight_decay, scale, squares)
-    else:
-        copy = layer.W + (j * layer.W_stride + i * panel * panel) * item
-        weights = (offset, tile + panel * item, copy, features, columns, layer.fan_out)
-        _apply(step, weights, hyper, weight_decay, scale, squares)
-        if transposed:
-            _transpose_unit(step, layer, i, j, features, columns)
-    if i == 0:
-        offset = (layer.bias + j * panel) * item
-        biases = (offset, tile, layer.B + j * panel * item, 1, columns, columns)
-        _apply(step, biases, hyper, hyper + BIAS_DECAY * item, scale, step.unused)
-
-
-@part
-def _apply(step, tile, hyper, decay, scale, squares):
-    offset, gradient, copy, rows, columns, stride = tile
-    call(
-        step.finish,
-        (
-            step.target + offset,
-            step.first + offset,
-            step.second + offset,
-            gradient,
-            copy,
-            rows,
-            columns,
-            stride,
-            step.panel,
-            hyper,
-            decay,
-            scale,
-            squares,
-        ),
-    )

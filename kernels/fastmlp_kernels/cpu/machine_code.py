@@ -6,7 +6,7 @@ import llvmlite.binding as llvm
 
 from fastmlp_kernels.announcing import compile_always
 from fastmlp_kernels.compile import CPU_KERNELS, cache_folder, how_often, stamp, uncollected
-from fastmlp_kernels.cpu import direct_tiles, finishing_tiles, listed_tiles
+from fastmlp_kernels.cpu import direct_tiles, finishing_tiles, listed_tiles, row_tiles
 from fastmlp_kernels.cpu import microkernels as dense
 from fastmlp_kernels.cpu.simd import (
     VECTORS_PER_PANEL,
@@ -30,6 +30,7 @@ def emit_all(target: InstructionSet, dtype: str) -> Emitter:
             listed_tiles.emit_listed_product(e, rows, vectors)
         dense.emit_gradient(e, target.feature_tile, vectors)
         listed_tiles.emit_listed_gradient(e, vectors)
+    row_tiles.emit_row_products(e)
     dense.emit_gradient(e, 1, VECTORS_PER_PANEL)
     dense.emit_dot_rows(e)
     for rows in target.row_tiles:

@@ -12,6 +12,9 @@ fused multiply-adds with k ascending, whatever the tile: tiles, blocks and threa
 bit of the result.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from llvmlite import ir
 
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
@@ -174,12 +177,44 @@ def emit_column_sum(e: Emitter) -> None:
 
 
 def emit_transpose(e: Emitter) -> None:
-    """Emit ``transpose(source, out)``: a square block of one vector's width, panel to panel.
+    """Emit ``transpose``: rows of one panel, to columns of the panels of the transposed matrix.
 
-    Rows of both lie a panel's width apart. Works by log2(lanes) rounds of swapping: round r
-    exchanges the off-diagonal blocks of 2^r rows and columns between pairs of registers.
+    Parameters of the function (all words)
+    --------------------------------------
+    source, out : address of the first row, in its panel; of the first column
+    blocks : rows, in vectors
+    out_stride : elements from a panel of `out` to the next
+    across : columns that are read, in vectors
+
+    Notes
+    -----
+    Rows of all panels lie a panel's width apart. Whole square blocks of a vector's width are read
+    and written. Cost: a read, a write and log2(lanes) shuffles a vector.
     """
-    source, out = e.begin("transpose", 2)
+    source, out, blocks, out_stride, across = e.begin("transpose", 5)
+    builder, width = e.builder, e.word(e.lanes * e.item)
+    to_next_panel = builder.sub(builder.mul(out_stride, e.word(e.item)), width)
+    first_row, first_column = e.variable(source), e.variable(out)
+    with e.repeat(across):
+        row, column = e.variable(e.get(first_row)), e.variable(e.get(first_column))
+        second = e.variable(e.word(0))
+        with e.repeat(blocks):
+            _transpose_block(e, e.get(row), e.get(column))
+            e.advance(row, e.lanes * e.panel)
+            ends = builder.icmp_signed("!=", e.get(second), e.word(0))
+            step = builder.select(ends, to_next_panel, width)
+            e.put(column, builder.add(e.get(column), step))
+            e.put(second, builder.sub(e.word(1), e.get(second)))
+        e.advance(first_row, e.lanes)
+        e.advance(first_column, e.lanes * e.panel)
+    e.end()
+
+
+def _transpose_block(e: Emitter, source, out) -> None:
+    """Emit a square block of one vector's width, by log2(lanes) rounds of swapping.
+
+    Round r exchanges the off-diagonal blocks of 2^r rows and columns between pairs of registers.
+    """
     rows = [e.load(source, r * e.panel) for r in range(e.lanes)]
     index = ir.VectorType(ir.IntType(32), e.lanes)
     size = 1
@@ -194,7 +229,6 @@ def emit_transpose(e: Emitter) -> None:
         size *= 2
     for r, row in enumerate(rows):
         e.store(row, out, r * e.panel)
-    e.end()
 
 
 def emit_copy_rows(e: Emitter) -> None:
@@ -217,38 +251,76 @@ def emit_copy_rows(e: Emitter) -> None:
     source, order, first, last, columns, source_row, source_panel = arguments[:7]
     out, out_row, out_panel, padded = arguments[7:]
     builder = e.builder
-    whole = builder.udiv(columns, e.word(e.panel))
-    tail = builder.urem(columns, e.word(e.panel))
-    counts = [builder.sub(tail, e.word(v * e.lanes)) for v in range(VECTORS_PER_PANEL)]
-    masks = [e.mask(count) for count in counts]
-    counts = [e.smaller(count, e.word(e.lanes)) for count in counts]
     pads = builder.icmp_signed(">", padded, e.word(0))
     seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
-    row = e.variable(first)
-    with e.repeat(builder.sub(last, first)):
-        i = e.get(row)
-        entry = builder.add(order, builder.mul(i, e.word(8)))
-        index = e.load(entry, 0, ir.IntType(64))
-        here = e.variable(e.address(source, builder.mul(index, source_row)))
-        there = e.variable(e.address(out, builder.mul(i, out_row)))
-        with e.repeat(whole):
-            for v in range(VECTORS_PER_PANEL):
-                value = e.load(e.get(here), v * e.lanes)
-                e.store(value, e.get(there), v * e.lanes)
-                note(e, seen, value)
-            e.advance(here, source_panel)
-            e.advance(there, out_panel)
-        with builder.if_then(builder.icmp_signed(">", tail, e.word(0))):
-            for v, (mask, count) in enumerate(zip(masks, counts, strict=True)):
-                value = e.load_masked(e.get(here), v * e.lanes, mask)
-                note(e, seen, value)
-                with builder.if_else(pads) as (padding, exact):
-                    with padding:
-                        e.store(value, e.get(there), v * e.lanes)
-                    with exact, builder.if_then(builder.icmp_signed(">", count, e.word(0))):
-                        e.store_first(value, e.get(there), v * e.lanes, count)
-        e.put(row, builder.add(i, e.word(1)))
+    rows = order, source, source_row, out, out_row, first, last
+    single = builder.icmp_signed("==", columns, e.word(1))
+    with builder.if_else(single) as (one_column, several):
+        with one_column, builder.if_else(pads) as (padding, exact):
+            for way, fills in ((padding, True), (exact, False)):
+                with way, _each_row(e, *rows) as (here, there):
+                    _copy_element(e, here, there, fills, seen)
+        with several, _each_row(e, *rows) as (here, there):
+            _copy_row(e, here, there, columns, (source_panel, out_panel), pads, seen)
     e.end(e.largest(e.get(seen, e.bits)))
+
+
+@contextmanager
+def _each_row(e: Emitter, order, source, source_row, out, out_row, first, last) -> Iterator[tuple]:
+    """Emit a loop over rows; give where each is and where it goes."""
+    builder = e.builder
+    place = e.variable(builder.add(order, builder.mul(first, e.word(8))))
+    there = e.variable(e.address(out, builder.mul(first, out_row)))
+    with e.repeat(builder.sub(last, first)):
+        index = e.load(e.get(place), 0, ir.IntType(64))
+        yield e.address(source, builder.mul(index, source_row)), e.get(there)
+        e.put(place, builder.add(e.get(place), e.word(8)))
+        e.advance(there, out_row)
+
+
+def _copy_element(e: Emitter, here, there, fills: bool, seen) -> None:
+    """Emit the copy of a row of one element."""
+    first, zero = ir.Constant(ir.IntType(32), 0), e.constant(0.0)
+    element = e.load(here, 0, e.scalar)
+    vector = e.builder.insert_element(zero, element, first)
+    note(e, seen, vector)
+    if fills:
+        e.store(vector, there)
+        for v in range(1, VECTORS_PER_PANEL):
+            e.store(zero, there, v * e.lanes)
+    else:
+        e.store(element, there)
+
+
+def _copy_row(e: Emitter, source, out, columns, strides, pads, seen) -> None:
+    """Emit the copy of a row: whole panels, and what is left."""
+    builder = e.builder
+    source_panel, out_panel = strides
+    here, there = e.variable(source), e.variable(out)
+    with e.repeat(builder.udiv(columns, e.word(e.panel))):
+        for v in range(VECTORS_PER_PANEL):
+            value = e.load(e.get(here), v * e.lanes)
+            e.store(value, e.get(there), v * e.lanes)
+            note(e, seen, value)
+        e.advance(here, source_panel)
+        e.advance(there, out_panel)
+    tail = builder.urem(columns, e.word(e.panel))
+    with builder.if_then(builder.icmp_signed(">", tail, e.word(0))):
+        for v in range(VECTORS_PER_PANEL):
+            count = builder.sub(tail, e.word(v * e.lanes))
+            some = builder.icmp_signed(">", count, e.word(0))
+            with builder.if_else(some) as (part, nothing):
+                with part:
+                    value = e.load_masked(e.get(here), v * e.lanes, e.mask(count))
+                    note(e, seen, value)
+                    with builder.if_else(pads) as (padding, exact):
+                        with padding:
+                            e.store(value, e.get(there), v * e.lanes)
+                        with exact:
+                            count = e.smaller(count, e.word(e.lanes))
+                            e.store_first(value, e.get(there), v * e.lanes, count)
+                with nothing, builder.if_then(pads):
+                    e.store(e.constant(0.0), e.get(there), v * e.lanes)
 
 
 def note(e: Emitter, seen: ir.Value, value: ir.Value) -> None:

@@ -11,7 +11,7 @@ from fastmlp_kernels.cpu.intrinsics import (
     standard_arithmetic,
     word,
 )
-from fastmlp_kernels.cpu.linear import layer_of, linear_forward, pack_unit, panels_of
+from fastmlp_kernels.cpu.linear import layer_of, linear_forward, panels_of
 from fastmlp_kernels.cpu.outputs import write_outputs
 from fastmlp_kernels.cpu.tables import (
     EDGES,
@@ -25,6 +25,7 @@ from fastmlp_kernels.cpu.tables import (
     at,
 )
 from fastmlp_kernels.cpu.team import CALLER, call_present, settle, wait_for, wait_for_team, withdraw
+from fastmlp_kernels.cpu.units import pack_unit
 from fastmlp_kernels.problem import STOP
 
 # Compiled code reads no attributes of a class.

@@ -27,6 +27,7 @@ from fastmlp_kernels.cpu.tables import (
     OUTPUT,
     PACK,
     PACKED,
+    UNPACK,
     UNPACKED,
     UPDATE,
     UPSTREAM,
@@ -35,7 +36,7 @@ from fastmlp_kernels.cpu.tables import (
 )
 from fastmlp_kernels.cpu.team import CALLER, Team, choose_places
 from fastmlp_kernels.cpu.thread_choice import ThreadChoice
-from fastmlp_kernels.cpu.update import update, write_gradient
+from fastmlp_kernels.cpu.update import updates_of, write_gradient
 from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, STOP, Machine, Problem
 
 # Rows up to which a prediction reads the weights where they are, and a forward pass.
@@ -64,6 +65,8 @@ class FusedProgram(Layout):
         # Once: a problem counts anew each time. With more than 30 attributes Python 3.11 is slow: a
         # prediction of one row took 2.75 us, not 2.47 (2-core AMD EPYC, 2026-11-28).
         self._count, self._batches = problem.parameter_count, problem.batches
+        # A single batch writes its weights to both places at once.
+        self._in_panels = problem.batches > 1
         # In whole batches.
         self._piece = problem.batch_size * -(-PIECE // (self._count * problem.batch_size))
         self._kept: dict[int, np.ndarray] = {}
@@ -129,7 +132,7 @@ class FusedProgram(Layout):
         words[at.claims] = 0
         connect(words, None)
         words[at.packed] = PACKED
-        words[at.squares_out] = words[at.gradient] = 0
+        words[at.squares_out] = words[at.gradient] = words[at.finish_row] = 0
         words[at.output_gradient] = words[at.slopes]
         words[at.targets] = words[at.own_targets]
         scales, rows = self.constants["scales"], sizes[0]
@@ -158,7 +161,7 @@ class FusedProgram(Layout):
         Epochs then skip zeros where that pays for this X. They may be given any other.
         """
         self.skips = choose_skips(self.problem, self.target, X)
-        self._update(penalized)
+        updates_of(self.problem, self.panel, penalized, self._in_panels)
         loss_and_gradient(self.problem.rule, self.problem.dtype, weighted)
         self._point(at.X, X, len(X), self.problem.sizes[0])
         self._point(at.Y, y, len(X), self.problem.target_columns)
@@ -215,19 +218,15 @@ class FusedProgram(Layout):
         _, weighted, penalized, threads, *_ = kind
         problem, words = self.problem, self.words
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE | DROPOUT
+        stages |= UNPACK if self._in_panels else 0
         self._settle(stages, threads, (problem.rows, self._batches))
         words[at.loss_rule] = loss_and_gradient(problem.rule, problem.dtype, weighted)
         words[at.factors] = 0
-        words[at.finish] = self._update(penalized)
+        leaves = updates_of(problem, self.panel, penalized, self._in_panels)
+        words[at.finish], words[at.finish_row] = leaves
         words[at.target] = words[at.parameters]
         connect(words, self._lines.of(kind[:-1]))
         self._settled = kind
-
-    def _update(self, penalized: bool) -> int:
-        """Return the address of the update of this problem's tiles."""
-        problem = self.problem
-        clipped = problem.clipping == "norm"
-        return update(problem.optimizer, problem.dtype, self.panel, penalized, clipped)
 
     def take_skips(self, skips: int) -> None:
         """Have epochs skip what another program has chosen for the same X."""
@@ -388,7 +387,7 @@ class FusedProgram(Layout):
         self._settle(GRADIENT | UPDATE, self._call_threads, (0, 1))
         self._point_vector(at.gradient, gradient, self._count)
         self._point(at.hyper, hyper, 1, problem.hyper_columns)
-        words[at.finish] = self._update(False)
+        words[at.finish], _ = updates_of(problem, self.panel)
         words[at.target] = words[at.parameters]
         self._run()
         if self.control.item(STATUS):

@@ -22,6 +22,8 @@ PACK, GATHER, FORWARD, OUTPUT, LOSS, UPSTREAM, BACKWARD, INPUT_GRADIENT, GRADIEN
 )
 # Whether the forward and the backward pass are those of a training step.
 DROPOUT = 1 << 10
+# Whether updates are made in the panels, and copied to where the caller has the weights at the end.
+UNPACK = 1 << 11
 
 # What ``step.skips`` holds, one bit each: the forward product over lists of k, the weight gradient
 # over lists of rows.
@@ -171,6 +173,7 @@ STEP_CALL = table(
     # Functions.
     "loss_rule",
     "finish",
+    "finish_row",  # of the gradient of a single row, which is not computed before; or 0
     "link",
     "output_value",
     "output_slope",
@@ -221,23 +224,23 @@ def _finishing_name(activation: str, direction: str, width: str) -> str:
     return f"{activation}_{direction}_{width}"
 
 
-# Of a height of tiles: rows, and functions for one vector of columns and for two.
+# Of a height of tiles: rows, and functions for one vector of columns, for two, and for several
+# panels: of one row alone, 0 in the others.
+WIDTHS = ("narrow", "wide", "panels")
+NARROW, WIDE, PANELS = range(3)
 TILE = table(
     "rows",
-    "narrow",
-    "wide",
+    *WIDTHS,
     *(
         _finishing_name(*names)
-        for names in product(
-            FINISHES, (finishing_tiles.FORWARD, finishing_tiles.BACKWARD), ("narrow", "wide")
-        )
+        for names in product(FINISHES, (finishing_tiles.FORWARD, finishing_tiles.BACKWARD), WIDTHS)
     ),
     "direct",
     "listed_narrow",
     "listed_wide",
 )
-# An index of tiles is that of the narrow ones, which the wide ones follow. These store a product as
-# it is.
+# An index of tiles is that of the narrow ones, which the others follow. These store a product as it
+# is.
 TILE_INDICES = indices(TILE)
 PLAIN_TILE = TILE_INDICES.narrow
 

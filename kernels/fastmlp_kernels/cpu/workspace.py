@@ -47,6 +47,9 @@ def row_capacity(batch_size: int, target: InstructionSet) -> int:
     Panels of a power of two of rows would lie on top of each other in the sets of the caches. A
     remainder of the tallest tile modulo 32 rows makes those of one tile follow each other.
     """
+    if batch_size == 1:
+        # A row's panels then follow each other: `units.finish_columns` reads them as one run.
+        return 1
     tallest = target.row_tiles[0]
     return tallest + -(-max(0, batch_size - tallest) // 32) * 32
 
