@@ -253,6 +253,8 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
     def backward(operands, numbers, words, dropping, gradient, base, rows, t):
         """Add the tile's gradient by every parameter to `gradient`, or overwrite it.
 
+        Returns 0 where all that the thread wrote there is finite, else NaN.
+
         Parameters
         ----------
         operands, numbers : dtype[:], shared memory, read and written
@@ -268,7 +270,7 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
         ``4 rows P`` flops, less those of the first layer's inputs. Source: `reference`.
         """
         last = tile_of(words).layers - 1
-        above = index32(0)
+        above, seen = index32(0), gradient.dtype.type(0)
         while above <= last:
             index = last - above
             if above > 0:
@@ -279,11 +281,11 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
             dZ, dZ_stride = layer.dZ, layer.dZ_stride
             fan_in, fan_out = layer.fan_in, layer.fan_out
             start = base + layer.start
-            weight_gradient(
+            seen += weight_gradient(
                 *(operands, gradient, start, fan_out),
                 *(layer.A, layer.A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t),
             )
-            bias_gradient(
+            seen += bias_gradient(
                 operands, gradient, start + layer.weights, dZ, dZ_stride, rows, fan_out, t
             )
             if index > 0:
@@ -302,6 +304,7 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
                     *(dZ, dZ_stride, layer.W, layer.W_stride, rows, fan_in, fan_out, t),
                 )
             above += 1
+        return seen
 
     return backward
 
@@ -312,15 +315,17 @@ def _bias_gradient(threads: int, products: BlockProducts, accumulate: bool) -> A
 
     @cuda_part
     def bias_gradient(operands, gradient, start, dZ, dZ_stride, rows, fan_out, t):
-        """Sum the columns of dZ, a thread a column, rows ascending."""
+        """Sum the columns of dZ, a thread a column, rows ascending; return 0 times the sums."""
+        seen = zero = gradient.dtype.type(0)
         # From the last thread on: the first ones have more tiles of the products.
         j = last - t
         while j < fan_out:
-            total = column_sum(operands, dZ + j, dZ_stride, rows, gradient.dtype.type(0))
+            total = column_sum(operands, dZ + j, dZ_stride, rows, zero)
             if accumulate:
-                gradient[start + j] += total
-            else:
-                gradient[start + j] = total
+                total += gradient[start + j]
+            gradient[start + j] = total
+            seen += zero * total
             j += threads
+        return seen
 
     return bias_gradient
