@@ -303,11 +303,12 @@ CUDA_BUILTINS = {"max": _larger, "min": _smaller}
 
 
 @functools.cache
-def cuda_function(function: types.FunctionType) -> Callable:
+def cuda_function(function: types.FunctionType, counted: Any = range) -> Callable:
     """Compile a plain function, and everything that it calls, as CUDA device functions.
 
     The function is copied with its globals rebound to the compiled twins, since a CUDA kernel
-    cannot call a plain function, and a CPU one would bring its own flags along.
+    cannot call a plain function, and a CPU one would bring its own flags along. `counted` takes the
+    place of `range`.
     """
     if simulated():
         return function
@@ -315,29 +316,27 @@ def cuda_function(function: types.FunctionType) -> Callable:
 
     if function in FORMS:
         function = FORMS[function][2]
-    twins = {callee.__name__: cuda_function(callee) for callee in _callees(function)}
+    twins = {callee.__name__: cuda_function(callee, counted) for callee in _callees(function)}
     builtins = CUDA_BUILTINS.keys() & set(function.__code__.co_names)
     twins |= {name: cuda_function(CUDA_BUILTINS[name]) for name in builtins}
+    # Under another name: Numba refuses a `range` that is not Python's.
+    names = ["counted" if name == "range" else name for name in function.__code__.co_names]
+    code = function.__code__.replace(co_names=tuple(names))
+    scope = {**function.__globals__, **twins, "counted": counted}
     cells = tuple(
-        types.CellType(cuda_function(cell.cell_contents))
+        types.CellType(cuda_function(cell.cell_contents, counted))
         if isinstance(cell.cell_contents, types.FunctionType)
         else cell
         for cell in function.__closure__ or ()
     )
-    copy = types.FunctionType(
-        function.__code__, {**function.__globals__, **twins}, function.__name__, None, cells or None
-    )
+    copy = types.FunctionType(code, scope, function.__name__, None, cells or None)
     return cuda.jit(copy, device=True, **CUDA_FLAGS)
 
 
 def cuda_switch(functions: Sequence[types.FunctionType]) -> Callable:
     """Return ``select(code, ...)`` as a CUDA device function."""
     select = _switch(functions, [cuda_function(function) for function in functions])
-    if simulated():
-        return select
-    from numba import cuda
-
-    return cuda.jit(select, device=True, **CUDA_FLAGS)
+    return select if simulated() else cuda_part(select)
 
 
 def cuda_part(function: Callable) -> Any:

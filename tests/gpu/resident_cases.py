@@ -254,6 +254,24 @@ def test_either_of_loss_and_gradient_that_is_not_finite_ends_training(sizes, wha
     assert data.parameters.tobytes() == before.tobytes()
 
 
+@pytest.mark.parametrize("precision", ["float32", *TENSOR_FORMS])
+def test_each_element_of_the_gradient_is_looked_at(precision):
+    """In the corners of whole tiles and of parts, by whichever thread has it; the loss is finite."""
+    problem = Problem((9, 6), ("identity",), "squared_error", batch_size=4, rows=4)
+    problem = dataclasses.replace(problem, precision=precision)
+    form = TENSOR_FORMS.get(precision) or float_form("float32", 4)
+    found = place(problem, form, 32, 1 << 20)
+    program = ResidentProgram(problem, tiles=TILES[0], placement=found, threads=32)
+    for k, j in ((0, 0), (3, 3), (4, 2), (7, 5), (8, 0), (8, 5)):
+        data = sample(problem)
+        data.parameters[:], data.X[:], data.y[:] = 0, 0, 0
+        data.X[data.order[3], k], data.y[data.order[3], j] = 1e30, 1e12
+        run(program, data)
+        assert np.isfinite(data.losses[0]), (k, j)
+        assert data.control.tolist() == [0, 0, 1], (k, j)
+        assert not data.parameters.any(), (k, j)
+
+
 def test_what_is_left_out_and_not_finite_is_noticed(sizes):
     problem, data = overflowing()
     before = data.parameters.copy()

@@ -40,6 +40,7 @@ KEEP = Epilogue(row, keep)
 @cuda_part
 def add(gradient, place, value):
     gradient[place] += value
+    return gradient[place]
 
 
 @cuda_part

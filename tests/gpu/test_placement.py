@@ -151,7 +151,8 @@ def test_the_fields_of_layers(problem, form):
         assert (layer["fan_in"], layer["fan_out"]) == (layout.fan_in, layout.fan_out)
         assert layer["start"] == layout.weight.start
         assert used[layer["activation"]] == problem.training_activations[index]
-        assert layer["down"] * layout.fan_out + layer["along"] == 256
+        assert layer["together"] * layer["across"] == layout.fan_out
+        assert layer["down"] * layout.fan_out + layer["along"] == 256 * layer["together"]
         assert layer["along"] < layout.fan_out
         if index > 0:
             before = found.layers[index - 1]

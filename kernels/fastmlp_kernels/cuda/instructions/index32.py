@@ -169,8 +169,8 @@ def _teach_elements() -> None:
         return context.get_dummy_value()
 
 
-def _conversions() -> tuple[Any, Any]:
-    """Return `index32` and `wide`."""
+def _conversions() -> tuple[Any, Any, Any]:
+    """Return `index32`, `wide` and `held`."""
     from numba.cuda.extending import intrinsic
 
     @intrinsic
@@ -196,15 +196,30 @@ def _conversions() -> tuple[Any, Any]:
 
         return types.int64(INDEX), generate
 
-    return index32, wide
+    @intrinsic
+    def held(typing_context, value):
+        """Return an `Index32` as a number that the compiler knows nothing of.
+
+        It would compute it anew wherever it is used, to save a register.
+        """
+        if value != INDEX:
+            return None
+
+        def generate(context, builder, signature, arguments):
+            kind = ir.FunctionType(WORD, [WORD])
+            return builder.call(ir.InlineAsm(kind, "mov.u32 $0, $1;", "=r,r"), arguments)
+
+        return INDEX(INDEX), generate
+
+    return index32, wide, held
 
 
 if simulated():
-    index32 = wide = _same
+    index32 = wide = held = _same
 else:
     from numba.core.typeconv import Conversion
 
     _teach_numbers()
     _teach_arithmetic()
     _teach_elements()
-    index32, wide = _conversions()
+    index32, wide, held = _conversions()

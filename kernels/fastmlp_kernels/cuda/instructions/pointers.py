@@ -15,7 +15,7 @@ from numba.core import cgutils, types
 from fastmlp_kernels.compile import simulated
 from fastmlp_kernels.cuda.instructions.index32 import INDEX, becomes_index
 
-LONG = ir.IntType(64)
+LONG, SHARED = ir.IntType(64), 3
 # What one instruction moves.
 MOST_BYTES = 16
 
@@ -207,7 +207,28 @@ def _making() -> tuple[Any, Any]:
 
         return STEP(pointer, INDEX), generate
 
-    return pointer_to, step_of
+    @intrinsic
+    def moved(typing_context, pointer, step):
+        """Return a pointer to shared memory a step on.
+
+        The compiler sees a number that it knows nothing of: of several steps in a row it would
+        make products, and compute those anew in each round.
+        """
+        if not isinstance(pointer, PointerType) or step != STEP:
+            return None
+
+        def generate(context, builder, signature, arguments):
+            pointer, step = arguments
+            shared = ir.PointerType(pointer.type.pointee, SHARED)
+            at = builder.ptrtoint(builder.addrspacecast(pointer, shared), LONG)
+            kind = ir.FunctionType(LONG, [LONG, LONG])
+            code = ir.InlineAsm(kind, "add.u64 $0, $1, $2;", "=l,l,l")
+            at = builder.call(code, [at, step], attrs=("nounwind", "readnone"))
+            return builder.addrspacecast(builder.inttoptr(at, shared), pointer.type)
+
+        return pointer(pointer, step), generate
+
+    return pointer_to, step_of, moved
 
 
 def _together() -> tuple[Any, Any]:
@@ -236,6 +257,7 @@ def _together() -> tuple[Any, Any]:
     @intrinsic
     def store(typing_context, pointer, values):
         """Write a tuple of neighbours from a pointer on (see `load`). PTX: st.v4.f32."""
+        kind = types.UniTuple(pointer.dtype, len(values))
 
         def generate(context, builder, signature, arguments):
             given = cgutils.unpack_tuple(builder, arguments[1])
@@ -248,17 +270,18 @@ def _together() -> tuple[Any, Any]:
                     vector = builder.insert_element(vector, given[first * together + k], lane)
                 builder.store(vector, piece, align=align)
 
-        return types.void(pointer, values), generate
+        return types.void(pointer, kind), generate
 
     return load, store
 
 
 if simulated():
-    pointer_to, step_of, load, store = SimulatedPointer, _step_of, _load, _store
+    pointer_to, step_of, moved = SimulatedPointer, _step_of, operator.add
+    load, store = _load, _store
 else:
     _teach_pointers()
     _teach_moving(operator.add)
     _teach_moving(operator.iadd)
     _teach_elements()
-    pointer_to, step_of = _making()
+    pointer_to, step_of, moved = _making()
     load, store = _together()

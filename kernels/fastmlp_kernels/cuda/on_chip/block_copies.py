@@ -91,29 +91,28 @@ def gather(threads: int, to_operand: Any) -> Any:
         -----
         Cost: one read of the rows, `ROW_LANES` neighbours at a time.
         """
-        tile, lane, first = tile_of(words), t % lanes, t // lanes
-        columns, place, stride = tile.inputs, tile.X, tile.X_stride
-        i = first
+        tile, lane, i = tile_of(words), t % lanes, t // lanes
+        places = pointer_to(order, index32(0)) + start
+        from_X, from_y = pointer_to(X, lane), pointer_to(y, lane)
+        to_X = pointer_to(operands, tile.X + i * tile.X_stride + lane)
+        to_y = pointer_to(numbers, tile.targets + i * tile.target_stride + lane)
         while i < rows:
-            row = order[start + (wide(i) if i < count else 0)]
-            source = pointer_to(X, lane) + row * wide(columns)
-            target, j = pointer_to(operands, place + i * stride + lane), lane
-            while j < columns:
+            row = places[i if i < count else index32(0)]
+            source, target, j = from_X + row * wide(tile.inputs), to_X, lane
+            while j < tile.inputs:
                 target[0] = to_operand(source[0])
                 source += lanes
                 target += lanes
                 j += lanes
-            i += groups
-        columns, place, stride = tile.target_columns, tile.targets, tile.target_stride
-        i = first
-        while i < count:
-            source = pointer_to(y, lane) + order[start + wide(i)] * wide(columns)
-            target, j = pointer_to(numbers, place + i * stride + lane), lane
-            while j < columns:
-                target[0] = source[0]
-                source += lanes
-                target += lanes
-                j += lanes
+            if i < count:
+                source, target, j = from_y + row * wide(tile.target_columns), to_y, lane
+                while j < tile.target_columns:
+                    target[0] = source[0]
+                    source += lanes
+                    target += lanes
+                    j += lanes
+            to_X += groups * tile.X_stride
+            to_y += groups * tile.target_stride
             i += groups
 
     return gather

@@ -164,9 +164,9 @@ def _gradient(accumulate: bool) -> Any:
     @cuda_part
     def gradient(gradient, place, value):
         if accumulate:
-            gradient[place] += value
-        else:
-            gradient[place] = value
+            value += gradient[place]
+        gradient[place] = value
+        return value
 
     return gradient
 

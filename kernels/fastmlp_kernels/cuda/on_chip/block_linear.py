@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from numba import cuda
 
 from fastmlp_kernels.compile import cuda_inlined, cuda_part
-from fastmlp_kernels.cuda.instructions.index32 import index32
+from fastmlp_kernels.cuda.instructions.index32 import held, index32
 from fastmlp_kernels.cuda.instructions.pointers import load, pointer_to, step_of
 from fastmlp_kernels.cuda.on_chip.products import BlockProducts, Epilogue, Epilogues
 from fastmlp_kernels.cuda.on_chip.register_tiles import (
@@ -130,7 +130,7 @@ def _forward(threads: int, finish: Any, tile: Tile) -> Any:
         """
         across = (fan_out + tile_columns - 1) // tile_columns
         down = rows // tile_rows
-        tiles, one = across * down, index32(1)
+        tiles, one = held(across * down), index32(1)
         total = cuda.local.array((tile_rows, tile_columns), numbers.dtype)
         q = t
         while q < tiles:
@@ -182,7 +182,7 @@ def _backward(threads: int, finish: Any, tile: Tile) -> Any:
         """
         across = (fan_in + tile_columns - 1) // tile_columns
         down = rows // tile_rows
-        tiles = across * down
+        tiles = held(across * down)
         total = cuda.local.array((tile_rows, tile_columns), numbers.dtype)
         q = t
         while q < tiles:
@@ -205,22 +205,26 @@ def _finish_gradient(epilogue: Any, tile: Tile) -> Any:
     rows, columns = tile
 
     @cuda_inlined
-    def finish(place, stride, total, row, column, fan_in, fan_out):
-        """Give the elements to the epilogue, but for those beyond the last row and column."""
-        down = step_of(place, stride)
+    def finish(place, stride, total, row, column, fan_in, fan_out, seen):
+        """Give the elements to the epilogue, but for those beyond the last row and column.
+
+        Returns `seen`, to which each is added, times 0.
+        """
+        down, zero = step_of(place, stride), total.dtype.type(0)
         # Without a branch between them, the elements of a row share an address.
         if row + rows <= fan_in and column + columns <= fan_out:
             for m in range(rows):
                 for n in range(columns):
-                    epilogue(place, n, total[m, n])
+                    seen += zero * epilogue(place, n, total[m, n])
                 place += down
-            return
+            return seen
         for m in range(rows):
             if row + index32(m) < fan_in:
                 for n in range(columns):
                     if column + index32(n) < fan_out:
-                        epilogue(place, n, total[m, n])
+                        seen += zero * epilogue(place, n, total[m, n])
             place += down
+        return seen
 
     return finish
 
@@ -248,6 +252,8 @@ def _weight_gradient(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
     ):
         """Give each element of ``dW = A^T dZ`` to the epilogue.
 
+        Returns the sum of what the epilogue returns, times 0.
+
         Parameters
         ----------
         operands : dtype[:], shared memory
@@ -270,8 +276,9 @@ def _weight_gradient(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
         ``dl/dW = x dl/dz``.
         """
         across = (fan_out + tile_columns - 1) // tile_columns
-        tiles = across * ((fan_in + high - 1) // high)
+        tiles = held(across * ((fan_in + high - 1) // high))
         total = cuda.local.array((high, tile_columns), gradient.dtype)
+        seen = gradient.dtype.type(0)
         q = t
         while q < tiles:
             row = q // across
@@ -283,7 +290,8 @@ def _weight_gradient(threads: int, epilogues: Epilogues, tile: Tile) -> Any:
             left, right = pointer_to(operands, A + row), pointer_to(operands, dZ + column)
             add_products(total, left, A_stride, right, dZ_stride, rows)
             place = pointer_to(gradient, start + row * gradient_stride + column)
-            finish(place, gradient_stride, total, row, column, fan_in, fan_out)
+            seen = finish(place, gradient_stride, total, row, column, fan_in, fan_out, seen)
             q += threads
+        return seen
 
     return weight_gradient

@@ -15,8 +15,10 @@ from numba import cuda
 
 from fastmlp_kernels.algebra import loss_rule
 from fastmlp_kernels.compile import cuda_function, cuda_part
+from fastmlp_kernels.cuda.instructions.counting import counted
 from fastmlp_kernels.cuda.instructions.index32 import index32, wide
 from fastmlp_kernels.cuda.instructions.pointers import pointer_to
+from fastmlp_kernels.cuda.instructions.row_views import row_view
 from fastmlp_kernels.cuda.on_chip import block_copies, block_epilogues, block_linear, dropout
 from fastmlp_kernels.cuda.on_chip.block_epilogues import Activated, Rows, Sloped, slopes
 from fastmlp_kernels.cuda.on_chip.offsets import layer_of, tile_of
@@ -145,7 +147,7 @@ def _forward(products: BlockProducts, rows_in_use: Rows) -> Any:
 
 
 def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
-    rule = cuda_function(loss_rule(rows_in_use.rule).row)
+    rule = cuda_function(loss_rule(rows_in_use.rule).row, counted)
     slope = slopes(rows_in_use)
     to_operand = products.to_operand
 
@@ -172,31 +174,24 @@ def _loss(threads: int, products: BlockProducts, rows_in_use: Rows) -> Any:
         outputs, columns, activation = tile.outputs, tile.target_columns, layer.activation
         i = t
         while i < rows:
-            delta = layer.dZ + i * layer.dZ_stride
+            delta = row_view(operands, layer.dZ + i * layer.dZ_stride, outputs)
             if i < count:
-                kept = layer.kept + i * layer.kept_stride
-                place = tile.logits + i * tile.logit_stride
+                kept = row_view(numbers, layer.kept + i * layer.kept_stride, outputs)
                 # Rules read matrices: here, matrices of one row.
-                prediction = numbers[wide(place) : wide(place + outputs)][None, :]
-                place = tile.targets + i * tile.target_stride
-                target = numbers[wide(place) : wide(place + columns)][None, :]
+                prediction = row_view(numbers, tile.logits + i * tile.logit_stride, outputs)
+                target = row_view(numbers, tile.targets + i * tile.target_stride, columns)
                 place = tile.loss_gradient + i * tile.loss_gradient_stride
-                derivative = numbers[wide(place) : wide(place + outputs)][None, :]
+                derivative = row_view(numbers, place, outputs)
                 factor = factors[first + step * wide(i)]
                 value = rule(prediction, target, 0, derivative)
                 numbers[tile.row_losses + i] = factor * value
-                j = index32(0)
-                while j < outputs:
-                    x = numbers[kept + j]
-                    dz = factor * numbers[place + j] * slope(activation, x, x)
-                    operands[delta + j] = to_operand(dz)
-                    j += 1
+                for j in counted(wide(outputs)):
+                    x = kept[0, j]
+                    delta[0, j] = to_operand(factor * derivative[0, j] * slope(activation, x, x))
             else:
                 numbers[tile.row_losses + i] = numbers.dtype.type(0)
-                j = index32(0)
-                while j < outputs:
-                    operands[delta + j] = to_operand(numbers.dtype.type(0))
-                    j += 1
+                for j in counted(wide(outputs)):
+                    delta[0, j] = to_operand(numbers.dtype.type(0))
             i += threads
 
     return loss
@@ -258,6 +253,8 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
     def backward(operands, numbers, words, dropping, gradient, base, rows, t):
         """Add the tile's gradient by every parameter to `gradient`, or overwrite it.
 
+        Returns 0 where all that the thread wrote there is finite, else NaN.
+
         Parameters
         ----------
         operands, numbers : dtype[:], shared memory, read and written
@@ -273,7 +270,7 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
         ``4 rows P`` flops, less those of the first layer's inputs. Source: `reference`.
         """
         last = tile_of(words).layers - 1
-        above = index32(0)
+        above, seen = index32(0), gradient.dtype.type(0)
         while above <= last:
             index = last - above
             if above > 0:
@@ -284,11 +281,11 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
             dZ, dZ_stride = layer.dZ, layer.dZ_stride
             fan_in, fan_out = layer.fan_in, layer.fan_out
             start = base + layer.start
-            weight_gradient(
+            seen += weight_gradient(
                 *(operands, gradient, start, fan_out),
                 *(layer.A, layer.A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t),
             )
-            bias_gradient(
+            seen += bias_gradient(
                 operands, gradient, start + layer.weights, dZ, dZ_stride, rows, fan_out, t
             )
             if index > 0:
@@ -307,6 +304,7 @@ def _backward(threads: int, products: BlockProducts, rows_in_use: Rows, accumula
                     *(dZ, dZ_stride, layer.W, layer.W_stride, rows, fan_in, fan_out, t),
                 )
             above += 1
+        return seen
 
     return backward
 
@@ -317,15 +315,17 @@ def _bias_gradient(threads: int, products: BlockProducts, accumulate: bool) -> A
 
     @cuda_part
     def bias_gradient(operands, gradient, start, dZ, dZ_stride, rows, fan_out, t):
-        """Sum the columns of dZ, a thread a column, rows ascending."""
+        """Sum the columns of dZ, a thread a column, rows ascending; return 0 times the sums."""
+        seen = zero = gradient.dtype.type(0)
         # From the last thread on: the first ones have more tiles of the products.
         j = last - t
         while j < fan_out:
-            total = column_sum(operands, dZ + j, dZ_stride, rows, gradient.dtype.type(0))
+            total = column_sum(operands, dZ + j, dZ_stride, rows, zero)
             if accumulate:
-                gradient[start + j] += total
-            else:
-                gradient[start + j] = total
+                total += gradient[start + j]
+            gradient[start + j] = total
+            seen += zero * total
             j += threads
+        return seen
 
     return bias_gradient

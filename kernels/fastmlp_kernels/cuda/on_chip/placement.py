@@ -23,6 +23,8 @@ from fastmlp_kernels.problem import LayerLayout, Problem, parameter_layout
 ALIGNMENT = 16
 # State moves out of shared memory only for tiles of fewer rows than these.
 FEW_ROWS = 32
+# Weights that an update takes together, where it can.
+VECTOR = 4
 
 
 class Form(NamedTuple):
@@ -173,10 +175,24 @@ def _place_rows(problem: Problem, form: Form, rows: int, memory: _Memory) -> _Ro
     return _Rows(inputs, kept, deltas, gradient)
 
 
+def _walk(layer: LayerLayout, threads: int, state_shared: bool) -> dict[str, int]:
+    """Return how a thread walks over the weights of a layer."""
+    # Vectors that a network's state in global memory begins with may lie anywhere.
+    aligned = layer.fan_out % VECTOR == layer.weight.start % VECTOR == 0
+    together = VECTOR if aligned and state_shared else 1
+    across = layer.fan_out // together
+    return {
+        "together": together,
+        "across": across,
+        "down": threads // across,
+        "along": threads % across * together,
+    }
+
+
 def _layer(
-    problem: Problem, form: Form, index: int, layer: LayerLayout, threads: int, memory: _Memory
+    problem: Problem, form: Form, index: int, layer: LayerLayout, memory: _Memory
 ) -> dict[str, int]:
-    """Return the fields of a layer that rows have no part in."""
+    """Return the fields of a layer that neither rows nor threads have a part in."""
     fan_in, fan_out = layer.fan_in, layer.fan_out
     stride = row_stride(fan_out, form)
     codes = activations_in_use(problem)
@@ -192,8 +208,6 @@ def _layer(
         "keep_threshold": keep_thresholds(problem.dropout, len(problem.activations))[index],
         "start": layer.weight.start,
         "activation": codes.index(problem.training_activations[index]),
-        "down": threads // fan_out,
-        "along": threads % fan_out,
     }
 
 
@@ -205,7 +219,7 @@ def _placement(
     count, columns = problem.parameter_count, problem.target_columns
     gradient_shared, state_shared, master = shared
     layers = tuple(
-        _layer(problem, form, index, layer, threads, memory)
+        _layer(problem, form, index, layer, memory) | _walk(layer, threads, state_shared)
         for index, layer in enumerate(parameter_layout(problem.sizes))
     )
     places = _place_rows(problem, form, rows, memory)

@@ -42,7 +42,8 @@ class Epilogues(NamedTuple):
     forward, backward : Epilogue
         Of ``A W + b``, and of ``dZ W^T``.
     gradient : callable
-        ``gradient(gradient, place, value)``: adds one element of ``A^T dZ`` at ``place``.
+        ``gradient(gradient, place, value)``: adds one element of ``A^T dZ`` at ``place``; returns
+        what is there then.
     """
 
     forward: Epilogue
@@ -70,7 +71,8 @@ class BlockProducts(NamedTuple):
     weight_gradient : callable
         ``weight_gradient(operands, gradient, start, gradient_stride, A, A_stride, dZ, dZ_stride,
         rows, fan_in, fan_out, t)``: ``A^T dZ``, an element ``k < fan_in, j < fan_out`` at a time,
-        to ``epilogues.gradient`` at ``start + k * gradient_stride + j``.
+        to ``epilogues.gradient`` at ``start + k * gradient_stride + j``. Returns the sum of what
+        that returns, times 0: it is 0 where all of it is finite, else NaN.
     to_operand, to_number : callable
         A number as an operand, rounded as the products take it, and back. Everything that lies in
         `operands` goes through `to_operand`.

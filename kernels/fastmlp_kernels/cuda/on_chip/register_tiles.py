@@ -20,11 +20,12 @@ from numba import cuda
 
 from fastmlp_kernels.compile import cuda_inlined
 from fastmlp_kernels.cuda.instructions.index32 import index32
-from fastmlp_kernels.cuda.instructions.pointers import load, step_of
+from fastmlp_kernels.cuda.instructions.pointers import load, moved, step_of
 from fastmlp_kernels.cuda.on_chip.products import Epilogue
 
 # Terms of a sum that are taken at a time: a load of 16 bytes of float32, two of float64.
 VECTOR = 4
+TWICE = 2 * VECTOR
 # Elements of a tile whose epilogues may be there twice.
 MOST_TWICE = 16
 
@@ -36,15 +37,15 @@ class Tile(NamedTuple):
     columns: int
 
 
-def _read_rows(rows: int) -> Any:
+def _read_rows(rows: int, ahead: int) -> Any:
     @cuda_inlined
     def read_rows(factors, row, apart):
-        """Read `VECTOR` terms of each of a tile's rows."""
+        """Read `VECTOR` terms of each of a tile's rows, so many terms on."""
         for m in range(rows):
-            found = load(row, VECTOR)
+            found = load(row + ahead, VECTOR)
             for e in range(VECTOR):
                 factors[m, e] = found[e]
-            row += apart
+            row = moved(row, apart)
 
     return read_rows
 
@@ -52,7 +53,25 @@ def _read_rows(rows: int) -> Any:
 def multiply_add(tile: Tile) -> Any:
     """Return the sum of products over the columns of a left matrix and the rows of a right one."""
     rows, columns = tile
-    read_rows = _read_rows(rows)
+
+    def some(ahead: int) -> Any:
+        read_rows = _read_rows(rows, ahead)
+
+        @cuda_inlined
+        def add_some(total, factors, left, apart, right, stride):
+            """Add `VECTOR` products to each element; return where the right rows go on."""
+            read_rows(factors, left, apart)
+            for e in range(VECTOR):
+                found = load(right, columns)
+                for n in range(columns):
+                    for m in range(rows):
+                        total[m, n] += factors[m, e] * found[n]
+                right = moved(right, stride)
+            return right
+
+        return add_some
+
+    add_first, add_next = some(0), some(VECTOR)
 
     @cuda_inlined
     def add_products(total, left, left_apart, right, right_stride, terms):
@@ -61,17 +80,19 @@ def multiply_add(tile: Tile) -> Any:
         The tile's rows of the left matrix are `left_apart` elements apart.
         """
         factors = cuda.local.array((rows, VECTOR), total.dtype)
-        apart, stride, k = step_of(left, left_apart), step_of(right, right_stride), index32(0)
+        apart, stride = step_of(left, left_apart), step_of(right, right_stride)
+        # The first alone, so that no loop carries what sums begin with; then two at a time, which
+        # share the rows' addresses.
+        right = add_first(total, factors, left, apart, right, stride)
+        left += VECTOR
+        k = index32(TWICE)
         while k < terms:
-            read_rows(factors, left, apart)
-            for e in range(VECTOR):
-                found = load(right, columns)
-                for n in range(columns):
-                    for m in range(rows):
-                        total[m, n] += factors[m, e] * found[n]
-                right += stride
-            left += VECTOR
-            k += VECTOR
+            right = add_first(total, factors, left, apart, right, stride)
+            right = add_next(total, factors, left, apart, right, stride)
+            left += TWICE
+            k += TWICE
+        if k < terms + VECTOR:
+            add_first(total, factors, left, apart, right, stride)
 
     return add_products
 
@@ -79,7 +100,24 @@ def multiply_add(tile: Tile) -> Any:
 def multiply_add_transposed(tile: Tile) -> Any:
     """Return the sum of products over the columns of two matrices."""
     rows, columns = tile
-    read_rows = _read_rows(rows)
+
+    def some(ahead: int) -> Any:
+        read_rows = _read_rows(rows, ahead)
+
+        @cuda_inlined
+        def add_some(total, factors, left, left_step, right, right_step):
+            """Add `VECTOR` products to each element."""
+            read_rows(factors, left, left_step)
+            for n in range(columns):
+                found = load(right + ahead, VECTOR)
+                for e in range(VECTOR):
+                    for m in range(rows):
+                        total[m, n] += factors[m, e] * found[e]
+                right = moved(right, right_step)
+
+        return add_some
+
+    add_first, add_next = some(0), some(VECTOR)
 
     @cuda_inlined
     def add_products(total, left, left_apart, right, right_apart, terms):
@@ -89,19 +127,18 @@ def multiply_add_transposed(tile: Tile) -> Any:
         """
         factors = cuda.local.array((rows, VECTOR), total.dtype)
         left_step, right_step = step_of(left, left_apart), step_of(right, right_apart)
-        k = index32(0)
+        add_first(total, factors, left, left_step, right, right_step)
+        left += VECTOR
+        right += VECTOR
+        k = index32(TWICE)
         while k < terms:
-            read_rows(factors, left, left_step)
-            row = right
-            for n in range(columns):
-                found = load(row, VECTOR)
-                for e in range(VECTOR):
-                    for m in range(rows):
-                        total[m, n] += factors[m, e] * found[e]
-                row += right_step
-            left += VECTOR
-            right += VECTOR
-            k += VECTOR
+            add_first(total, factors, left, left_step, right, right_step)
+            add_next(total, factors, left, left_step, right, right_step)
+            left += TWICE
+            right += TWICE
+            k += TWICE
+        if k < terms + VECTOR:
+            add_first(total, factors, left, left_step, right, right_step)
 
     return add_products
 
@@ -157,6 +194,7 @@ def _by_rows(epilogue: Epilogue, tile: Tile, partly: Any) -> Any:
 def multiply_add_rows(tile: Tile) -> Any:
     """Return the sum over the rows of two matrices."""
     high, columns = tile
+    twice = 2 * high
 
     @cuda_inlined
     def add_row(total, A, dZ):
@@ -166,24 +204,34 @@ def multiply_add_rows(tile: Tile) -> Any:
                 total[m, n] += left[m] * right[n]
 
     @cuda_inlined
+    def add_rows(total, A, A_step, dZ, dZ_step):
+        """Add `high` products to each element; return where the rows go on."""
+        # The compiler unrolls no loop of pointers.
+        add_row(total, A, dZ)
+        A = moved(A, A_step)
+        dZ = moved(dZ, dZ_step)
+        add_row(total, A, dZ)
+        A = moved(A, A_step)
+        dZ = moved(dZ, dZ_step)
+        if high == VECTOR:
+            add_row(total, A, dZ)
+            A = moved(A, A_step)
+            dZ = moved(dZ, dZ_step)
+            add_row(total, A, dZ)
+            A = moved(A, A_step)
+            dZ = moved(dZ, dZ_step)
+        return A, dZ
+
+    @cuda_inlined
     def add_products(total, A, A_stride, dZ, dZ_stride, rows):
-        """Add `rows` products to each element of the tile `total`, in ascending order."""
-        left_step, right_step, i = step_of(A, A_stride), step_of(dZ, dZ_stride), index32(0)
+        """Add `rows` products, a multiple of `high`, to each element of `total`, ascending."""
+        A_step, dZ_step, i = step_of(A, A_stride), step_of(dZ, dZ_stride), index32(twice)
+        A, dZ = add_rows(total, A, A_step, dZ, dZ_step)
         while i < rows:
-            # Rows are a multiple of `high`. The compiler unrolls no loop of pointers.
-            add_row(total, A, dZ)
-            A += left_step
-            dZ += right_step
-            add_row(total, A, dZ)
-            A += left_step
-            dZ += right_step
-            if high == VECTOR:
-                add_row(total, A, dZ)
-                A += left_step
-                dZ += right_step
-                add_row(total, A, dZ)
-                A += left_step
-                dZ += right_step
-            i += high
+            A, dZ = add_rows(total, A, A_step, dZ, dZ_step)
+            A, dZ = add_rows(total, A, A_step, dZ, dZ_step)
+            i += twice
+        if i == rows:
+            add_rows(total, A, A_step, dZ, dZ_step)
 
     return add_products

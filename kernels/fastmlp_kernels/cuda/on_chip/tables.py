@@ -42,7 +42,8 @@ TILE = table(
 # Set by the program: a tile may be of fewer rows than its batches.
 EPOCH = table("batch_size", "rows")
 
-# Fixed by a placement, for each layer. A thread that walks over W goes `down` and `along`.
+# Fixed by a placement, for each layer. A thread that walks over W takes some elements `together`. A
+# row has `across` times as many. Then it goes `down` and `along`.
 LAYER = table(
     "fan_in",
     "fan_out",
@@ -64,6 +65,8 @@ LAYER = table(
     "dZ_stride",
     "start",  # of its parameters in the flat vector
     "activation",
+    "together",
+    "across",
     "down",
     "along",
 )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
+from fastmlp_kernels.algebra.constants import ZERO
 from fastmlp_kernels.compile import cuda_part
 from fastmlp_kernels.cuda.instructions import fragments
 from fastmlp_kernels.cuda.instructions.fragments import FRAGMENT_ROWS, LANES, TILE
@@ -91,9 +92,8 @@ def _either(product: Any, warps: int, form: Form, epilogue: Any) -> Any:
         high = rows if over_rows else fan_in
         wide = fan_in if over_rows and over_fan_in else fan_out
         if (high + TILE - 1) // TILE * ((wide + TILE - 1) // TILE) < warps:
-            low(*arguments)
-        else:
-            tall(*arguments)
+            return low(*arguments)
+        return tall(*arguments)
 
     return either
 
@@ -111,6 +111,7 @@ def _forward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         if j < width:
             row = row_at(operands, numbers, words, layer, i, j)
             element(row, words, layer, i, j, index32(0), value)
+        return ZERO
 
     hand = hand_out(height, one)
 
@@ -171,6 +172,7 @@ def _backward(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         if j < width:
             row = row_at(operands, numbers, words, layer, i, j)
             element(row, words, layer, i, j, index32(0), value)
+        return ZERO
 
     hand = hand_out(height, one)
 
@@ -220,7 +222,8 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         gradient, start, pitch, top, left, fan_in, fan_out = context
         k, j = top + row_of(s, lane), left + column_of(s, lane)
         if k < fan_in and j < fan_out:
-            epilogue(gradient, start + k * pitch + j, value)
+            return ZERO * epilogue(gradient, start + k * pitch + j, value)
+        return ZERO
 
     hand = hand_out(height, one)
 
@@ -229,6 +232,8 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         operands, gradient, start, pitch, A, A_stride, dZ, dZ_stride, rows, fan_in, fan_out, t
     ):
         """Hand every element of ``dW = A^T dZ`` to the epilogue, one tile after another.
+
+        Returns the sum of what the epilogue returns, times 0.
 
         Parameters
         ----------
@@ -246,6 +251,7 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
         derivation sheet, ``dl/dW = x dl/dz``.
         """
         sums = cuda.local.array(count, types.float32)
+        seen = ZERO
         lane = t % LANES
         across = (fan_out + TILE - 1) // TILE
         units = (fan_in + TILE - 1) // TILE * per_tile
@@ -255,7 +261,8 @@ def _weight_gradient(warps: int, form: Form, epilogue: Any, height: int) -> Any:
             for s in range(count):
                 sums[s] = np.float32(0)
             multiply(operands, A + top, A_stride, dZ + left, dZ_stride, rows, sums, lane)
-            hand((gradient, start, pitch, top, left, fan_in, fan_out), sums, lane)
+            seen += hand((gradient, start, pitch, top, left, fan_in, fan_out), sums, lane)
             unit, place = next_tile(unit, place + warps, across)
+        return seen
 
     return gradient_tiles

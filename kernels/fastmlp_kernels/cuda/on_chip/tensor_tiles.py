@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from numba import cuda, types
 
+from fastmlp_kernels.algebra.constants import ZERO
 from fastmlp_kernels.compile import cuda_function, cuda_inlined, cuda_part
 from fastmlp_kernels.cuda.instructions import fragments, intrinsics
 from fastmlp_kernels.cuda.instructions.fragments import FRAGMENT_COLUMNS, FRAGMENT_ROWS, TILE
@@ -288,29 +289,30 @@ def tile_places(height: int, row_order: Any, column_order: Any) -> Places:
 
 
 def hand_out(height: int, one: Any) -> Any:
-    """Return ``hand_out(context, sums, lane)``, which calls ``one(context, lane, s, value)``.
+    """Return ``hand_out(context, sums, lane)``, which adds up ``one(context, lane, s, value)``.
 
-    For every sum of a tile, by its number. An epilogue is long, so there are eight copies of it and
-    not one for each sum; and as registers cannot be numbered, the sums move up by eight places
-    after each eight. Loops over an array of the thread's own must be short enough for the compiler
-    to unroll, or the array lies in local memory: hence the calls one by one.
+    It is called for every sum of a tile, by its number. An epilogue is long, so there are eight
+    copies of it and not one for each sum; and as registers cannot be numbered, the sums move up by
+    eight places after each eight. Loops over an array of the thread's own must be short enough for
+    the compiler to unroll, or the array lies in local memory: hence the calls one by one.
     """
     count = ROW_SUMS * height
 
     @cuda_inlined
     def hand(context, sums, lane):
-        s = index32(0)
+        s, seen = index32(0), ZERO
         while s < count:
-            one(context, lane, s, sums[0])
-            one(context, lane, s + 1, sums[1])
-            one(context, lane, s + 2, sums[2])
-            one(context, lane, s + 3, sums[3])
-            one(context, lane, s + 4, sums[4])
-            one(context, lane, s + 5, sums[5])
-            one(context, lane, s + 6, sums[6])
-            one(context, lane, s + 7, sums[7])
+            seen += one(context, lane, s, sums[0])
+            seen += one(context, lane, s + 1, sums[1])
+            seen += one(context, lane, s + 2, sums[2])
+            seen += one(context, lane, s + 3, sums[3])
+            seen += one(context, lane, s + 4, sums[4])
+            seen += one(context, lane, s + 5, sums[5])
+            seen += one(context, lane, s + 6, sums[6])
+            seen += one(context, lane, s + 7, sums[7])
             for k in range(count - GROUP):
                 sums[k] = sums[k + GROUP]
             s += GROUP
+        return seen
 
     return hand

@@ -6,6 +6,7 @@ from typing import Any
 from numba import cuda
 
 from fastmlp_kernels.algebra import OPTIMIZERS
+from fastmlp_kernels.algebra.constants import ZERO
 from fastmlp_kernels.algebra.optimizers import (
     BIAS_DECAY,
     CLIP_NORM,
@@ -17,42 +18,36 @@ from fastmlp_kernels.algebra.optimizers import (
 )
 from fastmlp_kernels.compile import cuda_function, cuda_part, cuda_switch
 from fastmlp_kernels.cuda.instructions.index32 import index32, wide
-from fastmlp_kernels.cuda.instructions.pointers import pointer_to, step_of
+from fastmlp_kernels.cuda.instructions.pointers import load, pointer_to, step_of, store
 from fastmlp_kernels.cuda.on_chip.block_linear import exact
 from fastmlp_kernels.cuda.on_chip.offsets import layer_of, tile_of
+from fastmlp_kernels.cuda.on_chip.placement import VECTOR
 from fastmlp_kernels.cuda.sums import block_sum
 
 
-def finite(threads: int, adds_losses: int) -> Any:
+def finite(adds_losses: int) -> Any:
     """Return the check of a step, whose loss the thread `adds_losses` has."""
 
     @cuda_part
-    def finite(numbers, words, total, t):
+    def finite(total, seen, t):
         """Return whether the loss and every element of the gradient are finite, to every thread.
 
         Parameters
         ----------
-        numbers : dtype[:], shared memory, read
-        words : int64[:]
         total : dtype
             The loss, in the thread that adds losses.
+        seen : dtype
+            0 where what the thread wrote of the gradient is finite, else NaN.
         t : int
 
         Notes
         -----
-        Waits once, at its end: what other threads read before it may be written after it. Cost:
-        P reads.
+        Waits once: what threads wrote or read before may be read or written after it.
         """
-        tile, zero = tile_of(words), numbers.dtype.type(0)
-        # Of a finite number it is 0, of any other NaN.
-        seen = zero * total if t == adds_losses else zero
-        element, k = pointer_to(numbers, tile.gradient + t), t
-        while k < tile.parameters:
-            seen += zero * element[0]
-            element += threads
-            k += threads
-        found = 0 if seen == zero else 1
-        return cuda.syncthreads_or(found) == 0
+        if t == adds_losses:
+            # Of a finite number it is 0, of any other NaN.
+            seen += ZERO * total
+        return cuda.syncthreads_or(0 if seen == ZERO else 1) == 0
 
     return finite
 
@@ -192,6 +187,43 @@ def _update_biases(threads: int, step: Any, mixed: bool) -> Any:
     return update_biases
 
 
+def _update_weights(threads: int, step: Any, mixed: bool, together: int) -> Any:
+    """Return the update of the weights of a layer, so many neighbours at a time."""
+    next_one = threads * together
+
+    @cuda_part
+    def update_weights(
+        operands, numbers, tile, layer, state, first, second, decay, h, limit, scale, t
+    ):
+        """Apply a step to the weights of a layer."""
+        fan_out, stride, k = layer.fan_out, layer.W_stride, t * together
+        i = t // layer.across
+        j = k - i * fan_out
+        p = layer.start + k
+        copy = pointer_to(operands, layer.W + i * stride + j)
+        own = pointer_to(numbers, tile.master + p) if mixed else copy
+        slot = pointer_to(numbers, tile.gradient + p)
+        m, v = pointer_to(state, first + p), pointer_to(state, second + p)
+        far = step_of(copy, layer.down * stride + layer.along)
+        wrap = step_of(copy, stride - fan_out)
+        along = layer.along
+        while k < layer.weights:
+            step(own, copy, slot, m, v, decay, h, limit, scale)
+            # On to the next ones, without a division.
+            k += next_one
+            slot += next_one
+            m += next_one
+            v += next_one
+            copy += far
+            j += along
+            if j >= fan_out:
+                j -= fan_out
+                copy += wrap
+            own = own + next_one if mixed else copy
+
+    return update_weights
+
+
 def update_network(
     threads: int,
     optimizer: str,
@@ -200,11 +232,16 @@ def update_network(
     accumulate: bool,
     clips: bool,
     layer_rates: bool,
+    state_shared: bool,
 ) -> Any:
     """Return the update of a network in shared memory."""
-    update_weight = _step(optimizer, to_operand, mixed, accumulate, clips)
-    step = _step(optimizer, exact, mixed, accumulate, clips)
-    update_biases = _update_biases(threads, step, mixed)
+    changed = _changed(optimizer, clips)
+    one = _step_of_one(optimizer, changed, to_operand, mixed, accumulate)
+    several = _step_of_several(optimizer, changed, to_operand, mixed, accumulate)
+    update_singly = _update_weights(threads, one, mixed, 1)
+    update_together = _update_weights(threads, several, mixed, VECTOR)
+    step_of_bias = _step_of_one(optimizer, changed, exact, mixed, accumulate)
+    update_biases = _update_biases(threads, step_of_bias, mixed)
 
     @cuda_part
     def update_network(operands, numbers, words, state, first, second, hyper, scale, t):
@@ -227,8 +264,9 @@ def update_network(
 
         Notes
         -----
-        Waits for nobody. Cost: about 10 flops and 4 to 8 accesses a parameter. The padding of the
-        weights stays 0, as no thread comes there. Source: `algebra.optimizers`.
+        Waits for nobody. Cost: about 10 flops and 4 to 8 accesses a parameter, 16 bytes each where
+        a layer's width allows. The padding of the weights stays 0, as no thread comes there.
+        Source: `algebra.optimizers`.
         """
         h = _rule_numbers(numbers, hyper)
         limit = numbers[hyper + CLIP_VALUE]
@@ -241,53 +279,50 @@ def update_network(
                 h = _rule_numbers(numbers, hyper)
                 weight_decay, bias_decay = _decays(numbers, hyper)
             layer = layer_of(words, index)
-            fan_out = layer.fan_out
-            count, stride, p = layer.weights, layer.W_stride, layer.start + t
-            i = t // fan_out
-            j = t - i * fan_out
-            copy = pointer_to(operands, layer.W + i * stride + j)
-            own = pointer_to(numbers, tile.master + p) if mixed else copy
-            slot = pointer_to(numbers, tile.gradient + p)
-            m, v = pointer_to(state, first + p), pointer_to(state, second + p)
-            far = step_of(copy, layer.down * stride + layer.along)
-            wrap = step_of(copy, stride - fan_out)
-            along, k = layer.along, t
-            while k < count:
-                update_weight(own, copy, slot, m, v, weight_decay, h, limit, scale)
-                # `threads` elements on, without a division.
-                k += threads
-                slot += threads
-                m += threads
-                v += threads
-                copy += far
-                j += along
-                if j >= fan_out:
-                    j -= fan_out
-                    copy += wrap
-                own = own + threads if mixed else copy
             vectors = (state, first, second)
+            if state_shared and layer.together == VECTOR:
+                update_together(
+                    *(operands, numbers, tile, layer, *vectors),
+                    *(weight_decay, h, limit, scale, t),
+                )
+            else:
+                update_singly(
+                    *(operands, numbers, tile, layer, *vectors),
+                    *(weight_decay, h, limit, scale, t),
+                )
             update_biases(numbers, tile, layer, *vectors, bias_decay, h, limit, scale, t)
             index += 1
 
     return update_network
 
 
-def _step(optimizer: str, to_operand: Any, mixed: bool, accumulate: bool, clips: bool) -> Any:
-    row = OPTIMIZERS[optimizer]
-    slots, rule = row.slots, cuda_switch([row.update])
+def _changed(optimizer: str, clips: bool) -> Any:
+    rule = cuda_switch([OPTIMIZERS[optimizer].update])
+
+    @cuda_part
+    def changed(value, slope, m, v, decay, h, limit, scale):
+        """Return a parameter after a step, and its state."""
+        if clips:
+            slope = scale * min(max(slope, -limit), limit)
+        slope += decay * value
+        return rule(0, value, slope, m, v, h)
+
+    return changed
+
+
+def _step_of_one(
+    optimizer: str, changed: Any, to_operand: Any, mixed: bool, accumulate: bool
+) -> Any:
+    slots = OPTIMIZERS[optimizer].slots
 
     @cuda_part
     def step(own, copy, slot, m_slot, v_slot, decay, h, limit, scale):
         """Update a parameter, and the copy that products read, by its gradient in `slot`."""
         value = own[0]
-        slope = slot[0]
-        if clips:
-            slope = scale * min(max(slope, -limit), limit)
-        slope += decay * value
         # Where there is no slot, the rule looks at neither.
         m = m_slot[0] if slots > 0 else value
         v = v_slot[0] if slots > 1 else value
-        value, m, v = rule(0, value, slope, m, v, h)
+        value, m, v = changed(value, slot[0], m, v, decay, h, limit, scale)
         own[0] = value
         if mixed:
             copy[0] = to_operand(value)
@@ -297,5 +332,34 @@ def _step(optimizer: str, to_operand: Any, mixed: bool, accumulate: bool, clips:
             v_slot[0] = v
         if accumulate:
             slot[0] = 0
+
+    return step
+
+
+def _step_of_several(
+    optimizer: str, changed: Any, to_operand: Any, mixed: bool, accumulate: bool
+) -> Any:
+    slots = OPTIMIZERS[optimizer].slots
+
+    @cuda_part
+    def step(own, copy, slot, m_slot, v_slot, decay, h, limit, scale):
+        """Do as the step of one, for `VECTOR` neighbours."""
+        values, slopes = load(own, VECTOR), load(slot, VECTOR)
+        m = load(m_slot, VECTOR) if slots > 0 else values
+        v = load(v_slot, VECTOR) if slots > 1 else values
+        a = changed(values[0], slopes[0], m[0], v[0], decay, h, limit, scale)
+        b = changed(values[1], slopes[1], m[1], v[1], decay, h, limit, scale)
+        c = changed(values[2], slopes[2], m[2], v[2], decay, h, limit, scale)
+        d = changed(values[3], slopes[3], m[3], v[3], decay, h, limit, scale)
+        store(own, (a[0], b[0], c[0], d[0]))
+        if mixed:
+            halves = (to_operand(a[0]), to_operand(b[0]), to_operand(c[0]), to_operand(d[0]))
+            store(copy, halves)
+        if slots > 0:
+            store(m_slot, (a[1], b[1], c[1], d[1]))
+        if slots > 1:
+            store(v_slot, (a[2], b[2], c[2], d[2]))
+        if accumulate:
+            store(slot, (0, 0, 0, 0))
 
     return step

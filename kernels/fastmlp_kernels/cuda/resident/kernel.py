@@ -110,7 +110,7 @@ def build(choice: Choice) -> Any:
         -----
         Launch: a block a network, of `threads` threads and the placement's shared memory. Aliasing:
         none of the arrays overlap. Cost: that of the batches' products, at the speed of one
-        multiprocessor, and 2 L + 3 barriers a batch of one tile. Accuracy: sums in one order, that
+        multiprocessor, and 2 L + 2 barriers a batch of one tile. Accuracy: sums in one order, that
         of rows, terms and parameters; nothing depends on the other networks. Source: `reference`.
         """
         numbers = cuda.shared.array(0, number, SHARED_ALIGNMENT)
@@ -192,7 +192,7 @@ def _train(choice: Choice, parts: Chain) -> Any:
     to_operand = parts.products.to_operand
     update = block_update.update_network(
         *(threads, choice.optimizer, to_operand, form.mixed, choice.accumulate),
-        *(choice.clipping != "none", choice.layer_rates),
+        *(choice.clipping != "none", choice.layer_rates, state_shared),
     )
     judge, hyper_width = _judge(choice), _hyper_width(choice)
     fetch, gradients = _fetch(choice, parts), _gradients(choice, parts)
@@ -228,15 +228,14 @@ def _train(choice: Choice, parts: Chain) -> Any:
             # Between what the fetch and the update before wrote, and all that reads it.
             cuda.syncthreads()
             place = tile.hyper + index32(done & 1) * hyper_width(tile)
-            total = gradients(
+            total, seen = gradients(
                 *(operands, numbers, words, X, y, order, place, keep_scales, factors),
                 *(member, done, weighted, t),
             )
-            # Between the gradient's elements and the threads that look at them and apply them.
-            cuda.syncthreads()
             if t == adds_losses:
                 losses[mine + done] = total
-            scale = judge(numbers, words, total, place, t)
+            # Waits: between the gradient's elements and the threads that apply them.
+            scale = judge(numbers, words, total, seen, place, t)
             if not math.isfinite(scale):
                 if t == 0:
                     control[member * CONTROL_WORDS + STATUS] = done + 1
@@ -262,17 +261,17 @@ def _train(choice: Choice, parts: Chain) -> Any:
 
 def _judge(choice: Choice) -> Any:
     threads, by_norm = choice.threads, choice.clipping == "norm"
-    finite = block_update.finite(threads, chain.loss_thread(threads))
+    finite = block_update.finite(chain.loss_thread(threads))
     clipped_scale = block_update.clipped_scale(threads)
 
     @cuda_part
-    def judge(numbers, words, total, hyper, t):
+    def judge(numbers, words, total, seen, hyper, t):
         """Return what the gradient is multiplied by, to every thread; NaN to leave it.
 
         It is left where the loss, the gradient or a norm that is limited is not finite.
         """
         one = numbers.dtype.type(1)
-        if not finite(numbers, words, total, t):
+        if not finite(total, seen, t):
             return one * NOT_FINITE
         return clipped_scale(numbers, words, hyper, t) if by_norm else one
 
@@ -335,7 +334,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
         weighted,
         t,
     ):
-        """Compute a batch's gradient; return its loss to `loss_thread`.
+        """Compute a batch's gradient; return its loss to `loss_thread`, and what `backward` does.
 
         `hyper` is where in `numbers` the batch's hyper-parameters begin. The first tile's rows are
         there. The caller waits before it reads a gradient.
@@ -346,7 +345,7 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
         place = member * epoch.rows + begin
         # Without weights: the factor of a full batch, or of the smaller last one.
         shared_factor = 0 if size == epoch.batch_size else 1
-        total = numbers.dtype.type(0)
+        total = seen = numbers.dtype.type(0)
         start = np.int64(0)
         while start < size:
             count = index32(min(wide(tile.rows), size - start))
@@ -364,8 +363,9 @@ def _gradients(choice: Choice, parts: Chain) -> Any:
             # Between the last layer's dZ, and the row losses, and what reads them.
             cuda.syncthreads()
             total = add_losses(numbers, words, rows, total, t)
-            backward(operands, numbers, words, dropping, numbers, tile.gradient, rows, t)
+            # Those of the last tile are there with all that was added before.
+            seen = backward(operands, numbers, words, dropping, numbers, tile.gradient, rows, t)
             start += wide(count)
-        return total
+        return total, seen
 
     return gradients
