@@ -31,6 +31,20 @@ hypothesis.settings.load_profile("fastmlp")
 gc.set_threshold(20_000, 20, 20)
 
 
+def pytest_addoption(parser):
+    """Add the option of a run that leaves nothing out."""
+    parser.addoption("--exhaustive", action="store_true", help="run the tests marked so too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked exhaustive, unless it is asked for."""
+    if not config.getoption("exhaustive"):
+        left_out = pytest.mark.skip(reason="left out for the time it takes: --exhaustive runs it")
+        for item in items:
+            if item.get_closest_marker("exhaustive"):
+                item.add_marker(left_out)
+
+
 def pytest_configure(config):
     """Have the bytecode of all modules ready.
 

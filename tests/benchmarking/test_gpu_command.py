@@ -247,9 +247,8 @@ def test_without_a_gpu_each_step_says_so_in_a_line(tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.cuda_compile
-@pytest.mark.skipif(os.environ.get("EMULATED_CASES") != "all", reason="takes a quarter of an hour")
 def test_every_step_runs_on_the_emulated_gpu(tmp_path):
     pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
     command = [sys.executable, "-m", "tests.gpu.emulator.rehearsal", "--quick", "--minutes", "45"]

@@ -371,6 +371,8 @@ def test_the_page_holds_the_predictions_of_today():
 INSTRUCTIONS = """
 import numpy as np
 from benchmarks.gpu import instructions
+# The threads of a block might each have shared memory of its own, where the machine is busy.
+import tests.gpu.simulated_blocks
 for name, check in instructions.CHECKS.items():
     print(name, check())
 kernels = instructions.kernels()

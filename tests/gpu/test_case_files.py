@@ -1,13 +1,12 @@
 """Run the CUDA cases: in Numba's simulator, on an emulated GPU, and on a GPU where there is one.
 
 The emulated GPU runs the PTX that a GPU would be given. Every run of the tests takes the files of
-`EMULATED`, with NaN or a plausible number in memory that nobody has written. Where the environment
-variable EMULATED_CASES is "all" it takes all files, with both.
+`EMULATED`, with NaN or a plausible number in memory that nobody has written. With `--exhaustive` it
+takes all files, with both.
 """
 
 import ast
 import importlib.util
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -67,15 +66,21 @@ def test_the_cases_in_the_simulator(file, child_python, child_environment):
     run_cases(file, child_python, {**child_environment, "NUMBA_ENABLE_CUDASIM": "1"})
 
 
+def emulated_runs():
+    """Return each file with each poison; most are for an exhaustive run."""
+    runs = []
+    for file in CASES:
+        for poison in ("nan", "number"):
+            marks = [] if (file.stem, poison) in EMULATED else [pytest.mark.exhaustive]
+            runs.append(pytest.param(file, poison, id=f"{file.stem}-{poison}", marks=marks))
+    return runs
+
+
 @pytest.mark.slow
 @pytest.mark.cuda_compile
-@pytest.mark.parametrize("poison", ["nan", "number"])
-@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(("file", "poison"), emulated_runs())
 def test_the_cases_on_an_emulated_gpu(file, poison, child_python, child_environment):
     pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
-    chosen = os.environ.get("EMULATED_CASES") == "all" or (file.stem, poison) in EMULATED
-    if not chosen:
-        pytest.skip("left out for the time it takes; EMULATED_CASES=all runs it")
     environment = {**child_environment, "NUMBA_ENABLE_CUDASIM": "0", "OMP_NUM_THREADS": "1"}
     options = ["-p", "tests.gpu.emulator.plugin", f"--poison={poison}"]
     run_cases(file, child_python, environment, *options)

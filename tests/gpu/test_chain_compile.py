@@ -51,6 +51,14 @@ CASES += [("float32", 8, (8, 0)), ("float32", 8, (10, 0)), ("tf32", 32, (8, 0))]
 CASES += [("bfloat16", 32, (10, 0))]
 # Those of a choice one after the other: most of the work is the same for every GPU.
 CASES.sort(key=lambda case: list(CHOICES).index(case[:2]))
+# Each form, each capability, and the longest code of each: a quarter of the time of all.
+SAMPLE = {
+    ("float32", 2, (9, 0)),
+    ("float32", 8, (10, 0)),
+    ("tf32", 32, (8, 0)),
+    ("float64 dropout", 4, (7, 5)),
+    ("bfloat16 dropout", 32, (9, 0)),
+}
 # A multiprocessor has 65536, so that a block of 256 threads may have 256 of each; two blocks, which
 # shared memory seldom has room for, 128. Dropout takes some more.
 MOST_REGISTERS, MOST_WITH_DROPOUT = 208, 232
@@ -98,7 +106,13 @@ def registers(code):
     return max(int(number) for number in re.findall(r"\bR(\d+)\b", code)) + 1
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def sampled_cases():
+    """Return all cases; most are for an exhaustive run."""
+    marks = {True: [], False: [pytest.mark.exhaustive]}
+    return [pytest.param(case, id=str(case), marks=marks[case in SAMPLE]) for case in CASES]
+
+
+@pytest.mark.parametrize("case", sampled_cases())
 def test_resident_compiles_without_spills(compiled, case, tmp_path):
     name, tile_rows, capability = case
     ptx = compiled(*case)

@@ -35,6 +35,7 @@ def snippets(*fences):
     return "\n".join(code for language, code in found if language in fences)
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize(
     "fences",
     [

@@ -123,6 +123,7 @@ print(counts)
 """
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize(("threads", "tries"), [(1, 40), (2, 40)])
 def test_interrupts_at_random_moments(threads, tries, child_environment):
     result = subprocess.run(

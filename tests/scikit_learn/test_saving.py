@@ -157,6 +157,7 @@ def places(value, path=()):
         yield from places(each, (*path, key))
 
 
+@pytest.mark.any_version
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.InconsistentVersionWarning")
 @pytest.mark.parametrize("name", ["stopping", "ours", "state", "by class"])
 def test_no_header_leads_to_anything_but_the_one_error(name, tmp_path):

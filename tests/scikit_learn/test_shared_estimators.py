@@ -20,6 +20,7 @@ from fastmlp.sklearn.prediction import Spares
 from tests.scikit_learn.cases import data
 
 pytestmark = [
+    pytest.mark.any_version,
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.usefixtures("one_blas_thread", "few_rows_too"),
 ]

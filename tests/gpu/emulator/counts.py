@@ -1,6 +1,6 @@
 """Instructions that a warp executes for a batch of `cuda.resident`: ``python -m`` this module.
 
-Counted on an emulated GPU, as the difference between epochs of three batches and of one, so that
+Counted on an emulated GPU, as the difference between epochs of two batches and of one, so that
 what a launch does once is left out.
 """
 
@@ -61,7 +61,7 @@ def main():
     device = Device(watch=False, measure=True)
     driver.install(device)
     for name in NETWORKS:
-        print(f"{name}: {(count(device, name, 3) - count(device, name, 1)) // 2}")
+        print(f"{name}: {count(device, name, 2) - count(device, name, 1)}")
 
 
 if __name__ == "__main__":
