@@ -7,7 +7,7 @@ from numba.core import types
 
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.elementary import plus
-from fastmlp_kernels.algebra.optimizers import RULE_START
+from fastmlp_kernels.algebra.optimizers import RULE_START, OptimizerRule
 from fastmlp_kernels.compile import leaf
 from fastmlp_kernels.compilers import VectorCompiler
 from fastmlp_kernels.cpu.activation import NUMBERS
@@ -27,7 +27,7 @@ def _signature(dtype):
 
 
 @functools.cache
-def update(  # noqa: C901 (loops that are compiled as one function)
+def update(
     name: str,
     dtype: str,
     panel: int,
@@ -65,7 +65,17 @@ def update(  # noqa: C901 (loops that are compiled as one function)
     `dtype`). None of the arrays overlap. Afterwards g holds nothing of use, unless it is one row.
     Cost: about 12 flops and 2 to 8 memory accesses a parameter. Source: `algebra.optimizers`.
     """
-    row = OPTIMIZERS[name]
+    step = _step(OPTIMIZERS[name], panel, penalized, clipped, in_panels, one_row)
+    ways = {"-penalized": penalized, "-clipped": clipped, "-panels": in_panels, "-row": one_row}
+    kind = f"tile{panel}" + "".join(way for way, is_so in ways.items() if is_so)
+    name = f"update-{name}-{kind}-{dtype}"
+    return leaf(step, name, _signature(dtype), compiler=VectorCompiler).address
+
+
+def _step(  # noqa: C901 (loops that are compiled as one function)
+    row: OptimizerRule, panel: int, penalized: bool, clipped: bool, in_panels: bool, one_row: bool
+) -> Callable:
+    """Return what `update` compiles."""
     element = _element(row.update, row.slots, clipped, in_panels, one_row)
     in_run = _element(row.update, row.slots, clipped, copied=False)
     in_one_run = row.slots == 2 and not penalized and not one_row
@@ -119,10 +129,7 @@ def update(  # noqa: C901 (loops that are compiled as one function)
             total[0] = squares
         return 0
 
-    ways = {"-penalized": penalized, "-clipped": clipped, "-panels": in_panels, "-row": one_row}
-    kind = f"tile{panel}" + "".join(way for way, is_so in ways.items() if is_so)
-    name = f"update-{name}-{kind}-{dtype}"
-    return leaf(step, name, _signature(dtype), compiler=VectorCompiler).address
+    return step
 
 
 def updates_of(
