@@ -21,6 +21,7 @@ from fastmlp_kernels.cpu.microkernels import (
     gradient_name,
     product_name,
 )
+from fastmlp_kernels.cpu.row_tiles import PANELS_OF_A_ROW, ROW_PRODUCT, finishing_row_name
 from fastmlp_kernels.cpu.simd import INSTRUCTION_SETS, Emitter, instruction_set
 from fastmlp_kernels.problem import DTYPES
 from tests.machines import HOST
@@ -568,7 +569,44 @@ def test_a_listed_product_has_one_zero(code):
         assert not out.any() and not np.signbit(out).any(), (rows, vectors)
 
 
+@pytest.mark.parametrize("initial", ["one row", "own rows", "in place"])
+def test_a_row_of_panels_has_the_bits_of_each_panel(code, initial):
+    panel, panels = code.panel, PANELS_OF_A_ROW
+    ways = [(ROW_PRODUCT, product_name(1, 2))]
+    ways += [
+        (finishing_row_name(direction, activation), finishing_name(direction, activation, 1, 2))
+        for activation, direction in itertools.product(FINISHES, (FORWARD, BACKWARD))
+    ]
+    for (name, alone), depth in itertools.product(ways, DEPTHS):
+        left = code.panels(code.random.standard_normal((1, depth)).astype(code.dtype), 3)
+        weights, _ = code.filled((panels, depth + 2, panel), np.nan)
+        weights[:, :depth] = code.random.standard_normal((panels, depth, panel))
+        start, _ = code.filled((panels, panel), 0)
+        start[...] = code.random.standard_normal((panels, panel))
+        kept, _ = code.filled((panels, 3, panel), np.nan)
+        kept[:, 0] = code.random.standard_normal((panels, panel))
+        out, memory = code.filled((panels, 3, panel), CANARY)
+        begins, stride = (out, 3 * panel) if initial == "in place" else (start, panel)
+        if initial == "in place":
+            out[:, 0] = start
+        if initial == "one row":
+            start[1:], stride = start[0], 0
+        expected, largest = np.empty((panels, panel), code.dtype), 0
+        for j in range(panels):
+            operands = (left, 3 * panel, weights[j], depth, start[j], 0, expected[j])
+            # The product's own call adds what it does not read.
+            found = code.call(alone, *operands, *([kept[j]] if "product" not in alone else []))
+            largest = max(largest, found)
+        operands = (left, 3 * panel, weights, (depth + 2) * panel, depth, begins, stride)
+        more = [kept] if name != ROW_PRODUCT else []
+        assert code.call(name, *operands, out, 3 * panel, *more) == largest
+        assert out[:, 0].tobytes() == expected.tobytes(), (name, depth)
+        out[:, 0] = CANARY
+        assert np.all(out == CANARY) and untouched(memory, out)
+
+
 def test_no_function_is_left_out(code):
+    test_a_row_of_panels_has_the_bits_of_each_panel(code, "one row")
     for test in (
         test_sums_of_columns_are_exact,
         test_transposes_are_exact,

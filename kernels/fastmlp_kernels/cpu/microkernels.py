@@ -260,8 +260,15 @@ def emit_copy_rows(e: Emitter) -> None:
             for way, fills in ((padding, True), (exact, False)):
                 with way, _each_row(e, *rows) as (here, there):
                     _copy_element(e, here, there, fills, seen)
-        with several, _each_row(e, *rows) as (here, there):
-            _copy_row(e, here, there, columns, (source_panel, out_panel), pads, seen)
+        with several:
+            tail = builder.urem(columns, e.word(e.panel))
+            # In the loop, a count would have to wait on the stack for its mask.
+            masks = [
+                e.mask(builder.sub(tail, e.word(v * e.lanes))) for v in range(VECTORS_PER_PANEL)
+            ]
+            with _each_row(e, *rows) as (here, there):
+                strides = source_panel, out_panel
+                _copy_row(e, here, there, columns, strides, (tail, masks, pads), seen)
     e.end(e.largest(e.get(seen, e.bits)))
 
 
@@ -292,9 +299,10 @@ def _copy_element(e: Emitter, here, there, fills: bool, seen) -> None:
         e.store(element, there)
 
 
-def _copy_row(e: Emitter, source, out, columns, strides, pads, seen) -> None:
+def _copy_row(e: Emitter, source, out, columns, strides, ending, seen) -> None:
     """Emit the copy of a row: whole panels, and what is left."""
     builder = e.builder
+    tail, masks, pads = ending
     source_panel, out_panel = strides
     here, there = e.variable(source), e.variable(out)
     with e.repeat(builder.udiv(columns, e.word(e.panel))):
@@ -304,14 +312,13 @@ def _copy_row(e: Emitter, source, out, columns, strides, pads, seen) -> None:
             note(e, seen, value)
         e.advance(here, source_panel)
         e.advance(there, out_panel)
-    tail = builder.urem(columns, e.word(e.panel))
     with builder.if_then(builder.icmp_signed(">", tail, e.word(0))):
-        for v in range(VECTORS_PER_PANEL):
+        for v, mask in enumerate(masks):
             count = builder.sub(tail, e.word(v * e.lanes))
             some = builder.icmp_signed(">", count, e.word(0))
             with builder.if_else(some) as (part, nothing):
                 with part:
-                    value = e.load_masked(e.get(here), v * e.lanes, e.mask(count))
+                    value = e.load_masked(e.get(here), v * e.lanes, mask)
                     note(e, seen, value)
                     with builder.if_else(pads) as (padding, exact):
                         with padding:
@@ -328,7 +335,8 @@ def note(e: Emitter, seen: ir.Value, value: ir.Value) -> None:
     magnitude = ir.Constant(e.bits, [2 ** (8 * e.item - 1) - 1] * e.lanes)
     bits = e.builder.and_(e.builder.bitcast(value, e.bits), magnitude)
     old = e.get(seen, e.bits)
-    larger = e.builder.icmp_unsigned(">", bits, old)
+    # No sign is left: an unsigned comparison of 64 bits would take more instructions.
+    larger = e.builder.icmp_signed(">", bits, old)
     e.put(seen, e.builder.select(larger, bits, old))
 
 
