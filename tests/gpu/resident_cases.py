@@ -256,7 +256,7 @@ def test_either_of_loss_and_gradient_that_is_not_finite_ends_training(sizes, wha
 
 @pytest.mark.parametrize("precision", ["float32", *TENSOR_FORMS])
 def test_each_element_of_the_gradient_is_looked_at(precision):
-    """In the corners of whole tiles and of parts, by whichever thread has it; the loss is finite."""
+    """Of whole tiles and of parts, in every corner; the loss itself is finite."""
     problem = Problem((9, 6), ("identity",), "squared_error", batch_size=4, rows=4)
     problem = dataclasses.replace(problem, precision=precision)
     form = TENSOR_FORMS.get(precision) or float_form("float32", 4)
