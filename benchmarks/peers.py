@@ -45,7 +45,8 @@ def flattened(parts: list[np.ndarray]) -> np.ndarray:
 class Torch(Baseline):
     """PyTorch eager: `addmm` a layer (`baddbmm` for members), its fused or its foreach optimizer.
 
-    Adam is tried in both ways, which are its entry's kernel, and the faster one counts. Weights lie as `torch.nn.Linear` keeps them, transposed.
+    Adam is tried in both ways, which are the kernels of its entries, and the faster one counts.
+    Weights lie as `torch.nn.Linear` keeps them, transposed.
     """
 
     module = "torch"

@@ -1,11 +1,11 @@
 """Compare fastmlp with its peers: ``python -m benchmarks.run``, or ``python3 dev.py bench``.
 
 Runs the pytest-benchmark suites in `benchmarks/suites` part by part: a case of the training suite,
-a kind of variants, a case of a suite apart, the small calls, a whole fit beside scikit-learn's, first fits. After each part
-the record is saved and its tables printed, so an end before the end (Ctrl-C, SIGTERM, a crash)
-loses at most the turns of one part. For a record the machine should have nothing else to do.
-``--cases`` alone leaves out the whole fits, ``--fits`` alone all but them. ``--quick`` only shows
-that everything works: its figures mean nothing.
+a kind of variants, a case of another suite, the small calls, a whole fit beside scikit-learn's,
+first fits. After each part the record is saved and its tables printed, so an end before the end
+(Ctrl-C, SIGTERM, a crash) loses at most the turns of one part. For a record the machine should have
+nothing else to do. ``--cases`` alone leaves out the whole fits, ``--fits`` alone all but them.
+``--quick`` only shows that everything works: its figures mean nothing.
 """
 
 from __future__ import annotations
