@@ -314,6 +314,7 @@ def test_the_whole_comparison_on_a_cpu(monkeypatch):
         "fastmlp.fit",
         "PyTorch",
         "JAX",
+        "JAX unroll",  # of the CPU alone
     }
 
 
