@@ -29,7 +29,7 @@ LARGE = 2e10
 
 
 class Data(NamedTuple):
-    """The rows of an epoch, in the order in which they are trained on."""
+    """The rows that there are; `Case.order` says which of them an epoch takes, and when."""
 
     X: np.ndarray
     y: np.ndarray
@@ -67,6 +67,9 @@ class Case:
         initial weights of its own.
     devices : tuple of str
         Where it is measured.
+    shuffled : int
+        Rows that there are, of which an epoch takes `rows` in a random order, the same for all
+        providers. 0: the rows of an epoch are all, one after another.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Case:
     precision: str = "float32"
     members: int = 1
     devices: tuple[str, ...] = ("cpu", "cuda")
+    shuffled: int = 0
 
     @property
     def title(self) -> str:
@@ -89,6 +93,7 @@ class Case:
         ways = (self.activation, self.optimizer, self.dtype, self.precision)
         plain = ("relu", "sgd", "float32", "float32")
         others = [way for way, usual in zip(ways, plain, strict=True) if way != usual]
+        others += [f"of {self.shuffled:,} rows"] if self.shuffled else []
         return " ".join([self.name, *others])
 
     @property
@@ -113,8 +118,14 @@ class Case:
         return replace(self, steps=steps)
 
     def data(self) -> Data:
-        """Return the epoch's rows: noise, since what is learnt does not change the work."""
-        return rows_of(self.sizes, self.rows, self.dtype)
+        """Return all rows: noise, since what is learnt does not change the work."""
+        return rows_of(self.sizes, self.shuffled or self.rows, self.dtype)
+
+    def order(self) -> np.ndarray:
+        """Return int64[rows], the rows of an epoch in the order in which they are trained on."""
+        if not self.shuffled:
+            return np.arange(self.rows)
+        return np.random.default_rng(SEED + 2).permutation(self.shuffled)[: self.rows]
 
     def initial_weights(self) -> list[Weights]:
         """Return each member's: He's initial weights, and biases that matter, as they are not zero.
@@ -150,22 +161,25 @@ def first_weights(sizes: tuple[int, ...]) -> Weights:
     return weights
 
 
-def own(sizes: tuple[int, ...], batch: int, steps: int, reason: str) -> Case:
+def own(sizes: tuple[int, ...], batch: int, steps: int, reason: str, target: float = 2.0) -> Case:
     """Return a case of a shape that nothing is tuned for."""
-    return Case("-".join(map(str, sizes)), sizes, batch, steps, reason, 1.5, "own")
+    return Case("-".join(map(str, sizes)), sizes, batch, steps, reason, target, "own")
 
 
 CASES = (
-    Case("2-20-5", (2, 20, 5), 10, 500, "a toy: nothing but overhead, under a vector's width", 4),
-    Case("16-64-1", (16, 64, 1), 32, 400, "a tabular model or a critic: one output", 2),
+    Case("2-20-5", (2, 20, 5), 10, 500, "a toy: nothing but overhead, under a vector's width", 10),
+    Case("16-64-1", (16, 64, 1), 32, 400, "a tabular model or a critic: one output", 2.5),
     Case("64-64-10", (64, 64, 10), 64, 200, "a small classifier: all of it in the first cache", 2),
     Case("64-256-256-8", (64, 256, 256, 8), 256, 40, "a policy: two equal hidden layers", 2),
     Case("784-128-10", (784, 128, 10), 128, 80, "digits: the first layer has most of the work", 2),
-    Case("256-512-512-16", (256, 512, 512, 16), 512, 12, "a surrogate: beyond a cache", 1.25),
+    Case("256-512-512-16", (256, 512, 512, 16), 512, 12, "a surrogate: beyond a cache", 1.3),
     Case("784-2048-2048-10", (784, 2048, 2048, 10), 1024, 3, "large: matrix products only", 1.1),
     own((37, 101, 53, 7), 61, 100, "odd widths and an odd batch: a border in every tile"),
     own((48, *[96] * 7, 12), 128, 40, "eight layers deep"),
-    own((32, 64, 4), 1, 1000, "batch 1: online learning"),
+    own((48, *[48] * 7, 12), 96, 60, "eight layers deep, and narrow"),
+    own((32, 64, 4), 1, 1000, "batch 1: online learning", 4),
+    own((24, 32, 32, 4), 1, 1000, "batch 1, two hidden layers", 4),
+    own((3000, 64, 1), 200, 16, "a wide input and one output"),
     own((6000, 64, 10), 64, 16, "a very wide input"),
     own((24, 128, 128, 1), 64, 200, "one output behind two hidden layers"),
 )
@@ -176,10 +190,13 @@ def _on_gpu(name: str, sizes: tuple[int, ...], batch: int, steps: int, reason: s
     return Case(name, sizes, batch, steps, reason, 1.0, devices=("cuda",))
 
 
-def _ensemble(sizes: tuple[int, ...], batch: int, steps: int, members: int) -> Case:
+def _ensemble(
+    sizes: tuple[int, ...], batch: int, steps: int, members: int, device: str = "cuda"
+) -> Case:
     reason = "an ensemble: a network for each multiprocessor of an H100"
+    reason = reason if device == "cuda" else "an ensemble: many small networks on the same rows"
     name = f"{members} x {'-'.join(map(str, sizes))}"
-    return replace(_on_gpu(name, sizes, batch, steps, reason), members=members)
+    return Case(name, sizes, batch, steps, reason, 1.0, members=members, devices=(device,))
 
 
 GPU_CASES = (
@@ -193,15 +210,37 @@ GPU_CASES = (
 )
 QUICK_GPU_CASES = ("2-20-5", "64x4")
 EVERY_CASE = (*CASES, *GPU_CASES[7:])
+ENSEMBLES = (
+    _ensemble((16, 64, 1), 32, 100, 132, "cpu"),
+    _ensemble((8, 32, 1), 32, 50, 1000, "cpu"),
+)
+NAMES = tuple(dict.fromkeys(case.name for case in (*EVERY_CASE, *ENSEMBLES)))
+"""What may be named: a suite measures those of them that it has."""
 
 
 def find(name: str) -> Case:
     """Return the case of that name."""
-    for case in EVERY_CASE:
+    for case in (*EVERY_CASE, *ENSEMBLES):
         if case.name == name:
             return case
-    known = ", ".join(case.name for case in EVERY_CASE)
+    known = ", ".join(NAMES)
     raise ValueError(f"case: got {name!r}, wanted one of {known}")
+
+
+def _shuffled(name: str, rows: int) -> Case:
+    plain = find(name)
+    # An incomplete last mini-batch is left out: a compiled step has one shape.
+    found = replace(plain, steps=rows // plain.batch, shuffled=rows, optimizer="adam")
+    return replace(found, reason=f"{plain.reason}; rows in a random order", devices=("cpu",))
+
+
+SHUFFLED = (
+    _shuffled("784-128-10", 60_000),
+    _shuffled("64-256-256-8", 60_000),
+    _shuffled("256-512-512-16", 200_000),
+)
+APART = {"shuffled": SHUFFLED, "ensembles": ENSEMBLES}
+"""Cases that have a suite of their own."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Fastmlp(Baseline):
     module = "fastmlp"
     packages = ("fastmlp", "numba", "llvmlite", "numpy", "numba-cuda")
     role = "ours"
-    suites = ("training", "variants", "overhead")
+    suites = ("training", "variants", "shuffled", "ensembles", "overhead")
     family = "fastmlp"
 
     def available(self) -> str | None:
@@ -64,7 +64,7 @@ class Fastmlp(Baseline):
         self.on_device = program.to_device(self.host)
         state = np.zeros(shaped(asked.slots, asked.parameter_count), case.dtype)
         arrays = (self.on_device, *map(program.to_device, (state, data.X, data.y)))
-        order = np.broadcast_to(np.arange(case.rows), shaped(case.rows)).copy()
+        order = np.broadcast_to(case.order(), shaped(case.rows)).copy()
         sgd = {"learning_rate": LEARNING_RATE, "weight_decay": 0.0}
         settings = {"sgd": sgd, "adam": ADAM}[case.optimizer]
         table = hyper_table(OPTIMIZERS[case.optimizer], settings, 1, case.steps, case.dtype)

@@ -1,8 +1,9 @@
-"""PyTorch and JAX, each at its best settings and at the precision of the case.
+"""PyTorch at its best settings and at the precision of the case.
 
 float32 is without TF32; "tf32" allows it in products. In "bfloat16" parameters, gradients and the
 update are float32 as ours are, and the products' operands are cast: PyTorch by autocast, JAX by the
-same casts written out, both with activations in bfloat16.
+same casts written out, both with activations in bfloat16. Rows in a random order are gathered a
+mini-batch at a time: PyTorch by `index_select`, JAX by indexing inside its scan.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.baselines import Baseline
-from benchmarks.cases import LEARNING_RATE, Case, Data, Weights
+from benchmarks.cases import ADAM, LEARNING_RATE, Case, Data, Weights
 from benchmarks.validation import flatten
 
 WARM_STEPS = 3
@@ -44,11 +45,13 @@ def flattened(parts: list[np.ndarray]) -> np.ndarray:
 class Torch(Baseline):
     """PyTorch eager: `addmm` a layer (`baddbmm` for members), its fused or its foreach optimizer.
 
+    Adam is tried in both ways, which are the kernels of its entries, and the faster one counts.
     Weights lie as `torch.nn.Linear` keeps them, transposed.
     """
 
     module = "torch"
     packages = ("torch",)
+    suites = (*Baseline.suites, "shuffled", "ensembles")
     family = "PyTorch"
 
     def load(self) -> None:
@@ -75,12 +78,30 @@ class Torch(Baseline):
         # multiplication fewer in each direction. The mean goes over members too, whose gradients
         # it divides.
         self.rate = LEARNING_RATE / 2 * case.members
-        self.optimizer = torch.optim.SGD(
-            self.layers, lr=self.rate, fused=device == "cuda", foreach=device == "cpu"
-        )
+        # So much larger are the gradients, and Adam's update is then the same.
+        self.epsilon = ADAM["epsilon"] * 2 / case.members
+        self.optimizer = self.make_optimizer()
         X, y = (torch.from_numpy(array).to(device) for array in data)
-        self.batches = list(zip(X.split(case.batch), y.split(case.batch), strict=True))
+        if case.shuffled:
+            order = torch.from_numpy(case.order()).to(device)
+            self.batches = [(X, y, rows) for rows in order.split(case.batch)]
+        else:
+            self.batches = list(zip(X.split(case.batch), y.split(case.batch), strict=True))
         return self.make_epoch()
+
+    def make_optimizer(self) -> Any:
+        """Return PyTorch's own optimizer."""
+        device = self.entry.device
+        if self.case.optimizer == "sgd":
+            ways = {"fused": device == "cuda", "foreach": device == "cpu"}
+            return self.torch.optim.SGD(self.layers, lr=self.rate, **ways)
+        return self.torch.optim.Adam(
+            self.layers,
+            lr=ADAM["learning_rate"],
+            betas=(ADAM["beta1"], ADAM["beta2"]),
+            eps=self.epsilon,
+            **{self.entry.kernel or "fused": True},
+        )
 
     def make_epoch(self) -> Callable[[], None]:
         """Return an epoch: every step, and a wait at its end."""
@@ -110,17 +131,19 @@ class Torch(Baseline):
                 A = torch.relu(A)
         return A
 
-    def loss(self, layers: Any, X: Any, y: Any) -> Any:
-        """Return the mean squared error of a mini-batch."""
+    def loss(self, layers: Any, X: Any, y: Any, rows: Any = None) -> Any:
+        """Return the mean squared error of a mini-batch, or of those rows."""
+        if rows is not None:
+            X, y = X.index_select(0, rows), y.index_select(0, rows)
         with self.rounding():
             A = self.forward(layers, X)
         return self.torch.nn.functional.mse_loss(A.float(), y.expand(A.shape))
 
     def train(self, batches: Any) -> None:
         """Take a step for each mini-batch."""
-        for X, y in batches:
+        for batch in batches:
             self.optimizer.zero_grad(set_to_none=True)
-            self.loss(self.layers, X, y).backward()
+            self.loss(self.layers, *batch).backward()
             self.optimizer.step()
 
     def restore(self) -> None:
@@ -202,23 +225,45 @@ class TorchCompiled(Torch):
 
     def make_epoch(self) -> Callable[[], None]:
         """Define the step; its first call compiles it."""
-        torch, rate, loss = self.torch, self.rate, self.loss
+        torch, loss, update = self.torch, self.loss, self.update
         self.layers = [part.detach() for part in self.layers]
+        self.count, self.state = 0, ()
+        if self.case.optimizer == "adam":
+            moments = [[torch.zeros_like(part) for part in self.layers] for _ in range(2)]
+            # The two factors of a step: computed in the graph, its loops would repeat the powers.
+            self.state = (*torch.zeros(2), *moments)
 
-        def step(layers: Any, X: Any, y: Any) -> None:
-            for part, slope in zip(layers, torch.func.grad(loss)(layers, X, y), strict=True):
-                part.sub_(slope, alpha=rate)
+        def step(layers: Any, state: Any, *batch: Any) -> None:
+            update(layers, torch.func.grad(loss)(layers, *batch), *state)
 
         self.step = torch.compile(step, fullgraph=True, dynamic=False, mode=self.mode)
         # For predictions: `forward` of the class is traced.
         self.compiled = torch.compile(self.forward, fullgraph=True, dynamic=False)
         return self.captured() if self.entry.device == "cuda" else super().make_epoch()
 
+    def update(self, layers: Any, slopes: Any, *state: Any) -> None:
+        """Change the parameters, and what Adam keeps: two moments of each of them."""
+        if not state:
+            for part, slope in zip(layers, slopes, strict=True):
+                part.sub_(slope, alpha=self.rate)
+            return
+        beta1, beta2 = ADAM["beta1"], ADAM["beta2"]
+        rate, scale, means, squares = state
+        for part, slope, mean, square in zip(layers, slopes, means, squares, strict=True):
+            mean.lerp_(slope, 1 - beta1)
+            square.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+            part.sub_(rate * mean / (square.sqrt() * scale + self.epsilon))
+
     def train(self, batches: Any) -> None:
         """Take a step for each mini-batch."""
         with self.torch.no_grad():
-            for X, y in batches:
-                self.step(self.layers, X, y)
+            for batch in batches:
+                if self.state:
+                    self.count += 1
+                    rate, scale, *_ = self.state
+                    rate.fill_(ADAM["learning_rate"] / (1 - ADAM["beta1"] ** self.count))
+                    scale.fill_((1 - ADAM["beta2"] ** self.count) ** -0.5)
+                self.step(self.layers, self.state, *batch)
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Call the compiled forward pass; the first call compiles it."""
@@ -262,10 +307,10 @@ class TorchReduceOverhead(Torch):
 
     def train(self, batches: Any) -> None:
         """Take a step for each mini-batch."""
-        for X, y in batches:
+        for batch in batches:
             self.optimizer.zero_grad(set_to_none=True)
             self.torch.compiler.cudagraph_mark_step_begin()
-            self.compiled(self.layers, X, y).backward()
+            self.compiled(self.layers, *batch).backward()
             self.optimizer.step()
 
 
@@ -278,82 +323,3 @@ def compiler_missing(device: str) -> str | None:
     if not any(map(shutil.which, names)):
         return f"torch.compile needs a C++ compiler, and found no {' or '.join(names)}"
     return None
-
-
-class Jax(Baseline):
-    """JAX: one compiled call an epoch, a scan over the mini-batches, its weights donated.
-
-    Members are trained by vmap.
-    """
-
-    module = "jax"
-    packages = ("jax", "jaxlib")
-    family = "JAX"
-
-    def load(self) -> None:
-        """Import JAX; it takes as many threads as the process has processors."""
-        # JAX would otherwise take most of the GPU's memory from the other providers.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        os.environ.setdefault("JAX_PLATFORMS", self.entry.device)
-        import jax
-
-        self.jax = jax
-
-    def device_missing(self) -> str | None:
-        """Ask JAX."""
-        try:
-            self.jax.devices("cuda")
-        except (RuntimeError, AssertionError):
-            # Without its CUDA plugin JAX trips over an assertion of its own.
-            return "jax.devices('cuda') finds none"
-        return None
-
-    def prepare(self, case: Case, data: Data, weights: list[Weights]) -> Callable[[], None]:
-        """Define the epoch; the first call compiles it."""
-        jax = self.jax
-        kind = "bfloat16" if case.precision == "bfloat16" else case.dtype
-
-        def forward(layers: Any, X: Any) -> Any:
-            A = X.astype(kind)
-            for k in range(0, len(layers), 2):
-                A = A @ layers[k].astype(kind) + layers[k + 1].astype(kind)
-                A = jax.nn.relu(A) if k + 2 < len(layers) else A
-            return A.astype(case.dtype)
-
-        def loss(layers: Any, X: Any, y: Any) -> Any:
-            return 0.5 * ((forward(layers, X) - y) ** 2).mean()
-
-        gradients = jax.grad(loss)
-        if case.members > 1:
-            gradients = jax.vmap(gradients, in_axes=(0, None, None))
-
-        def step(layers: Any, batch: Any) -> Any:
-            gradient = gradients(layers, *batch)
-            return jax.tree.map(lambda w, g: w - LEARNING_RATE * g, layers, gradient), None
-
-        def epoch(layers: Any, batches: Any) -> Any:
-            return jax.lax.scan(step, layers, batches)[0]
-
-        compiled = jax.jit(epoch, donate_argnums=0)
-        self.forward = jax.jit(forward)
-        shapes = [(case.steps, case.batch, columns.shape[1]) for columns in data]
-        batches = tuple(jax.device_put(a.reshape(s)) for a, s in zip(data, shapes, strict=True))
-        # A copy: on the CPU device_put may share the caller's memory, which donating would reuse.
-        self.layers = [jax.numpy.array(part) for part in layout(weights)]
-        rounding = {"tf32": "tensorfloat32", "float32": "highest", "bfloat16": "default"}
-        self.precision = rounding[case.precision]
-
-        def run() -> None:
-            with jax.default_matmul_precision(self.precision):
-                self.layers = jax.block_until_ready(compiled(self.layers, batches))
-
-        return run
-
-    def parameters(self) -> np.ndarray:
-        """Bring the parameters to the host."""
-        return flattened([np.asarray(part) for part in self.layers])
-
-    def predict(self, rows: np.ndarray) -> np.ndarray:
-        """Call the compiled forward pass."""
-        with self.jax.default_matmul_precision(self.precision):
-            return np.asarray(self.forward(self.layers, rows))

@@ -13,13 +13,14 @@ from benchmarks.estimators import (
 from benchmarks.ours import Fastmlp, FastmlpFit, FastmlpStep, choices
 from benchmarks.peak import Peak
 from benchmarks.peers import (
-    Jax,
     Torch,
     TorchCompiled,
     TorchGraph,
     TorchMaxAutotune,
     TorchReduceOverhead,
 )
+from benchmarks.peers_jax import Jax, JaxMap, JaxUnroll
+from benchmarks.peers_mlpfile import Mlpfile
 from benchmarks.prediction import FastmlpPredict, NumPy, OnnxRuntime
 from benchmarks.whole_fits import WholeFit
 
@@ -34,9 +35,12 @@ BASELINES: dict[str, type[Baseline]] = {
     "PyTorch max-autotune": TorchMaxAutotune,
     "PyTorch reduce-overhead": TorchReduceOverhead,
     "JAX": Jax,
+    "JAX unroll": JaxUnroll,
+    "JAX map": JaxMap,
     "scikit-learn": ScikitLearn,
     "NumPy": NumPy,
     "onnxruntime": OnnxRuntime,
+    "mlpfile": Mlpfile,
     "FMA peak": Peak,
     "fastmlp.sklearn": AcceleratedEstimator,
     "sklearn.neural_network": Estimator,
@@ -78,6 +82,9 @@ def settings_of(name: str, case: Case | WholeFit, device: str, threads: list[int
     if name == "fastmlp":
         ways = choices(case, device, threads)
         return [Entry(name, device, way.threads, way.kernel, way.chosen) for way in ways]
+    if isinstance(case, Case) and name == "mlpfile":
+        # One row at a time, on one thread.
+        return [Entry(name, device)] if case.batch == 1 else []
     if issubclass(BASELINES[name], Estimator):
         return settings_of_estimators(name, case, device, threads, name == "fastmlp.sklearn")
     # On a GPU one host thread submits the work.
@@ -88,7 +95,9 @@ def settings_of(name: str, case: Case | WholeFit, device: str, threads: list[int
         # As many as it likes of those that it may use: it decides itself.
         (way,) = [way for way in choices(case, device, threads) if way.chosen]
         return [Entry(name, device, max(counts), way.kernel)]
-    return [Entry(name, device, count) for count in counts]
+    adam = isinstance(case, Case) and case.optimizer == "adam"
+    ways = ("fused", "foreach") if name == "PyTorch" and adam else ("",)
+    return [Entry(name, device, count, way) for count in counts for way in ways]
 
 
 def chosen_alone(found: list[Entry]) -> list[Entry]:

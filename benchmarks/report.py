@@ -39,6 +39,22 @@ from benchmarks.tables import (
 )
 
 MOST_REGRET = 1.15
+BESIDE_PEERS = {
+    "prediction": (
+        "Predictions",
+        "Calls with rows and outputs in NumPy arrays. Outputs agreed with float64 before.",
+    ),
+    "shuffled": (
+        "Shuffled rows",
+        "A step of Adam in an epoch over rows in a random order, which is given; every provider "
+        "gathers its mini-batches. An incomplete last mini-batch is left out.",
+    ),
+    "ensembles": (
+        "Ensembles",
+        "A step of all networks, on the same rows in the same order.",
+    ),
+}
+"""Suites with a table of fastmlp and its best peer: their headings, and what they measure."""
 
 
 def side_by_side(found: list[Comparison], ceilings: dict[str, float]) -> str:
@@ -96,9 +112,13 @@ def device_cells(
     return cells
 
 
-def predictions_table(found: list[Comparison]) -> str:
-    """Return the predictions of the CPU, one row each."""
-    rows = [[item.case, *device_cells(item, "cpu")[:-1]] for item in found]
+def beside_peers(found: list[Comparison]) -> str:
+    """Return what a suite measured on the CPU, one row each."""
+    rows = []
+    for item in found:
+        # The title of a prediction has its rows.
+        batch = "" if item.suite == "prediction" else f", {item.batch}"
+        rows.append([f"{item.case}{batch}", *device_cells(item, "cpu")[:-1]])
     return table(["network, rows", "fastmlp", "best peer", "ratio", "target", "GFLOP/s"], rows)
 
 
@@ -123,8 +143,8 @@ def everybody(found: list[Comparison]) -> str:
             if item.suite == "training":
                 row.append(show_share(item.share(setting)))
             else:
-                # Of predictions the goal is a ratio, which has a table of its own.
-                held = setting is ours and item.suite != "prediction"
+                # There the goal is a ratio, which has a table of its own.
+                held = setting is ours and item.suite not in BESIDE_PEERS
                 goal = item.goal if held else 0.0
                 unit, factor = unit_of(goal)
                 row.append(at_most(goal, setting.seconds.median, f" {unit}", factor))
@@ -308,18 +328,15 @@ def sections(document: dict[str, Any]) -> list[str]:
     training = [item for item in found if item.suite == "training"]
     variants = [item for item in found if item.suite.startswith("variants")]
     fits = [item for item in found if whole_fits_report.belongs(item)]
-    predictions = [item for item in found if item.suite == "prediction"]
-    apart = [*training, *predictions, *variants, *fits]
+    beside = [item for item in found if item.suite in BESIDE_PEERS]
+    apart = [*training, *beside, *variants, *fits]
     small = [item for item in found if item not in apart]
     parts = training_sections(training, document.get("ceilings", {})) if training else []
-    if predictions:
-        parts += [
-            "## Predictions",
-            "Calls with rows and outputs in NumPy arrays. Outputs agreed with float64 before.",
-            predictions_table(predictions),
-            "## Every provider, predictions",
-            everybody(predictions),
-        ]
+    for suite, (heading, words) in BESIDE_PEERS.items():
+        of_suite = [item for item in beside if item.suite == suite]
+        if of_suite:
+            every = f"## Every provider, {heading.lower()}"
+            parts += [f"## {heading}", words, beside_peers(of_suite), every, everybody(of_suite)]
     if variants:
         parts += [
             "## Other optimizers, activations and dtypes",

@@ -1,11 +1,11 @@
 """Compare fastmlp with its peers: ``python -m benchmarks.run``, or ``python3 dev.py bench``.
 
 Runs the pytest-benchmark suites in `benchmarks/suites` part by part: a case of the training suite,
-a kind of variants, the small calls, a whole fit beside scikit-learn's, first fits. After each part
-the record is saved and its tables printed, so an end before the end (Ctrl-C, SIGTERM, a crash)
-loses at most the turns of one part. For a record the machine should have nothing else to do.
-``--cases`` alone leaves out the whole fits, ``--fits`` alone all but them. ``--quick`` only shows
-that everything works: its figures mean nothing.
+a kind of variants, a case of another suite, the small calls, a whole fit beside scikit-learn's,
+first fits. After each part the record is saved and its tables printed, so an end before the end
+(Ctrl-C, SIGTERM, a crash) loses at most the turns of one part. For a record the machine should have
+nothing else to do. ``--cases`` alone leaves out the whole fits, ``--fits`` alone all but them.
+``--quick`` only shows that everything works: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK = {"passes": "2", "turn-seconds": "0", "steps": "3", "threads": "1"}
 FITS = ("fits", "first_fits")
-SUITES = ("training", "prediction", "variants", "overhead", *FITS)
+SUITES = ("training", "prediction", "variants", *cases.APART, "overhead", *FITS)
 
 
 class Listener:
@@ -95,7 +95,7 @@ class Part:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__.split("\n")[0])
-    names = ", ".join(case.name for case in cases.EVERY_CASE)
+    names = ", ".join(cases.NAMES)
     parser.add_argument("--quick", action="store_true", help="show that it works; no figures")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"some of: {names}")
     fits = ", ".join(case.name for case in whole_fits.WHOLE_FITS)
@@ -131,8 +131,8 @@ def devices(options: argparse.Namespace) -> list[str]:
 def parts(options: argparse.Namespace) -> list[Part]:
     """Return the parts of a run, in their order."""
     here = cases.EVERY_CASE if "cuda" in devices(options) else cases.CASES
-    every = cases.QUICK_CASES if options.quick else [case.name for case in here]
-    names = options.cases or every
+    usual = cases.QUICK_CASES if options.quick else [case.name for case in here]
+    names = options.cases or usual
     every_fit = whole_fits.QUICK if options.quick else [fit.name for fit in whole_fits.WHOLE_FITS]
     fits = options.fits or every_fit
     left_out = set()
@@ -145,18 +145,30 @@ def parts(options: argparse.Namespace) -> list[Part]:
         for kind in cases.KINDS
         if any(row.kind == kind and row.plain.name in names for row in cases.VARIANTS)
     ]
+    every = [case.name for case in cases.EVERY_CASE]
     found = {
-        "training": [Part("training", (("cases", name),)) for name in names],
+        "training": [Part("training", (("cases", name),)) for name in names if name in every],
         "prediction": [Part("prediction", (("cases", n),)) for n in NETWORKS if n in names],
         "variants": [
             Part("variants", (("kinds", kind), ("cases", ",".join(names)))) for kind in kinds
         ],
+        **parts_apart(options),
         "overhead": [Part("overhead")],
         "fits": [Part("fits", (("fits", name),)) for name in fits],
         "first_fits": [Part("first_fits")] if whole_fits.FIRST in fits else [],
     }
     wanted = [suite for suite in SUITES if suite in options.suites and suite not in left_out]
     return [part for suite in wanted for part in found[suite]]
+
+
+def parts_apart(options: argparse.Namespace) -> dict[str, list[Part]]:
+    """Return the parts of the suites that have cases of their own: all, or those that are named."""
+    found = {}
+    for suite, every in cases.APART.items():
+        names = [case.name for case in every]
+        wanted = options.cases or (names[:1] if options.quick else names)
+        found[suite] = [Part(suite, (("cases", name),)) for name in names if name in wanted]
+    return found
 
 
 def pytest_options(options: argparse.Namespace, part: Part) -> dict[str, str]:

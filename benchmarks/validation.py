@@ -18,6 +18,15 @@ more. With products in bfloat16 PyTorch and JAX have lost 0.007 to 0.08 on the n
 bits more.
 """
 
+FEW_STEPS, PARTED = 40, 0.3
+"""Steps of Adam after which the parameters in float32 may have parted from those in float64.
+
+Adam makes a parameter's steps about equally long, however small its gradient is: a ReLU that is on
+here and off there soon shows. On `cases.SHUFFLED` fastmlp and PyTorch have lost 4e-6 to 2e-3 in 40
+steps, and 4e-6 to 0.11 in the 234 to 468 of an epoch (2026-11-29); scikit-learn, whose epsilon is
+beside another root, 0.016 and 0.12. Rows in another order lose everything.
+"""
+
 
 class Disagreement(Exception):
     """A provider trains something else, so its time would compare nothing."""
@@ -86,13 +95,13 @@ def expected_parameters(case: Case) -> np.ndarray:
     ]
     descents = [[Descent(case.optimizer, part.shape) for part in layer] for layer in layers]
     value, slope = ACTIVATIONS[case.activation]
-    for start in range(0, len(data.X), case.batch):
-        inputs = [data.X[None, start : start + case.batch].astype(np.float64)]
+    for rows in case.order().reshape(case.steps, case.batch):
+        inputs = [data.X[None, rows].astype(np.float64)]
         sums = []
         for W, b in layers:
             sums.append(inputs[-1] @ W + b)
             inputs.append(value(sums[-1]))
-        delta = sums[-1] - data.y[start : start + case.batch]
+        delta = sums[-1] - data.y[rows]
         delta /= delta[0].size
         for index in reversed(range(len(layers))):
             W, b = layers[index]
@@ -118,6 +127,8 @@ def validate(case: Case, expected: np.ndarray, got: np.ndarray) -> float:
     if got.shape != expected.shape:
         raise Disagreement(f"parameters: got shape {got.shape}, wanted {expected.shape}")
     weights, limit = case.initial_weights(), TOLERANCES[case.precision]
+    if case.optimizer == "adam" and case.steps > FEW_STEPS:
+        limit = max(limit, PARTED)
     initial, worst, start = flatten(weights), 0.0, 0
     for layer, parts in enumerate(weights[0]):
         for name, part in zip(("weights", "biases"), parts, strict=True):

@@ -58,14 +58,11 @@ def read_settings(config: pytest.Config) -> Settings:
     words = {
         name: [word for word in str(config.getoption(name)).split(",") if word] for name in options
     }
-    most_steps = config.getoption("steps")
     try:
-        chosen = [cases.find(name) for name in words["cases"]]
+        chosen = shortened([cases.find(name) for name in words["cases"]], config)
         providers = named(words["providers"])
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
-    if most_steps:
-        chosen = [case.with_steps(min(case.steps, most_steps)) for case in chosen]
     for option, names in {"devices": ("cpu", "cuda"), "precisions": PRECISIONS}.items():
         for word in words[option]:
             if word not in names:
@@ -78,6 +75,12 @@ def read_settings(config: pytest.Config) -> Settings:
         config.getoption("passes"),
         config.getoption("turn_seconds"),
     )
+
+
+def shortened(chosen: list[cases.Case], config: pytest.Config) -> list[cases.Case]:
+    """Return the cases with epochs of at most as many steps as were asked for."""
+    most = config.getoption("steps")
+    return [case.with_steps(min(case.steps, most or case.steps)) for case in chosen]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -94,6 +97,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             few = [cases.find(SMALL_CALLS).with_steps(1)]
             turns = max(1, settings.passes // 3)
             settings = replace(settings, cases=few, threads=[1], passes=turns)
+        elif suite in cases.APART:
+            names = [case.name for case in settings.cases]
+            apart = [case for case in cases.APART[suite] if case.name in names]
+            settings = replace(settings, cases=shortened(apart, metafunc.config))
         elif suite == "prediction":
             names = [case.name for case in settings.cases]
             settings = replace(settings, cases=predictions(names))

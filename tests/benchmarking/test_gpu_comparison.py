@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import cases, peers, servers, validation, workers
+from benchmarks import cases, peers, peers_jax, servers, validation, workers
 from benchmarks.baselines import Entry, Missing
 from benchmarks.cases import GPU_CASES, Case
 from benchmarks.gpu import comparison, crossover, prediction
@@ -96,7 +96,8 @@ def test_the_compiled_peer_trains_members():
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["PyTorch", "JAX"])
 def test_a_peer_with_another_rate_is_refused(name, monkeypatch):
-    monkeypatch.setattr(peers, "LEARNING_RATE", 0.05)
+    for module in (peers, peers_jax):
+        monkeypatch.setattr(module, "LEARNING_RATE", 0.05)
     for precision in PRECISIONS:
         case = replace(TOY, precision=precision)
         got = trained(BASELINES[name](Entry(name)), case)
@@ -313,6 +314,7 @@ def test_the_whole_comparison_on_a_cpu(monkeypatch):
         "fastmlp.fit",
         "PyTorch",
         "JAX",
+        "JAX unroll",  # of the CPU alone
     }
 
 

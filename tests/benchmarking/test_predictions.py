@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import prediction, run, servers, workers
 from benchmarks.baselines import Entry
+from benchmarks.cases import find
+from benchmarks.providers import entries
 from benchmarks.validation import Disagreement
 
 FEW = prediction.predictions(["16-64-1"])[1]
@@ -33,6 +35,20 @@ def test_whoever_predicts_agrees_with_float64(name, rows):
     assert 0 < about["error"] < prediction.TOLERANCE / 10
     assert about["flops"] == case.flops_per_step and about["per"] == 1
     assert server.epoch(2) > 0
+
+
+def test_mlpfile_predicts_and_trains_single_rows():
+    pytest.importorskip("mlpfile", reason="mlpfile is not installed")
+    one = replace(FEW, batch=1)
+    assert entries(one, ["cpu"], [1, 2], ["mlpfile"]) == [Entry("mlpfile")]
+    assert entries(FEW, ["cpu"], [1, 2], ["mlpfile"]) == []
+    about = servers.Server(Entry("mlpfile")).prepare(one, workers.oracle(one))
+    assert 0 < about["error"] < prediction.TOLERANCE / 10
+    online = find("24-32-32-4").with_steps(20)
+    server = servers.Server(Entry("mlpfile"))
+    assert server.prepare(online, workers.oracle(online))["error"] < 1e-4
+    with pytest.raises(Disagreement):
+        server.prepare(online, workers.oracle(online.with_steps(19)))
 
 
 def test_another_network_is_refused(monkeypatch):
