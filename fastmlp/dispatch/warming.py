@@ -72,7 +72,7 @@ def warmup(dtypes: str | Iterable[str] = DTYPES) -> float:
 
 def _warm(kernel: Kernel, dtype: str, machine: Machine) -> None:
     started = time.perf_counter()
-    for problem in problems(dtype):
+    for problem in lengths_of_epochs(problems(dtype)):
         if kernel.supports(problem, machine) is not None:
             continue
         # Alone and in a team, because the second thread may run code that the first does not.
@@ -113,6 +113,15 @@ def problems(dtype: str) -> Iterator[Problem]:
             )
 
 
+def lengths_of_epochs(found: Iterator[Problem]) -> Iterator[Problem]:
+    """Yield each problem and, of the narrow ones, epochs of one batch and of single rows."""
+    for problem in found:
+        yield problem
+        if problem.sizes[0] == NARROW:
+            yield replace(problem, rows=BATCH_SIZE)
+            yield replace(problem, batch_size=1, rows=2)
+
+
 def _outputs_by_rule() -> list[tuple[str, str, bool]]:
     """Return a loss, an output activation and a kind of target for each loss rule."""
     found: dict[str, tuple[str, str, bool]] = {}
@@ -146,12 +155,13 @@ def exercise(program: Program, problem: Problem) -> None:
         program.prepare(parameters, state, X, y, *(each is not None for each in given))
         control = np.zeros(CONTROL_WORDS, dtype=np.int64)
         program.epoch(parameters, state, X, y, order, hyper, losses, control, *given)
-    batch, targets = X[:BATCH_SIZE], y[:BATCH_SIZE]
-    outputs = array(BATCH_SIZE, problem.sizes[-1])
+    rows = problem.batch_size
+    batch, targets = X[:rows], y[:rows]
+    outputs = array(rows, problem.sizes[-1])
     program.forward(parameters, batch, outputs)
     program.loss(targets)
-    program.backward(parameters, None, gradient, array(BATCH_SIZE, problem.sizes[0]))
-    program.backward(parameters, outputs, gradient, array(BATCH_SIZE, problem.sizes[0]))
+    program.backward(parameters, None, gradient, array(rows, problem.sizes[0]))
+    program.backward(parameters, outputs, gradient, array(rows, problem.sizes[0]))
     program.value_and_gradient(parameters, batch, targets, gradient)
     one_step = program.to_device(np.full((1, HYPER_WIDTH), 1e-3, dtype=dtype))
     program.update(parameters, gradient, state, one_step)

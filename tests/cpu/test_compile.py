@@ -243,11 +243,13 @@ small = {"batch_size": 4, "rows": 8}
 exercise(Problem((3, 4, 2), ("relu", "sigmoid"), "binary_cross_entropy", **small))
 found = {"first": seen()}
 names = ("relu", "sigmoid"), "binary_cross_entropy"
-exercise(Problem((1, 1, 1), *names, batch_size=1, rows=3))
+exercise(Problem((1, 1, 1), *names, batch_size=2, rows=3))
 exercise(Problem((64, 128, 10), *names, reduction="sum", batch_size=32, rows=50))
 exercise(Problem((9, 70, 33, 5), ("relu", *names[0]), names[1], batch_size=130, rows=600),
          Machine(cores=3))
 found["shapes"] = seen()
+exercise(Problem((1, 1, 1), *names, batch_size=1, rows=3))
+found["single rows"] = seen()
 given = sample(Problem((3, 4, 2), *names, **small))
 for array in (given.X, given.y, given.order, given.hyper):
     array.flags.writeable = False
@@ -292,7 +294,9 @@ def test_new_shapes_compile_nothing_and_a_new_name_its_own_leaf(tmp_path, child_
     rule = "loss_and_gradient-half_squared_error-float32"
     # The sigmoid was a part of the rule before; now it has a slope of its own.
     assert leaf_names(found["loss"]) in ({rule}, {rule, f"{backward}-sigmoid-float32"})
-    assert leaf_names(found["optimizer"]) == {f"update-adam-tile{panel}-float32"}
+    updates = {f"update-adam-tile{panel}{way}-float32" for way in ("", "-panels")}
+    assert leaf_names(found["optimizer"]) == updates
+    assert leaf_names(found["single rows"]) == {f"update-sgd-tile{panel}-panels-row-float32"}
     doubles = leaf_names(found["dtype"])
     narrow = [name.replace(f"tile{panel}", f"tile{panel // 2}") for name in leaf_names(first)]
     # Sums of squares are float64 in either dtype: that leaf is there already.
@@ -302,7 +306,7 @@ def test_new_shapes_compile_nothing_and_a_new_name_its_own_leaf(tmp_path, child_
         assert found[step]["compiled"]
         assert not {"run"} & set(found[step]["compiled"])
         assert not [name for name in found[step]["files"] if name.startswith("fused.")]
-    for step in ("activation", "loss", "optimizer"):
+    for step in ("activation", "loss", "optimizer", "single rows"):
         assert found[step]["objects"] == []
 
 

@@ -137,13 +137,14 @@ def updates_of(
 ) -> tuple[int, int]:
     """Return the addresses of a problem's update, and of that by the gradient of a row.
 
-    The second is 0 unless a batch is a single row, whose gradient need not be written down.
+    The second is 0 unless an epoch has several batches of a single row, whose gradient need not be
+    written down.
     """
     row, dtype, clipped = problem.optimizer, problem.dtype, problem.clipping == "norm"
     found = update(row, dtype, panel, penalized, clipped, in_panels)
-    if problem.batch_size > 1 or penalized or problem.clipping != "none":
+    if problem.batch_size > 1 or not in_panels or penalized or problem.clipping != "none":
         return found, 0
-    return found, update(row, dtype, panel, in_panels=in_panels, one_row=True)
+    return found, update(row, dtype, panel, in_panels=True, one_row=True)
 
 
 def _numbers(hyper, decay, scale):
