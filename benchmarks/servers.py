@@ -89,6 +89,12 @@ class Server:
         about = {"error": error, "added_memory_mib": added, "flops": flops, "per": per}
         return about | {"notes": self.baseline.notes()}
 
+    def steady(self, seconds: float) -> None:
+        """Run epochs for so long: fastmlp goes on in code of its own after a second of them."""
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            self.run()
+
     def epoch(self, count: int = 1) -> float:
         """Return the seconds of one epoch, `count` of which are timed together."""
 

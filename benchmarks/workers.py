@@ -194,10 +194,12 @@ class Pool:
     ----------
     patience : float
         Seconds that anybody may take to prepare a case or to run an epoch.
+    steady : float
+        Seconds of epochs that everybody runs on the CPU before anything is timed.
     """
 
-    def __init__(self, patience: float = PATIENCE) -> None:
-        self.patience = patience
+    def __init__(self, patience: float = PATIENCE, steady: float = 0.0) -> None:
+        self.patience, self.steady = patience, steady
         self.everyone: tuple[Competitor, ...] = ()
         self.workers: dict[Competitor, tuple[Worker, dict[str, Any]]] = {}
         self.refusals: dict[Competitor, Exception] = {}
@@ -287,6 +289,9 @@ class Pool:
             request = ("prepare", case, expected[case])
             try:
                 about = worker.ask(*request, of=competitor, patience=self.patience)
+                if self.steady and entry.device == "cpu":
+                    steady = ("steady", self.steady)
+                    worker.ask(*steady, of=competitor, patience=self.patience)
                 self.workers[competitor] = worker, about
             except (Missing, Disagreement, Failed) as error:
                 self.refusals[competitor] = error

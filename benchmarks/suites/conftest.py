@@ -23,6 +23,8 @@ from fastmlp.device.machine import count_cores, detect
 from fastmlp_kernels.problem import PRECISIONS
 
 MOST_ROUNDS = 5
+# Of epochs before anything is timed, whoever runs them: what long fits come to.
+STEADY_SECONDS = 1.3
 LEAST_SECONDS = 0.02
 SMALL_CALLS = "16-64-1"
 """What single calls are measured on: a network whose arithmetic is about as short as a call."""
@@ -154,8 +156,10 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 @pytest.fixture(scope="session")
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """Return the workers of the case that is being measured."""
-    workers = Pool(request.config.getoption("patience"))
-    request.config.refusals = workers.refusals
+    config = request.config
+    steady = STEADY_SECONDS if read_settings(config).seconds > 0 else 0.0
+    workers = Pool(config.getoption("patience"), steady)
+    config.refusals = workers.refusals
     yield workers
     workers.close()
 
