@@ -139,8 +139,8 @@ for dtype in ("float32", "float64"):
     lanes = target.lanes(dtype)
     X = np.arange(lanes * target.panel(dtype), dtype=dtype).reshape(lanes, -1)
     copy = np.zeros_like(X)
-    transpose = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
-    transpose(code["transpose"])(X.ctypes.data, copy.ctypes.data)
+    transpose = ctypes.CFUNCTYPE(*[ctypes.c_int64] * 6)
+    transpose(code["transpose"])(X.ctypes.data, copy.ctypes.data, 1, 0, 1)
     found.append(np.array_equal(copy[:, :lanes], X[:, :lanes].T))
 print(json.dumps(found))
 """

@@ -65,8 +65,6 @@ class FusedProgram(Layout):
         # Once: a problem counts anew each time. With more than 30 attributes Python 3.11 is slow: a
         # prediction of one row took 2.75 us, not 2.47 (2-core AMD EPYC, 2026-11-28).
         self._count, self._batches = problem.parameter_count, problem.batches
-        # A single batch writes its weights to both places at once.
-        self._in_panels = problem.batches > 1
         # In whole batches.
         self._piece = problem.batch_size * -(-PIECE // (self._count * problem.batch_size))
         self._kept: dict[int, np.ndarray] = {}
@@ -161,7 +159,7 @@ class FusedProgram(Layout):
         Epochs then skip zeros where that pays for this X. They may be given any other.
         """
         self.skips = choose_skips(self.problem, self.target, X)
-        updates_of(self.problem, self.panel, penalized, self._in_panels)
+        updates_of(self.problem, self.panel, penalized, self._batches > 1)
         loss_and_gradient(self.problem.rule, self.problem.dtype, weighted)
         self._point(at.X, X, len(X), self.problem.sizes[0])
         self._point(at.Y, y, len(X), self.problem.target_columns)
@@ -218,11 +216,13 @@ class FusedProgram(Layout):
         _, weighted, penalized, threads, *_ = kind
         problem, words = self.problem, self.words
         stages = PACK | GATHER | FORWARD | LOSS | BACKWARD | GRADIENT | UPDATE | DROPOUT
-        stages |= UNPACK if self._in_panels else 0
+        # A single batch writes its weights to both places at once.
+        in_panels = self._batches > 1
+        stages |= UNPACK if in_panels else 0
         self._settle(stages, threads, (problem.rows, self._batches))
         words[at.loss_rule] = loss_and_gradient(problem.rule, problem.dtype, weighted)
         words[at.factors] = 0
-        leaves = updates_of(problem, self.panel, penalized, self._in_panels)
+        leaves = updates_of(problem, self.panel, penalized, in_panels)
         words[at.finish], words[at.finish_row] = leaves
         words[at.target] = words[at.parameters]
         connect(words, self._lines.of(kind[:-1]))
