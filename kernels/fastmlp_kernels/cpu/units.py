@@ -229,9 +229,9 @@ def finish_columns(step, layer, j, left, hyper, transposed):
         place = (layer.weight + j * panel) * item, layer.W + j * layer.W_stride * item
         operands = (left, right), numbers
         _apply(step, leaf, place, (fan_in, columns, layer.fan_out), operands, hyper, decay)
-    if transposed and layer.fan_out > 1:
-        _transpose_unit(step, layer, 0, j, fan_in, columns)
-    if layer.fan_out == 1:
+        if transposed:
+            _transpose_unit(step, layer, 0, j, fan_in, columns)
+    else:
         for i in range(panels_of(step, fan_in)):
             features = min(panel, fan_in - i * panel)
             # Inputs are in the lanes, and the one number is the output's.
