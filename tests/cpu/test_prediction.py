@@ -1,4 +1,4 @@
-"""Predictions: blocks of rows that threads claim, and weights that few rows read where they are."""
+"""Predictions: blocks of rows that threads claim, and the ways in which they read weights."""
 
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ PROBLEMS = {
     "edges": Problem((5, 37, 64, 3), ("relu", "tanh", "identity"), "half_squared_error"),
     "whole panels": Problem((64, 32, 64), ("relu", "identity"), "half_squared_error"),
     "one output": Problem((33, 17, 1), ("sigmoid", "identity"), "half_squared_error"),
+    "several blocks of weights": Problem((1100, 24, 5), ("relu", "identity"), "half_squared_error"),
     "fused": Problem((9, 40, 10), ("relu", "sigmoid"), "binary_cross_entropy"),
 }
 ROWS = 300
@@ -55,7 +56,7 @@ def one_by_one(problem, parameters, X, link=True):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_any_number_of_rows_has_the_bits_of_a_forward_pass(name, dtype, instruction_set):
-    """Few rows read the weights where they are, more have them in panels."""
+    """Few rows read the weights where they are, more copy blocks of them or have all in panels."""
     problem, parameters, X = case(name, dtype)
     expected = FusedProgram(problem, team(1, instruction_set))
     whole = np.empty((64, problem.sizes[-1]), dtype)
@@ -69,9 +70,12 @@ def test_any_number_of_rows_has_the_bits_of_a_forward_pass(name, dtype, instruct
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("batch_size", [1, 3, 20, 256])
-def test_rows_beyond_the_workspace_take_turns_in_it(batch_size, threads):
-    problem, parameters, X = case("edges", "float32", batch_size)
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [*(("edges", size) for size in (1, 3, 20, 256)), ("several blocks of weights", 256)],
+)
+def test_rows_beyond_the_workspace_take_turns_in_it(name, batch_size, threads):
+    problem, parameters, X = case(name, "float32", batch_size)
     expected = one_by_one(problem, parameters, X)
     program = FusedProgram(problem, team(threads))
     for rows in (1, 19, 78, 79, 299, 300):

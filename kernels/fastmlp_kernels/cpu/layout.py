@@ -48,6 +48,7 @@ from fastmlp_kernels.problem import Problem, parameter_layout
 ROW_BLOCK_TILES = 13
 DEPTH_BLOCK = 2048
 SUM_BLOCK = 256
+PASSING_DEPTH = 512
 # Panels a thread above which shares that differ by one panel are even enough.
 UNEVEN_SHARES = 4
 ALIGNMENT = 64
@@ -159,6 +160,10 @@ class Layout:
         """Return the elements of a tile of a gradient: a unit's weights, and a row of biases."""
         return self.panel * (self.panel + 1)
 
+    def _passing_depth(self) -> int:
+        """Return the rows of a block of weights that a thread copies for a product."""
+        return min(PASSING_DEPTH, padded(max(self.problem.sizes[:-1]), self.panel))
+
     def _list_bytes(self) -> tuple[int, int, int, int]:
         """Return the bytes of a list and of all of a thread's: those of k, and those of rows."""
         problem = self.problem
@@ -196,6 +201,7 @@ class Layout:
             gradient_squares=np.zeros(2 * self.units, dtype=np.float64),
             column_lists=self._bytes(self.threads * self._list_bytes()[1]).view(self.dtype),
             row_lists=self._bytes(self.threads * self._list_bytes()[3]).view(self.dtype),
+            passing=self._zeros(self.threads, self._passing_depth(), self.panel),
         )
 
     def _copies(self) -> Copies:
@@ -239,6 +245,8 @@ class Layout:
             "column_list_bytes": column_list,
             "row_lists_stride": row_lists,
             "row_list_bytes": row_list,
+            "passing_stride": self._passing_depth() * self.panel * self.dtype.itemsize,
+            "passing_depth": self._passing_depth(),
         }
         self._fill(sizes)
 
@@ -327,6 +335,7 @@ class Layout:
             "scratch": self.workspace.scratch,
             "column_lists": self.workspace.column_lists,
             "row_lists": self.workspace.row_lists,
+            "passing": self.workspace.passing,
             "zeros": self.constants["zeros"],
             "scales": self.constants["scales"],
             "unit_squares": self.workspace.unit_squares,

@@ -11,13 +11,14 @@ from fastmlp_kernels.cpu.intrinsics import (
     standard_arithmetic,
     word,
 )
-from fastmlp_kernels.cpu.linear import layer_of, linear_forward, panels_of
+from fastmlp_kernels.cpu.linear import layer_of, linear_forward, panels_of, passing_forward
 from fastmlp_kernels.cpu.outputs import write_outputs
 from fastmlp_kernels.cpu.tables import (
     EDGES,
     MEETING,
     PACK,
     PACKED,
+    PASSING,
     STEP,
     TILE,
     UNPACKED,
@@ -25,7 +26,7 @@ from fastmlp_kernels.cpu.tables import (
     at,
 )
 from fastmlp_kernels.cpu.team import CALLER, call_present, settle, wait_for, wait_for_team, withdraw
-from fastmlp_kernels.cpu.units import pack_unit
+from fastmlp_kernels.cpu.units import pack_biases, pack_rows, pack_unit
 from fastmlp_kernels.problem import STOP
 
 # Compiled code reads no attributes of a class.
@@ -47,7 +48,11 @@ def _share_out(step, rows, threads):
     """Cut rows into claims, and these into blocks that a thread's own panels hold."""
     tallest = record_at(step.tiles, TILE, 0).rows
     step.rows, step.threads = rows, threads
-    step.packed = EDGES if rows <= step.direct_rows else PACKED
+    step.packed = PACKED
+    if rows <= threads * step.direct_rows:
+        step.packed = EDGES
+    elif step.direct_rows and rows <= threads * step.row_block:
+        step.packed = PASSING
     if rows <= step.few_rows:
         step.packed = UNPACKED
     # As many claims for each thread.
@@ -64,6 +69,14 @@ def _share_out(step, rows, threads):
 
 
 @part
+def _first_packed(step, layer, outputs):
+    """Return the first panel of a layer's outputs that is copied unit by unit, if any is."""
+    if layer.fan_out == 1:
+        return 0
+    return layer.fan_out // step.panel if step.packed == EDGES else outputs
+
+
+@part
 def _pack(step):
     """Copy the weights into panels, rows of units of a layer at a time, until all are there."""
     meeting = record_at(step.meeting, MEETING, 0)
@@ -75,15 +88,15 @@ def _pack(step):
     for index in range(step.layers):
         layer = layer_of(step, index)
         inputs, outputs = panels_of(step, layer.fan_in), panels_of(step, layer.fan_out)
-        whole = layer.fan_out // step.panel
-        if layer.fan_out > 1 and (
-            step.packed == UNPACKED or (step.packed == EDGES and outputs == whole)
-        ):
-            # For the biases alone.
-            inputs = 1
+        begin = _first_packed(step, layer, outputs)
+        if begin == outputs and step.packed != PACKED:
+            inputs = 1  # for the biases alone
         for i in range(inputs):
             if place == mine:
-                begin = whole if step.packed == EDGES and i > 0 and layer.fan_out > 1 else 0
+                if i == 0:
+                    pack_biases(step, layer)
+                if begin == outputs and step.packed == PACKED:
+                    pack_rows(step, layer, i)
                 for j in range(begin, outputs):
                     pack_unit(step, layer, i, j, 0)
                 atomic_add(copied, 1)
@@ -114,6 +127,7 @@ def predict_claims(step, thread):
     if step.stages & PACK:
         _pack(step)
     taken = field_address(record_at(step.meeting, MEETING, 0), "taken_rows")
+    copy = step.passing + thread * step.passing_stride
     own, stop, others = thread * step.own_rows, step.control + STOP * WORD_BYTES, step.threads - 1
     seen = 0
     while not atomic_load(stop):
@@ -127,8 +141,11 @@ def predict_claims(step, thread):
             seen = max(seen, gather_rows(step, origin, own, end, step.inputs))
             for index in range(step.layers):
                 layer = layer_of(step, index)
-                block = (own, end, 0, panels_of(step, layer.fan_out))
-                linear_forward(step, layer, layer.input, block, 0)
+                if step.packed == PASSING and layer.fan_out > 1:
+                    passing_forward(step, layer, own, end, copy)
+                else:
+                    block = (own, end, 0, panels_of(step, layer.fan_out))
+                    linear_forward(step, layer, layer.input, block, 0)
             write_outputs(step, origin, own, end)
         if thread == others and step.called < others:
             step.called += call_present(step.bells, others)

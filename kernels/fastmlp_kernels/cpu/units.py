@@ -76,6 +76,29 @@ def pack_unit(step, layer, i, j, transposed):
 
 
 @part
+def pack_rows(step, layer, i):
+    """Copy panel i of the rows of a layer's weights into panels, of all its columns.
+
+    Faster than unit by unit, as it reads whole rows. Cost: a read and a write an element. Source:
+    the one layout of `cpu.microkernels`.
+    """
+    item, panel, columns = step.item, step.panel, layer.fan_out
+    features = min(panel, layer.fan_in - i * panel)
+    start = step.parameters + (layer.weight + i * panel * columns) * item
+    rows = (start, step.identity, 0, features, columns, columns, panel)
+    out = layer.W + i * panel * panel * item
+    call(step.copy_rows, rows + (out, panel, layer.W_stride, 1))
+
+
+@part
+def pack_biases(step, layer):
+    """Copy a layer's biases into panels. Cost: a read and a write an element."""
+    columns, panel = layer.fan_out, step.panel
+    rows = (step.parameters + layer.bias * step.item, step.identity, 0, 1, columns, columns, panel)
+    call(step.copy_rows, rows + (layer.B, panel, panel, 1))
+
+
+@part
 def unpack_unit(step, layer, i, j):
     """Copy a unit of weights out of the panels, to where the caller has them: see `pack_unit`.
 

@@ -26,6 +26,7 @@ class Workspace(NamedTuple):
     gradient_squares: np.ndarray
     column_lists: np.ndarray
     row_lists: np.ndarray
+    passing: np.ndarray
 
 
 class Copies(NamedTuple):
