@@ -9,7 +9,7 @@ from fastmlp import MLP, explain
 from fastmlp.device.machine import detect
 from fastmlp_kernels.cpu import best_threads, call_threads, close_threads, epoch_seconds
 from fastmlp_kernels.cpu.program import FusedProgram
-from fastmlp_kernels.cpu.thread_choice import CLOSE, REVIEW, TRIAL, ThreadChoice
+from fastmlp_kernels.cpu.thread_choice import CLOSE, FIRST_REVIEW, REVIEW, TRIAL, ThreadChoice
 from fastmlp_kernels.problem import BATCHES, Machine, Problem
 from tests.samples import sample
 
@@ -31,7 +31,11 @@ def test_a_single_candidate_is_taken_without_a_trial():
 @pytest.mark.parametrize(("times", "winner"), [({2: 1.0, 1: 1.5}, 2), ({2: 1.5, 1: 1.0}, 1)])
 def test_each_candidate_is_tried_and_the_faster_one_kept(times, winner):
     chosen = run(ThreadChoice((2, 1)), lambda threads, epoch: times[threads], REVIEW)
-    assert chosen == [2] * TRIAL + [1] * TRIAL + [winner] * (REVIEW - 2 * TRIAL)
+    assert chosen[: 2 * TRIAL] == [2] * TRIAL + [1] * TRIAL
+    assert chosen[2 * TRIAL : FIRST_REVIEW] == [winner] * (FIRST_REVIEW - 2 * TRIAL)
+    assert chosen[2 * TRIAL :].count(winner) >= 0.92 * (REVIEW - 2 * TRIAL)
+    if winner == 2:
+        assert chosen.count(1) == TRIAL
 
 
 def test_what_a_first_epoch_pays_for_threads_and_caches_does_not_count():
@@ -59,6 +63,17 @@ def test_a_machine_that_changes_is_noticed():
     assert chosen[epochs // 2 - REVIEW : epochs // 2].count(1) <= 2 * TRIAL
     assert chosen[-REVIEW:].count(2) <= 2 * TRIAL
     assert chosen.count(1) > epochs // 3
+
+
+@pytest.mark.parametrize("until", [2, 2 * TRIAL, 8 * TRIAL])
+def test_other_work_during_a_trial_is_soon_forgotten(until):
+    """Two threads are the faster, once the machine is free."""
+
+    def seconds(threads, epoch):
+        return 1.5 if threads == 1 else 3.0 if epoch < until else 1.0
+
+    chosen = run(ThreadChoice((2, 1)), seconds, 100)
+    assert set(chosen[until + 45 :]) == {2}
 
 
 def problem(batch_size=64, sizes=(64, 100, 10)):

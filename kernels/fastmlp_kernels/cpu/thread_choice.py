@@ -8,6 +8,9 @@ CLOSE = 1.6
 # machine's processors are moved. Three epochs of trial in so many cost 2 % where one takes twice as
 # long.
 REVIEW = 150
+# Where the predicted number has lost, other work on the machine may be why. That passes: it is
+# tried again after so many epochs, and then after twice as many each time, up to `REVIEW`.
+FIRST_REVIEW = 15
 # The fastest epoch of a trial counts: the first one starts threads and fills caches, and the second
 # may have to start threads anew, after a pause of the caller's.
 TRIAL = 3
@@ -40,7 +43,7 @@ class ThreadChoice:
         self._chosen = self._candidates[0]
         self._trial: list[float] = []
         self._tried = self._chosen
-        self._epochs = 0
+        self._epochs, self._until_review = 0, REVIEW
 
     def threads(self) -> int:
         """Return the number of threads for the next epoch."""
@@ -60,7 +63,12 @@ class ThreadChoice:
         if missing:
             self._tried = missing[0]
             return
+        before = self._chosen
         self._tried = self._chosen = min(self._candidates, key=self._seconds.__getitem__)
-        if self._epochs >= REVIEW:
+        if self._chosen != before:
+            predicted = self._chosen == self._candidates[0]
+            self._until_review = REVIEW if predicted else FIRST_REVIEW
+        if self._epochs >= self._until_review:
             # All are measured anew, so that no lucky epoch of long ago decides.
             self._seconds, self._epochs = {}, 0
+            self._until_review = min(REVIEW, 2 * self._until_review)
