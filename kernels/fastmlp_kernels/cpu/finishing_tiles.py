@@ -11,7 +11,8 @@ from itertools import product
 from llvmlite import ir
 
 from fastmlp_kernels.algebra import ACTIVATIONS
-from fastmlp_kernels.cpu.microkernels import note, product_totals
+from fastmlp_kernels.cpu.microkernels import product_totals
+from fastmlp_kernels.cpu.row_copies import note
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
 FORWARD, BACKWARD = "forward", "backward"

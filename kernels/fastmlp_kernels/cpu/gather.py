@@ -26,9 +26,11 @@ def collect_rows(step, panels, first, last, columns, rows):
 @part
 def copy_block(step, source, first, last, columns, out):
     """Copy a block of rows of a row-major matrix to another."""
-    panel = step.panel
-    rows = (source, step.identity, first, last, columns, columns, panel)
-    call(step.copy_rows, rows + (out, columns, panel, 0))
+    panel, before = step.panel, first * columns * step.item
+    # As a single row: all but its end is then whole vectors.
+    count = (last - first) * columns
+    row = (source + before, step.identity, 0, 1, count, count, panel)
+    call(step.copy_rows, row + (out + before, count, panel, 0))
 
 
 @part
@@ -62,8 +64,11 @@ def gather_targets(step, start, first, last):
     """Bring a block of a mini-batch's rows of y together, as `gather_rows` does those of X."""
     panel, columns = step.panel, step.target_columns
     rows, order = _rows_of(step, step.Y, columns, start)
-    source = (rows, order, first, last, columns, columns, panel)
-    call(step.copy_rows, source + (step.targets, columns, panel, 0))
+    if step.sequential:
+        copy_block(step, rows, first, last, columns, step.targets)
+    else:
+        source = (rows, order, first, last, columns, columns, panel)
+        call(step.copy_rows, source + (step.targets, columns, panel, 0))
 
 
 @part

@@ -6,7 +6,7 @@ import llvmlite.binding as llvm
 
 from fastmlp_kernels.announcing import compile_always
 from fastmlp_kernels.compile import CPU_KERNELS, cache_folder, how_often, stamp, uncollected
-from fastmlp_kernels.cpu import direct_tiles, finishing_tiles, listed_tiles, row_tiles
+from fastmlp_kernels.cpu import direct_tiles, finishing_tiles, listed_tiles, row_copies, row_tiles
 from fastmlp_kernels.cpu import microkernels as dense
 from fastmlp_kernels.cpu.simd import (
     VECTORS_PER_PANEL,
@@ -39,7 +39,7 @@ def emit_all(target: InstructionSet, dtype: str) -> Emitter:
         direct_tiles.emit_direct_row(e)
     dense.emit_column_sum(e)
     dense.emit_transpose(e)
-    dense.emit_copy_rows(e)
+    row_copies.emit_copy_rows(e)
     listed_tiles.emit_list_columns(e)
     listed_tiles.emit_list_rows(e)
     return e

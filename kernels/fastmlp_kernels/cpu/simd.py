@@ -317,6 +317,10 @@ class Emitter:
         self.builder.cbranch(more, body, after)
         self.builder.position_at_end(after)
 
+    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Return the larger of two words."""
+        return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
+
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Return the smaller of two words."""
         return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
