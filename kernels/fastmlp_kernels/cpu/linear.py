@@ -239,12 +239,16 @@ def linear_backward(step, layer, first, last, dA, kept, slope, finish):
 
 @part
 def _sum_unit(step, tile, left, right, rows, features, scratch):
-    """Sum a unit of a weight gradient over the batch, a block of rows at a time."""
+    """Sum a unit of a weight gradient over the batch, a block of rows at a time.
+
+    `tile` is the address of a tile, and its rows.
+    """
+    tile, height = tile
     item, panel, block = step.item, step.panel, step.sum_block
     for start in range(0, rows, block):
         count = min(block, rows - start)
         here = right + start * panel * item
-        for m in range(0, features, step.feature_tile):
+        for m in range(0, features, height):
             out = scratch + m * panel * item
             from_row = left + (start * panel + m) * item
             if start > 0:
@@ -291,7 +295,9 @@ def weight_gradient(step, layer, i, j, left, rows, tile, lists):
     elif lists:
         listed_sum(step, i, left, right, (rows, features, columns), square, lists)
     else:
-        product = step.gradient_narrow if columns <= step.lanes else step.gradient_wide
+        product = step.gradient_wide, step.feature_tile
+        if columns <= step.lanes:
+            product = step.gradient_narrow, step.narrow_feature_tile
         _sum_unit(step, product, left, right, rows, features, square)
     if i == 0:
         call(step.column_sum, (right, rows, tile))

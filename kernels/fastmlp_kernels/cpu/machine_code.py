@@ -28,9 +28,10 @@ def emit_all(target: InstructionSet, dtype: str) -> Emitter:
             dense.emit_product(e, rows, vectors)
             finishing_tiles.emit_finishing_products(e, rows, vectors)
             listed_tiles.emit_listed_product(e, rows, vectors)
-        dense.emit_gradient(e, target.feature_tile, vectors)
         listed_tiles.emit_listed_gradient(e, vectors)
     row_tiles.emit_row_products(e)
+    dense.emit_gradient(e, target.narrow_feature_tile(dtype), 1)
+    dense.emit_gradient(e, target.feature_tile, VECTORS_PER_PANEL)
     dense.emit_gradient(e, 1, VECTORS_PER_PANEL)
     dense.emit_dot_rows(e)
     for rows in target.row_tiles:

@@ -39,7 +39,8 @@ class InstructionSet:
         Rows of the forward and backward-data tiles, the largest first and 1 last. Two vectors
         wide, the largest leaves registers for the operands: nothing is spilled (tested).
     feature_tile : int
-        Rows of the weight-gradient tile: a divisor of the panel's width in either dtype.
+        Rows of a weight-gradient tile that is a panel wide: a divisor of the panel's width in
+        either dtype.
     masks : bool
         Whether one instruction loads a part of a vector. Without, LLVM makes a branch of each lane:
         good enough at the end of a row that is copied, not inside a product.
@@ -65,6 +66,14 @@ class InstructionSet:
     def panel(self, dtype: str) -> int:
         """Return the columns of a panel: two vectors."""
         return VECTORS_PER_PANEL * self.lanes(dtype)
+
+    def narrow_feature_tile(self, dtype: str) -> int:
+        """Return the rows of a weight-gradient tile that is one vector wide.
+
+        With twice the rows it has as many accumulators as a wide one: they hide the latency of a
+        multiply-add, and a unit takes half as many calls.
+        """
+        return min(2 * self.feature_tile, self.panel(dtype))
 
 
 X86 = ("x86_64", "amd64")

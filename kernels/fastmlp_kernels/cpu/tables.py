@@ -57,7 +57,8 @@ STEP_FIXED = table(
     "item",  # bytes of an element
     "panel",  # columns of a panel
     "lanes",  # elements of a vector
-    "feature_tile",  # rows of a weight-gradient tile
+    "feature_tile",  # rows of a weight-gradient tile that is a panel wide
+    "narrow_feature_tile",  # and of one that is a vector wide
     "capacity",  # rows that a panel has room for
     "row_block",  # rows that go through all layers together
     "depth_block",  # k of a product before the next column panel, a multiple of a panel
