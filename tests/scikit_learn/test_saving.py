@@ -197,6 +197,7 @@ def usable(path):
     return True
 
 
+@pytest.mark.any_version
 def test_every_flipped_bit_is_refused(tmp_path):
     path = tmp_path / "estimator"
     MLPRegressor(hidden_layer_sizes=(1,), max_iter=1, random_state=0).fit(X, NUMBER).save(path)
