@@ -12,6 +12,7 @@ exactly where a ReLU may flip.
 `compare` is the only comparison: it also fails when the comparison could not have failed.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -371,13 +372,11 @@ def updated(problem: Problem, parameters, gradient: Bounded, state, hyper) -> tu
     reach = gradient.error + RULE_ROUNDINGS * unit * (np.abs(g) + np.abs(p * decay))
     centre = apply(g, m, v)
     change = np.zeros_like(centre)
-    for sign_g in (-1, 1):
-        for sign_m in (-1, 1):
-            for sign_v in (-1, 1):
-                corner = apply(
-                    g + sign_g * reach, m * (1 + sign_m * 8 * unit), v * (1 + sign_v * 8 * unit)
-                )
-                change = np.maximum(change, np.abs(corner - centre))
+    # A state that there is not is zero, and has no corners.
+    of_m, of_v = ((-1, 1) if k < len(slots) else (1,) for k in range(2))
+    for sign_g, sign_m, sign_v in itertools.product((-1, 1), of_m, of_v):
+        corner = apply(g + sign_g * reach, m * (1 + sign_m * 8 * unit), v * (1 + sign_v * 8 * unit))
+        change = np.maximum(change, np.abs(corner - centre))
     moved = np.abs(centre[0] - p)
     rounding = np.stack([np.abs(p) + moved, *np.abs(centre[1:])])
     tiny = Precision(problem.dtype).tiny

@@ -249,12 +249,13 @@ def test_two_processes_that_compile_at_once(place):
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed_leave_a_cache_that_works(place):
-    moments = random.Random(11)
+@pytest.mark.parametrize("seed", [11, pytest.param(12, marks=pytest.mark.exhaustive)])
+def test_processes_that_are_killed_leave_a_cache_that_works(place, seed):
+    moments = random.Random(seed)
     started = time.monotonic()
     place.run()
     seconds = time.monotonic() - started
-    for _ in range(15):
+    for _ in range(8):
         for path in place.files():
             if moments.random() < 0.5:
                 path.unlink()
@@ -428,7 +429,9 @@ print(json.dumps({"values": values, "interrupted": interrupted, "latest": latest
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="interrupts by a timer")
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(k, marks=pytest.mark.exhaustive) for k in range(3, 6))]
+)
 def test_an_interrupt_of_a_cold_first_call_tears_nothing(place, seed):
     longest = (0.05, 0.4, 1.0)[seed % 3]
     source = INTERRUPTED.replace("SEED", str(seed)).replace("LONGEST", str(longest))

@@ -1,40 +1,23 @@
 """Arithmetic of floats that NumPy lacks: fused, directed rounding, short formats, conversions."""
 
 import numpy as np
+from numba import vectorize
+from numba.extending import intrinsic
 
 from tests.gpu.emulator.registers import F32, F64, U16, U32, U64
 
-# Dekker's constant: it splits a float64 into two halves whose products are exact.
-SPLIT = 2.0**27 + 1
 TO_INTEGER = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}
 
 
+@intrinsic
+def _fma(context, a, b, c):
+    return a(a, b, c), lambda context, builder, signature, given: builder.fma(*given)
+
+
+@vectorize(["float32(float32, float32, float32)", "float64(float64, float64, float64)"], cache=True)
 def fused(a, b, c):
     """Return ``a * b + c``, rounded once."""
-    if np.result_type(a, b, c) == F32:
-        # The product is exact in float64; the sum is rounded twice, which 29 spare bits make rare.
-        return (np.asarray(a, F64) * b + c).astype(F32)
-    return _fused_in_double(a, b, c)
-
-
-def _fused_in_double(a, b, c):
-    """Return an exact product (Veltkamp, Dekker) and a compensated sum."""
-    a, b, c = np.broadcast_arrays(np.asarray(a, F64), np.asarray(b, F64), np.asarray(c, F64))
-    product = a * b
-    size = np.abs(product)
-    exact = (size > 1e-270) & (size < 1e300) & np.isfinite(c)
-    exact &= (np.abs(a) < 1e150) & (np.abs(b) < 1e150)
-    a_high, b_high = a * SPLIT - (a * SPLIT - a), b * SPLIT - (b * SPLIT - b)
-    a_low, b_low = a - a_high, b - b_high
-    lost = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-    total = product + c
-    other = total - product
-    rest = (product - (total - other)) + (c - other)
-    result = np.where(np.isfinite(total), total + (lost + rest), total)
-    if not exact.all():
-        a, b, c = (each[~exact].astype(np.longdouble) for each in (a, b, c))
-        result[~exact] = (a * b + c).astype(F64)
-    return result
+    return _fma(a, b, c)
 
 
 def fused_directed(a, b, c, mode):

@@ -59,7 +59,7 @@ class Memory:
         total = self.stride * blocks.count
         self._shared = np.resize(device.memory.poison, total)
         self._state = np.full(total, ALLOCATED, U8)
-        self._touches = Touches(total) if device.watch else None
+        self._touches = Touches(total, program.smallest) if device.watch else None
         self._views = {}
         self._copies = collections.defaultdict(list)
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from tests.gpu.emulator.global_memory import WRITTEN
 
-# Bytes of a cell: the smallest elements that kernels touch in memory that others touch, too.
+# Bytes of a cell of global memory: the smallest elements that kernels touch in memory that others
+# touch, too. Shared memory is a single program's, which may have larger ones.
 CELL = 2
 # In the place of a reader: threads of several blocks. Several of one block are a number below it.
 SEVERAL_BLOCKS = -1
@@ -21,10 +22,15 @@ NUMBER = np.int32
 class Touches:
     """For each cell who wrote it last, the thread's number and 1, and when; and who read it."""
 
-    def __init__(self, size):
+    def __init__(self, size, cell=CELL):
+        self.cell = cell
         # Zeros, because pages of those cost nothing until they are touched.
-        cells = -(-size // CELL)
+        cells = -(-size // cell)
         self.writer, self.written, self.reader, self.read = np.zeros((4, cells), NUMBER)
+
+    def cells_of(self, place, size):
+        """Return the cells of so many bytes at some places, a row each."""
+        return place[:, None] // self.cell + np.arange(max(1, size // self.cell))
 
 
 class Ordering:
@@ -78,8 +84,8 @@ class Ordering:
     # Searches. Arrays of threads are columns, those of cells are rows by threads.
 
     def look_at_a_read(self, space, touches, state, place, size, threads):
-        cells = cells_of(place, size)
-        unwritten = state[::CELL][cells] != WRITTEN
+        cells = touches.cells_of(place, size)
+        unwritten = state[:: touches.cell][cells] != WRITTEN
         if unwritten.any():
             thread = self.blocks.identity[threads[unwritten.any(axis=1)][0]]
             self._note(f"{space} memory is read that nobody has written", f"thread {thread}")
@@ -121,7 +127,7 @@ class Ordering:
 
     def look_at_a_write(self, space, touches, place, size, threads):
         """Look at a write that is about to happen."""
-        cells, me = cells_of(place, size), self.me[threads]
+        cells, me = touches.cells_of(place, size), self.me[threads]
         for what, who, when in (
             ("is written twice", touches.writer[cells], touches.written[cells]),
             ("is read, then written", touches.reader[cells], touches.read[cells]),
@@ -178,8 +184,3 @@ class Ordering:
 
     def _note(self, what, detail):
         self.findings.note(what, self.blocks, detail)
-
-
-def cells_of(place, size):
-    """Return the cells of so many bytes at some places, a row each."""
-    return place[:, None] // CELL + np.arange(max(1, size // CELL))

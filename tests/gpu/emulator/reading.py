@@ -29,6 +29,7 @@ PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(\w+)")
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
 UNSIGNED = {"u32": "b32", "s32": "b32", "u64": "b64", "s64": "b64", "u16": "b16", "s16": "b16"}
 ENDS_A_BLOCK = ("bra", "ret", "exit", "bar.", "barrier.")
+TOUCHES_MEMORY = ("ld", "st", "atom", "red.", "cp.async")
 WARP_WIDE = ("mma.sync", "ldmatrix", "shfl", "vote", "redux", "match")
 
 
@@ -81,6 +82,8 @@ class Program:
     blocks : list of list of Instruction
     targets : dict
         The numbers of the blocks that labels stand before.
+    smallest : int
+        Bytes of the smallest elements that it reads from memory or writes there: 2 to 8.
     functions : dict
         The translation of each block, by its number and whether it is that for all threads.
     """
@@ -105,6 +108,7 @@ class Program:
         self.blocks = [body.instructions[a:b] for a, b in zip(starts, ends, strict=True)]
         numbers = {start: number for number, start in enumerate(starts)}
         self.targets = {label: numbers.get(place) for label, place in body.labels.items()}
+        self.smallest = _smallest(body.instructions)
         self.functions = {}
 
     def where(self, instruction):
@@ -130,6 +134,15 @@ def _shared_arrays(text):
         symbols[found["name"]] = -(-end // align) * align
         end = symbols[found["name"]] + int(found["size"])
     return symbols, end
+
+
+def _smallest(instructions):
+    """Return the bytes of the smallest elements that instructions touch in memory, 2 at least."""
+    touching = [each.name for each in instructions if each.name.startswith(TOUCHES_MEMORY)]
+    bits = [int(found) for name in touching for found in re.findall(r"\.[bsuf](\d+)\b", name)]
+    if any(name.startswith("cp.async") for name in touching):
+        bits.append(32)
+    return min(8, max(2, min(bits, default=64) // 8))
 
 
 def _starts(body):
