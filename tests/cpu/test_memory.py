@@ -102,6 +102,12 @@ def run(problem, fault=None, skips=0):
     program.value_and_gradient(data.parameters, X, y, gradient)
     program.update(data.parameters, gradient, data.state, guarded(data.hyper[:1]))
     program.predict(data.parameters, X, out, True)
+    # Each way to read the weights: on one thread, and on three.
+    for count in (70, 100) if rows > 10 else ():
+        X = guarded(np.resize(data.X, (count, X.shape[1])))
+        outputs = guarded(np.zeros((count, out.shape[1]), problem.dtype))
+        program.predict(data.parameters, X, outputs, True)
+        assert np.isfinite(outputs).all()
     assert np.isfinite(gradient).all() and np.isfinite(out).all() and np.ptp(gradient) > 0
 """
 
@@ -114,10 +120,12 @@ chains = [
 ]
 shapes = [(1, 1, 1, 1), (5, 7, 3, 9), (17, 4, 33, 2), (9, 19, 5, 13), (16, 32, 8, 64),
           (40, 96, 3, 1)]
-# Without and with lists; where not all is asked for, the one or the other in turn.
+# Without and with lists; where not all is asked for, the one or the other in turn. Twelve problems
+# have a shape: each of them meets both ways in the next one.
 every, number, epochs = sys.argv[4] == "all", 0, 0
 for dtype in ("float32", "float64"):
     for sizes in shapes:
+        number += 1
         for names, loss, labels, rule in chains:
             for batch, rows in ((1, 2), (3, 8), (15, 29)):
                 used = sizes[: len(names)] + sizes[-1:]
