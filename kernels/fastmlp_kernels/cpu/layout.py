@@ -39,14 +39,10 @@ from fastmlp_kernels.cpu.tables import (
 from fastmlp_kernels.cpu.workspace import Copies, Workspace, most_tiles, padded, row_capacity
 from fastmlp_kernels.problem import Problem, parameter_layout
 
-# Rows (in tallest tiles) and k of a block of a product, and rows of one of a weight gradient.
-# 784-2048-2048-10 at batch 1024, on one thread and on two: 143 and 79 ms a step with 8 tiles and
-# 512 k, 130 and 72 with 13 and 2048, 128 and 70 with 19 and 2048: a result that is written once
-# saves more than a right operand that fits the first cache. 6000-64-10 loses 10 % of its forward
-# product with all of k in a block. No difference on 256-512-512-16 and 64-256-256-8 (Zen 5, 48 KB
-# and 1 MB of cache a core, 2026-11-24); summed rows from 128 to 512 are within 1 % of each other.
+# Rows (in tallest tiles) of a block of a product, and rows of one of a weight gradient; `simd` has
+# the k of a block. 784-2048-2048-10 at batch 1024 takes 130 ms a step with 13 tiles and 128 with
+# 19. Summed rows from 128 to 512 are within 1 % of each other (Zen 5, 2026-11-24).
 ROW_BLOCK_TILES = 13
-DEPTH_BLOCK = 2048
 SUM_BLOCK = 256
 PASSING_DEPTH = 512
 # Panels a thread above which shares that differ by one panel are even enough.
@@ -226,7 +222,7 @@ class Layout:
             "narrow_feature_tile": target.narrow_feature_tile(problem.dtype),
             "capacity": self.capacity,
             "row_block": ROW_BLOCK_TILES * target.row_tiles[0],
-            "depth_block": DEPTH_BLOCK,
+            "depth_block": target.depth_block,
             "sum_block": SUM_BLOCK,
             # All exponent bits set: infinity, and beyond it every NaN.
             "largest": int(np.array(np.inf, self.dtype).view(f"i{self.dtype.itemsize}")),
