@@ -34,7 +34,9 @@ def emit_copy_rows(e: Emitter) -> None:
 
     Notes
     -----
-    Returns the largest magnitude copied, as bits. Cost: a read and a write an element.
+    Returns the largest magnitude copied, as bits. Cost: a read and a write an element. Rows ahead
+    are not prefetched: that gained nothing for shuffled rows out of 190 MB (0.9 to 1.1 times as
+    fast for 100 and 784 columns, in turns, Zen 3, 2026-11-30).
     """
     arguments = e.begin("copy_rows", 11)
     source, order, first, last, columns, source_row, source_panel = arguments[:7]
