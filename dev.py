@@ -56,8 +56,11 @@ class Command:
         return self.environment / "fastmlp-installed.json"
 
 
-# One process a processor; whoever has nothing left takes over tests of another.
-TESTS = ("-m", "pytest", "-n", "auto", "--dist", "worksteal")
+# A process a processor, and one more: tests that wait for processes of their own left two of them
+# idle for a sixth of the time. Whoever has nothing left takes over tests of another.
+CAN_ASK = hasattr(os, "sched_getaffinity")
+PROCESSORS = len(os.sched_getaffinity(0)) if CAN_ASK else os.cpu_count() or 1
+TESTS = ("-m", "pytest", "-n", str(PROCESSORS + 1), "--dist", "worksteal")
 # "demo" is an extra of the package; the others are dependency groups.
 # A page that has not changed may show what has: each is read anew.
 SITE = ("-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-E", "-j", "auto", "-c", "docs")
