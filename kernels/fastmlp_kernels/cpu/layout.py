@@ -44,7 +44,7 @@ from fastmlp_kernels.problem import Problem, parameter_layout
 # 19. Summed rows from 128 to 512 are within 1 % of each other (Zen 5, 2026-11-24).
 ROW_BLOCK_TILES = 13
 SUM_BLOCK = 256
-PASSING_DEPTH = 512
+WEIGHT_BLOCK_DEPTH = 512
 # Panels a thread above which shares that differ by one panel are even enough.
 UNEVEN_SHARES = 4
 ALIGNMENT = 64
@@ -156,9 +156,9 @@ class Layout:
         """Return the elements of a tile of a gradient: a unit's weights, and a row of biases."""
         return self.panel * (self.panel + 1)
 
-    def _passing_depth(self) -> int:
+    def _weight_block_depth(self) -> int:
         """Return the rows of a block of weights that a thread copies for a product."""
-        return min(PASSING_DEPTH, padded(max(self.problem.sizes[:-1]), self.panel))
+        return min(WEIGHT_BLOCK_DEPTH, padded(max(self.problem.sizes[:-1]), self.panel))
 
     def _list_bytes(self) -> tuple[int, int, int, int]:
         """Return the bytes of a list and of all of a thread's: those of k, and those of rows."""
@@ -197,7 +197,7 @@ class Layout:
             gradient_squares=np.zeros(2 * self.units, dtype=np.float64),
             column_lists=self._bytes(self.threads * self._list_bytes()[1]).view(self.dtype),
             row_lists=self._bytes(self.threads * self._list_bytes()[3]).view(self.dtype),
-            passing=self._zeros(self.threads, self._passing_depth(), self.panel),
+            weight_blocks=self._zeros(self.threads, self._weight_block_depth(), self.panel),
         )
 
     def _copies(self) -> Copies:
@@ -242,8 +242,8 @@ class Layout:
             "column_list_bytes": column_list,
             "row_lists_stride": row_lists,
             "row_list_bytes": row_list,
-            "passing_stride": self._passing_depth() * self.panel * self.dtype.itemsize,
-            "passing_depth": self._passing_depth(),
+            "weight_block_stride": self._weight_block_depth() * self.panel * self.dtype.itemsize,
+            "weight_block_depth": self._weight_block_depth(),
         }
         self._fill(sizes)
 
@@ -332,7 +332,7 @@ class Layout:
             "scratch": self.workspace.scratch,
             "column_lists": self.workspace.column_lists,
             "row_lists": self.workspace.row_lists,
-            "passing": self.workspace.passing,
+            "weight_blocks": self.workspace.weight_blocks,
             "zeros": self.constants["zeros"],
             "scales": self.constants["scales"],
             "unit_squares": self.workspace.unit_squares,

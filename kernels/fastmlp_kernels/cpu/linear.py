@@ -161,11 +161,11 @@ def linear_forward(step, layer, left, block, lists):
 
 
 @part
-def passing_forward(step, layer, first, last, copy):
+def blockwise_forward(step, layer, first, last, copy):
     """Do `linear_forward` of a block of rows with weights that lie where the caller has them.
 
     A block of a panel of weights is copied, and multiplied with all rows, before the next one. It
-    is then in this core's first cache, and nothing comes from another core. Two threads that copied
+    is then in this core's own caches, and nothing comes from another core. Two threads that copied
     weights for each other took 1.1 to 1.6 times as long (64 to 128 rows, 2-core AMD EPYC, Zen 3,
     2026-11-30).
 
@@ -186,8 +186,8 @@ def passing_forward(step, layer, first, last, copy):
     finish = layer.value_tile
     for j in range(panels):
         width = min(panel, columns - j * panel)
-        for start in range(0, depth, step.passing_depth):
-            count = min(step.passing_depth, depth - start)
+        for start in range(0, depth, step.weight_block_depth):
+            count = min(step.weight_block_depth, depth - start)
             source = weights + (start * columns + j * panel) * item
             rows = (source, step.identity, 0, count, width, columns, panel)
             call(step.copy_rows, rows + (copy, panel, panel, 1))

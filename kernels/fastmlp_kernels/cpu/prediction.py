@@ -11,14 +11,14 @@ from fastmlp_kernels.cpu.intrinsics import (
     standard_arithmetic,
     word,
 )
-from fastmlp_kernels.cpu.linear import layer_of, linear_forward, panels_of, passing_forward
+from fastmlp_kernels.cpu.linear import blockwise_forward, layer_of, linear_forward, panels_of
 from fastmlp_kernels.cpu.outputs import write_outputs
 from fastmlp_kernels.cpu.tables import (
+    BLOCKWISE,
     EDGES,
     MEETING,
     PACK,
     PACKED,
-    PASSING,
     STEP,
     TILE,
     UNPACKED,
@@ -52,7 +52,7 @@ def _share_out(step, rows, threads):
     if rows <= threads * step.direct_rows:
         step.packed = EDGES
     elif step.direct_rows and rows <= threads * step.row_block:
-        step.packed = PASSING
+        step.packed = BLOCKWISE
     if rows <= step.few_rows:
         step.packed = UNPACKED
     # As many claims for each thread.
@@ -127,7 +127,7 @@ def predict_claims(step, thread):
     if step.stages & PACK:
         _pack(step)
     taken = field_address(record_at(step.meeting, MEETING, 0), "taken_rows")
-    copy = step.passing + thread * step.passing_stride
+    copy = step.weight_blocks + thread * step.weight_block_stride
     own, stop, others = thread * step.own_rows, step.control + STOP * WORD_BYTES, step.threads - 1
     seen = 0
     while not atomic_load(stop):
@@ -141,8 +141,8 @@ def predict_claims(step, thread):
             seen = max(seen, gather_rows(step, origin, own, end, step.inputs))
             for index in range(step.layers):
                 layer = layer_of(step, index)
-                if step.packed == PASSING and layer.fan_out > 1:
-                    passing_forward(step, layer, own, end, copy)
+                if step.packed == BLOCKWISE and layer.fan_out > 1:
+                    blockwise_forward(step, layer, own, end, copy)
                 else:
                     block = (own, end, 0, panels_of(step, layer.fan_out))
                     linear_forward(step, layer, layer.input, block, 0)

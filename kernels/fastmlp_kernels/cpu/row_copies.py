@@ -8,6 +8,10 @@ from llvmlite import ir
 
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
+# What is written beyond a row's last element: zeros, up to the panel's end; what else is in the
+# vector, as the rows that follow are written later; nothing.
+PADDED, WHOLE, EXACT = range(3)
+
 
 class _Row(NamedTuple):
     """What all rows of a copy have in common: columns, strides between panels, the last part."""
@@ -60,16 +64,16 @@ def emit_copy_rows(e: Emitter) -> None:
             row = _Row(columns, source_panel, out_panel, tail, masks, seen)
             with builder.if_else(pads) as (padding, exact):
                 with padding, _each_row(e, *rows, first, last) as (here, there):
-                    _copy_row(e, here, there, row, _store_padded)
+                    _copy_row(e, here, there, row, PADDED)
                 with exact:
                     middle = first
                     if not e.target.mask_registers:
                         middle = builder.sub(last, _rows_stored_exactly(e, row, out_row))
                         middle = e.larger(first, middle)
                         with _each_row(e, *rows, first, middle) as (here, there):
-                            _copy_row(e, here, there, row, _store_whole)
+                            _copy_row(e, here, there, row, WHOLE)
                     with _each_row(e, *rows, middle, last) as (here, there):
-                        _copy_row(e, here, there, row, _store_exact)
+                        _copy_row(e, here, there, row, EXACT)
     e.end(e.largest(e.get(seen, e.bits)))
 
 
@@ -120,7 +124,7 @@ def _copy_element(e: Emitter, here, there, fills: bool, seen) -> None:
         e.store(element, there)
 
 
-def _copy_row(e: Emitter, source, out, row: _Row, store_last) -> None:
+def _copy_row(e: Emitter, source, out, row: _Row, ending: int) -> None:
     """Emit the copy of a row: whole panels, and what is left, vector by vector."""
     builder = e.builder
     here, there = e.variable(source), e.variable(out)
@@ -139,25 +143,14 @@ def _copy_row(e: Emitter, source, out, row: _Row, store_last) -> None:
                 with part:
                     value = e.load_masked(e.get(here), v * e.lanes, mask)
                     note(e, row.seen, value)
-                    store_last(e, value, e.get(there), v * e.lanes, count)
+                    if ending == EXACT:
+                        count = e.smaller(count, e.word(e.lanes))
+                        e.store_first(value, e.get(there), v * e.lanes, count)
+                    else:
+                        e.store(value, e.get(there), v * e.lanes)
                 with nothing:
-                    if store_last is _store_padded:
+                    if ending == PADDED:
                         e.store(e.constant(0.0), e.get(there), v * e.lanes)
-
-
-def _store_padded(e: Emitter, value, out, elements: int, count) -> None:
-    """Emit the store of a vector with zeros beyond the row, where there is room for them."""
-    e.store(value, out, elements)
-
-
-def _store_whole(e: Emitter, value, out, elements: int, count) -> None:
-    """Emit the store of a vector that reaches into rows which are copied later."""
-    e.store(value, out, elements)
-
-
-def _store_exact(e: Emitter, value, out, elements: int, count) -> None:
-    """Emit the store of those elements alone that belong to the row."""
-    e.store_first(value, out, elements, e.smaller(count, e.word(e.lanes)))
 
 
 def note(e: Emitter, seen: ir.Value, value: ir.Value) -> None:

@@ -32,7 +32,7 @@ SKIPS_COLUMNS, SKIPS_ROWS = 1, 2
 # What ``step.packed`` holds. Biases and single columns are in panels always; of other weights,
 # none, all, those in columns that do not fill a panel, or a block at a time, copied by whoever
 # multiplies with it.
-UNPACKED, PACKED, EDGES, PASSING = range(4)
+UNPACKED, PACKED, EDGES, BLOCKWISE = range(4)
 
 WORD_BYTES = 8
 CACHE_LINE = 64
@@ -80,8 +80,8 @@ STEP_FIXED = table(
     "column_list_bytes",
     "row_lists_stride",
     "row_list_bytes",
-    "passing_stride",  # bytes from a thread's block of weights to the next's
-    "passing_depth",  # rows of such a block
+    "weight_block_stride",  # bytes from a thread's block of weights to the next's
+    "weight_block_depth",  # rows of such a block
     # Functions.
     "copy_rows",
     "transpose",
@@ -120,7 +120,7 @@ STEP_MEMORY = table(
     "scratch",
     "column_lists",
     "row_lists",
-    "passing",  # each thread's block of a panel of weights
+    "weight_blocks",  # each thread's block of a panel of weights
     "zeros",
     "scales",
     "unit_squares",  # float64 sums of squares of the units of weights

@@ -26,7 +26,7 @@ class Workspace(NamedTuple):
     gradient_squares: np.ndarray
     column_lists: np.ndarray
     row_lists: np.ndarray
-    passing: np.ndarray
+    weight_blocks: np.ndarray
 
 
 class Copies(NamedTuple):
