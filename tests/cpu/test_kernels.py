@@ -227,7 +227,7 @@ def test_forward_and_pullback_against_the_oracle(build):
 
 # Sizes and batches on either side of every border of every instruction set: panels (4 to 32
 # columns), tiles (1 to 14 rows), tiles of features (4 or 8), blocks of rows (eight of the tallest
-# tile: 32, 48, 112), blocks of k (512) and blocks of summed rows (256).
+# tile: 32, 48, 112), blocks of k (256, and 2,048 with AVX-512) and blocks of summed rows (256).
 BORDERS = [
     ((31, 32, 33), ("tanh", "identity"), 13, 14),
     ((33, 31, 65), ("relu", "identity"), 14, 29),
@@ -241,6 +241,9 @@ BORDERS = [
     ((4, 17, 2), ("tanh", "identity"), 225, 225),
     ((4, 3, 5), ("tanh", "identity"), 31, 64),
     ((3, 5, 4), ("relu", "identity"), 49, 97),
+    ((255, 3, 4), ("relu", "identity"), 7, 7),
+    ((257, 40, 2), ("relu", "identity"), 9, 18),
+    ((2049, 33, 2), ("relu", "identity"), 7, 7),
     ((511, 3, 4), ("tanh", "identity"), 9, 9),
     ((512, 2), ("identity",), 6, 6),
     ((513, 5, 2), ("tanh", "identity"), 15, 15),
