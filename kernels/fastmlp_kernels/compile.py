@@ -29,7 +29,7 @@ from numba.extending import overload, register_jitable
 from fastmlp_kernels.algebra import ACTIVATIONS, OPTIMIZERS, loss_rules
 from fastmlp_kernels.algebra.elementary import FORMS, plus
 from fastmlp_kernels.announcing import compile_or_load, passes
-from fastmlp_kernels.compilers import PartCompiler
+from fastmlp_kernels.compilers import LeafCompiler, PartCompiler
 from fastmlp_kernels.disk_cache import CacheFolder, warn_once
 from fastmlp_kernels.fingerprints import UnknownValueError, identity
 from fastmlp_kernels.shield import shield
@@ -246,7 +246,7 @@ def part(function: Callable, **flags: Any) -> Any:
 
 
 def leaf(
-    function: Callable, name: str, signature: Any, compiler: type[Compiler] = Compiler
+    function: Callable, name: str, signature: Any, compiler: type[Compiler] = LeafCompiler
 ) -> CFunc:
     """Compile a function for callers that know its address, cached on disk under `name`.
 
@@ -267,7 +267,7 @@ def leaf(
             for callee in _closed_over(function):
                 _make_callable(callee)
             kinds = sigutils.normalize_signature(signature)
-            compiled = CFunc(function, kinds, {}, CPU_FLAGS, pipeline_class=compiler)
+            compiled = CFunc(function, kinds, {}, RULE_FLAGS, pipeline_class=compiler)
             with contextlib.suppress(RuntimeError):
                 compiled._cache = StampedCache(function, stamp(), name)
             compiled.compile()

@@ -9,6 +9,7 @@ takes in, and no further. Only the kernel is optimised, once, as a whole.
 from typing import Any
 
 import llvmlite.binding as llvm
+from llvmlite import ir
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
@@ -66,7 +67,46 @@ class PartCompiler(Compiler):
             self.state.library = PartLibrary(target.codegen(), "part")
 
 
-class VectorLibrary(JITCodeLibrary):
+class LeafLibrary(JITCodeLibrary):
+    """Code that is called by its address, and is the C function itself.
+
+    Numba calls a function from within its C function, and says that it is not to be taken in. Each
+    call of a leaf then copied its arguments to the stack a second time.
+    """
+
+    def add_ir_module(self, module: ir.Module) -> None:
+        """Add a module, all of whose calls may be taken in."""
+        for function in module.functions:
+            for block in function.blocks:
+                for each in block.instructions:
+                    if isinstance(each, ir.CallInstr):
+                        each.attributes.discard("noinline")
+        super().add_ir_module(module)
+
+    def _optimize_final_module(self) -> None:
+        for function in self._final_module.functions:
+            if not function.is_declaration and not function.name.startswith("cfunc."):
+                # What nobody else can call is left out once it has been taken in.
+                function.linkage = "internal"
+        self._optimize_as_a_whole()
+
+    def _optimize_as_a_whole(self) -> None:
+        super()._optimize_final_module()
+
+
+class LeafCompiler(Compiler):
+    """Numba's compiler, for leaves."""
+
+    library = LeafLibrary
+
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        super().__init__(typing, target, library, *rest)
+        if library is None:
+            self.state.library = self.library(target.codegen(), "leaf")
+            self.state.library.enable_object_caching()
+
+
+class VectorLibrary(LeafLibrary):
     """Code whose loops become vectors, those of a short known length too.
 
     Numba's passes unroll such a loop first, and what is left is scalar: on AVX2, a row of a panel
@@ -76,18 +116,14 @@ class VectorLibrary(JITCodeLibrary):
     def _optimize_functions(self, module: Any) -> None:
         module.data_layout = self._codegen._data_layout
 
-    def _optimize_final_module(self) -> None:
+    def _optimize_as_a_whole(self) -> None:
         tuning = llvm.create_pipeline_tuning_options(speed_level=3)
         tuning.loop_vectorization, tuning.loop_unrolling = True, False
         passes = llvm.create_pass_builder(self._codegen._tm, tuning)
         passes.getModulePassManager().run(self._final_module, passes)
 
 
-class VectorCompiler(Compiler):
-    """Numba's compiler, for loops that are to be vectors."""
+class VectorCompiler(LeafCompiler):
+    """Numba's compiler, for leaves whose loops are to be vectors."""
 
-    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
-        super().__init__(typing, target, library, *rest)
-        if library is None:
-            self.state.library = VectorLibrary(target.codegen(), "vector")
-            self.state.library.enable_object_caching()
+    library = VectorLibrary

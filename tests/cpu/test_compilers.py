@@ -68,6 +68,16 @@ def made(monkeypatch):
     return found
 
 
+def test_a_leaf_is_the_c_function_itself(made):
+    """A function within it would get all arguments by way of the stack, a second time."""
+    updates.update.__wrapped__("adam", "float32", 16)
+    activation.activation_forward.__wrapped__("tanh", "float32")
+    loss.loss_and_gradient.__wrapped__("softmax_cross_entropy", "float32")
+    assert len(made) == 3
+    for each in made:
+        assert not re.search(r"call .*@_ZN", each.inspect_llvm())
+
+
 @pytest.mark.parametrize("rule", ["relu", "leaky_relu", "elu", "tanh", "exp", "softmax"])
 def test_what_is_computed_in_place_is_stored_whole(rule, made):
     """Also where a number may stay as it is: see `intrinsics.anew`."""
