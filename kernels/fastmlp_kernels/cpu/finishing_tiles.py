@@ -11,7 +11,7 @@ from itertools import product
 from llvmlite import ir
 
 from fastmlp_kernels.algebra import ACTIVATIONS
-from fastmlp_kernels.cpu.microkernels import product_totals
+from fastmlp_kernels.cpu.microkernels import PRODUCT_PARAMETERS, product_tiles
 from fastmlp_kernels.cpu.row_copies import note
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
@@ -64,7 +64,7 @@ def emit_finishing_products(e: Emitter, rows: int, vectors: int) -> None:
 
     Parameters of the functions (all words)
     ---------------------------------------
-    left, panel_stride, right, count, initial, initial_stride, out : as of `emit_product`
+    left, panel_stride, right, count, initial, initial_stride, out, tiles : as of `emit_product`
     kept : address of the tile in the panels that the layer below kept; only the backward tile
         reads it, of A
 
@@ -76,17 +76,18 @@ def emit_finishing_products(e: Emitter, rows: int, vectors: int) -> None:
     """
     for activation, clamp in FINISHES.items():
         for direction in (FORWARD, BACKWARD):
-            *arguments, kept = e.begin(finishing_name(direction, activation, rows, vectors), 8)
-            totals = product_totals(e, rows, vectors, *arguments[:-1])
+            name = finishing_name(direction, activation, rows, vectors)
+            arguments = e.begin(name, PRODUCT_PARAMETERS)
             seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
-            for m, v in product(range(rows), range(VECTORS_PER_PANEL)):
-                # Stored one by one: kept until the end, the results would not leave registers
-                # enough for their own computation.
-                place = m * e.panel + v * e.lanes
-                if v >= vectors:
-                    result = e.constant(0.0)
-                else:
-                    total = e.get(totals[m][v], e.vector)
-                    result = finished(e, direction, clamp, total, (kept, place), seen)
-                e.store(result, arguments[-1], place)
+            with product_tiles(e, rows, vectors, *arguments) as (totals, out, kept):
+                for m, v in product(range(rows), range(VECTORS_PER_PANEL)):
+                    # Stored one by one: kept until the end, the results would not leave registers
+                    # enough for their own computation.
+                    place = m * e.panel + v * e.lanes
+                    if v >= vectors:
+                        result = e.constant(0.0)
+                    else:
+                        total = e.get(totals[m][v], e.vector)
+                        result = finished(e, direction, clamp, total, (kept, place), seen)
+                    e.store(result, out, place)
             e.end(e.largest(e.get(seen, e.bits)))

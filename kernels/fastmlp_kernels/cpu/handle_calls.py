@@ -98,7 +98,7 @@ def _row_of_layer(step, tile, layer, left):
             out = layer.Z + j * stride * item
             call(
                 field_word(tile, index + wide),
-                (left, stride, right, layer.fan_in, bias, 0, out, 0),
+                (left, stride, right, layer.fan_in, bias, 0, out, 0, 1),
             )
     if not finish and layer.value != step.check:
         for j in range(panels_of(step, layer.fan_out)):

@@ -54,9 +54,10 @@ def _product(step, left, right, initial, out, ending, block):
             from_row = left + row * panel * item
             above = here if start > 0 else begin
             rows = panel if start > 0 else 0
-            operands = (from_row, stride, right_j, count, above, rows, here, kept + here - out)
-            seen = max(seen, call(field_word(tile, index + wide), operands))
-            row += tile.rows
+            tiles = (last - row) // tile.rows
+            operands = from_row, stride, right_j, count, above, rows, here, kept + here - out
+            seen = max(seen, call(field_word(tile, index + wide), (*operands, tiles)))
+            row += tiles * tile.rows
     return seen
 
 
@@ -245,16 +246,14 @@ def _sum_unit(step, tile, left, right, rows, features, scratch):
     """
     tile, height = tile
     item, panel, block = step.item, step.panel, step.sum_block
+    tiles = (features + height - 1) // height
     for start in range(0, rows, block):
         count = min(block, rows - start)
-        here = right + start * panel * item
-        for m in range(0, features, height):
-            out = scratch + m * panel * item
-            from_row = left + (start * panel + m) * item
-            if start > 0:
-                call(tile, (from_row, here, count, out, panel, out))
-            else:
-                call(tile, (from_row, here, count, step.zeros, 0, out))
+        here = left + start * panel * item, right + start * panel * item
+        if start > 0:
+            call(tile, (*here, count, scratch, panel, scratch, tiles))
+        else:
+            call(tile, (*here, count, step.zeros, 0, scratch, tiles))
 
 
 @part
@@ -291,7 +290,7 @@ def weight_gradient(step, layer, i, j, left, rows, tile, lists):
     right = layer.delta + j * step.panel_stride * item
     square = tile + panel * item
     if layer.fan_out == 1:
-        call(step.gradient_single, (right, left, rows, step.zeros, 0, square))
+        call(step.gradient_single, (right, left, rows, step.zeros, 0, square, 1))
     elif lists:
         listed_sum(step, i, left, right, (rows, features, columns), square, lists)
     else:

@@ -12,10 +12,14 @@ fused multiply-adds with k ascending, whatever the tile: tiles, blocks and threa
 bit of the result.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 from llvmlite import ir
 
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
+PRODUCT_PARAMETERS = 9
 # Iterations of the sum in one pass of its loop: hides the loop's own instructions.
 UNROLL = 4
 
@@ -28,6 +32,22 @@ def product_name(rows: int, vectors: int) -> str:
 def gradient_name(rows: int, vectors: int) -> str:
     """Return the symbol of a weight-gradient tile."""
     return f"gradient_{rows}x{vectors}"
+
+
+@contextmanager
+def successive(
+    e: Emitter, tiles: ir.Value, places: Sequence[tuple[ir.Value, ir.Value | int]]
+) -> Iterator[list[ir.Value]]:
+    """Emit a loop over tiles; give its body the addresses of each one's arrays.
+
+    `places` holds the first tile's, and the elements from one tile to the next. A tile of few k is
+    done in less time than a call takes.
+    """
+    slots = [e.variable(first) for first, _ in places]
+    with e.repeat(tiles):
+        yield [e.get(slot) for slot in slots]
+        for slot, (_, step) in zip(slots, places, strict=True):
+            e.advance(slot, step)
 
 
 def multiply_rows(e: Emitter, rows: int, vectors: int, left_at, left, right, totals) -> None:
@@ -93,7 +113,7 @@ def fill_narrow(e: Emitter, totals: list, vectors: int) -> list:
 
 
 def emit_product(e: Emitter, rows: int, vectors: int) -> None:
-    """Emit ``product_{rows}x{vectors}``: a tile of a forward or backward-data product.
+    """Emit ``product_{rows}x{vectors}``: tiles of a forward or backward-data product.
 
     Parameters of the function (all words)
     --------------------------------------
@@ -105,16 +125,41 @@ def emit_product(e: Emitter, rows: int, vectors: int) -> None:
         (0 repeats one row: a bias)
     out : address of the tile's first row; may be `initial`
     kept : not read; tiles that end with an activation have it
+    tiles : how many there are, each of the rows after those of the one before; only the tallest
+        tiles are ever more than one, and others do not read it
 
     Notes
     -----
     With fewer vectors than a panel has, the rest of the tile's rows is zero. Cost:
-    ``2 * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused multiply-adds.
+    ``2 * tiles * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused
+    multiply-adds.
     """
-    *operands, out, _ = e.begin(product_name(rows, vectors), 8)
-    totals = product_totals(e, rows, vectors, *operands)
-    store_totals(e, fill_narrow(e, totals, vectors), out)
+    arguments = e.begin(product_name(rows, vectors), PRODUCT_PARAMETERS)
+    with product_tiles(e, rows, vectors, *arguments) as (totals, out, _):
+        store_totals(e, fill_narrow(e, totals, vectors), out)
     e.end()
+
+
+@contextmanager
+def product_tiles(
+    e: Emitter, rows: int, vectors: int, left, panel_stride, right, count, *ending
+) -> Iterator[tuple[list, ir.Value, ir.Value]]:
+    """Emit a loop over tiles of `emit_product`; give its body the variables of one's sums.
+
+    Beside them the addresses of the tile's first row, where it is stored, and in `kept`.
+    """
+    initial, initial_stride, out, kept, tiles = ending
+    if rows < e.target.row_tiles[0]:
+        # Without a loop, whose own registers would have to be saved: 10 % of a step of 2-20-5.
+        operands = left, panel_stride, right, count, initial, initial_stride
+        yield product_totals(e, rows, vectors, *operands), out, kept
+        return
+    size = rows * e.panel
+    begin = initial, e.builder.mul(initial_stride, e.word(rows))
+    with successive(e, tiles, [(left, size), begin, (out, size), (kept, size)]) as places:
+        from_row, above, here, below = places
+        operands = from_row, panel_stride, right, count, above, initial_stride
+        yield product_totals(e, rows, vectors, *operands), here, below
 
 
 def product_totals(
@@ -136,7 +181,7 @@ def product_totals(
 
 
 def emit_gradient(e: Emitter, rows: int, vectors: int) -> None:
-    """Emit ``gradient_{rows}x{vectors}``: a tile of a weight gradient.
+    """Emit ``gradient_{rows}x{vectors}``: tiles of a weight gradient.
 
     Parameters of the function (all words)
     --------------------------------------
@@ -144,17 +189,22 @@ def emit_gradient(e: Emitter, rows: int, vectors: int) -> None:
     right : address of the first row in a panel of dZ
     count : rows summed over
     initial, initial_stride, out : as in `emit_product`
+    tiles : how many there are, each of the features after those of the one before
 
     Notes
     -----
-    Cost: ``2 * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused
+    Cost: ``2 * tiles * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused
     multiply-adds an element, rows ascending.
     """
-    left, right, count, initial, initial_stride, out = e.begin(gradient_name(rows, vectors), 6)
-    totals = load_totals(e, rows, vectors, initial, initial_stride)
-    slots = e.variable(left), e.variable(right)
-    _sum_over(e, rows, vectors, (1, e.panel), *slots, totals, count)
-    store_totals(e, totals, out)
+    arguments = e.begin(gradient_name(rows, vectors), 7)
+    left, right, count, initial, initial_stride, out, tiles = arguments
+    begin = initial, e.builder.mul(initial_stride, e.word(rows))
+    with successive(e, tiles, [(left, rows), begin, (out, rows * e.panel)]) as places:
+        from_feature, above, here = places
+        totals = load_totals(e, rows, vectors, above, initial_stride)
+        slots = e.variable(from_feature), e.variable(right)
+        _sum_over(e, rows, vectors, (1, e.panel), *slots, totals, count)
+        store_totals(e, totals, here)
     e.end()
 
 
