@@ -48,13 +48,14 @@ class Code:
         self.called = set()
         self.random = np.random.default_rng(self.panel)
 
-    def call(self, name, *arguments):
+    def call(self, name, *arguments, tiles=1):
         words = [
             each.ctypes.data if isinstance(each, np.ndarray) else int(each) for each in arguments
         ]
         self.called.add(name)
         # What only those that end with an activation read.
         words += [0] if name.startswith("product_") else []
+        words += [tiles] if re.fullmatch(r"(product|gradient|forward|backward)_.*x\d", name) else []
         kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * len(words))
         return kind(self.addresses[name])(*words)
 
@@ -112,21 +113,41 @@ def tiles(code):
     return list(itertools.product(code.target.row_tiles, (1, 2)))
 
 
+def in_a_call(code, rows):
+    """Return the tiles of so many rows in a call: the tallest ones follow each other."""
+    return 3 if rows == code.target.row_tiles[0] else 1
+
+
+def largest(code, values):
+    return np.abs(values).view(f"i{code.dtype.itemsize}").max()
+
+
 @pytest.mark.parametrize("kind", INITIAL)
 def test_products_are_exact(code, kind):
-    for (rows, vectors), depth in itertools.product(tiles(code), DEPTHS):
-        columns = vectors * code.lanes
+    for (height, vectors), depth in itertools.product(tiles(code), DEPTHS):
+        count, columns = in_a_call(code, height), vectors * code.lanes
+        rows = height * count
         A, B = code.integers(rows, depth), code.integers(depth, columns)
         # Room for more rows: the stride between panels is not the tile's height.
         left, right = code.panels(A, rows + 5), code.panels(B)
         out, memory = code.filled((rows, code.panel), CANARY)
         initial, stride, values = initial_rows(code, kind, rows, columns, out)
-        name = product_name(rows, vectors)
-        code.call(name, left, (rows + 5) * code.panel, right, depth, initial, stride, out)
+        name = product_name(height, vectors)
+        operands = left, (rows + 5) * code.panel, right, depth, initial, stride, out
+        seen = code.call(name, *operands, tiles=count)
         assert np.array_equal(out[:, :columns], A @ B + values), (name, depth)
+        assert seen == largest(code, out), (name, depth)
         # What a narrow tile leaves of a panel is zero: activations work on whole panels.
         assert not out[:, columns:].any(), (name, depth)
         assert untouched(memory, out), (name, depth)
+
+
+def test_only_the_tallest_tiles_are_ever_several():
+    """Others have no loop: what a taller one leaves has to be less than two of them."""
+    for target in INSTRUCTION_SETS:
+        for taller, lower in itertools.pairwise(target.row_tiles):
+            assert taller <= 2 * lower, target.name
+        assert target.row_tiles[-1] == 1, target.name
 
 
 def finished(code, activation, direction, product, kept, columns):
@@ -146,8 +167,9 @@ def finished(code, activation, direction, product, kept, columns):
 @pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
 @pytest.mark.parametrize("activation", FINISHES)
 def test_finishing_products_have_the_bits_of_product_and_leaf(code, activation, direction, special):
-    for (rows, vectors), depth in itertools.product(tiles(code), (1, 4, 17)):
-        columns = vectors * code.lanes
+    for (height, vectors), depth in itertools.product(tiles(code), (1, 4, 17)):
+        count, columns = in_a_call(code, height), vectors * code.lanes
+        rows = height * count
         A, B = code.integers(rows, depth), code.integers(depth, columns)
         left, right = code.panels(A, rows + 5), code.panels(B)
         start = code.panels(code.integers(rows, columns))
@@ -156,14 +178,13 @@ def test_finishing_products_have_the_bits_of_product_and_leaf(code, activation, 
         kept[:, :columns] = code.integers(rows, columns)
         arguments = (left, (rows + 5) * code.panel, right, depth, start, code.panel)
         product, _ = code.filled((rows, code.panel), CANARY)
-        code.call(product_name(rows, vectors), *arguments, product)
+        code.call(product_name(height, vectors), *arguments, product, tiles=count)
         expected = finished(code, activation, direction, product, kept, columns)
         out, memory = code.filled((rows, code.panel), CANARY)
-        name = finishing_name(direction, activation, rows, vectors)
-        seen = code.call(name, *arguments, out, kept)
+        name = finishing_name(direction, activation, height, vectors)
+        seen = code.call(name, *arguments, out, kept, tiles=count)
         assert out.tobytes() == expected.tobytes(), name
-        met = product if direction == FORWARD else expected
-        assert seen == np.abs(met).view(f"i{code.dtype.itemsize}").max(), name
+        assert seen == largest(code, product if direction == FORWARD else expected), name
         assert untouched(memory, out), name
 
 
@@ -171,14 +192,15 @@ def test_finishing_products_have_the_bits_of_product_and_leaf(code, activation, 
 def test_weight_gradients_are_exact(code, kind):
     target = code.target
     sizes = [(target.narrow_feature_tile(code.dtype.name), 1), (target.feature_tile, 2), (1, 2)]
-    for (features, vectors), rows in itertools.product(sizes, DEPTHS):
-        columns = vectors * code.lanes
+    for (height, vectors), rows in itertools.product(sizes, DEPTHS):
+        count, columns = max(1, code.panel // height - 1), vectors * code.lanes
+        features = height * count
         A, B = code.integers(rows, features), code.integers(rows, columns)
         left, right = code.panels(A), code.panels(B)
         out, memory = code.filled((features, code.panel), CANARY)
         initial, stride, values = initial_rows(code, kind, features, columns, out)
-        name = gradient_name(features, vectors)
-        code.call(name, left, right, rows, initial, stride, out)
+        name = gradient_name(height, vectors)
+        code.call(name, left, right, rows, initial, stride, out, tiles=count)
         assert np.array_equal(out[:, :columns], A.T @ B + values), (name, rows)
         assert np.all(out[:, columns:] == CANARY), (name, rows)
         assert untouched(memory, out), (name, rows)
@@ -243,7 +265,7 @@ def test_products_are_rounded_once(code):
 
 def test_a_single_output_is_exact(code):
     """Lanes are inputs: what pads the weights is zero, and what pads the activations is finite."""
-    for depth, rows in itertools.product(DEPTHS, (1, 2, 5)):
+    for depth, rows in itertools.product(DEPTHS, (1, 3, 4, 5, 9)):
         A, w, bias = code.integers(rows, depth), code.integers(depth), code.integers(1)
         left = code.panels(A, rows + 5)
         panels = len(left)
@@ -252,9 +274,11 @@ def test_a_single_output_is_exact(code):
         right[:, 0] = np.pad(w, (0, panels * code.panel - depth)).reshape(panels, -1)
         out, memory = code.filled((rows, code.panel), CANARY)
         strides = (rows + 5) * code.panel, 2 * code.panel
-        code.call("dot_rows", left, strides[0], right, strides[1], panels, rows, bias, out)
+        operands = left, strides[0], right, strides[1], panels, rows, bias, out
+        seen = code.call("dot_rows", *operands)
         assert np.array_equal(out[:, 0], A @ w + bias[0]), (depth, rows)
         assert not out[:, 1:].any() and untouched(memory, out), (depth, rows)
+        assert seen == largest(code, out), (depth, rows)
 
 
 def test_direct_products_have_the_bits_of_packed_ones(code):
@@ -596,15 +620,15 @@ def test_a_row_of_panels_has_the_bits_of_each_panel(code, initial):
             out[:, 0] = start
         if initial == "one row":
             start[1:], stride = start[0], 0
-        expected, largest = np.empty((panels, panel), code.dtype), 0
+        expected, most = np.empty((panels, panel), code.dtype), 0
         for j in range(panels):
             operands = (left, 3 * panel, weights[j], depth, start[j], 0, expected[j])
             # The product's own call adds what it does not read.
             found = code.call(alone, *operands, *([kept[j]] if "product" not in alone else []))
-            largest = max(largest, found)
+            most = max(most, found)
         operands = (left, 3 * panel, weights, (depth + 2) * panel, depth, begins, stride)
         more = [kept] if name != ROW_PRODUCT else []
-        assert code.call(name, *operands, out, 3 * panel, *more) == largest
+        assert code.call(name, *operands, out, 3 * panel, *more) == most
         assert out[:, 0].tobytes() == expected.tobytes(), (name, depth)
         out[:, 0] = CANARY
         assert np.all(out == CANARY) and untouched(memory, out)
@@ -644,7 +668,14 @@ STACK_LOADS = {
 }
 
 
-def spills(text, names, architecture):
+def innermost_loops(body):
+    """Return the parts of a function that end with a jump to their own label."""
+    parts = re.split(r"^(\.?LBB\w+):", body, flags=re.MULTILINE)
+    blocks = zip(parts[1::2], parts[2::2], strict=True)
+    return "".join(code for label, code in blocks if re.search(rf"\s{re.escape(label)}\b", code))
+
+
+def spills(text, names, architecture, where=str):
     """Return how often each function moves vector registers to the stack and back."""
     parts = re.split(r"^_?(\w+):", text, flags=re.MULTILINE)
     bodies = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -652,7 +683,7 @@ def spills(text, names, architecture):
     found = {}
     for name in names:
         count = sum(
-            len(pattern[architecture].findall(bodies[name]))
+            len(pattern[architecture].findall(where(bodies[name])))
             for pattern in (STACK_STORES, STACK_LOADS)
         )
         if count:
@@ -667,14 +698,21 @@ def architecture_of(target):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("target", INSTRUCTION_SETS, ids=lambda target: target.name)
 def test_no_register_is_spilled(target, dtype):
-    """Compiled for its target, whether or not this machine could run it."""
+    """Compiled for its target, whether or not this machine could run it.
+
+    From one of the tallest tiles to the next, the largest magnitude waits on the stack, and
+    constants. Nothing does in a loop over k.
+    """
     architecture = architecture_of(target)
     if architecture not in STACK_STORES:
         pytest.skip(f"how {architecture} writes to its stack is not known here")
     _, names = machine_code.optimized_module(target, dtype)
     text = machine_code.assembly(target, dtype)
     assert re.search(r"%[xyz]mm\d" if architecture == "x86_64" else r"\bv\d+\.", text)
-    assert spills(text, names, architecture) == {}
+    assert spills(text, names, architecture, innermost_loops) == {}
+    tallest = re.compile(rf"(product|forward|backward)_.*{target.row_tiles[0]}x2")
+    for name, count in spills(text, names, architecture).items():
+        assert tallest.fullmatch(name) and count <= 8, (name, count)
 
 
 @pytest.mark.parametrize("emit", [emit_product, emit_listed_product])
@@ -694,4 +732,5 @@ def test_a_tile_that_is_too_tall_is_seen_to_spill(monkeypatch, target, dtype, em
 
     monkeypatch.setattr(machine_code, "emit_all", too_tall)
     text = machine_code.assembly(target, dtype)
-    assert spills(text, [name], architecture_of(target))[name] > 10
+    for where in (str, innermost_loops):
+        assert spills(text, [name], architecture_of(target), where)[name] > 10

@@ -94,7 +94,8 @@ def _backward(step, first, last, hyper):
     panel, stride = step.panel, step.panel_stride
     top = top_layer(step)
     seen = spread_rows(step, step.output_gradient, first, last, columns, top.delta)
-    for j in range((columns + panel - 1) // panel):
+    # Where the slope is 1, nothing is to be multiplied, and all has been seen.
+    for j in range(0 if top.slope == step.unit_slope else panels_of(step, columns)):
         offset = (j * stride + first * panel) * item
         kept, delta = top.kept + offset, top.delta + offset
         seen = max(seen, call(top.slope, (kept, delta, (last - first) * panel)))
@@ -109,7 +110,7 @@ def _backward(step, first, last, hyper):
     if step.stages & INPUT_GRADIENT:
         out, columns = step.input_delta, step.input_columns
         layer = layer_of(step, 0)
-        linear_backward(step, layer, first, last, out, step.inputs, step.check, 0)
+        linear_backward(step, layer, first, last, out, step.inputs, step.unit_slope, 0)
         collect_rows(step, out, first, last, columns, step.input_gradient_rows)
     return seen
 

@@ -270,6 +270,7 @@ class Layout:
             "sum_losses": sum_losses(dtype),
             "sum_squares": sum_losses("float64"),
             "check": activation_forward("identity", dtype),
+            "unit_slope": activation_backward("identity", dtype),
             "loss_rule": loss_and_gradient(problem.rule, dtype),
         }
         # A leaf takes a second to compile, or a part of one. Few problems call these.

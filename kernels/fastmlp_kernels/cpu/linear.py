@@ -25,7 +25,7 @@ def _product(step, left, right, initial, out, ending, block):
     """Write ``left @ right`` plus the initial row: a block of rows, of k and of column panels.
 
     `ending` is an index in the tiles, and where the layer below keeps its activation, for tiles
-    that end with one: those return the largest magnitude that they met, and others 0.
+    that end with one. Returns the largest magnitude met.
     """
     right, right_stride, columns = right
     initial, initial_stride = initial
@@ -100,13 +100,13 @@ def _finish(step, leaf, kept, data, block):
 
 @part
 def dot_rows(step, layer, left, first, last):
-    """Compute Z of a layer with one output, inputs in the lanes: a panel has room for many."""
+    """Compute Z of a layer with one output, inputs in the lanes; return the largest magnitude."""
     item, panel = step.item, step.panel
     left, out = (left + first * panel * item), (layer.Z + first * panel * item)
     panels = panels_of(step, layer.fan_in)
     right, stride = layer.transposed, layer.transposed_stride
     weights = (left, step.panel_stride, right, stride, panels)
-    call(step.dot_rows, weights + (last - first, layer.B, out))
+    return call(step.dot_rows, weights + (last - first, layer.B, out))
 
 
 @part
@@ -135,9 +135,13 @@ def linear_forward(step, layer, left, block, lists):
     ``(fan_in + 1) u (|A| |W| + |b|)``. Source: the derivation sheet, ``z = W x + b``.
     """
     first, last, first_panel, last_panel = block
+    # Where it is, the product has seen all that the activation's leaf would look at.
+    identity = layer.value == step.check
     seen = 0
     if layer.fan_out == 1:
-        dot_rows(step, layer, left, first, last)
+        seen = dot_rows(step, layer, left, first, last)
+        if identity:
+            return seen
     elif step.packed == UNPACKED:
         direct_rows(step, layer, left, first, last)
     elif lists:
@@ -146,6 +150,7 @@ def linear_forward(step, layer, left, block, lists):
         depth, finish = layer.fan_in, layer.value_tile
         if step.packed == EDGES:
             first_panel, finish = direct_panels(step, layer, left, first, last), 0
+            identity = False
         weights = layer.W, layer.W_stride, layer.fan_out
         bias = layer.B, step.panel
         for start in range(0, depth, step.depth_block):
@@ -153,7 +158,7 @@ def linear_forward(step, layer, left, block, lists):
             ending = finish if finish and start + count == depth else PLAIN_TILE, 0
             here = first, last, start, count, first_panel, last_panel
             seen = _product(step, left, weights, bias, layer.Z, ending, here)
-        if finish:
+        if finish or identity:
             return seen
     if step.claims and layer.value == step.check:
         # Nobody asks how large predictions are.
@@ -233,7 +238,7 @@ def linear_backward(step, layer, first, last, dA, kept, slope, finish):
         here = first, last, start, count, 0, panels
         zeros = step.zeros, 0
         seen = _product(step, layer.delta, weights, zeros, dA, ending, here)
-    if finish:
+    if finish or slope == step.unit_slope:
         return seen
     return _finish(step, slope, kept, dA, (first, last, 0, panels))
 

@@ -12,11 +12,13 @@ fused multiply-adds with k ascending, whatever the tile: tiles, blocks and threa
 bit of the result.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from llvmlite import ir
 
+from fastmlp_kernels.cpu.row_copies import note
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
 PRODUCT_PARAMETERS = 9
@@ -130,14 +132,17 @@ def emit_product(e: Emitter, rows: int, vectors: int) -> None:
 
     Notes
     -----
-    With fewer vectors than a panel has, the rest of the tile's rows is zero. Cost:
-    ``2 * tiles * rows * vectors * lanes * count`` flops. Accuracy: one chain of fused
-    multiply-adds.
+    Returns the largest magnitude stored, as bits. With fewer vectors than a panel has, the rest of
+    the tile's rows is zero. Cost: ``2 * tiles * rows * vectors * lanes * count`` flops. Accuracy:
+    one chain of fused multiply-adds.
     """
     arguments = e.begin(product_name(rows, vectors), PRODUCT_PARAMETERS)
+    seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
     with product_tiles(e, rows, vectors, *arguments) as (totals, out, _):
+        for slot in itertools.chain.from_iterable(totals):
+            note(e, seen, e.get(slot, e.vector))
         store_totals(e, fill_narrow(e, totals, vectors), out)
-    e.end()
+    e.end(e.largest(e.get(seen, e.bits)))
 
 
 @contextmanager
@@ -304,31 +309,37 @@ def emit_dot_rows(e: Emitter) -> None:
 
     Notes
     -----
-    Lanes are inputs, so that the padding of both operands is multiplied: that of the weights is
-    zero, that of the activations finite. Cost: ``2 * rows * panels * panel`` flops. Accuracy: one
-    sum a lane, panels ascending, and then the lanes by halves; the same for any rows beside it.
+    Returns the largest magnitude stored, as bits. Lanes are inputs, so that the padding of both
+    operands is multiplied: that of the weights is zero, that of the activations finite. Cost:
+    ``2 * rows * panels * panel`` flops. Accuracy: one sum a lane, panels ascending, and then the
+    lanes by halves; the same for any rows beside it.
     """
     arguments = e.begin("dot_rows", 8)
     left, panel_stride, right, right_stride, panels, rows, initial, out = arguments
-    zero = ir.Constant(e.vector, [0.0] * e.lanes)
-    bias = e.load(initial, 0, e.scalar)
+    bias, zero = e.load(initial, 0, e.scalar), e.constant(0.0)
+    seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
     row_left, row_out = e.variable(left), e.variable(out)
-    with e.repeat(rows):
-        here, weights = e.variable(e.get(row_left)), e.variable(right)
-        totals = [e.variable(zero) for _ in range(VECTORS_PER_PANEL)]
-        with e.repeat(panels):
-            for v, slot in enumerate(totals):
-                a = e.load(e.get(here), v * e.lanes)
-                w = e.load(e.get(weights), v * e.lanes)
-                e.put(slot, e.multiply_add(a, w, e.get(slot, e.vector)))
-            e.advance(here, panel_stride)
-            e.advance(weights, right_stride)
-        total = e.builder.fadd(*(e.get(slot, e.vector) for slot in totals))
-        result = e.builder.fadd(_sum_lanes(e, total), bias)
-        first = ir.Constant(ir.IntType(32), 0)
-        e.store(e.builder.insert_element(zero, result, first), e.get(row_out))
-        for v in range(1, VECTORS_PER_PANEL):
-            e.store(zero, e.get(row_out), v * e.lanes)
-        e.advance(row_left, e.panel)
-        e.advance(row_out, e.panel)
-    e.end()
+    fours = e.builder.udiv(rows, e.word(UNROLL)), e.builder.urem(rows, e.word(UNROLL))
+    for height, count in zip((UNROLL, 1), fours, strict=True):
+        with e.repeat(count):
+            here, weights = e.variable(e.get(row_left)), e.variable(right)
+            totals = [[e.variable(zero) for _ in range(VECTORS_PER_PANEL)] for _ in range(height)]
+            with e.repeat(panels):
+                for v in range(VECTORS_PER_PANEL):
+                    w = e.load(e.get(weights), v * e.lanes)
+                    for m in range(height):
+                        slot, a = totals[m][v], e.load(e.get(here), m * e.panel + v * e.lanes)
+                        e.put(slot, e.multiply_add(a, w, e.get(slot, e.vector)))
+                e.advance(here, panel_stride)
+                e.advance(weights, right_stride)
+            for m, row in enumerate(totals):
+                total = e.builder.fadd(*(e.get(slot, e.vector) for slot in row))
+                result = e.builder.fadd(_sum_lanes(e, total), bias)
+                vector = e.builder.insert_element(zero, result, ir.Constant(ir.IntType(32), 0))
+                note(e, seen, vector)
+                e.store(vector, e.get(row_out), m * e.panel)
+                for v in range(1, VECTORS_PER_PANEL):
+                    e.store(zero, e.get(row_out), m * e.panel + v * e.lanes)
+            e.advance(row_left, height * e.panel)
+            e.advance(row_out, height * e.panel)
+    e.end(e.largest(e.get(seen, e.bits)))

@@ -1,6 +1,6 @@
 """Copies of rows, between row-major matrices and panels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -62,19 +62,28 @@ def emit_copy_rows(e: Emitter) -> None:
                 e.mask(builder.sub(tail, e.word(v * e.lanes))) for v in range(VECTORS_PER_PANEL)
             ]
             row = _Row(columns, source_panel, out_panel, tail, masks, seen)
-            with builder.if_else(pads) as (padding, exact):
-                with padding, _each_row(e, *rows, first, last) as (here, there):
-                    _copy_row(e, here, there, row, PADDED)
-                with exact:
-                    middle = first
-                    if not e.target.mask_registers:
-                        middle = builder.sub(last, _rows_stored_exactly(e, row, out_row))
-                        middle = e.larger(first, middle)
-                        with _each_row(e, *rows, first, middle) as (here, there):
-                            _copy_row(e, here, there, row, WHOLE)
-                    with _each_row(e, *rows, middle, last) as (here, there):
-                        _copy_row(e, here, there, row, EXACT)
+            narrow = builder.icmp_signed("<=", columns, e.word(e.lanes))
+            with builder.if_else(narrow) as (one_vector, more):
+                for way, copy in ((one_vector, _copy_narrow_row), (more, _copy_row)):
+                    with way:
+                        _copy_rows(e, rows, first, last, row, pads, copy)
     e.end(e.largest(e.get(seen, e.bits)))
+
+
+def _copy_rows(e: Emitter, rows, first, last, row: _Row, pads, copy: Callable) -> None:
+    """Emit the loops over rows of several columns, by what each of them is copied with."""
+    with e.builder.if_else(pads) as (padding, exact):
+        with padding, _each_row(e, *rows, first, last) as (here, there):
+            copy(e, here, there, row, PADDED)
+        with exact:
+            middle = first
+            if not e.target.mask_registers:
+                middle = e.builder.sub(last, _rows_stored_exactly(e, row, rows[-1]))
+                middle = e.larger(first, middle)
+                with _each_row(e, *rows, first, middle) as (here, there):
+                    copy(e, here, there, row, WHOLE)
+            with _each_row(e, *rows, middle, last) as (here, there):
+                copy(e, here, there, row, EXACT)
 
 
 def _rows_stored_exactly(e: Emitter, row: _Row, out_row: ir.Value) -> ir.Value:
@@ -136,21 +145,34 @@ def _copy_row(e: Emitter, source, out, row: _Row, ending: int) -> None:
         e.advance(here, row.source_panel)
         e.advance(there, row.out_panel)
     with builder.if_then(builder.icmp_signed(">", row.tail, e.word(0))):
-        for v, mask in enumerate(row.masks):
+        for v in range(VECTORS_PER_PANEL):
             count = builder.sub(row.tail, e.word(v * e.lanes))
             some = builder.icmp_signed(">", count, e.word(0))
             with builder.if_else(some) as (part, nothing):
                 with part:
-                    value = e.load_masked(e.get(here), v * e.lanes, mask)
-                    note(e, row.seen, value)
-                    if ending == EXACT:
-                        count = e.smaller(count, e.word(e.lanes))
-                        e.store_first(value, e.get(there), v * e.lanes, count)
-                    else:
-                        e.store(value, e.get(there), v * e.lanes)
+                    _copy_part(e, e.get(here), e.get(there), v, row, ending)
                 with nothing:
                     if ending == PADDED:
                         e.store(e.constant(0.0), e.get(there), v * e.lanes)
+
+
+def _copy_narrow_row(e: Emitter, source, out, row: _Row, ending: int) -> None:
+    """Emit the copy of a row of at most one vector: no loop, and half of the instructions."""
+    _copy_part(e, source, out, 0, row, ending)
+    if ending == PADDED:
+        for v in range(1, VECTORS_PER_PANEL):
+            e.store(e.constant(0.0), out, v * e.lanes)
+
+
+def _copy_part(e: Emitter, source, out, v: int, row: _Row, ending: int) -> None:
+    """Emit the copy of what a row has in vector v of its last panel: some elements, or all."""
+    value = e.load_masked(source, v * e.lanes, row.masks[v])
+    note(e, row.seen, value)
+    if ending == EXACT:
+        count = e.smaller(e.builder.sub(row.tail, e.word(v * e.lanes)), e.word(e.lanes))
+        e.store_first(value, out, v * e.lanes, count)
+    else:
+        e.store(value, out, v * e.lanes)
 
 
 def note(e: Emitter, seen: ir.Value, value: ir.Value) -> None:

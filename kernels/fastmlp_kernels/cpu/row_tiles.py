@@ -8,6 +8,7 @@ from llvmlite import ir
 
 from fastmlp_kernels.cpu.finishing_tiles import BACKWARD, FINISHES, FORWARD, finished
 from fastmlp_kernels.cpu.microkernels import UNROLL
+from fastmlp_kernels.cpu.row_copies import note
 from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 
 PANELS_OF_A_ROW = 4
@@ -53,10 +54,12 @@ def emit_row_products(e: Emitter) -> None:
             stored, below = e.address(out, here), e.address(kept, here)
             for v, slot in enumerate(vectors):
                 result = e.get(slot, e.vector)
-                if clamp is not None:
+                if clamp is None:
+                    note(e, seen, result)
+                else:
                     result = finished(e, direction, clamp, result, (below, v * e.lanes), seen)
                 e.store(result, stored, v * e.lanes)
-        e.end(e.largest(e.get(seen, e.bits)) if clamp is not None else None)
+        e.end(e.largest(e.get(seen, e.bits)))
 
 
 def _totals(e: Emitter, left, panel_stride, right, right_stride, count, initial, initial_stride):

@@ -101,7 +101,8 @@ STEP_FIXED = table(
     "clip_scale",
     "dropout_copy",
     "dropout_in_place",
-    "check",
+    "check",  # the identity's leaf, which changes nothing and returns the largest magnitude
+    "unit_slope",  # and that of its slope
 )
 
 # Of a step: the arrays of a program.
