@@ -64,9 +64,10 @@ def emit_finishing_products(e: Emitter, rows: int, vectors: int) -> None:
 
     Parameters of the functions (all words)
     ---------------------------------------
-    left, panel_stride, right, count, initial, initial_stride, out, tiles : as of `emit_product`
+    left, panel_stride, right, count, initial, initial_stride, out : as of `emit_product`
     kept : address of the tile in the panels that the layer below kept; only the backward tile
         reads it, of A
+    tiles : as of `emit_product`
 
     Notes
     -----
