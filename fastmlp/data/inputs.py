@@ -23,10 +23,11 @@ BLOCK_BYTES = 1 << 20
 
 def straight(X: Array, columns: int, dtype: DType) -> bool:
     """Return whether an array of at least one row is what kernels read: then nothing is copied."""
-    if X.dtype is not dtype or X.ndim != 2:
+    shape = X.shape
+    if X.dtype is not dtype or len(shape) != 2 or shape[1] != columns:
         return False
     flags = X.flags
-    return X.shape[1] == columns and len(X) > 0 and flags.c_contiguous and flags.aligned
+    return shape[0] > 0 and flags.c_contiguous and flags.aligned
 
 
 class Inputs:

@@ -167,10 +167,13 @@ class Shelf:
     ----------
     plan : Plan
         Of all its programs.
+    on_host : bool
+        Whether they compute in the host's memory.
     """
 
     def __init__(self, chosen: Plan, build: Callable[[], Program]) -> None:
         self.plan, self._build = chosen, build
+        self.on_host = chosen.kernel.device == "cpu"
         # Both ends of a list are moved by one instruction: threads need no lock here.
         self._idle: list[tuple[Plan, Program]] = []
         self._made: weakref.WeakSet[Program] = weakref.WeakSet()
@@ -252,7 +255,7 @@ class Programs:
         # Up to the next power of two: predictions of every length then share a few programs.
         bits = (rows - 1).bit_length()
         found = self._predicting.get(bits)
-        if found is not None and found[0] == where:
+        if found is not None and (found[0] is where or found[0] == where):
             return found[1]
         shelf = self.shelf(1 << bits, min(1 << bits, CHUNK_ROWS), where)
         self._predicting[bits] = where, shelf

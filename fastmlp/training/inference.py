@@ -46,13 +46,12 @@ def predict(
     """
     rows = len(X)
     shelf = programs.predicting(rows, where)
-    on_host = shelf.plan.kernel.device == "cpu"
-    if not on_host and isinstance(X, Inputs):
+    if not shelf.on_host and isinstance(X, Inputs):
         X = X.checked()
     if out is None:
         out = np.empty((*parameters.shape[:-1], rows, outputs), dtype=parameters.dtype)
     plan, program = pair = shelf.take()
-    if on_host:
+    if shelf.on_host:
         found = _predict_here(parameters, program, X, out, shelf.busy())
     else:
         with guarded(plan.kernel.device, "predict"):
@@ -74,7 +73,7 @@ def predict_array(
         return None
     rows = len(X)
     shelf = programs.predicting(rows, where)
-    if shelf.plan.kernel.device != "cpu":
+    if not shelf.on_host:
         return None
     out = np.empty((rows, sizes[-1]), parameters.dtype)
     pair = shelf.take()

@@ -41,6 +41,8 @@ from fastmlp_kernels.problem import CONTROL_WORDS, STATUS, STOP, Machine, Proble
 
 # Rows up to which a prediction reads the weights where they are, and a forward pass.
 DIRECT_ROWS, FEW_ROWS = 32, 4
+# Predictions that begin with weights as the caller has them, without a link and with one.
+PREDICTIONS = tuple(("predict", link, True) for link in (False, True))
 # Multiply-adds of a prediction between two looks at signals: some hundredths of a second.
 PIECE = 10**9
 # Words of the optimizer's state, slot by slot.
@@ -244,9 +246,13 @@ class FusedProgram(Layout):
 
     def predict(self, parameters, X, out, link, share=1, unchanged=False):
         """See `Program.predict`."""
-        kept, rows, piece = self._kept, len(X), self._piece
-        # Looked up here, as in `set_epoch`.
-        if kept.get(at.parameters) is not parameters:
+        rows, piece = len(X), self._piece
+        known = self._kept.get(at.parameters) is parameters
+        if known and rows <= FEW_ROWS and self._settled is PREDICTIONS[link]:
+            # A call like the one before: a row of a small network takes less than what follows.
+            if found := predict_rows(self.table, id(X), id(out), 1):
+                return found & FINITE != 0
+        if not known:
             self._settled, unchanged = (), False
             self._keep(at.parameters, parameters, self._count)
         threads = 1
@@ -261,13 +267,13 @@ class FusedProgram(Layout):
         # Ctrl-C is heard between two pieces.
         for start in range(0, rows, piece):
             part = slice(start, start + piece)
-            good = self._predict(X[part], out[part], link, threads, unchanged) and good
-            unchanged = True
+            good &= self._predict(X[part], out[part], link, threads, unchanged or start > 0)
         return good
 
     def _predict(self, X, out, link, threads, unchanged):
         # The weights are in panels already, unless the last rows were so few.
-        kind = ("predict", link, not (unchanged and self.words.item(at.packed) == PACKED))
+        packs = not (unchanged and self.words.item(at.packed) == PACKED)
+        kind = PREDICTIONS[link] if packs else ("predict", link, False)
         if kind != self._settled:
             self._settle_prediction(kind)
         if threads > 1:
