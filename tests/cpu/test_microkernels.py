@@ -412,6 +412,16 @@ def test_rows_are_copied_out_of_panels(code):
         assert np.all(out[[0, 5]] == CANARY) and untouched(memory, out), columns
 
 
+@pytest.mark.parametrize("padded", [0, 1])
+def test_rows_of_no_columns_write_nothing(code, padded):
+    source, order = code.integers(6, 4), np.arange(6, dtype=np.int64)
+    out, memory = code.filled((6, code.panel), CANARY)
+    for out_row in 0, code.panel:
+        into = out, out_row, code.panel, padded
+        assert code.call("copy_rows", source, order, 0, 6, 0, 4, code.panel, *into) == 0
+        assert np.all(memory == CANARY)
+
+
 @pytest.mark.parametrize("special", [None, -1e30, np.inf, -np.inf, np.nan])
 def test_copies_report_the_largest_magnitude(code, special):
     for columns in DEPTHS:

@@ -62,7 +62,8 @@ def emit_copy_rows(e: Emitter) -> None:
                 e.mask(builder.sub(tail, e.word(v * e.lanes))) for v in range(VECTORS_PER_PANEL)
             ]
             row = _Row(columns, source_panel, out_panel, tail, masks, seen)
-            narrow = builder.icmp_signed("<=", columns, e.word(e.lanes))
+            # Of no columns at all nothing is written.
+            narrow = builder.icmp_unsigned("<", builder.sub(columns, e.word(1)), e.word(e.lanes))
             with builder.if_else(narrow) as (one_vector, more):
                 for way, copy in ((one_vector, _copy_narrow_row), (more, _copy_row)):
                     with way:
