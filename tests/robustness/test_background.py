@@ -1,5 +1,6 @@
 """Work that nobody waits for: done in order, by one thread, which leaves nothing behind."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -8,13 +9,23 @@ import time
 import pytest
 
 from fastmlp_kernels import background
+from tests.robustness.attacks import (
+    Tally,
+    assert_withstood,
+    begin,
+    nobody_stays,
+    own_threads,
+    run_attack,
+)
+from tests.robustness.test_interruptions import Stepper
 
 
 def _ended():
     deadline = time.monotonic() + 60
-    while background._at_work and time.monotonic() < deadline:
+    # In this order: a piece that has been taken is at work.
+    while (background._pieces or background._at_work) and time.monotonic() < deadline:
         time.sleep(0.001)
-    return not background._at_work
+    return not (background._pieces or background._at_work)
 
 
 def test_pieces_are_done_in_order_by_one_thread_that_is_no_daemon():
@@ -72,8 +83,30 @@ def test_nothing_is_done_where_no_thread_starts(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(background.threading, "Thread", refuse)
         background.later(lambda: done.append(1))
+        assert _ended()
     background.later(lambda: done.append(2))
     assert _ended() and done == [2]
+
+
+def attack_the_asking():
+    """Interrupt `later` wherever signals are heard: the next piece is done, nobody stays behind."""
+    stepper, tally = Stepper(), Tally()
+    for place in itertools.count():
+        begin(f"place {place}")
+        if not stepper.call(lambda: background.later(lambda: None), KeyboardInterrupt, place):
+            break
+        done = threading.Event()
+        background.later(done.set)
+        tally.check("the next piece", done.wait(20), stepper.where)
+        tally.check("the end", _ended(), stepper.where)
+    # One that never begins would keep the process from its end.
+    tally.check("nobody stays", nobody_stays() and not own_threads(begun=False))
+    return tally
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="attacks are for POSIX")
+def test_an_interrupt_of_who_asks_keeps_no_later_piece_from_being_done():
+    assert_withstood(run_attack(attack_the_asking))
 
 
 def test_a_process_ends_after_the_piece_at_work(child_environment):
