@@ -392,16 +392,36 @@ def test_accel_finds_modules_where_python_finds_them(tmp_path, child_environment
     assert run("-m", "fastmlp.accel") == run()
 
 
-# Interrupted at whatever moment: the import of Numba, of kernels, their compilation.
-INTERRUPTED = """
-import ctypes, importlib, json, random, signal, sys, time
+# Work that goes on when a handler raises, and whether the call is left before that work ends: no
+# time says so on a machine that is busy.
+HANDLER = """
+import importlib, json, random, signal
+from fastmlp_kernels import shield as module
 from fastmlp_kernels.shield import shield
 moments = random.Random(SEED)
-raised = [0.0]
+at_work, counts = [], {"interrupted": 0, "at_work": 0, "left": 0}
 
 def interrupt(number, frame):
-    raised[0] = time.monotonic()
+    at_work[:] = module._at_work.values()
     raise KeyboardInterrupt
+
+def count():
+    counts["interrupted"] += 1
+    counts["at_work"] += len(at_work) > 0
+    counts["left"] += any(lock.locked() for lock in at_work)
+
+signal.signal(signal.SIGALRM, interrupt)
+"""
+
+
+def left_at_once(found):
+    """Return whether interrupts of shielded work have left its caller before the work's end."""
+    return found["interrupted"] >= found["at_work"] > 0 and 2 * found["left"] > found["at_work"]
+
+
+# Interrupted at whatever moment: the import of Numba, of kernels, their compilation.
+INTERRUPTED = f"""{HANDLER}
+import ctypes
 
 def fit():
     tiny = shield(lambda: importlib.import_module("tiny"))
@@ -409,22 +429,20 @@ def fit():
     kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
     return values + [kind(tiny.times(5))(7), kind(tiny.times(6))(7)]
 
-signal.signal(signal.SIGALRM, interrupt)
-latest, interrupted, values = 0.0, 0, None
-while values is None and interrupted < 30:
+values = None
+while values is None and counts["interrupted"] < 30:
     try:
         # The first one comes early: later the call may be over.
-        longest = LONGEST if interrupted else 0.02
+        longest = LONGEST if counts["interrupted"] else 0.02
         signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, longest))
         values = fit()
         signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
-        latest = max(latest, time.monotonic() - raised[0])
-        interrupted += 1
+        count()
 # Another thread may have been given the last signal: it would be heard only now.
 signal.signal(signal.SIGALRM, signal.SIG_IGN)
 values = fit()
-print(json.dumps({"values": values, "interrupted": interrupted, "latest": latest}))
+print(json.dumps(dict(counts, values=values)))
 """
 
 
@@ -437,20 +455,13 @@ def test_an_interrupt_of_a_cold_first_call_tears_nothing(place, seed):
     source = INTERRUPTED.replace("SEED", str(seed)).replace("LONGEST", str(longest))
     found, _ = place.run(source)
     assert found["values"] == RIGHT
-    assert found["interrupted"] and found["latest"] < 1.0
+    assert left_at_once(found), found
 
 
-COLD_PROGRAM = """
-import importlib, json, random, signal, sys, time
+COLD_PROGRAM = f"""{HANDLER.replace("SEED", "1")}
 import numpy
-from fastmlp_kernels.shield import shield
 from fastmlp_kernels.problem import Problem
 from tests.samples import sample
-moments, raised = random.Random(1), [0.0]
-
-def interrupt(number, frame):
-    raised[0] = time.monotonic()
-    raise KeyboardInterrupt
 
 def fit():
     program_module = shield(lambda: importlib.import_module("fastmlp_kernels.cpu.program"))
@@ -459,18 +470,16 @@ def fit():
     program_module.FusedProgram(problem).epoch(*data.arguments())
     return data.losses.tolist()
 
-signal.signal(signal.SIGALRM, interrupt)
-latest, interrupted, losses = 0.0, 0, None
-while losses is None and interrupted < 50:
+losses = None
+while losses is None and counts["interrupted"] < 50:
     try:
         signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, 0.6))
         losses = fit()
         signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
-        latest = max(latest, time.monotonic() - raised[0])
-        interrupted += 1
+        count()
 signal.signal(signal.SIGALRM, signal.SIG_IGN)
-print(json.dumps({"equal": fit() == fit(), "interrupted": interrupted, "latest": latest}))
+print(json.dumps(dict(counts, equal=fit() == fit())))
 """
 
 
@@ -478,4 +487,5 @@ print(json.dumps({"equal": fit() == fit(), "interrupted": interrupted, "latest":
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="interrupts by a timer")
 def test_interrupts_of_a_cold_first_epoch_tear_nothing(place):
     found, _ = place.run(COLD_PROGRAM)
-    assert found["equal"] and found["interrupted"] >= 5 and found["latest"] < 1.0
+    assert found["equal"] and found["interrupted"] >= 5
+    assert left_at_once(found), found
