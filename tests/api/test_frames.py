@@ -84,7 +84,7 @@ def test_copies_and_members_remember_the_columns():
 def test_a_fit_on_an_array_remembers_nothing():
     model = MLP([4, 3, 1])
     model.fit(X, Y, batch_size=4, epochs=1)
-    model.predict(table(OTHER_ORDER))
+    assert np.array_equal(model.predict(table(OTHER_ORDER)), model.predict(X))
 
 
 def test_names_that_are_no_text_are_no_names():
