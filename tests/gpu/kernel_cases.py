@@ -317,7 +317,7 @@ def test_weight_gradient_notes_what_is_not_finite(tiles, dtype, rows, bad):
             assert status.tolist() == [0, 0, noted]
 
 
-# Those without a link have one kernel in common.
+# Those without a link have the code of one kernel in common.
 LINKED = [loss for loss in EVERY_LOSS if LOSSES[loss].link is not None]
 
 
@@ -337,6 +337,15 @@ def test_predict_rows(tiles, dtype, loss):
         expected = powers / powers.sum(axis=1, keepdims=True)
     error = 40 * Precision(dtype).unit * np.abs(expected)
     compare_rows(given, Bounded(expected, error), "predictions")
+
+
+@pytest.mark.parametrize("loss", [loss for loss in EVERY_LOSS if LOSSES[loss].link is None])
+def test_no_other_loss_changes_predictions(loss):
+    """In one size of blocks and one dtype: each would be compiled once more."""
+    rows, tiles, A = 3, TILES[-1], normal((3, 4), "float32", scale=2.0)
+    given = padded(A)
+    over(tiles, build(tiles, link=loss).predict_rows, rows, given, rows)
+    assert given[:rows].tobytes() == A.tobytes()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
