@@ -1,11 +1,14 @@
 """The benchmarks measure what they say: who is wrong is refused, and everybody has his turn."""
 
+import importlib
+import pkgutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import benchmarks
 from benchmarks import cases, peak, peers, servers, validation, workers
 from benchmarks.baselines import Entry
 from benchmarks.ours import Fastmlp, FastmlpStep, choices, machine_with, problem
@@ -25,6 +28,15 @@ OURS = Entry("fastmlp", kernel=CPU_KERNELS[0].name)
 
 def expected(case):
     return validation.expected_parameters(case)
+
+
+MODULES = [each.name for each in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_is_imported(name):
+    """Those that are started alone too, which nothing else imports. Peers are imported later."""
+    assert importlib.import_module(name).__doc__
 
 
 # --- the cases and the oracle ---------------------------------------------------------------
