@@ -65,7 +65,8 @@ class Setting:
     def name(self) -> str:
         """The provider with its setting, for a table's cell."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        if self.provider in DECIDE_THEMSELVES and self.threads > 1:
+        decides = self.provider in DECIDE_THEMSELVES or (self.role == "ours" and self.chosen)
+        if decides and self.threads > 1:
             threads = f"at most {threads}"
         jobs = f"{self.jobs} jobs" if self.jobs > 1 else ""
         return f"{self.provider} ({', '.join(filter(None, (self.kernel, jobs, threads)))})"

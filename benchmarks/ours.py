@@ -199,10 +199,11 @@ def problem(case: Case) -> Any:
 
 
 def machine_with(entry: Entry, asked: Any) -> Any:
-    """Return this machine, on which a CPU kernel runs `asked` on just the entry's threads.
+    """Return this machine, on which a CPU kernel runs `asked` on the entry's threads.
 
-    A kernel takes fewer than it may where they would not pay. Regret is measured against all
-    numbers, so here a thread is said to cost nothing; what dispatch would take is in `choices`.
+    What dispatch chooses runs as it does for users: it tries one thread too, where that is
+    predicted to take not much longer. Regret is measured against all numbers, so that all others
+    are forced: there a thread is said to cost nothing.
     """
     from fastmlp.device.machine import detect
     from fastmlp_kernels.cpu import best_threads
@@ -210,7 +211,7 @@ def machine_with(entry: Entry, asked: Any) -> Any:
     if entry.device != "cpu":
         return detect()
     machine = replace(detect(), cores=entry.threads)
-    if entry.threads > 1:
+    if entry.threads > 1 and not entry.chosen:
         machine = replace(machine, cpu_barrier_seconds=0.0, cpu_thread_seconds=0.0)
     if best_threads(asked, machine) != entry.threads:
         raise RuntimeError(f"threads: {entry.threads} could not be forced upon {entry.kernel}")

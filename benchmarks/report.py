@@ -300,7 +300,7 @@ def training_sections(found: list[Comparison], ceilings: dict[str, float]) -> li
         parts += [
             "## Threads and regret",
             "Regret is the time of the chosen kernel and threads over the best of all that were "
-            "tried.",
+            "tried. What is chosen tries one thread itself, as in `fit`.",
             threads_table(found),
             worst_regret(found),
         ]

@@ -18,7 +18,7 @@ from fastmlp.device.machine import detect
 from fastmlp_kernels.algebra import OPTIMIZERS
 from fastmlp_kernels.algebra.optimizers import hyper_table
 from fastmlp_kernels.cpu import KERNELS as CPU_KERNELS
-from fastmlp_kernels.cpu import best_threads
+from fastmlp_kernels.cpu import best_threads, close_threads
 from fastmlp_kernels.problem import Problem
 from fastmlp_kernels.reference import ReferenceProgram
 
@@ -135,9 +135,15 @@ def test_the_chosen_number_of_threads_is_tried_though_nobody_named_it():
 def test_threads_are_forced_upon_a_kernel():
     asked = problem(TOY)
     for count in (1, 2, 3):
-        machine = machine_with(Entry("fastmlp", threads=count), asked)
+        machine = machine_with(Entry("fastmlp", threads=count, chosen=False), asked)
         assert machine.cores == count
         assert best_threads(asked, machine) == count
+
+
+def test_what_is_chosen_tries_one_thread_as_it_does_for_users():
+    asked = problem(cases.find("24-128-128-1"))
+    machine = machine_with(Entry("fastmlp", threads=2, chosen=True), asked)
+    assert close_threads(asked, machine) == (2, 1)
 
 
 # --- validation -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import numpy as np
 from fastmlp import MLP, Adam, Checkpoint, schedules
 from fastmlp.distributed import DataParallel, rows_of_rank
 from fastmlp.distributed.communicators import as_communicator
+from fastmlp.errors import RankFailedError
 
 ROWS, EPOCHS = 1003, 30
+# How long a rank that is interrupted waits for the other to say that it has stopped.
+WAIT_SECONDS = 30
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(ROWS, 6)).astype(np.float32)
 Y = np.sin(X[:, :2]) + 0.1 * RNG.normal(size=(ROWS, 2)).astype(np.float32)
@@ -69,7 +73,17 @@ def main():
         (asked.folder / f"{rank}.pid").write_text(str(os.getpid()))
 
     path = asked.folder / "fit.fastmlp" if asked.checkpoint else None
-    found = train(as_communicator(given), asked.shared, asked.epochs, path)
+    try:
+        found = train(as_communicator(given), asked.shared, asked.epochs, path)
+    except RankFailedError as error:
+        (asked.folder / "failed").write_text(f"{rank}: {type(error).__name__}: {error}")
+        raise
+    except KeyboardInterrupt:
+        # The launcher ends all as soon as one has ended, in the middle of what it writes.
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not (asked.folder / "failed").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise
     sys.stdout.write(json.dumps([rank, found]) + "\n")
     sys.stdout.flush()
 
