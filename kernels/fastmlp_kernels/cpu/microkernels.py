@@ -24,6 +24,8 @@ from fastmlp_kernels.cpu.simd import VECTORS_PER_PANEL, Emitter
 PRODUCT_PARAMETERS = 9
 # Iterations of the sum in one pass of its loop: hides the loop's own instructions.
 UNROLL = 4
+# Rows that the product of a single output takes at once: each weight is then loaded once for them.
+DOT_ROWS = 4
 
 
 def product_name(rows: int, vectors: int) -> str:
@@ -319,8 +321,8 @@ def emit_dot_rows(e: Emitter) -> None:
     bias, zero = e.load(initial, 0, e.scalar), e.constant(0.0)
     seen = e.variable(ir.Constant(e.bits, [0] * e.lanes))
     row_left, row_out = e.variable(left), e.variable(out)
-    fours = e.builder.udiv(rows, e.word(UNROLL)), e.builder.urem(rows, e.word(UNROLL))
-    for height, count in zip((UNROLL, 1), fours, strict=True):
+    tiles, rest = (divide(rows, e.word(DOT_ROWS)) for divide in (e.builder.udiv, e.builder.urem))
+    for height, count in (DOT_ROWS, tiles), (1, rest):
         with e.repeat(count):
             here, weights = e.variable(e.get(row_left)), e.variable(right)
             totals = [[e.variable(zero) for _ in range(VECTORS_PER_PANEL)] for _ in range(height)]
